@@ -1,0 +1,142 @@
+"""The schema of a run. YAML files hold values only; every key exists here.
+
+Counts of tokens are written `2M`, `1e9` or `10B` (`core.counts`). A field whose comment says
+"null:" is filled in by `core.resolve`; the frozen `config.yaml` of a run holds the filled-in value.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class LlmConfig:
+    """The frozen language model."""
+
+    name: str = MISSING  # "embedded", "minilm", or a Hugging Face name or path
+    dtype: str | None = None  # null: float64 with precision=float64, else float32 (CPU) or bfloat16 (CUDA)
+    attn: str = "sdpa"  # transformers' attn_implementation: sdpa or eager
+    trust_remote_code: bool = False
+
+
+@dataclass
+class TokensConfig:
+    """Where tokens come from, and which of their activations count."""
+
+    kind: str = MISSING  # text | webdataset | hf
+    path: str | None = None  # text: file or folder (null: Python's own text); webdataset: tar files (glob or braces)
+    dataset: str | None = None  # hf: a dataset's name, folder, or a loader name such as json
+    subset: str | None = None  # hf: the dataset's configuration
+    data_files: str | None = None  # hf: files for a loader such as json
+    split: str = "train"  # hf
+    column: str = "text"  # hf: the column with text (or, if it holds lists of integers, token ids)
+    streaming: bool = True  # hf: stream, or download and map
+    context: int | None = None  # tokens per sequence; null: the model's limit, at most 256
+    epochs: int | None = None  # passes over the source; null: as many as the run needs
+    max_norm_multiple: float | None = 10.0  # rows longer than this multiple of their chunk's median are left out
+
+
+@dataclass
+class ActivationsConfig:
+    """Where activations come from, and how they are scaled."""
+
+    kind: str = MISSING  # llm | file
+    path: str | None = None  # file: an .npy or .safetensors array [N, D]
+    key: str | None = None  # file: the tensor's name in a .safetensors file (null: the only one)
+    scaling: str = "sqrt_width"  # sqrt_width: mean norm becomes sqrt(D); none
+
+
+@dataclass
+class ShuffleConfig:
+    """Lanes: the deterministic shuffle (DESIGN 4.3)."""
+
+    lanes: int = 48  # fixed per run; a multiple of the number of consumer ranks
+    chunk_rows: int = 1024  # activations per chunk, the unit of transport
+    block_chunks: int = 2  # chunks per block; a larger block mixes better and holds more memory
+
+
+@dataclass
+class TopologyConfig:
+    """Who does what. World = producers + shard * dp; producers = 0: the same ranks alternate."""
+
+    producers: int = 0
+    shard: int = 1
+    dp: int = 1
+    in_flight: int = 2  # chunks sent ahead of the one being received, per producer and consumer
+    timeout_s: float = 600.0
+
+
+@dataclass
+class SaeConfig:
+    """The dictionary."""
+
+    kind: str = MISSING  # topk
+    num_latents: int | None = None  # null: expansion * D
+    expansion: float | None = None
+    k: int = 32
+    aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most half of the latents; 0: off
+    aux_coefficient: float = 0.03125
+    dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
+    encoder_scale: float = 0.577  # encoder init = this times decoder^T
+
+
+@dataclass
+class OptimConfig:
+    """The step."""
+
+    kind: str = MISSING  # adam
+    lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-20  # negligible against any gradient: see DESIGN 4.4
+    clip: float | None = 1.0  # global norm of the gradient; null: off
+    warmup: float | None = None  # fraction of the run; null: min(1000 steps, 10 % of the run)
+    decay: float = 0.2  # last fraction of the run, linear to zero
+
+
+@dataclass
+class MetricsConfig:
+    every: int = 10  # steps per line of metrics.jsonl
+    console: bool = True
+    wandb: str = "auto"  # auto (online with a key, else offline) | online | offline | off
+    project: str = "sae_dist"
+
+
+@dataclass
+class CheckpointConfig:
+    every: Any = "500k"  # tokens between checkpoints; null: only the final one
+    keep: int = 2  # newest checkpoints kept
+
+
+@dataclass
+class EvalConfig:
+    tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
+    ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
+    baselines: bool = True  # PCA with k components and the untrained dictionary, beside FVU
+
+
+@dataclass
+class RunConfig:
+    """One run. `sae-dist train --cfg job` prints it as composed."""
+
+    name: str | None = None  # the run folder; null: made of the values that matter
+    output: str = "outputs"  # the run folder's parent
+    seed: int = 0
+    train_tokens: Any = "2M"
+    batch: int = 2048  # activations per step, all replicas together
+    hook: str | None = None  # module path, `:out` (default) or `:in`; null: the middle layer's output
+    resume: str = "never"  # never | auto: continue the newest complete checkpoint
+    device: str = "auto"  # auto | cpu | cuda
+    precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)
+    kernels: str = "auto"  # auto | torch | reference
+    llm: LlmConfig = field(default_factory=LlmConfig)
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
+    topology: TopologyConfig = field(default_factory=TopologyConfig)
+    sae: SaeConfig = field(default_factory=SaeConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)

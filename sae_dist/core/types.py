@@ -1,0 +1,142 @@
+"""What flows between the stages. Stages never import each other; they meet here.
+
+Shape letters: N sequences, S tokens per sequence, R activations (rows) per chunk, D width of an
+activation, B rows of a batch, F latents held by this rank, K active latents per row.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Position = dict[str, int]
+"""Where a lane stands in its source: JSON-able, and enough to reach that place directly."""
+
+
+@dataclass
+class TokenChunk:
+    """Tokens of one chunk, packed into sequences: what a producer runs through the LLM.
+
+    ids_NS          token ids (int64); padding holds any valid id
+    segment_NS      0 = padding, 1.. = number of the segment within its sequence; attention never
+                    crosses segments
+    position_NS     position ids within the segment, from 0
+    keep_NS         True where the activation counts: neither padding nor a special token
+    document_NS     a number that tells documents of this lane apart (-1 at padding)
+    start           the position at which reading this chunk began: opening the lane there yields
+                    this chunk again
+    """
+
+    number: int
+    lane: int
+    ids_NS: Tensor
+    segment_NS: Tensor
+    position_NS: Tensor
+    keep_NS: Tensor
+    document_NS: Tensor
+    start: Position
+
+
+@dataclass
+class ActivationChunk:
+    """Exactly R activations of one lane, in reading order: what travels from producer to consumer.
+
+    rows_RD is on the producer's device; ids_R holds the token id of each row (or the row's number
+    in an activation file); excluded and repeated count what `tokens.max_norm_multiple` left out,
+    and the rows of this chunk that had to stand in twice because too many were.
+    """
+
+    number: int
+    lane: int
+    rows_RD: Tensor
+    ids_R: Tensor
+    start: Position
+    excluded: int = 0
+    repeated: int = 0
+
+
+@dataclass
+class Batch:
+    """Rows of one step. On a shard rank: the rows drawn by this rank."""
+
+    x_BD: Tensor
+    ids_B: Tensor
+
+
+class ChunkSource(Protocol):
+    """Where activation chunks of given lanes come from, in order per lane: an LLM or a file."""
+
+    width: int
+
+    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
+        """Chunks of `lane` from `start` on (None: from the beginning)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One policy: dtype of weights and moments, of activations on the wire, of the LLM's compute."""
+
+    master: torch.dtype
+    wire: torch.dtype
+
+    @staticmethod
+    def of(name: str) -> "Precision":
+        """The policy called `name` in the config."""
+        wire = {
+            "float32": torch.float32,
+            "float64": torch.float64,
+            "bfloat16": torch.bfloat16,
+        }[name]
+        return Precision(master=torch.float64 if name == "float64" else torch.float32, wire=wire)
+
+
+@dataclass
+class Codes:
+    """Sparse codes of B rows: `K` slots per row, of which the first `count_B` are used.
+
+    idx_BK  latent numbers within this rank's shard (int64)
+    val_BK  codes before ReLU, sorted descending (ties: ascending latent)
+    count_B used slots per row; None: all K
+    """
+
+    idx_BK: Tensor
+    val_BK: Tensor
+    count_B: Tensor | None = None
+
+
+@dataclass
+class LossTerms:
+    """Scalars of one step on the device; `total` is what backward() starts from.
+
+    Every value is this rank's share of a sum over all consumer ranks.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LlmFacts:
+    """What the rest of the house knows of the frozen LLM, known before any weight is loaded.
+
+    name      as the config says it; path: folder or hub name that transformers loads
+    hook      resolved hook, `layers.1:out` or `layers.1.mlp:in`, relative to the base model
+    width     D, the size of the captured activation's last dimension
+    causal    False: an encoder (bidirectional attention, no cross-entropy)
+    context   the model's own limit on tokens per sequence (None: it states none)
+    prefix    special tokens put before every segment (BOS or CLS); never kept as activations
+    suffix    special tokens put after every segment (SEP); never kept
+    """
+
+    name: str
+    path: str
+    hook: str
+    width: int
+    causal: bool
+    context: int | None
+    vocab_size: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]

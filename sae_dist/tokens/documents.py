@@ -1,0 +1,87 @@
+"""Documents of local text: which pieces of which files there are, and their text.
+
+A document is a byte range of a file, snapped to line ends, so that any document can be read without
+reading what lies before it. Long files are cut into pieces: a lane reads whole documents, and one
+file of 10 GB must feed every lane.
+"""
+
+import hashlib
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+PIECE_BYTES = 16384
+HELD_OUT_ONE_IN = 8
+
+
+@dataclass(frozen=True)
+class Document:
+    """One readable piece of text.
+
+    `key` names it on every machine (a path relative to the corpus, or a topic), `path` is the file
+    (None: a topic of `pydoc_data`), `start` and `end` are byte offsets before snapping to lines.
+    """
+
+    key: str
+    path: Path | None
+    start: int
+    end: int
+
+    def text(self) -> str:
+        """The document's text; bytes that are not UTF-8 become U+FFFD."""
+        if self.path is None:
+            from pydoc_data.topics import topics
+
+            return topics[self.key.removeprefix("pydoc_data/")]
+        with open(self.path, "rb") as file:
+            start = _snap(file, self.start)
+            end = _snap(file, self.end)
+            file.seek(start)
+            return file.read(end - start).decode("utf-8", errors="replace")
+
+
+def _snap(file, offset: int) -> int:
+    """The first line start at or after `offset` (0 and the end of the file are line starts)."""
+    if offset == 0:
+        return 0
+    file.seek(offset - 1)
+    file.readline()
+    return file.tell()
+
+
+def held_out(key: str) -> bool:
+    """Whether a document is kept for evaluation: a hash of its file's name, the same for every run."""
+    digest = hashlib.sha256(key.split("#")[0].encode()).digest()
+    return digest[0] % HELD_OUT_ONE_IN == 0
+
+
+def pieces(key: str, path: Path, piece_bytes: int = PIECE_BYTES) -> list[Document]:
+    """Cut one file into documents of about `piece_bytes` bytes."""
+    size = path.stat().st_size
+    count = max(1, round(size / piece_bytes))
+    bounds = [size * i // count for i in range(count + 1)]
+    return [
+        Document(f"{key}#{i}", path, bounds[i], bounds[i + 1])
+        for i in range(count)
+        if bounds[i + 1] > bounds[i]
+    ]
+
+
+def python_documents() -> list[Document]:
+    """The text every Python carries: the standard library's sources and `pydoc_data.topics`.
+
+    Encoding tables and the source form of the topics are left out (tables of numbers; the topics
+    themselves are read instead), as is anything installed beside the standard library.
+    """
+    from pydoc_data.topics import topics
+
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
+    found: list[Document] = []
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if skipped.isdisjoint(relative.parts) and 0 < path.stat().st_size < 1_000_000:
+            found += pieces(relative.as_posix(), path)
+    found += [Document(f"pydoc_data/{name}", None, 0, len(topics[name])) for name in sorted(topics)]
+    return found
