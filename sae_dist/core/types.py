@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 Position = dict[str, int]
-"""Where a lane stands in its source: JSON-able, and enough to reach that place directly."""
+"""Where a lane stands in its source: JSON-able, and enough to reach that place directly.
+
+Every position has the key `chunk`: how many chunks of the lane lie before it."""
 
 
 @dataclass

@@ -1,0 +1,80 @@
+"""The vocabulary of collectives. Each waits for its result and returns what it reduced.
+
+At size 1 every operation is the identity and moves nothing. `Axis.bytes` counts the bytes that this
+rank received, by operation, so that tests can hold the communication to its formula.
+"""
+
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+class Axis:
+    """The ranks along one axis of the mesh, as seen from this rank."""
+
+    def __init__(self, name: str, group: dist.ProcessGroup):
+        self.name = name
+        self.group = group
+        self.size = dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
+        self.bytes: Counter[str] = Counter()
+
+    def gather_rows(self, part: Tensor) -> Tensor:
+        """[n, ...] on each rank -> [size * n, ...] on every rank, in rank order. No gradient."""
+        if self.size == 1:
+            return part
+        whole = part.new_empty(self.size * part.shape[0], *part.shape[1:])
+        dist.all_gather_into_tensor(whole, part.contiguous(), group=self.group)
+        self._count("gather_rows", part, self.size - 1)
+        return whole
+
+    def exchange_rows(self, rows: Tensor) -> Tensor:
+        """All-to-all: slice i of dim 0 goes to rank i; returns the slices received, in rank order."""
+        if self.size == 1:
+            return rows
+        if rows.dtype == torch.int16:  # which neither gloo nor NCCL moves as such
+            return self.exchange_rows(rows.contiguous().view(torch.uint8)).view(torch.int16)
+        received = torch.empty_like(rows)
+        dist.all_to_all_single(received, rows.contiguous(), group=self.group)
+        self._count("exchange_rows", rows, (self.size - 1) / self.size)
+        return received
+
+    def scatter_sum_rows(self, partial: Tensor) -> Tensor:
+        """[size * n, ...] -> [n, ...]. Reduce-scatter (sum) forward, all-gather backward."""
+        return partial if self.size == 1 else _ScatterSumRows.apply(partial, self)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """All-reduce (sum), in place. No gradient."""
+        return self._all_reduce("sum", value, dist.ReduceOp.SUM)
+
+    def max(self, value: Tensor) -> Tensor:
+        """All-reduce (maximum), in place. No gradient."""
+        return self._all_reduce("max", value, dist.ReduceOp.MAX)
+
+    def _all_reduce(self, name: str, value: Tensor, op: Any) -> Tensor:
+        if self.size > 1:
+            dist.all_reduce(value, op, group=self.group)
+            self._count(name, value, 2 * (self.size - 1) / self.size)
+        return value
+
+    def _count(self, operation: str, value: Tensor, factor: float) -> None:
+        self.bytes[operation] += round(value.numel() * value.element_size() * factor)
+
+
+class _ScatterSumRows(torch.autograd.Function):
+    """Reduce-scatter forward, all-gather backward."""
+
+    @staticmethod
+    def forward(ctx: Any, partial: Tensor, axis: Axis) -> Tensor:
+        ctx.axis = axis
+        part = partial.new_empty(partial.shape[0] // axis.size, *partial.shape[1:])
+        dist.reduce_scatter_tensor(part, partial.contiguous(), group=axis.group)
+        axis._count("scatter_sum_rows", part, axis.size - 1)
+        return part
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.axis.gather_rows(grad), None

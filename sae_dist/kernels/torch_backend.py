@@ -1,0 +1,82 @@
+"""The kernels in torch operations that never hold [B, F], for the CPU and for any device.
+
+Same functions, same results as `reference` (selection exactly, sums to rounding).
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from sae_dist.kernels.reference import pair_rows
+
+ROW_TILE = 256
+LATENT_TILE = 4096
+GROUP = 16
+
+
+def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `reference.topk_rows`.
+
+    The k+1 best lie in the k+1 groups of latents with the largest maxima, so only those are searched.
+    Equal neighbours among the k+1 best mean that ties could decide: those rows are sorted stably.
+    """
+    rows, F = scores_BF.shape
+    wanted = min(k + 1, F)
+    if F % GROUP == 0 and wanted * GROUP * 2 <= F:
+        grouped = scores_BF.view(rows, F // GROUP, GROUP)
+        group_idx = grouped.amax(2).topk(wanted, dim=1, sorted=False).indices
+        candidates = grouped.gather(1, group_idx[:, :, None].expand(-1, -1, GROUP)).view(rows, -1)
+        val, position = candidates.topk(wanted, dim=1)
+        idx = group_idx.gather(1, position // GROUP) * GROUP + position % GROUP
+    else:
+        val, idx = scores_BF.topk(wanted, dim=1)
+    tied = (val[:, 1:] == val[:, :-1]).any(1)
+    val, idx = val[:, :k], idx[:, :k]
+    if tied.any():
+        val_tied, idx_tied = scores_BF[tied].sort(dim=1, descending=True, stable=True)
+        val[tied], idx[tied] = val_tied[:, :k], idx_tied[:, :k]
+    return val, idx
+
+
+def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """See `reference.encode_topk`. Tiles of rows and latents; each tile's best join the running best."""
+    best_val = x_BD.new_empty(len(x_BD), k)
+    best_idx = torch.empty(len(x_BD), k, dtype=torch.int64, device=x_BD.device)
+    for first in range(0, len(W_FD), LATENT_TILE):
+        W_tile, b_tile = W_FD[first : first + LATENT_TILE], b_F[first : first + LATENT_TILE]
+        have = min(k, first)
+        found = min(k, len(W_tile))
+        for start in range(0, len(x_BD), ROW_TILE):
+            rows = slice(start, start + ROW_TILE)
+            val, idx = topk_rows(torch.addmm(b_tile, x_BD[rows], W_tile.T), found)
+            idx = idx + first
+            if have:
+                # Candidates so far come first and have lower indices, so position order is index
+                # order among equals.
+                val = torch.cat([best_val[rows, :have], val], 1)
+                idx = torch.cat([best_idx[rows, :have], idx], 1)
+                val, position = topk_rows(val, min(k, have + found))
+                idx = idx.gather(1, position)
+            best_val[rows, : val.shape[1]], best_idx[rows, : val.shape[1]] = val, idx
+    return best_val, best_idx
+
+
+def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
+    """See `reference.decode`."""
+    return embedding_bag(latent_P, W_FD, offsets_B, mode="sum", per_sample_weights=value_P)
+
+
+def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Tensor:
+    """See `reference.latent_gradient`."""
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        grad_BD, W_FD, latent_P, offsets_B, pair_rows(offsets_B, len(latent_P)), 0
+    )
+
+
+def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
+    """See `reference.weight_gradient`. Pairs sorted by latent; one bag of rows per latent."""
+    by_latent = latent_P.sort(stable=True).indices
+    counts_F = torch.bincount(latent_P, minlength=F)
+    offsets_F = counts_F.cumsum(0) - counts_F
+    row_P = pair_rows(offsets_B, len(latent_P))[by_latent]
+    return embedding_bag(row_P, rows_BD, offsets_F, mode="sum", per_sample_weights=coeff_P[by_latent])

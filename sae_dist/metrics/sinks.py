@@ -1,0 +1,127 @@
+"""Where flushed metrics go: metrics.jsonl, the console. W&B has its own file."""
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.counts import parse_count
+from sae_dist.metrics.wandb_sink import WandbSink
+
+PLAIN_LINE_EVERY_S = 10.0
+
+
+class Sink(Protocol):
+    """Takes one row of metrics per flush; a row has at least `step` and `tokens`."""
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def make_sinks(cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str) -> list[Sink]:
+    """The sinks the config asks for; only the rank that writes metrics calls this.
+
+    Args:
+        resume_step: step the run continues from; 0 for a new run.
+        run_id: the W&B run's id; kept by the caller, so that a resumed run continues its curves.
+    """
+    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", resume_step)]
+    if cfg.metrics.console:
+        total = parse_count(cfg.train_tokens, "train_tokens")
+        sinks.append(ConsoleSink(total, resume_step * cfg.batch))
+    if cfg.metrics.wandb != "off":
+        sinks.append(WandbSink(cfg, folder, run_id))
+    return sinks
+
+
+class JsonlSink:
+    """One JSON object per line, handed to the system after each write. Numbers that are not finite become null.
+
+    Opening drops the lines of steps after `resume_step` and a line cut short by a crash, so that
+    each step stands in the file once.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        kept = [row for row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
+        temporary = path.with_name(path.name + ".tmp")
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def write(self, row: dict[str, Any]) -> None:
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+        self._file.write(json.dumps(finite) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a metrics.jsonl, without a last line that was cut short."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class ConsoleSink:
+    """A progress bar on stderr; plain lines, ten seconds apart, where stderr is no terminal."""
+
+    def __init__(self, total_tokens: int, start_tokens: int):
+        self._total = total_tokens
+        self._started = time.monotonic()
+        self._start_tokens = start_tokens
+        self._last_line = -math.inf
+        self._unprinted: dict[str, Any] | None = None
+        self._bar = (
+            tqdm(total=total_tokens, initial=start_tokens, unit="tok", unit_scale=True, file=sys.stderr)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._bar is not None:
+            self._bar.set_postfix_str(_quality(row), refresh=False)
+            self._bar.update(row["tokens"] - self._bar.n)
+            return
+        self._unprinted = row
+        if time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
+            self._print_line()
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif self._unprinted is not None:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        row, self._unprinted, self._last_line = self._unprinted, None, time.monotonic()
+        assert row is not None
+        done = row["tokens"] - self._start_tokens
+        left_s = (time.monotonic() - self._started) / max(done, 1) * (self._total - row["tokens"])
+        rate = row.get("perf/tokens_per_second")
+        print(
+            f"step {row['step']}  tokens {row['tokens']:,} of {self._total:,}  "
+            + (f"{rate:,.0f} tok/s  " if rate else "")
+            + f"ETA {_clock(left_s)}  {_quality(row)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _quality(row: dict[str, Any]) -> str:
+    shown = (("FVU", "loss/fvu", ".4f"), ("L0", "sparsity/l0", ".1f"), ("dead", "latents/dead_fraction", ".1%"))
+    return " ".join(f"{word} {row[key]:{form}}" for word, key, form in shown if row.get(key) is not None)
+
+
+def _clock(seconds: float) -> str:
+    return tqdm.format_interval(max(seconds, 0.0))

@@ -1,0 +1,100 @@
+"""Weights & Biases: online, offline, or out of the way. No failure of W&B stops a run."""
+
+import netrc
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from sae_dist.core.config import RunConfig
+
+INIT_TIMEOUT_S = 30
+
+
+class WandbSink:
+    """Sends rows to W&B, with `tokens` as the x-axis. Its files lie in the run folder."""
+
+    def __init__(self, cfg: RunConfig, folder: Path, run_id: str):
+        self._run: Any = None
+        self._mode = wandb_mode(cfg.metrics.wandb)
+        if self._mode == "disabled":
+            return
+        modes = ["offline"] if self._mode == "offline" else [self._mode, "offline"]
+        for self._mode in modes:
+            try:
+                self._run = _init(cfg, folder, run_id, self._mode)
+                return
+            except Exception as error:
+                _say(f"wandb ({self._mode}) failed, the run goes on: {_one_line(error)}")
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._guard(lambda: self._run.log(row, step=row["step"]))
+
+    def close(self) -> None:
+        run = self._run
+        if run is None:
+            return
+        self._guard(run.finish)
+        if self._run is not None and self._mode == "offline":
+            _say(f"wandb: offline; to upload: wandb sync {Path(run.dir).parent}")
+        self._run = None
+
+    def _guard(self, act: Any) -> None:
+        """Do something with the run; the first failure says so once and ends W&B for this run."""
+        if self._run is None:
+            return
+        try:
+            act()
+        except Exception as error:
+            self._run = None
+            _say(f"wandb failed and is off from here on, the run goes on: {_one_line(error)}")
+
+
+def wandb_mode(setting: str) -> str:
+    """online | offline | disabled for `metrics.wandb`; `auto` honours WANDB_MODE, then looks for a key."""
+    if setting != "auto":
+        return setting
+    if os.environ.get("WANDB_MODE"):
+        return {"dryrun": "offline", "run": "online"}.get(os.environ["WANDB_MODE"], os.environ["WANDB_MODE"])
+    return "online" if _has_key() else "offline"
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return found is not None
+
+
+def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
+    import wandb
+
+    run = wandb.init(
+        project=cfg.metrics.project,
+        name=cfg.name or folder.name,
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        dir=str(folder),
+        mode=mode,  # type: ignore[arg-type]
+        config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
+    )
+    run.define_metric("tokens")
+    run.define_metric("*", step_metric="tokens")
+    return run
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)

@@ -1,0 +1,22 @@
+"""Learning rate as a pure function of progress."""
+
+
+def law(steps: int, num_latents: int) -> float:
+    """Adam's peak learning rate for a TopK dictionary, from the length of the run and its width.
+
+    For activations scaled to mean norm sqrt(D) and unit decoder rows. Fitted on sweeps that stand in
+    DECISIONS.md; outside their range (250 to 4000 steps, 4096 to 16384 latents) it extrapolates.
+    """
+    return 5e-3 * (400 / steps) ** 0.25 * (4096 / num_latents) ** 0.25
+
+
+def factor(step: int, steps: int, warmup: float, decay: float) -> float:
+    """Share of the peak learning rate at `step` of `steps`: linear warmup, flat, linear to zero.
+
+    `warmup` and `decay` are fractions of the run. The first step already moves; with warmup 0 it moves
+    at full rate.
+    """
+    warmup_steps, decay_steps = warmup * steps, decay * steps
+    rising = (step + 1) / warmup_steps if warmup_steps > 0 else 1.0
+    falling = (steps - step) / decay_steps if decay_steps > 0 else 1.0
+    return min(1.0, rising, falling)

@@ -1,0 +1,203 @@
+"""Lanes: a shuffle that is deterministic, resumable and independent of the topology (DESIGN 4.3).
+
+There are V lanes. Row q of the run belongs to lane q mod V, so lanes never drift apart. A lane reads
+chunks of exactly R activations; `block_chunks` chunks make a group. Row r of group g goes to block g or
+g + 1 by a hash of (seed, lane, g, r); a block is permuted by (seed, lane, block) and handed out. So a lane
+is where (block, offset) says, and can be rebuilt from the source at two groups' cost.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sae_dist.core.errors import DataError
+from sae_dist.core.types import ActivationChunk, ChunkSource, Position
+
+
+@dataclass
+class Counts:
+    """What the source left out or repeated in the chunks pulled so far."""
+
+    chunks: int = 0
+    excluded: int = 0
+    repeated: int = 0
+
+
+class Lane:
+    """One lane: pulls chunks, hands out shuffled rows.
+
+    Args:
+        phase: in [0, 1): when within a chunk's worth of rows this lane pulls its next chunk. Lanes have
+            different phases, so that the work of the LLM is spread over steps.
+        total: rows this lane hands out in the whole run; nothing is pulled beyond what they need.
+    """
+
+    def __init__(
+        self, source: ChunkSource, lane: int, *, seed: int, block_chunks: int, phase: float, total: int
+    ):
+        self.source, self.lane, self.seed = source, lane, seed
+        self.block_chunks, self.phase, self.total = block_chunks, phase, total
+        self.counts = Counts()
+        self._begin(0, None)
+
+    def _begin(self, block: int, start: Position | None) -> None:
+        """Open the source at the first group that `block` needs, and build the block."""
+        self.block, self.offset, self.handed = block, 0, 0
+        self.chunks: Iterator[ActivationChunk] = self.source.open(self.lane, start)
+        self.group: list[ActivationChunk] = []
+        self.starts: dict[int, Position] = {}
+        self.deferred: tuple[Tensor, Tensor] | None = None
+        self.rows: Tensor | None = None
+        self.group_number = max(block - 1, 0)
+
+    def state(self) -> dict[str, Any]:
+        """Where the lane stands; with it, `restore` reaches the same place by two groups' work."""
+        return {
+            "block": self.block,
+            "offset": self.offset,
+            "handed": self.handed,
+            "start": self.starts.get(max(self.block - 1, 0)),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go to a state: recompute the group before the block, for the rows it deferred, and the block."""
+        self._begin(state["block"], state["start"])
+        if state["start"] is None:
+            return
+        if self.block > 0:
+            self._fill(self.block_chunks)
+            self._split()
+        self._build()
+        self.offset, self.handed = state["offset"], state["handed"]
+
+    def take(self, count: int) -> tuple[Tensor, Tensor]:
+        """The next `count` rows [count, D] and their ids."""
+        parts = []
+        while count:
+            if self.rows is None:
+                self._build()
+            elif self.offset == len(self.rows):
+                self.block += 1
+                self._build()
+            assert self.rows is not None
+            taken = min(count, len(self.rows) - self.offset)
+            stretch = slice(self.offset, self.offset + taken)
+            parts.append((self.rows[stretch], self.ids[stretch]))
+            self.offset += taken
+            self.handed += taken
+            count -= taken
+        self._pull_ahead()
+        return torch.cat([rows for rows, _ in parts]), torch.cat([ids for _, ids in parts])
+
+    def _pull_ahead(self) -> None:
+        """Fill the next group in step with the rows handed out, but not past the end of the run."""
+        assert self.rows is not None
+        left = len(self.rows) - self.offset
+        if self.handed + left < self.total:
+            progress = self.offset / len(self.rows)
+            self._fill(min(self.block_chunks, int(progress * self.block_chunks + self.phase)))
+
+    def _fill(self, chunks: int) -> None:
+        while len(self.group) < chunks:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                raise DataError(
+                    f"the source ran out in lane {self.lane} after {self.handed} rows of {self.total}; "
+                    "allow more passes (tokens.epochs) or train on fewer tokens (train_tokens)"
+                )
+            if not self.group:
+                self.starts[self.group_number] = chunk.start
+            self.group.append(chunk)
+            self.counts.chunks += 1
+            self.counts.excluded += chunk.excluded
+            self.counts.repeated += chunk.repeated
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Divide the full group: returns the rows that stay, keeps those for the next block."""
+        rows = torch.cat([chunk.rows_RD for chunk in self.group])
+        ids = torch.cat([chunk.ids_R for chunk in self.group])
+        stays = self._draw("split", self.group_number).random(len(rows)) < 0.5
+        stay, later = (torch.from_numpy(np.flatnonzero(mask)) for mask in (stays, ~stays))
+        self.group = []
+        self.group_number += 1
+        self.deferred, kept = (
+            (rows[later], ids[later]),
+            (rows[stay], ids[stay]),
+        )
+        return kept
+
+    def _build(self) -> None:
+        """Make the current block from what the last group deferred and what this group keeps."""
+        before = self.deferred
+        self._fill(self.block_chunks)
+        rows, ids = self._split()
+        if before is not None:
+            rows, ids = torch.cat([before[0], rows]), torch.cat([before[1], ids])
+        order = torch.from_numpy(self._draw("permute", self.block).permutation(len(rows)))
+        self.rows, self.ids, self.offset = rows[order], ids[order], 0
+        self.starts = {g: start for g, start in self.starts.items() if g >= self.block - 1}
+
+    def _draw(self, purpose: str, number: int) -> np.random.Generator:
+        tag = {"split": 1, "permute": 2}[purpose]
+        return np.random.Generator(np.random.Philox(seed=[self.seed, self.lane, number, tag]))
+
+
+class Shuffle:
+    """The lanes of one consumer rank: draws this rank's rows of each step.
+
+    Row q of the run belongs to consumer q mod C (C divides the number of lanes and the batch), so each
+    rank draws batch / C rows, cycling through its lanes.
+    """
+
+    def __init__(
+        self,
+        source: ChunkSource,
+        lanes: list[int],
+        *,
+        num_lanes: int,
+        rows_per_step: int,
+        steps: int,
+        seed: int,
+        block_chunks: int,
+    ):
+        self.rows_per_step = rows_per_step
+        # Lanes differ by at most one row over the whole run; one more never costs more than a chunk.
+        total = -(-rows_per_step * steps // len(lanes))
+        self.lanes = [
+            Lane(source, v, seed=seed, block_chunks=block_chunks, phase=v / num_lanes, total=total)
+            for v in lanes
+        ]
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """This rank's rows of `step`, [batch / C, D], and their ids, in the order of q."""
+        count = len(self.lanes)
+        first = step * self.rows_per_step % count
+        takes = []
+        for turn in range(min(count, self.rows_per_step)):
+            rows, ids = self.lanes[(first + turn) % count].take(-(-(self.rows_per_step - turn) // count))
+            takes.append((turn, rows, ids))
+        out = takes[0][1].new_empty(self.rows_per_step, takes[0][1].shape[1])
+        out_ids = takes[0][2].new_empty(self.rows_per_step)
+        for turn, rows, ids in takes:
+            out[turn::count], out_ids[turn::count] = rows, ids
+        return out, out_ids
+
+    def state(self) -> dict[str, Any]:
+        """State of every lane of this rank, by lane number."""
+        return {str(lane.lane): lane.state() for lane in self.lanes}
+
+    def restore(self, states: dict[str, Any]) -> None:
+        """Go to the states of a checkpoint, which holds all lanes of the run."""
+        for lane in self.lanes:
+            lane.restore(states[str(lane.lane)])
+
+    def counts(self) -> Counts:
+        """Sums over lanes."""
+        each = [lane.counts for lane in self.lanes]
+        return Counts(
+            sum(c.chunks for c in each), sum(c.excluded for c in each), sum(c.repeated for c in each)
+        )

@@ -1,0 +1,178 @@
+"""The composition root: the only file that knows every concrete class. Reads as the data flows."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_dist.checkpoint.store import Checkpoints
+from sae_dist.core.config import RunConfig
+from sae_dist.core.types import ChunkSource, LlmFacts, Precision
+from sae_dist.dictionary.topk import TopKDictionary
+from sae_dist.dist.mesh import Topology
+from sae_dist.dist.runtime import Place
+from sae_dist.kernels.resolve import resolve
+from sae_dist.llm.capture import LlmChunkSource
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.metrics.recorder import Recorder
+from sae_dist.metrics.sinks import make_sinks
+from sae_dist.optim.engine import Engine
+from sae_dist.optim.schedule import law
+from sae_dist.shuffle.lanes import Shuffle
+from sae_dist.shuffle.scale import estimate
+from sae_dist.tokens.source import open_tokens
+from sae_dist.train.meter import RunMeter
+from sae_dist.train.state import Agreement, Progress, Run
+from sae_dist.transport.collective import RemoteChunks, Stream
+from sae_dist.transport.file import FileChunkSource, open_array
+
+
+def spare_rows(cfg: RunConfig) -> int:
+    """Extra activations computed per chunk, to stand in for rows of outlying norm."""
+    return -(-cfg.shuffle.chunk_rows // 64) if cfg.tokens.max_norm_multiple else 0
+
+
+def llm_dtype(cfg: RunConfig, device: torch.device) -> torch.dtype:
+    """The dtype the LLM computes in."""
+    if cfg.llm.dtype is not None:
+        return getattr(torch, cfg.llm.dtype)
+    if cfg.precision == "float64":
+        return torch.float64
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+def build_facts(cfg: RunConfig) -> LlmFacts | None:
+    """What is known of the LLM before its weights are loaded; None where there is no LLM."""
+    return llm_facts(cfg.llm, cfg.hook)[0] if cfg.activations.kind == "llm" else None
+
+
+def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -> ChunkSource:
+    """Tokens -> frozen LLM -> activation chunks; or chunks of a file."""
+    wire = Precision.of(cfg.precision).wire
+    if facts is None:
+        assert cfg.activations.path is not None
+        array = open_array(cfg.activations.path, cfg.activations.key)
+        return FileChunkSource(
+            array, lanes=cfg.shuffle.lanes, rows=cfg.shuffle.chunk_rows, seed=cfg.seed, held_out=False, dtype=wire
+        )
+    spare = spare_rows(cfg)
+    tokens = open_tokens(
+        cfg.tokens,
+        facts,
+        lanes=cfg.shuffle.lanes,
+        seed=cfg.seed,
+        rows=cfg.shuffle.chunk_rows + spare,
+        held_out=False,
+    )
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=llm_dtype(cfg, device), with_head=False)
+    return LlmChunkSource(
+        llm,
+        tokens,
+        rows=cfg.shuffle.chunk_rows,
+        spare=spare,
+        max_norm_multiple=cfg.tokens.max_norm_multiple,
+    )
+
+
+def build_stream(cfg: RunConfig, topology: Topology, width: int, device: torch.device) -> Stream:
+    """The link between producers and consumers."""
+    return Stream(
+        topology,
+        lanes=cfg.shuffle.lanes,
+        rows=cfg.shuffle.chunk_rows,
+        width=width,
+        dtype=Precision.of(cfg.precision).wire,
+        device=device,
+        timeout_s=cfg.topology.timeout_s,
+    )
+
+
+def build_chunks(cfg: RunConfig, facts: LlmFacts | None, topology: Topology, device: torch.device) -> ChunkSource:
+    """Where a consumer's chunks come from: itself, or the producers."""
+    if topology.num_producers == 0:
+        return build_source(cfg, facts, device)
+    assert facts is not None, "checked by core.validate"
+    return RemoteChunks(
+        build_stream(cfg, topology, facts.width, device),
+        lanes=topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        ahead=2 * cfg.shuffle.block_chunks + 1,
+        in_flight=cfg.topology.in_flight,
+    )
+
+
+def build_run(
+    cfg: RunConfig, folder: Path, chunks: ChunkSource, topology: Topology, where: Place, device: torch.device
+) -> Run:
+    """Shuffle -> dictionary -> optimizer -> checkpoints and metrics, new or resumed."""
+    steps = cfg.train_tokens // cfg.batch
+    shuffle = Shuffle(
+        chunks,
+        topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        num_lanes=cfg.shuffle.lanes,
+        rows_per_step=cfg.batch // topology.num_consumers,
+        steps=steps,
+        seed=cfg.seed,
+        block_chunks=cfg.shuffle.block_chunks,
+    )
+    master = Precision.of(cfg.precision).master
+    dictionary = TopKDictionary(
+        cfg.sae,
+        width=chunks.width,
+        rows=cfg.batch,
+        seed=cfg.seed,
+        topology=topology,
+        kernels=resolve(cfg.kernels),
+        device=device,
+        dtype=master,
+    )
+    optimizer = Engine(cfg.optim, dictionary, topology)
+    checkpoints = Checkpoints(folder, topology, cfg.checkpoint.keep)
+    assert cfg.sae.num_latents is not None
+    run = Run(
+        cfg=cfg,
+        folder=folder,
+        topology=topology,
+        shuffle=shuffle,
+        dictionary=dictionary,
+        optimizer=optimizer,
+        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), []),
+        checkpoints=checkpoints,
+        agreement=Agreement(topology, where),
+        device=device,
+        progress=Progress(),
+        steps=steps,
+        save_every=max(1, cfg.checkpoint.every // cfg.batch) if cfg.checkpoint.every else steps + 1,
+        lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents),
+        scale=1.0,
+        mean_D=torch.zeros(chunks.width, device=device, dtype=master),
+        wandb_id=folder.name[:40] + "-" + format(abs(hash(str(folder.resolve()))) % 16**8, "08x"),
+    )
+    newest = checkpoints.newest(folder) if cfg.resume == "auto" else None
+    if newest is None:
+        begin(run)
+    else:
+        resume(run, newest)
+    if topology.rank == 0:
+        run.meter.sinks = make_sinks(cfg, folder, resume_step=run.progress.step, run_id=run.wandb_id)
+    return run
+
+
+def begin(run: Run) -> None:
+    """Estimate scale, mean and variance from the first batch, which is then trained on."""
+    run.first = run.shuffle.draw(0)
+    raw = run.first[0].to(run.device, run.mean_D.dtype)
+    run.scale = estimate(run.cfg.activations.scaling, raw, run.topology.consumers)
+    run.dictionary.start_from(raw * run.scale)
+    run.mean_D.copy_(run.dictionary.b_dec.detach())
+
+
+def resume(run: Run, checkpoint: Path) -> None:
+    """Continue from a checkpoint, on whatever topology it was written."""
+    tensors = run.dictionary.state() | run.optimizer.state() | {"mean": (run.mean_D, "replicated")}
+    scalars: dict[str, Any] = run.checkpoints.load(checkpoint, tensors)
+    run.optimizer.updates = scalars["updates"]
+    run.scale, run.wandb_id = scalars["scale"], scalars["wandb_id"]
+    run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
+    run.agreement.restore(scalars["any_dead"], scalars["pending"])
+    run.shuffle.restore(scalars["lanes"])

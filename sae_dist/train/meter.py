@@ -1,0 +1,98 @@
+"""Metrics of a training run: what is recorded at each step, and the row it becomes.
+
+Row: `loss/total` mean over the steps; `loss/fvu` squared error over squared deviations from the first
+batch's mean, pooled over the window; `sparsity/l0` mean number of codes above zero;
+`latents/dead_fraction` share not fired for `sae.dead_after` tokens; `stream/batch_hash` equal for
+equal data; `perf/tokens_per_second` since the last row.
+"""
+
+import time
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.types import Batch, LossTerms
+from sae_dist.train.state import Run
+
+HASH_PRIME = 2147483647
+
+
+class Recorder(Protocol):
+    """See `metrics.recorder`."""
+
+    def record(self, name: str, value: Tensor | float, reduction: str) -> None: ...
+
+    def flush(self) -> dict[str, float]: ...
+
+
+class Sink(Protocol):
+    """See `metrics.sinks`."""
+
+    def write(self, row: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunMeter:
+    """Records on every consumer rank; the rank that has sinks writes."""
+
+    def __init__(self, recorder: Recorder, sinks: list[Sink]):
+        self.recorder, self.sinks = recorder, sinks
+        self.steps = 0
+        self.since = time.monotonic()
+
+    def record(self, run: Run, batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None:
+        """Hand this step's numbers to the recorder; nothing is copied to the host here."""
+        parts, record = terms.parts, self.recorder.record
+        consumers = run.topology.num_consumers
+        record("loss/total", terms.total * consumers, "mean")
+        record("squared_error", parts["squared_error"], "sum")
+        record("deviation", (batch.x_BD - run.mean_D).square().sum(), "sum")
+        record("codes", parts["num_codes"], "sum")
+        record("latents/dead_fraction", parts["num_dead"] * consumers / run.cfg.sae.num_latents, "mean")
+        if "aux" in parts:
+            record("aux", parts["aux"], "sum")
+        record("optim/grad_norm", norm, "last")
+        record("optim/lr", lr, "last")
+        record("stream/batch_hash", batch_hash(run, batch.ids_B), "sum")
+        self.steps += 1
+
+    def flush(self, run: Run) -> None:
+        """Reduce over ranks and steps, derive the row, write it. Nothing if no step was recorded."""
+        if not self.steps:
+            return
+        sums = self.recorder.flush()
+        rows = self.steps * run.cfg.batch
+        seconds = time.monotonic() - self.since
+        counts = run.shuffle.counts()
+        row = {
+            "step": run.progress.step,
+            "tokens": run.progress.tokens,
+            "loss/fvu": sums.pop("squared_error") / sums.pop("deviation"),
+            "loss/aux": sums.pop("aux", 0.0) / self.steps,
+            "sparsity/l0": sums.pop("codes") / rows,
+            "perf/tokens_per_second": rows / max(seconds, 1e-9),
+            "stream/excluded_rows": counts.excluded,
+            "stream/repeated_rows": counts.repeated,
+        } | sums
+        for sink in self.sinks:
+            sink.write(row)
+        self.steps, self.since = 0, time.monotonic()
+
+    def close(self) -> None:
+        """Close the sinks."""
+        for sink in self.sinks:
+            sink.close()
+
+
+def batch_hash(run: Run, ids_B: Tensor) -> Tensor:
+    """A number that is equal for equal (row of the run, id) pairs, whatever the topology.
+
+    Row j of this rank's batch is row step * batch + rank + j * C of the run. Sums of up to 2**22 rows
+    stay below 2**53 and are exact in fp64.
+    """
+    first = (run.progress.step - 1) * run.cfg.batch + run.topology.rank
+    row = first + torch.arange(len(ids_B), device=ids_B.device) * run.topology.num_consumers
+    mixed = (row % HASH_PRIME * 48271 + ids_B * 69621 + 12345) % HASH_PRIME
+    return ((mixed * mixed) % HASH_PRIME).sum().double()

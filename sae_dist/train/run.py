@@ -1,0 +1,94 @@
+"""What one rank does once the run folder is frozen: train, or produce."""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.dist import runtime
+from sae_dist.dist.mesh import Topology
+from sae_dist.train.build import build_chunks, build_facts, build_run, build_source, build_stream
+from sae_dist.train.loop import train
+from sae_dist.train.state import Run
+from sae_dist.transport.collective import RemoteChunks, produce
+
+
+def run_rank(folder: Path) -> None:
+    """Join the process group, play this rank's role to the end, leave.
+
+    Raises:
+        SaeDistError: see `core.errors`.
+    """
+    cfg = load_config(folder / "config.yaml")
+    where = runtime.place()
+    device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
+    topology = Topology(cfg.topology, where, device.type)
+    facts = build_facts(cfg)
+    if topology.is_consumer:
+        consume(cfg, folder, build_chunks(cfg, facts, topology, device), topology, where, device)
+    else:
+        assert facts is not None
+        source = build_source(cfg, facts, device)
+        produce(build_stream(cfg, topology, facts.width, device), source, cfg.topology.in_flight)
+    runtime.finish()
+
+
+def consume(cfg, folder, chunks, topology, where, device) -> None:  # type: ignore[no-untyped-def]
+    """A consumer's life: build, train, write down what came of it."""
+    run = build_run(cfg, folder, chunks, topology, where, device)
+    if topology.rank == 0:
+        announce(run)
+    run.progress.started = run.meter.since = __import__("time").monotonic()
+    try:
+        train(run)
+    finally:
+        run.meter.close()
+    if isinstance(chunks, RemoteChunks):
+        chunks.close()
+    write_summary(run)
+
+
+def announce(run: Run) -> None:
+    """What was chosen, said once."""
+    cfg = run.cfg
+    why = "given" if cfg.optim.lr is not None else f"law of {run.steps} steps and {cfg.sae.num_latents} latents"
+    print(
+        f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, {cfg.kernels} kernels\n"
+        f"  {run.steps} steps of {cfg.batch}; lr {run.lr:.2e} ({why}); activations x {run.scale:.4g}; "
+        f"from step {run.progress.step}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def write_summary(run: Run) -> None:
+    """summary.json as far as training knows it; evaluation adds its part."""
+    memory = torch.tensor([peak_memory_bytes(run.device)], dtype=torch.int64)
+    memory = run.topology.consumers.max(memory.to(run.device))
+    if run.topology.rank:
+        return
+    summary = {
+        "tokens": run.progress.tokens,
+        "steps": run.progress.step,
+        "tokens_per_second": run.progress.rate(),
+        "peak_memory_bytes": int(memory),
+        "world_size": run.topology.world,
+        "lr": run.lr,
+        "scale": run.scale,
+        "status": "trained",
+    }
+    temporary = run.folder / "summary.json.tmp"
+    temporary.write_text(json.dumps(summary, indent=1))
+    os.replace(temporary, run.folder / "summary.json")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process held: of the device, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024

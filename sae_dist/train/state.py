@@ -1,0 +1,200 @@
+"""What a run is made of while it trains: the parts, its progress, and what the ranks agree on."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import NumericsError, Preempted
+from sae_dist.core.types import Batch, LossTerms, Precision
+from sae_dist.dist.mesh import Topology
+from sae_dist.dist.runtime import Place, StopRequest
+
+
+class Draw(Protocol):
+    """The shuffle: this rank's raw rows of a step, and their ids."""
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]: ...
+
+    def state(self) -> dict[str, Any]: ...
+
+
+class Dictionary(Protocol):
+    """A dictionary in training."""
+
+    def loss(self, x_bD: Tensor, tokens: int, with_aux: bool) -> LossTerms: ...
+
+    def state(self) -> dict[str, tuple[Tensor, str]]: ...
+
+
+class Optimizer(Protocol):
+    """The step."""
+
+    updates: int
+
+    def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]: ...
+
+    def state(self) -> dict[str, tuple[Tensor, str]]: ...
+
+
+class Meter(Protocol):
+    """Metrics of the steps since the last flush."""
+
+    def record(self, run: "Run", batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None: ...
+
+    def flush(self, run: "Run") -> None: ...
+
+
+class Store(Protocol):
+    """Checkpoints."""
+
+    def save(self, step: int, tensors: dict[str, tuple[Tensor, str]], scalars: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Progress:
+    """How far the run is. `tokens` counts activations over all replicas."""
+
+    step: int = 0
+    tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
+    tokens_at_start: int = 0
+
+    def rate(self) -> float:
+        """Tokens per second since this process started training."""
+        return (self.tokens - self.tokens_at_start) / max(time.monotonic() - self.started, 1e-9)
+
+
+class Agreement:
+    """What consumers agree on once per step: bad numbers, a wish to stop, whether any latent is dead.
+
+    One reduction per step; its result is copied to the host asynchronously and read one step later, so
+    that the step never waits for it.
+    """
+
+    def __init__(self, topology: Topology, where: Place):
+        self.topology, self.where = topology, where
+        self.stop = StopRequest()
+        self.posted: tuple[int, Tensor] | None = None
+        self.event: torch.cuda.Event | None = None
+        self.any_dead = False
+
+    def post(self, step: int, terms: LossTerms, not_finite: Tensor) -> None:
+        """Reduce this step's facts; this rank's own squared error tells which rank broke first."""
+        own, num_dead = terms.parts["squared_error"], terms.parts["num_dead"]
+        broken = torch.where(torch.isfinite(own), 0, self.where.rank + 1)
+        wish = torch.full_like(broken, int(self.stop.wanted))
+        facts = torch.stack([broken, not_finite.to(broken), wish, num_dead.ceil().to(broken)])
+        self.posted = step, self.topology.consumers.max(facts).to("cpu", non_blocking=True)
+        self.event = torch.cuda.Event() if own.is_cuda else None
+        if self.event:
+            self.event.record()
+
+    def pending(self) -> tuple[int, list[int]] | None:
+        """Step and facts posted and not yet read: part of a checkpoint, to be read after a resume."""
+        if self.posted is None:
+            return None
+        if self.event:
+            self.event.synchronize()
+        return self.posted[0], self.posted[1].tolist()
+
+    def restore(self, any_dead: bool, pending: list[Any] | None) -> None:
+        """Go back to what a checkpoint remembers; a wish to stop is not carried over."""
+        self.any_dead = any_dead
+        if pending is not None:
+            step, (broken, not_finite, _, dead) = pending
+            self.posted = step, torch.tensor([broken, not_finite, 0, dead])
+
+    def read(self) -> bool:
+        """Whether to stop, as agreed one step ago.
+
+        Raises:
+            NumericsError: a loss or gradient was not finite; that update was skipped.
+        """
+        posted = self.pending()
+        if posted is None:
+            return False
+        step, facts = posted
+        self.posted = None
+        self.any_dead = facts[3] > 0
+        if facts[0] or facts[1]:
+            where = f"on rank {facts[0] - 1}" if facts[0] else "in the gradient only"
+            raise NumericsError(
+                f"step {step}: the loss is not finite ({where}); the update was skipped and the last "
+                "checkpoint is intact; lower optim.lr, or look at the activations"
+            )
+        return bool(facts[2])
+
+
+@dataclass
+class Run:
+    """The parts that `loop.train` walks through, on a consumer rank."""
+
+    cfg: RunConfig
+    folder: Path
+    topology: Topology
+    shuffle: Draw
+    dictionary: Dictionary
+    optimizer: Optimizer
+    meter: Meter
+    checkpoints: Store
+    agreement: Agreement
+    device: torch.device
+    progress: Progress
+    steps: int
+    save_every: int
+    lr: float
+    scale: float
+    mean_D: Tensor
+    wandb_id: str
+    first: tuple[Tensor, Tensor] | None = None
+
+    def next_batch(self) -> Batch:
+        """This rank's rows of the step, scaled, in the master dtype."""
+        raw, ids = self.first or self.shuffle.draw(self.progress.step)
+        self.first = None
+        master = Precision.of(self.cfg.precision).master
+        return Batch(raw.to(self.device, master) * self.scale, ids)
+
+    def save(self) -> None:
+        """Checkpoint the state after the current step; called by all consumer ranks.
+
+        Metrics are flushed first, so that lines of metrics.jsonl never span a checkpoint and a resumed
+        run writes the same lines.
+        """
+        self.meter.flush(self)
+        lanes = gather_dicts(self.shuffle.state(), self.topology)
+        scalars = {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "updates": self.optimizer.updates,
+            "scale": self.scale,
+            "any_dead": self.agreement.any_dead,
+            "pending": self.agreement.pending(),
+            "wandb_id": self.wandb_id,
+            "lanes": lanes,
+        }
+        tensors = self.dictionary.state() | self.optimizer.state() | {"mean": (self.mean_D, "replicated")}
+        self.checkpoints.save(self.progress.step, tensors, scalars)
+
+    def preempt(self) -> None:
+        """Save and leave, as agreed.
+
+        Raises:
+            Preempted: always.
+        """
+        self.save()
+        raise Preempted(
+            f"stopped at step {self.progress.step} on request; run the same command with resume=auto"
+        )
+
+
+def gather_dicts(own: dict[str, Any], topology: Topology) -> dict[str, Any]:
+    """The union of every consumer rank's dictionary."""
+    each: list[Any] = [None] * topology.num_consumers
+    torch.distributed.all_gather_object(each, own, group=topology.consumer_group)
+    return {key: value for part in each for key, value in part.items()}

@@ -1,0 +1,213 @@
+"""Producer ranks to consumer ranks over gloo or NCCL: nothing is dropped, nobody waits in vain.
+
+Protocol. Chunk c of lane v (c mod V = v) goes from producer v mod P to consumer v mod C, and to no one
+else. All sides walk chunks in ascending order of c. Credits travel on the CPU (the process group's
+store): a consumer that has room for chunk c sets `credit/<c>` to "go" before it receives it; a producer
+computes ahead, but sends only against a credit, so neither side ever launches a send or a receive that
+the other is not ready for. When a consumer is done it sets the next credit of each of its lanes to
+"stop". Where each lane starts (a resumed run) is told by consumers through `start/<lane>`.
+"""
+
+import json
+import queue
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sae_dist.core.errors import TransportError
+from sae_dist.core.types import ActivationChunk, ChunkSource, Position
+from sae_dist.dist.mesh import Topology
+
+HEADER_BYTES = 512
+POLL_S = 1.0
+
+
+def _pack(chunk: ActivationChunk) -> Tensor:
+    """Ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
+    text = json.dumps([chunk.excluded, chunk.repeated, chunk.start]).encode()
+    assert len(text) <= HEADER_BYTES, "a position is a handful of integers"
+    header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+    header[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return torch.cat([chunk.ids_R.cpu().contiguous().view(torch.uint8), header])
+
+
+def _unpack(number: int, lane: int, rows_RD: Tensor, packed: Tensor) -> ActivationChunk:
+    packed = packed.cpu()
+    ids = packed[:-HEADER_BYTES].view(torch.int64)
+    text = bytes(packed[-HEADER_BYTES:].tolist()).rstrip(b"\0")
+    excluded, repeated, start = json.loads(text)
+    return ActivationChunk(number, lane, rows_RD, ids, start, excluded, repeated)
+
+
+class Stream:
+    """What both sides know: the store, who owns which lane, shapes and the timeout."""
+
+    def __init__(
+        self, topology: Topology, *, lanes: int, rows: int, width: int, dtype: torch.dtype,
+        device: torch.device, timeout_s: float,
+    ):
+        self.topology, self.lanes, self.rows, self.width = topology, lanes, rows, width
+        self.dtype, self.device, self.timeout_s = dtype, device, timeout_s
+        self.store = dist.PrefixStore("stream", dist.distributed_c10d._get_default_store())
+
+    def wait(self, key: str, whom: str) -> str:
+        """The value of `key`, once it is there.
+
+        Raises:
+            TransportError: nobody set it within `timeout_s`; names `whom`.
+        """
+        until = time.monotonic() + self.timeout_s
+        while time.monotonic() < until:
+            try:
+                self.store.wait([key], timedelta(seconds=min(POLL_S, self.timeout_s)))
+                return self.store.get(key).decode()
+            except dist.DistStoreError:
+                continue
+        raise TransportError(f"{whom} was silent for {self.timeout_s:.0f} s (topology.timeout_s)")
+
+
+def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
+    """A producer rank's whole life: compute chunks and send them until every consumer has enough.
+
+    Returns:
+        The number of chunks sent.
+    """
+    topology, me = stream.topology, stream.topology.producer_index
+    lanes = topology.lanes_of_producer(me, stream.lanes)
+    starts: dict[int, Position | None] = {
+        lane: json.loads(stream.wait(f"start/{lane}", f"consumer {lane % topology.num_consumers}"))
+        for lane in lanes
+    }
+    chunks = {lane: source.open(lane, starts[lane]) for lane in lanes}
+    index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
+    sending: deque[tuple[dist.Work, dist.Work, Tensor, Tensor]] = deque()
+    stopped: set[int] = set()
+    sent = 0
+    while len(stopped) < len({lane % topology.num_consumers for lane in lanes}):
+        lane = min(
+            (v for v in lanes if v % topology.num_consumers not in stopped),
+            key=lambda v: (index[v], v),
+        )
+        consumer = lane % topology.num_consumers
+        number = index[lane] * stream.lanes + lane
+        chunk = next(chunks[lane], None)
+        credit = stream.wait(f"credit/{number}", f"consumer rank {consumer}")
+        stream.store.delete_key(f"credit/{number}")
+        if credit == "stop":
+            stopped.add(consumer)
+            continue
+        group = topology.stream_groups[me, consumer]
+        rows = torch.zeros(0) if chunk is None else chunk.rows_RD.to(stream.device, stream.dtype).contiguous()
+        packed = torch.zeros(0, dtype=torch.uint8) if chunk is None else _pack(chunk).to(stream.device)
+        stream.store.set(f"size/{number}", str(len(packed)))
+        if chunk is None:
+            stopped.add(consumer)
+            continue
+        handles = [dist.isend(tensor, consumer, group=group) for tensor in (packed, rows)]
+        sending.append((handles[0], handles[1], packed, rows))
+        while len(sending) > in_flight:
+            for handle in sending.popleft()[:2]:
+                handle.wait()
+        index[lane] += 1
+        sent += 1
+    for first, second, _, _ in sending:
+        first.wait()
+        second.wait()
+    return sent
+
+
+class RemoteChunks:
+    """The consumer's side: a `ChunkSource` whose chunks arrive from producers, ahead of need.
+
+    One thread receives in ascending order of chunk number, up to `ahead` chunks per lane beyond those
+    pulled: enough that lanes, which differ by less than two groups, never wait for each other.
+    """
+
+    def __init__(self, stream: Stream, *, lanes: list[int], ahead: int, in_flight: int):
+        self.stream, self.lanes, self.width = stream, lanes, stream.width
+        self.in_flight = in_flight
+        self.room = threading.Semaphore(ahead * len(lanes) + in_flight)
+        self.arrived: dict[int, queue.Queue[ActivationChunk | BaseException | None]] = defaultdict(queue.Queue)
+        self.index: dict[int, int] = {}
+        self.closing = threading.Event()
+        self.thread = threading.Thread(target=self._receive, name="receive", daemon=True)
+
+    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
+        """See `ChunkSource.open`; every lane must be opened once before the first chunk is pulled."""
+        self.index[lane] = (start or {}).get("chunk", 0)
+        self.stream.store.set(f"start/{lane}", json.dumps(start))
+        return self._chunks(lane)
+
+    def _chunks(self, lane: int) -> Iterator[ActivationChunk]:
+        if not self.thread.is_alive():
+            assert len(self.index) == len(self.lanes), "all lanes are opened before any is read"
+            self.thread.start()
+        while True:
+            chunk = self.arrived[lane].get()
+            if isinstance(chunk, BaseException):
+                raise chunk
+            if chunk is None:
+                return
+            self.room.release()
+            yield chunk
+
+    def close(self) -> None:
+        """Tell the producers to stop, and take in what was already promised to arrive."""
+        self.closing.set()
+        self.room.release()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def _receive(self) -> None:
+        """The thread: grant credits up to `in_flight` ahead, receive, sort into lanes."""
+        granted: deque[int] = deque()
+        if self.stream.device.type == "cuda":
+            torch.cuda.set_device(self.stream.device)
+        try:
+            while not self.closing.is_set() or granted:
+                while len(granted) < self.in_flight and not self.closing.is_set():
+                    if not self.room.acquire(blocking=not granted):
+                        break
+                    if not self.closing.is_set():
+                        granted.append(self._grant("go"))
+                if granted and not self._receive_one(granted.popleft()):
+                    break
+            stopped: set[int] = set()
+            while len(stopped) < len(self.lanes):
+                stopped.add(self._grant("stop") % self.stream.lanes)
+        except BaseException as error:
+            for lane in self.lanes:
+                self.arrived[lane].put(error)
+
+    def _grant(self, word: str) -> int:
+        lane = min(self.lanes, key=lambda v: (self.index[v], v))
+        number = self.index[lane] * self.stream.lanes + lane
+        self.index[lane] += 1
+        self.stream.store.set(f"credit/{number}", word)
+        return number
+
+    def _receive_one(self, number: int) -> bool:
+        """Receive one chunk into its lane; False if the source of its producer ran out."""
+        stream, topology = self.stream, self.stream.topology
+        lane = number % stream.lanes
+        producer = lane % topology.num_producers
+        rank = topology.producer_rank(producer)
+        size = int(stream.wait(f"size/{number}", f"producer rank {rank}"))
+        stream.store.delete_key(f"size/{number}")
+        if size == 0:
+            for other in self.lanes:
+                self.arrived[other].put(None)
+            return False
+        group = topology.stream_groups[producer, topology.rank]
+        packed = torch.empty(size, dtype=torch.uint8, device=stream.device)
+        rows = torch.empty(stream.rows, stream.width, dtype=stream.dtype, device=stream.device)
+        for tensor in (packed, rows):
+            dist.irecv(tensor, rank, group=group).wait()
+        self.arrived[lane].put(_unpack(number, lane, rows, packed))
+        return True
