@@ -94,7 +94,7 @@ def evaluate(
         The numbers, and the mean of the rows [D].
 
     Raises:
-        DataError: there is not one row.
+        DataError: there is not one row, or the rows are not finite or all equal.
     """
     wanted = parse_count(cfg.eval.tokens, "eval.tokens")
     first_RD = next(rows, None)
@@ -116,6 +116,8 @@ def evaluate(
         if moments.rows >= wanted:
             break
     deviations_D = moments.deviations()
+    if not 0 < float(deviations_D.sum()) < float("inf"):
+        raise DataError("evaluation: the held-out activations are all equal or not finite; look at the hook")
     varies_D = deviations_D > 0
     result: dict[str, Any] = {
         "eval_tokens": moments.rows,

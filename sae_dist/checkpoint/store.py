@@ -107,7 +107,9 @@ class Checkpoints:
 
     def _bytes_needed(self, tensors: Tensors) -> int:
         shards = self._topology.mesh.size(0)
-        return SPARE_BYTES + sum(t.nbytes * (shards if how == "sharded" else 1) for t, how in tensors.values())
+        return SPARE_BYTES + sum(
+            t.nbytes * (shards if how == "sharded" else 1) for t, how in tensors.values()
+        )
 
     def _prepare(self, final: Path, temporary: Path, need: int) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,10 @@
 """A finished dictionary, in raw activation space: what exports hold and analysis reads."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -29,6 +30,16 @@ class ExportedSae:
     @property
     def width(self) -> int:
         return self.W_enc_FD.shape[1]
+
+    def to(self, device: torch.device) -> "ExportedSae":
+        """The same dictionary on `device`."""
+        return replace(
+            self,
+            W_enc_FD=self.W_enc_FD.to(device),
+            b_enc_F=self.b_enc_F.to(device),
+            W_dec_FD=self.W_dec_FD.to(device),
+            b_dec_D=self.b_dec_D.to(device),
+        )
 
     def encode(self, x_BD: Tensor, encode: Encode) -> tuple[Tensor, Tensor]:
         """Codes after ReLU and their latents, [B, K] each."""

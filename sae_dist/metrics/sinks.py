@@ -42,7 +42,7 @@ def make_sinks(cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str) -
 
 
 class JsonlSink:
-    """One JSON object per line, handed to the system after each write. Numbers that are not finite become null.
+    """One JSON object per line, handed to the system after each write; NaN and inf become null.
 
     Opening drops the lines of steps after `resume_step` and a line cut short by a crash, so that
     each step stands in the file once.
@@ -119,7 +119,11 @@ class ConsoleSink:
 
 
 def _quality(row: dict[str, Any]) -> str:
-    shown = (("FVU", "loss/fvu", ".4f"), ("L0", "sparsity/l0", ".1f"), ("dead", "latents/dead_fraction", ".1%"))
+    shown = (
+        ("FVU", "loss/fvu", ".4f"),
+        ("L0", "sparsity/l0", ".1f"),
+        ("dead", "latents/dead_fraction", ".1%"),
+    )
     return " ".join(f"{word} {row[key]:{form}}" for word, key, form in shown if row.get(key) is not None)
 
 

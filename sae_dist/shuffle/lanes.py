@@ -6,7 +6,6 @@ g + 1 by a hash of (seed, lane, g, r); a block is permuted by (seed, lane, block
 is where (block, offset) says, and can be rebuilt from the source at two groups' cost.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +41,16 @@ class Lane:
         self.source, self.lane, self.seed = source, lane, seed
         self.block_chunks, self.phase, self.total = block_chunks, phase, total
         self.counts = Counts()
-        self._begin(0, None)
-
-    def _begin(self, block: int, start: Position | None) -> None:
-        """Open the source at the first group that `block` needs, and build the block."""
-        self.block, self.offset, self.handed = block, 0, 0
-        self.chunks: Iterator[ActivationChunk] = self.source.open(self.lane, start)
         self.group: list[ActivationChunk] = []
         self.starts: dict[int, Position] = {}
         self.deferred: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
-        self.group_number = max(block - 1, 0)
+        self._goto({"block": 0, "offset": 0, "handed": 0, "start": None})
+
+    def _goto(self, state: dict[str, Any]) -> None:
+        self.block, self.offset, self.handed = state["block"], state["offset"], state["handed"]
+        self.start: Position | None = state["start"]
+        self.group_number = max(self.block - 1, 0)
 
     def state(self) -> dict[str, Any]:
         """Where the lane stands; with it, `restore` reaches the same place by two groups' work."""
@@ -60,30 +58,35 @@ class Lane:
             "block": self.block,
             "offset": self.offset,
             "handed": self.handed,
-            "start": self.starts.get(max(self.block - 1, 0)),
+            "start": self.starts.get(max(self.block - 1, 0), self.start),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to a state: recompute the group before the block, for the rows it deferred, and the block."""
-        self._begin(state["block"], state["start"])
-        if state["start"] is None:
-            return
+        """Go to a state, before the lane is opened."""
+        assert self.rows is None, "a lane that has handed out rows is not restored"
+        self._goto(state)
+
+    def open(self) -> None:
+        """Open the source where the lane stands."""
+        self.chunks = self.source.open(self.lane, self.start)
+
+    def fill(self) -> None:
+        """Build the current block: first the group before it, for the rows that it deferred."""
+        offset = self.offset
         if self.block > 0:
-            self._fill(self.block_chunks)
+            self._pull(self.block_chunks)
             self._split()
         self._build()
-        self.offset, self.handed = state["offset"], state["handed"]
+        self.offset = offset
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
         """The next `count` rows [count, D] and their ids."""
         parts = []
         while count:
-            if self.rows is None:
-                self._build()
-            elif self.offset == len(self.rows):
+            assert self.rows is not None, "filled when the shuffle was opened"
+            if self.offset == len(self.rows):
                 self.block += 1
                 self._build()
-            assert self.rows is not None
             taken = min(count, len(self.rows) - self.offset)
             stretch = slice(self.offset, self.offset + taken)
             parts.append((self.rows[stretch], self.ids[stretch]))
@@ -99,9 +102,9 @@ class Lane:
         left = len(self.rows) - self.offset
         if self.handed + left < self.total:
             progress = self.offset / len(self.rows)
-            self._fill(min(self.block_chunks, int(progress * self.block_chunks + self.phase)))
+            self._pull(min(self.block_chunks, int(progress * self.block_chunks + self.phase)))
 
-    def _fill(self, chunks: int) -> None:
+    def _pull(self, chunks: int) -> None:
         while len(self.group) < chunks:
             chunk = next(self.chunks, None)
             if chunk is None:
@@ -133,7 +136,7 @@ class Lane:
     def _build(self) -> None:
         """Make the current block from what the last group deferred and what this group keeps."""
         before = self.deferred
-        self._fill(self.block_chunks)
+        self._pull(self.block_chunks)
         rows, ids = self._split()
         if before is not None:
             rows, ids = torch.cat([before[0], rows]), torch.cat([before[1], ids])
@@ -164,7 +167,7 @@ class Shuffle:
         seed: int,
         block_chunks: int,
     ):
-        self.rows_per_step = rows_per_step
+        self.rows_per_step, self.opened = rows_per_step, False
         # Lanes differ by at most one row over the whole run; one more never costs more than a chunk.
         total = -(-rows_per_step * steps // len(lanes))
         self.lanes = [
@@ -174,6 +177,8 @@ class Shuffle:
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
         """This rank's rows of `step`, [batch / C, D], and their ids, in the order of q."""
+        if not self.opened:
+            self._open()
         count = len(self.lanes)
         first = step * self.rows_per_step % count
         takes = []
@@ -185,6 +190,18 @@ class Shuffle:
         for turn, rows, ids in takes:
             out[turn::count], out_ids[turn::count] = rows, ids
         return out, out_ids
+
+    def _open(self) -> None:
+        """Open all lanes, then fill them, those that start earliest first.
+
+        Chunks may arrive from elsewhere in the order of their numbers, with room for few ahead: a lane
+        further on would wait for chunks that only come once those before it have been taken.
+        """
+        self.opened = True
+        for lane in self.lanes:
+            lane.open()
+        for lane in sorted(self.lanes, key=lambda lane: (lane.start or {}).get("chunk", 0)):
+            lane.fill()
 
     def state(self) -> dict[str, Any]:
         """State of every lane of this rank, by lane number."""

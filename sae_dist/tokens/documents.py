@@ -6,11 +6,16 @@ file of 10 GB must feed every lane.
 """
 
 import hashlib
+import json
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
+
+from sae_dist.core.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
+LINES_SUFFIX = ".jsonl"
 PIECE_BYTES = 16384
 HELD_OUT_ONE_IN = 8
 
@@ -20,7 +25,8 @@ class Document:
     """One readable piece of text.
 
     `key` names it on every machine (a path relative to the corpus, or a topic), `path` is the file
-    (None: a topic of `pydoc_data`), `start` and `end` are byte offsets before snapping to lines.
+    (None: a topic of `pydoc_data`), `start` and `end` are byte offsets before snapping to lines. In a
+    .jsonl file a document is one line, and its text the line's `text`.
     """
 
     key: str
@@ -29,31 +35,64 @@ class Document:
     end: int
 
     def text(self) -> str:
-        """The document's text; bytes that are not UTF-8 become U+FFFD."""
+        """The document's text; bytes that are not UTF-8 become U+FFFD.
+
+        Raises:
+            DataError: the file went away, or a line of a .jsonl file is not an object with a `text`.
+        """
         if self.path is None:
             from pydoc_data.topics import topics
 
             return topics[self.key.removeprefix("pydoc_data/")]
-        with open(self.path, "rb") as file:
-            start = _snap(file, self.start)
-            end = _snap(file, self.end)
-            file.seek(start)
-            return file.read(end - start).decode("utf-8", errors="replace")
+        try:
+            with open(self.path, "rb") as file:
+                start = _snap(file, self.start)
+                end = _snap(file, self.end)
+                file.seek(start)
+                text = file.read(end - start).decode("utf-8", errors="replace")
+        except OSError as error:
+            raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        return self._text_of_line(text) if self.path.suffix == LINES_SUFFIX else text
+
+    def _text_of_line(self, line: str) -> str:
+        if not line.strip():
+            return ""
+        try:
+            text = json.loads(line)["text"]
+        except (ValueError, KeyError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise DataError(
+                f'{self.path}: the line at byte {self.start} is not an object with a "text" that is a string'
+            )
+        return text
 
 
-def _snap(file, offset: int) -> int:
-    """The first line start at or after `offset` (0 and the end of the file are line starts)."""
+def _snap(file: BinaryIO, offset: int) -> int:
+    """The first line start at or after `offset` (0 and the end of the file are line starts).
+
+    A line that goes on for more than PIECE_BYTES is cut between two characters, so that a file without
+    line ends is not one document.
+    """
     if offset == 0:
         return 0
     file.seek(offset - 1)
-    file.readline()
-    return file.tell()
+    line = file.readline(PIECE_BYTES)
+    at = file.tell()
+    if not line.endswith(b"\n"):
+        following = file.read(3)
+        at += next((i for i, byte in enumerate(following) if byte & 0xC0 != 0x80), len(following))
+    return at
+
+
+def is_held_out(key: str) -> bool:
+    """Whether a key falls to evaluation: one in HELD_OUT_ONE_IN by hash, the same for every run."""
+    return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def held_out(key: str) -> bool:
     """Whether a document is kept for evaluation: a hash of its file's name, the same for every run."""
-    digest = hashlib.sha256(key.split("#")[0].encode()).digest()
-    return digest[0] % HELD_OUT_ONE_IN == 0
+    return is_held_out(key.split("#")[0])
 
 
 def pieces(key: str, path: Path, piece_bytes: int = PIECE_BYTES) -> list[Document]:

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -25,7 +24,7 @@ from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.dist.mesh import Topology
 
 HEADER_BYTES = 512
-POLL_S = 1.0
+POLL_S = 0.001
 
 
 def _pack(chunk: ActivationChunk) -> Tensor:
@@ -46,15 +45,26 @@ def _unpack(number: int, lane: int, rows_RD: Tensor, packed: Tensor) -> Activati
 
 
 class Stream:
-    """What both sides know: the store, who owns which lane, shapes and the timeout."""
+    """What both sides know: the store, who owns which lane, shapes and the timeout.
+
+    `name` keeps the keys of several streams of one world apart.
+    """
 
     def __init__(
-        self, topology: Topology, *, lanes: int, rows: int, width: int, dtype: torch.dtype,
-        device: torch.device, timeout_s: float,
+        self,
+        topology: Topology,
+        *,
+        lanes: int,
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timeout_s: float,
+        name: str = "stream",
     ):
         self.topology, self.lanes, self.rows, self.width = topology, lanes, rows, width
         self.dtype, self.device, self.timeout_s = dtype, device, timeout_s
-        self.store = dist.PrefixStore("stream", dist.distributed_c10d._get_default_store())
+        self.store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
 
     def wait(self, key: str, whom: str) -> str:
         """The value of `key`, once it is there.
@@ -63,13 +73,14 @@ class Stream:
             TransportError: nobody set it within `timeout_s`; names `whom`.
         """
         until = time.monotonic() + self.timeout_s
-        while time.monotonic() < until:
-            try:
-                self.store.wait([key], timedelta(seconds=min(POLL_S, self.timeout_s)))
-                return self.store.get(key).decode()
-            except dist.DistStoreError:
-                continue
-        raise TransportError(f"{whom} was silent for {self.timeout_s:.0f} s (topology.timeout_s)")
+        while not self.store.check([key]):
+            # A blocking wait would hold the store's only connection, which other threads use too.
+            if time.monotonic() > until:
+                raise TransportError(
+                    f"{whom} was silent for {self.timeout_s:g} s (topology.timeout_s), while {key} was awaited"
+                )
+            time.sleep(POLL_S)
+        return self.store.get(key).decode()
 
 
 def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:

@@ -136,7 +136,10 @@ def _save_with_no_room(folder: Path, limit_bytes: int) -> str:
 def test_a_write_that_fails_on_one_rank_is_one_line_on_all_and_keeps_the_older(tmp_path):
     messages = run_ranks(_save_with_no_room, 2, tmp_path, 4096)
     for message in messages:
-        assert f"cannot write a checkpoint in {tmp_path}/checkpoints: rank 1" in message and "MiB free" in message
+        assert (
+            f"cannot write a checkpoint in {tmp_path}/checkpoints: rank 1" in message
+            and "MiB free" in message
+        )
         assert "older checkpoints are intact" in message and "\n" not in message
     assert Checkpoints.newest(tmp_path) == tmp_path / "checkpoints" / "step_00000001"
 

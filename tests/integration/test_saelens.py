@@ -21,7 +21,8 @@ sae = SAE.load_from_disk(folder + "/export")
 x = load_file(folder + "/x.safetensors")["x"]
 with torch.no_grad():
     codes = sae.encode(x)
-    save_file({"codes": codes.contiguous(), "x_hat": sae.decode(codes).contiguous()}, folder + "/theirs.safetensors")
+    theirs = {"codes": codes.contiguous(), "x_hat": sae.decode(codes).contiguous()}
+    save_file(theirs, folder + "/theirs.safetensors")
 print(sae.cfg.architecture(), sae.cfg.metadata.hook_name)
 """
 
@@ -55,5 +56,7 @@ def test_saelens_encodes_and_decodes_an_export_as_we_do(tmp_path, saelens_python
     theirs = load_file(tmp_path / "theirs.safetensors")
     val, idx = sae.encode(x, encode_topk)
     assert (val == 0).any() and (val > 0).any(), "the ReLU after TopK must matter here"
-    torch.testing.assert_close(theirs["codes"], torch.zeros(300, F).scatter_(1, idx, val), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        theirs["codes"], torch.zeros(300, F).scatter_(1, idx, val), atol=1e-5, rtol=1e-5
+    )
     torch.testing.assert_close(theirs["x_hat"], sae.decode(val, idx), atol=1e-5, rtol=1e-5)

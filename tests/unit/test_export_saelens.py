@@ -21,7 +21,9 @@ def random_sae(dtype: torch.dtype = torch.float32) -> ExportedSae:
         return torch.randn(*shape, generator=draw, dtype=dtype)
 
     W_dec = rand(F, D)
-    return ExportedSae(rand(F, D), rand(F), W_dec / W_dec.norm(dim=1, keepdim=True), rand(D), K, {"hook_name": "h"})
+    return ExportedSae(
+        rand(F, D), rand(F), W_dec / W_dec.norm(dim=1, keepdim=True), rand(D), K, {"hook_name": "h"}
+    )
 
 
 def reconstruct(sae: ExportedSae, x: torch.Tensor) -> torch.Tensor:

@@ -1,33 +1,13 @@
 """Lanes: order independent of topology, resumable, nothing lost, nothing read twice."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_dist.core.errors import DataError
-from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.shuffle.lanes import Shuffle
-
-
-class Numbers:
-    """A source whose activations are their own row numbers; counts the chunks it was asked for."""
-
-    width = 1
-
-    def __init__(self, lanes: int, rows: int, chunks: int = 10**6):
-        self.lanes, self.rows, self.chunks, self.asked = lanes, rows, chunks, 0
-
-    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        for index in range(start["chunk"] if start else 0, self.chunks):
-            self.asked += 1
-            first = (index * self.lanes + lane) * self.rows
-            ids = torch.arange(first, first + self.rows)
-            yield ActivationChunk(
-                index * self.lanes + lane, lane, ids[:, None].double(), ids, {"chunk": index}
-            )
+from tests.sources import Numbers
 
 
 def shuffles(consumers: int, *, lanes=24, rows=8, batch=96, steps=40, block=2, chunks=10**6):

@@ -1,0 +1,131 @@
+"""Evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.analysis import cross_entropy as ce
+from sae_dist.analysis.plots import plot_density
+from sae_dist.analysis.quality import evaluate
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.counts import parse_count
+from sae_dist.core.types import ChunkSource, LlmFacts, TokenChunk
+from sae_dist.export.exported import Encode, ExportedSae
+from sae_dist.export.saelens import load_exported
+from sae_dist.kernels.resolve import resolve
+from sae_dist.llm.capture import LlmChunkSource
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.metrics.plots import plot_curves
+from sae_dist.tokens.source import open_tokens
+from sae_dist.transport.file import FileChunkSource, open_array
+
+ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
+
+
+def evaluate_run(
+    folder: Path, *, training: dict[str, Any] | None = None, encode: Encode | None = None
+) -> dict[str, Any]:
+    """Evaluate `folder`/export on held-out tokens; write summary.json and plots.
+
+    Args:
+        training: what training knows of the run; goes into summary.json beside what is there.
+        encode: a backend's `encode_topk`; None: that of the run's `kernels`.
+
+    Returns:
+        What summary.json now holds. Fields with no value are None, with a reason beside them.
+
+    Raises:
+        ConfigError: the folder is no finished run.
+        DataError: there are no held-out activations.
+    """
+    cfg = load_config(folder / "config.yaml")
+    device = _device(cfg)
+    sae = load_exported(folder / "export").to(device)
+    path = folder / "summary.json"
+    summary: dict[str, Any] = {key: None for key in ALWAYS}
+    summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary |= training or {}
+    started = time.monotonic()
+    with torch.no_grad(), _all_threads():
+        summary |= _measure(cfg, sae, device, encode or resolve(cfg.kernels).encode_topk)
+    summary |= {"eval_seconds": time.monotonic() - started, "status": "finished"}
+    temporary = folder / ".summary.json.tmp"
+    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    if (folder / "metrics.jsonl").exists():
+        plot_curves(folder)
+    if "density" in summary:
+        plot_density(summary["density"], folder / "plots" / "latents_density.png")
+    return summary
+
+
+def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Encode) -> dict[str, Any]:
+    if parse_count(cfg.eval.tokens, "eval.tokens") == 0:
+        return ce.no_cross_entropy("eval.tokens=0")
+    if cfg.activations.kind == "file":
+        assert cfg.activations.path is not None, "checked by core.validate"
+        array = open_array(cfg.activations.path, cfg.activations.key)
+        rows = cfg.shuffle.chunk_rows
+        source = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
+        result, _ = evaluate(cfg, sae, _rows(source, device), encode=encode)
+        return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
+    facts, _ = llm_facts(cfg.llm, cfg.hook)
+    ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=_dtype(cfg, device), with_head=ce_tokens > 0)
+    result, mean_D = evaluate(cfg, sae, _rows(_activations(cfg, facts, llm), device), encode=encode)
+    if ce_tokens == 0:
+        return result | ce.no_cross_entropy("eval.ce_tokens=0")
+    acts = ce.replacements(sae, mean_D, encode, cfg.tokens.max_norm_multiple)
+    chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows)
+    if facts.causal:
+        return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
+    return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
+
+
+def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:
+    rows = cfg.shuffle.chunk_rows
+    spare = -(-rows // 64) if cfg.tokens.max_norm_multiple else 0
+    tokens = open_tokens(cfg.tokens, facts, lanes=1, seed=cfg.seed, rows=rows + spare, held_out=True)
+    return LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=cfg.tokens.max_norm_multiple)
+
+
+def _tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> Iterator[TokenChunk]:
+    return open_tokens(cfg.tokens, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True).open(0, None)
+
+
+def _rows(source: ChunkSource, device: torch.device) -> Iterator[Tensor]:
+    for chunk in source.open(0, None):
+        yield chunk.rows_RD.to(device)
+
+
+def _device(cfg: RunConfig) -> torch.device:
+    """Where the run was trained, if that is here too: an export of a GPU run is evaluated on any machine."""
+    return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _dtype(cfg: RunConfig, device: torch.device) -> torch.dtype:
+    if cfg.llm.dtype is not None:
+        return getattr(torch, cfg.llm.dtype)
+    if cfg.precision == "float64":
+        return torch.float64
+    return torch.float32 if device.type == "cpu" else torch.bfloat16
+
+
+@contextmanager
+def _all_threads() -> Iterator[None]:
+    """Ranks of one machine share its cores while they train; the one that evaluates may use them all."""
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(before, cores))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,46 @@
+"""The result of a run as a table for people."""
+
+from typing import Any
+
+LINES = (
+    ("FVU, held out", "fvu", ".4f"),
+    ("  PCA, as many components as active latents", "fvu_pca", ".4f"),
+    ("  untrained dictionary", "fvu_untrained", ".4f"),
+    ("L0", "l0", ".1f"),
+    ("dead latents", "dead_fraction", ".2%"),
+    ("cosine of x and its reconstruction", "cosine", ".4f"),
+    ("cross-entropy, clean", "ce_clean", ".4f"),
+    ("  reconstruction spliced in", "ce_sae", ".4f"),
+    ("  mean-ablated", "ce_mean_ablated", ".4f"),
+    ("  zero-ablated", "ce_zero_ablated", ".4f"),
+    ("CE recovered, against the mean", "ce_recovered", ".2%"),
+    ("CE recovered, against zero", "ce_recovered_zero", ".2%"),
+    ("cosine of the final embedding", "embedding_cosine", ".4f"),
+    ("held-out tokens", "eval_tokens", ",d"),
+    ("trained tokens", "tokens", ",d"),
+    ("steps", "steps", ",d"),
+    ("tokens per second", "tokens_per_second", ",.0f"),
+    ("peak memory of a process, GiB", "peak_memory_bytes", "GiB"),
+    ("processes", "world_size", "d"),
+)
+REASONS = (("dead latents", "dead_fraction", "dead_reason"), ("CE recovered", "ce_recovered", "ce_reason"))
+
+
+def format_table(summary: dict[str, Any]) -> str:
+    """One line per number that summary.json has; below them, why a number is missing."""
+    rows = [
+        (label, _format(summary[key], form)) for label, key, form in LINES if summary.get(key) is not None
+    ]
+    wide = max((len(label) for label, _ in rows), default=0)
+    tall = max((len(value) for _, value in rows), default=0)
+    lines = [f"{label:<{wide}}  {value:>{tall}}" for label, value in rows]
+    lines += [
+        f"{label}: none, {summary[reason]}"
+        for label, key, reason in REASONS
+        if summary.get(key) is None and summary.get(reason)
+    ]
+    return "\n".join(lines)
+
+
+def _format(value: Any, form: str) -> str:
+    return f"{value / 2**30:.2f}" if form == "GiB" else f"{value:{form}}"

@@ -1,0 +1,76 @@
+"""Sources whose documents have numbers: permuted anew in each epoch, and dealt out to lanes."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.tokens.documents import HELD_OUT_ONE_IN
+
+
+class Corpus(Protocol):
+    """Documents 0 .. len - 1. `field` is the setting it came from, as `tokens.path=...`."""
+
+    field: str
+
+    def __len__(self) -> int: ...
+
+    def held_out(self) -> np.ndarray:
+        """Mask [len]: which documents are kept for evaluation. The same in every run."""
+        ...
+
+    def ids(self, number: int) -> np.ndarray:
+        """Token ids [tokens] of one document.
+
+        Raises:
+            DataError: the document is damaged.
+        """
+        ...
+
+
+def lowest_hashes(hashes: np.ndarray) -> np.ndarray:
+    """Mask of the one in HELD_OUT_ONE_IN entries with the lowest hash; at least one, if there are two."""
+    count = max(len(hashes) // HELD_OUT_ONE_IN, min(1, len(hashes) // 2))
+    mask = np.zeros(len(hashes), bool)
+    mask[np.argsort(hashes, kind="stable")[:count]] = True
+    return mask
+
+
+def random_keys(seed: int, epoch: int, count: int) -> np.ndarray:
+    """`count` random 64-bit numbers: numpy promises this raw stream for ever, unlike `permutation`."""
+    return np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
+
+
+class IndexedDocuments:
+    """The training or the held-out documents of a corpus, lane by lane.
+
+    Raises:
+        ConfigError: fewer documents than lanes.
+    """
+
+    def __init__(self, corpus: Corpus, *, lanes: int, seed: int, held_out: bool):
+        self.corpus, self.lanes = corpus, lanes
+        self.seed = 0 if held_out else seed
+        self.same_every_epoch = held_out
+        mask = corpus.held_out()
+        self.numbers = np.flatnonzero(mask if held_out else ~mask)
+        if len(self.numbers) < lanes:
+            which = "held-out documents" if held_out else "documents to train on"
+            raise ConfigError(
+                f"{corpus.field} has {len(self.numbers)} {which}, fewer than shuffle.lanes={lanes}; "
+                "use fewer lanes or give more text"
+            )
+        self._order: tuple[int, np.ndarray] = (-1, self.numbers)
+
+    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(place within the lane, token ids) of the lane's documents in this epoch, from `first` on."""
+        mine = self._permuted(0 if self.same_every_epoch else epoch)[lane :: self.lanes]
+        for place in range(first, len(mine)):
+            yield place, self.corpus.ids(int(mine[place]))
+
+    def _permuted(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            keys = random_keys(self.seed, epoch, len(self.numbers))
+            self._order = epoch, self.numbers[np.argsort(keys, kind="stable")]
+        return self._order[1]

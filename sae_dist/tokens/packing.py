@@ -1,0 +1,95 @@
+"""Packs documents into sequences that fill the LLM's context, an exact number of activations at a time.
+
+A segment is prefix + document tokens + suffix; attention never leaves it. A document that does not fit goes
+on in a new segment of the next sequence.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+MIN_SEGMENT = 16
+
+
+class Reader(Protocol):
+    """Walks through documents."""
+
+    def rest(self) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """Number, token ids and keep mask of what is left (at least one token) of the current document.
+
+        None: there are no more documents.
+        """
+        ...
+
+    def advance(self, tokens: int) -> None:
+        """Go on by so many tokens, at most to the current document's end."""
+        ...
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How to pack: `rows` kept tokens at a time, sequences of `context` tokens."""
+
+    context: int
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    rows: int
+
+    def pack(self, reader: Reader) -> dict[str, Tensor] | None:
+        """Read until exactly `rows` tokens are kept; the last segment ends with the last of them.
+
+        Room for fewer than MIN_SEGMENT tokens stays padding, unless the document is that short: a token
+        needs something before it.
+
+        Returns:
+            ids_NS, segment_NS, position_NS, keep_NS, document_NS as in `TokenChunk`; None: the documents
+            ran out before.
+        """
+        overhead = len(self.prefix) + len(self.suffix)
+        segments: list[tuple[int, int, int, np.ndarray, np.ndarray]] = []
+        sequence, used, left = 0, 0, self.rows
+        while left:
+            current = reader.rest()
+            if current is None:
+                return None
+            number, ids, keep = current
+            room = self.context - used - overhead
+            if used and room < min(MIN_SEGMENT, len(ids)):
+                sequence, used = sequence + 1, 0
+                continue
+            keep = keep[:room]
+            if np.count_nonzero(keep) >= left:
+                keep = keep[: np.flatnonzero(keep)[left - 1] + 1]
+            ids = ids[: len(keep)]
+            segments.append((sequence, used, number, ids, keep))
+            reader.advance(len(ids))
+            used += overhead + len(ids)
+            left -= np.count_nonzero(keep)
+        return self._lay_out(segments, sequence + 1)
+
+    def _lay_out(
+        self, segments: list[tuple[int, int, int, np.ndarray, np.ndarray]], sequences: int
+    ) -> dict[str, Tensor]:
+        shape = (sequences, self.context)
+        out = {name: np.zeros(shape, np.int64) for name in ("ids_NS", "segment_NS", "position_NS")}
+        out["document_NS"] = np.full(shape, -1, np.int64)
+        out["keep_NS"] = np.zeros(shape, bool)
+        positions = np.arange(self.context)
+        before, within = -1, 0
+        for sequence, begin, number, ids, keep in segments:
+            within = within + 1 if sequence == before else 1
+            before = sequence
+            body = begin + len(self.prefix)
+            tail = body + len(ids)
+            end = tail + len(self.suffix)
+            out["ids_NS"][sequence, begin:body] = self.prefix
+            out["ids_NS"][sequence, body:tail] = ids
+            out["ids_NS"][sequence, tail:end] = self.suffix
+            out["segment_NS"][sequence, begin:end] = within
+            out["position_NS"][sequence, begin:end] = positions[: end - begin]
+            out["document_NS"][sequence, begin:end] = number
+            out["keep_NS"][sequence, body:tail] = keep
+        return {name: torch.from_numpy(array) for name, array in out.items()}

@@ -1,0 +1,117 @@
+"""Documents of token ids in tar files as webdataset writes them: `<key>.ids.npy` or `<key>.ids.json`."""
+
+import glob
+import hashlib
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.tokens.indexed import lowest_hashes
+
+ENDINGS = (".ids.npy", ".ids.json")
+
+
+class ShardCorpus:
+    """Samples of tar files, found by an index of their byte offsets that is made from the headers.
+
+    Raises:
+        ConfigError: no such file, a tar that is truncated or compressed, no samples with token ids, or ids
+            in the first sample that the LLM does not have.
+    """
+
+    def __init__(self, pattern: str, vocab_size: int):
+        self.field = f"tokens.path={pattern}"
+        self.vocab_size = vocab_size
+        self.shards = _expand(pattern, self.field)
+        shard_of: list[int] = []
+        members: list[tuple[int, int]] = []
+        hashes: list[int] = []
+        for number, shard in enumerate(self.shards):
+            for name, offset, size in _scan(shard, self.field):
+                shard_of.append(number)
+                members.append((offset, size))
+                digest = hashlib.sha256(f"{shard.name}/{name}".encode()).digest()
+                hashes.append(int.from_bytes(digest[:8], "big"))
+        if not members:
+            raise ConfigError(f"{self.field} holds no samples named *{ENDINGS[0]} or *{ENDINGS[1]}")
+        self.shard_of = np.array(shard_of)
+        self.members = np.array(members)
+        self.hashes = np.array(hashes, np.uint64)
+        try:
+            self.ids(0)
+        except DataError as error:
+            raise ConfigError(f"{self.field}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def held_out(self) -> np.ndarray:
+        """By the name of the shard and of the sample."""
+        return lowest_hashes(self.hashes)
+
+    def ids(self, number: int) -> np.ndarray:
+        """Token ids of one sample.
+
+        Raises:
+            DataError: not a list of token ids, or ids that the LLM does not have.
+        """
+        shard = self.shards[self.shard_of[number]]
+        offset, size = (int(value) for value in self.members[number])
+        try:
+            with open(shard, "rb") as file:
+                file.seek(offset)
+                data = file.read(size)
+            ids = np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else np.array(json.loads(data))
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{_where(shard, offset)} cannot be read: {error}") from error
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise DataError(f"{_where(shard, offset)} is not a list of token ids: {ids.dtype}{ids.shape}")
+        if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
+            raise DataError(
+                f"{_where(shard, offset)} has token ids from {ids.min()} to {ids.max()}; the LLM has "
+                f"0 to {self.vocab_size - 1}: tokenise it with this LLM's tokenizer"
+            )
+        return ids.astype(np.int64)
+
+
+def _expand(pattern: str, field: str) -> list[Path]:
+    """Local files of a pattern with braces, wildcards, or both."""
+    from webdataset.shardlists import expand_urls
+
+    try:
+        names = expand_urls(pattern)
+    except ValueError as error:
+        raise ConfigError(f"{field} is not a pattern: {error}") from error
+    found = [name for part in names for name in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])]
+    missing = [name for name in found if not os.path.isfile(name)]
+    if missing or not found:
+        what = f"names {missing[0]}, which is not a file" if missing else "matches no file"
+        raise ConfigError(f"{field} {what}; give tar files, by wildcards or braces such as x-{{000..009}}.tar")
+    return [Path(name) for name in found]
+
+
+def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
+    """(name, byte offset, bytes) of the samples of one tar file."""
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            members = tar.getmembers()
+    except (tarfile.TarError, OSError) as error:
+        raise ConfigError(
+            f"{field}: {shard} is not a whole, uncompressed tar file ({error}); write it again"
+        ) from error
+    # A tar ends with blocks of zeros. One that was cut between two members ends early, and reads well.
+    end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
+    if shard.stat().st_size < end + 512:
+        raise ConfigError(f"{field}: {shard} is truncated after {len(members)} members; write it again")
+    return [(m.name, m.offset_data, m.size) for m in members if m.isfile() and m.name.endswith(ENDINGS)]
+
+
+def _where(shard: Path, offset: int) -> str:
+    with tarfile.open(shard, "r:") as tar:
+        name = next((member.name for member in tar if member.offset_data == offset), f"byte {offset}")
+    return f"{shard}, sample {name}"

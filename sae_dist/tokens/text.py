@@ -1,0 +1,145 @@
+"""Documents of local text: a file, a folder, or the text that every Python carries."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.tokens.documents import (
+    LINES_SUFFIX,
+    PIECE_BYTES,
+    TEXT_SUFFIXES,
+    Document,
+    held_out,
+    python_documents,
+)
+from sae_dist.tokens.encoder import Encoder
+from sae_dist.tokens.indexed import lowest_hashes
+
+MANY_FILES = 64
+MIN_PIECE_BYTES = 1024
+PIECES_WANTED = 1024
+
+
+class PythonCorpus:
+    """The standard library's sources and the topics of `pydoc_data`."""
+
+    field = "tokens.path=null"
+
+    def __init__(self, encoder: Encoder):
+        self.encoder = encoder
+        self.all = python_documents()
+
+    def __len__(self) -> int:
+        return len(self.all)
+
+    def held_out(self) -> np.ndarray:
+        """The files that the embedded LLM was not trained on either."""
+        return np.array([held_out(document.key) for document in self.all])
+
+    def ids(self, number: int) -> np.ndarray:
+        """Token ids of one document."""
+        return self.encoder.ids(self.all[number].text())
+
+
+class FolderCorpus:
+    """Pieces of the text files of a folder, or of one file; a line of a .jsonl file is a document.
+
+    Small corpora are cut into smaller pieces, so that there are enough for the lanes. Only byte offsets are
+    held, and text is read when it is asked for.
+
+    Raises:
+        ConfigError: no such path, no text in it, or a file that cannot be read.
+    """
+
+    def __init__(self, path: str, encoder: Encoder):
+        self.field = f"tokens.path={path}"
+        self.encoder = encoder
+        self.root = Path(path).expanduser()
+        self.files = _text_files(self.root, self.field)
+        sizes = [file.stat().st_size for file in self.files]
+        if not sum(sizes):
+            raise ConfigError(f"{self.field} holds only empty files; give a file or folder of text")
+        plain = sum(size for file, size in zip(self.files, sizes, strict=True) if file.suffix != LINES_SUFFIX)
+        piece_bytes = min(max(plain // PIECES_WANTED, MIN_PIECE_BYTES), PIECE_BYTES)
+        bounds = [
+            _line_bounds(file) if file.suffix == LINES_SUFFIX else _piece_bounds(size, piece_bytes)
+            for file, size in zip(self.files, sizes, strict=True)
+        ]
+        self.file_of = np.repeat(np.arange(len(bounds)), [len(each) - 1 for each in bounds])
+        self.starts = np.concatenate([each[:-1] for each in bounds])
+        self.ends = np.concatenate([each[1:] for each in bounds])
+        self._check_lines()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def held_out(self) -> np.ndarray:
+        """Whole files where there are many, else single documents."""
+        names = [file.relative_to(self.root).as_posix() for file in self.files]
+        if len(self.files) >= MANY_FILES:
+            return lowest_hashes(np.array([_hash(name) for name in names], np.uint64))[self.file_of]
+        keys = [f"{names[f]}#{s}" for f, s in zip(self.file_of, self.starts, strict=True)]
+        return lowest_hashes(np.array([_hash(key) for key in keys], np.uint64))
+
+    def ids(self, number: int) -> np.ndarray:
+        """Token ids of one document."""
+        return self.encoder.ids(self.document(number).text())
+
+    def document(self, number: int) -> Document:
+        """Where document `number` stands."""
+        file = self.files[self.file_of[number]]
+        key = f"{file.relative_to(self.root).as_posix()}#{self.starts[number]}"
+        return Document(key, file, int(self.starts[number]), int(self.ends[number]))
+
+    def _check_lines(self) -> None:
+        """Read the first line of the first .jsonl file: a wrong layout shows before the run starts."""
+        for number, file in enumerate(self.files):
+            if file.suffix == LINES_SUFFIX and (self.file_of == number).any():
+                try:
+                    self.document(int(np.argmax(self.file_of == number))).text()
+                except DataError as error:
+                    raise ConfigError(f"{self.field}: {error}") from error
+                return
+
+
+def _text_files(root: Path, field: str) -> list[Path]:
+    suffixes = (*TEXT_SUFFIXES, LINES_SUFFIX)
+    if not root.exists():
+        raise ConfigError(f"{field} does not exist; give a file or folder of text")
+    if root.is_file():
+        files = [root]
+    else:
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise ConfigError(f"{field} cannot be read; check its permissions")
+        files = sorted(file for file in root.rglob("*") if file.suffix in suffixes and file.is_file())
+    if not files:
+        raise ConfigError(f"{field} has no text in it; expected files ending in {', '.join(suffixes)}")
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise ConfigError(f"{field}: {file} cannot be read; check its permissions")
+    with open(files[0], "rb") as opened:
+        if b"\0" in opened.read(4096):
+            raise ConfigError(f"{field}: {files[0]} is not text; give files of UTF-8 text")
+    return files
+
+
+def _piece_bounds(size: int, piece_bytes: int) -> np.ndarray:
+    """Byte offsets that cut `size` bytes into pieces; of an empty file, none."""
+    count = min(max(1, round(size / piece_bytes)), size)
+    return np.array([size * i // max(count, 1) for i in range(count + 1)], np.int64)
+
+
+def _line_bounds(file: Path) -> np.ndarray:
+    """Byte offsets of the beginnings of lines, and of the file's end."""
+    ends = [0]
+    with open(file, "rb") as lines:
+        for line in lines:
+            ends.append(ends[-1] + len(line))
+    return np.array(ends, np.int64)
+
+
+def _hash(key: str) -> int:
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
