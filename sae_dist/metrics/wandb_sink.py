@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sae_dist.core.config import RunConfig
 
-INIT_TIMEOUT_S = 30
+INIT_TIMEOUT_S = 20
 
 
 class WandbSink:
@@ -77,16 +77,21 @@ def _has_key() -> bool:
 def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     import wandb
 
-    run = wandb.init(
-        project=cfg.metrics.project,
-        name=cfg.name or folder.name,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=str(folder),
-        mode=mode,  # type: ignore[arg-type]
-        config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
-    )
+    try:
+        run = wandb.init(
+            project=cfg.metrics.project,
+            name=cfg.name or folder.name,
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
+        )
+    except Exception:
+        # W&B's service process holds on to the id of a run whose start failed; offline needs it next.
+        wandb.teardown()
+        raise
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run

@@ -1,4 +1,6 @@
-"""Text to token ids, with the LLM's own tokenizer."""
+"""Token ids: made from text by the LLM's own tokenizer, or given."""
+
+from typing import Any
 
 import numpy as np
 
@@ -28,3 +30,20 @@ class Encoder:
         """Token ids [tokens] of one document."""
         encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, padding=False)
         return np.asarray(encoded["input_ids"], dtype=np.int64)
+
+
+def given_ids(values: Any, vocab_size: int) -> np.ndarray:
+    """A list or array of token ids that somebody else made, as int64 [tokens].
+
+    Raises:
+        ValueError: not a list of integers, or ids that the LLM does not have.
+    """
+    ids = np.asarray(values)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ValueError(f"expected a list of token ids, found {ids.dtype} of shape {ids.shape}")
+    if ids.size and not (0 <= ids.min() and ids.max() < vocab_size):
+        raise ValueError(
+            f"it has token ids from {ids.min()} to {ids.max()}, the LLM 0 to {vocab_size - 1}; "
+            "tokenise with this LLM's tokenizer"
+        )
+    return ids.astype(np.int64)

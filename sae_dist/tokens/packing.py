@@ -67,7 +67,7 @@ class Packing:
             segments.append((sequence, used, number, ids, keep))
             reader.advance(len(ids))
             used += overhead + len(ids)
-            left -= np.count_nonzero(keep)
+            left -= int(np.count_nonzero(keep))
         return self._lay_out(segments, sequence + 1)
 
     def _lay_out(

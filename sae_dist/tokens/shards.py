@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.tokens.encoder import given_ids
 from sae_dist.tokens.indexed import lowest_hashes
 
 ENDINGS = (".ids.npy", ".ids.json")
@@ -66,17 +67,10 @@ class ShardCorpus:
             with open(shard, "rb") as file:
                 file.seek(offset)
                 data = file.read(size)
-            ids = np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else np.array(json.loads(data))
+            values = np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else json.loads(data)
+            return given_ids(values, self.vocab_size)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{_where(shard, offset)} cannot be read: {error}") from error
-        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-            raise DataError(f"{_where(shard, offset)} is not a list of token ids: {ids.dtype}{ids.shape}")
-        if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
-            raise DataError(
-                f"{_where(shard, offset)} has token ids from {ids.min()} to {ids.max()}; the LLM has "
-                f"0 to {self.vocab_size - 1}: tokenise it with this LLM's tokenizer"
-            )
-        return ids.astype(np.int64)
 
 
 def _expand(pattern: str, field: str) -> list[Path]:
@@ -91,7 +85,7 @@ def _expand(pattern: str, field: str) -> list[Path]:
     missing = [name for name in found if not os.path.isfile(name)]
     if missing or not found:
         what = f"names {missing[0]}, which is not a file" if missing else "matches no file"
-        raise ConfigError(f"{field} {what}; give tar files, by wildcards or braces such as x-{{000..009}}.tar")
+        raise ConfigError(f"{field} {what}; give tar files, or a pattern such as shards/x-{{000..009}}.tar")
     return [Path(name) for name in found]
 
 

@@ -107,7 +107,7 @@ class FolderCorpus:
 
 def _text_files(root: Path, field: str) -> list[Path]:
     suffixes = (*TEXT_SUFFIXES, LINES_SUFFIX)
-    if not root.exists():
+    if not os.path.exists(root):
         raise ConfigError(f"{field} does not exist; give a file or folder of text")
     if root.is_file():
         files = [root]

@@ -1,5 +1,6 @@
 """The composition root: the only file that knows every concrete class. Reads as the data flows."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,7 @@ def build_run(
         device=device,
         dtype=master,
     )
-    optimizer = Engine(cfg.optim, dictionary, topology)
+    meter = RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)))
     checkpoints = Checkpoints(folder, topology, cfg.checkpoint.keep)
     assert cfg.sae.num_latents is not None
     run = Run(
@@ -135,8 +136,8 @@ def build_run(
         topology=topology,
         shuffle=shuffle,
         dictionary=dictionary,
-        optimizer=optimizer,
-        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), []),
+        optimizer=Engine(cfg.optim, dictionary, topology),
+        meter=meter,
         checkpoints=checkpoints,
         agreement=Agreement(topology, where),
         device=device,
@@ -146,7 +147,7 @@ def build_run(
         lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents),
         scale=1.0,
         mean_D=torch.zeros(chunks.width, device=device, dtype=master),
-        wandb_id=folder.name[:40] + "-" + format(abs(hash(str(folder.resolve()))) % 16**8, "08x"),
+        wandb_id=secrets.token_hex(4),
     )
     newest = checkpoints.newest(folder) if cfg.resume == "auto" else None
     if newest is None:
@@ -154,7 +155,7 @@ def build_run(
     else:
         resume(run, newest)
     if topology.rank == 0:
-        run.meter.sinks = make_sinks(cfg, folder, resume_step=run.progress.step, run_id=run.wandb_id)
+        meter.sinks = make_sinks(cfg, folder, resume_step=run.progress.step, run_id=run.wandb_id)
     return run
 
 

@@ -7,6 +7,7 @@ equal data; `perf/tokens_per_second` since the last row.
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -35,10 +36,11 @@ class Sink(Protocol):
 
 
 class RunMeter:
-    """Records on every consumer rank; the rank that has sinks writes."""
+    """Records on every consumer rank; the rank that is given sinks writes."""
 
-    def __init__(self, recorder: Recorder, sinks: list[Sink]):
-        self.recorder, self.sinks = recorder, sinks
+    def __init__(self, recorder: Recorder):
+        self.recorder = recorder
+        self.sinks: Sequence[Sink] = ()
         self.steps = 0
         self.since = time.monotonic()
 
@@ -46,6 +48,7 @@ class RunMeter:
         """Hand this step's numbers to the recorder; nothing is copied to the host here."""
         parts, record = terms.parts, self.recorder.record
         consumers = run.topology.num_consumers
+        assert run.cfg.sae.num_latents is not None
         record("loss/total", terms.total * consumers, "mean")
         record("squared_error", parts["squared_error"], "sum")
         record("deviation", (batch.x_BD - run.mean_D).square().sum(), "sum")

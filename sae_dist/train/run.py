@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.config import load_config
+from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.train.build import build_chunks, build_facts, build_run, build_source, build_stream
@@ -29,7 +30,8 @@ def run_rank(folder: Path) -> None:
     topology = Topology(cfg.topology, where, device.type)
     facts = build_facts(cfg)
     if topology.is_consumer:
-        consume(cfg, folder, build_chunks(cfg, facts, topology, device), topology, where, device)
+        chunks = build_chunks(cfg, facts, topology, device)
+        consume(build_run(cfg, folder, chunks, topology, where, device), chunks)
     else:
         assert facts is not None
         source = build_source(cfg, facts, device)
@@ -37,12 +39,10 @@ def run_rank(folder: Path) -> None:
     runtime.finish()
 
 
-def consume(cfg, folder, chunks, topology, where, device) -> None:  # type: ignore[no-untyped-def]
-    """A consumer's life: build, train, write down what came of it."""
-    run = build_run(cfg, folder, chunks, topology, where, device)
-    if topology.rank == 0:
+def consume(run: Run, chunks: ChunkSource) -> None:
+    """A consumer's life: train, write down what came of it."""
+    if run.topology.rank == 0:
         announce(run)
-    run.progress.started = run.meter.since = __import__("time").monotonic()
     try:
         train(run)
     finally:

@@ -20,11 +20,19 @@ class Draw(Protocol):
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]: ...
 
+    def counts(self) -> Any: ...
+
     def state(self) -> dict[str, Any]: ...
+
+    def restore(self, states: dict[str, Any]) -> None: ...
 
 
 class Dictionary(Protocol):
     """A dictionary in training."""
+
+    b_dec: torch.nn.Parameter
+
+    def start_from(self, x_bD: Tensor) -> None: ...
 
     def loss(self, x_bD: Tensor, tokens: int, with_aux: bool) -> LossTerms: ...
 
@@ -48,11 +56,15 @@ class Meter(Protocol):
 
     def flush(self, run: "Run") -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Store(Protocol):
     """Checkpoints."""
 
-    def save(self, step: int, tensors: dict[str, tuple[Tensor, str]], scalars: dict[str, Any]) -> None: ...
+    def save(self, step: int, tensors: dict[str, tuple[Tensor, str]], scalars: dict[str, Any]) -> Any: ...
+
+    def load(self, path: Path, tensors: dict[str, tuple[Tensor, str]]) -> dict[str, Any]: ...
 
 
 @dataclass

@@ -97,7 +97,7 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
     }
     chunks = {lane: source.open(lane, starts[lane]) for lane in lanes}
     index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
-    sending: deque[tuple[dist.Work, dist.Work, Tensor, Tensor]] = deque()
+    sending: deque[list[tuple[dist.Work, Tensor]]] = deque()
     stopped: set[int] = set()
     sent = 0
     while len(stopped) < len({lane % topology.num_consumers for lane in lanes}):
@@ -120,17 +120,25 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
         if chunk is None:
             stopped.add(consumer)
             continue
-        handles = [dist.isend(tensor, consumer, group=group) for tensor in (packed, rows)]
-        sending.append((handles[0], handles[1], packed, rows))
+        sending.append([(_under_way(dist.isend(t, consumer, group=group)), t) for t in (packed, rows)])
         while len(sending) > in_flight:
-            for handle in sending.popleft()[:2]:
-                handle.wait()
+            _await(sending.popleft())
         index[lane] += 1
         sent += 1
-    for first, second, _, _ in sending:
-        first.wait()
-        second.wait()
+    for pair in sending:
+        _await(pair)
     return sent
+
+
+def _under_way(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "both ranks are in the group"
+    return work
+
+
+def _await(pair: list[tuple[dist.Work, Tensor]]) -> None:
+    """Wait for sends; their tensors had to stay alive until now."""
+    for work, _ in pair:
+        work.wait()
 
 
 class RemoteChunks:
@@ -144,7 +152,7 @@ class RemoteChunks:
         self.stream, self.lanes, self.width = stream, lanes, stream.width
         self.in_flight = in_flight
         self.room = threading.Semaphore(ahead * len(lanes) + in_flight)
-        self.arrived: dict[int, queue.Queue[ActivationChunk | BaseException | None]] = defaultdict(queue.Queue)
+        self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = defaultdict(queue.Queue)
         self.index: dict[int, int] = {}
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._receive, name="receive", daemon=True)
@@ -161,7 +169,7 @@ class RemoteChunks:
             self.thread.start()
         while True:
             chunk = self.arrived[lane].get()
-            if isinstance(chunk, BaseException):
+            if isinstance(chunk, Exception):
                 raise chunk
             if chunk is None:
                 return
@@ -192,7 +200,7 @@ class RemoteChunks:
             stopped: set[int] = set()
             while len(stopped) < len(self.lanes):
                 stopped.add(self._grant("stop") % self.stream.lanes)
-        except BaseException as error:
+        except Exception as error:
             for lane in self.lanes:
                 self.arrived[lane].put(error)
 
@@ -219,6 +227,6 @@ class RemoteChunks:
         packed = torch.empty(size, dtype=torch.uint8, device=stream.device)
         rows = torch.empty(stream.rows, stream.width, dtype=stream.dtype, device=stream.device)
         for tensor in (packed, rows):
-            dist.irecv(tensor, rank, group=group).wait()
+            _under_way(dist.irecv(tensor, rank, group=group)).wait()
         self.arrived[lane].put(_unpack(number, lane, rows, packed))
         return True

@@ -82,13 +82,14 @@ class FileChunkSource:
     than a chunk, are not read.
 
     Args:
-        rows: wanted rows per chunk R; made smaller where the array has too few rows for the lanes.
-        held_out: read the held-out chunks instead, once, in file order.
+        lanes, rows: lanes of the run and wanted rows per chunk R; R is made smaller where the array has
+            too few rows for the lanes.
+        held_out: read the held-out chunks instead, once, in file order, through lane 0.
     """
 
     def __init__(self, array: Tensor, *, lanes: int, rows: int, seed: int, held_out: bool, dtype: torch.dtype):
-        self.array, self.lanes, self.seed, self.dtype = array, lanes, seed, dtype
-        self.held_out = held_out
+        self.array, self.seed, self.dtype, self.held_out = array, seed, dtype, held_out
+        self.lanes = 1 if held_out else lanes
         self.width = array.shape[1]
         self.rows = min(rows, len(array) // (lanes * 2))
         if self.rows == 0:
@@ -104,7 +105,7 @@ class FileChunkSource:
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         """See `ChunkSource.open`. Held-out chunks end after one pass."""
         index = start["chunk"] if start else 0
-        per_epoch = len(self.places) if self.held_out else len(self.places) // self.lanes
+        per_epoch = len(self.places) // self.lanes
         while True:
             epoch, turn = divmod(index, per_epoch)
             if self.held_out and epoch:

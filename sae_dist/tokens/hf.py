@@ -1,0 +1,157 @@
+"""Documents of Hugging Face datasets: streamed, or downloaded and read by number."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sae_dist.core.config import TokensConfig
+from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.tokens.documents import HELD_OUT_ONE_IN
+from sae_dist.tokens.encoder import Encoder, given_ids
+from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+SHUFFLE_BUFFER = 64
+HUB_TIMEOUT_S = 5
+
+
+class Column:
+    """Turns an example into token ids: its column holds text, or lists of token ids.
+
+    Raises:
+        ConfigError: the first example has no such column, or neither text nor token ids in it.
+    """
+
+    def __init__(self, name: str, field: str, encoder: Encoder, vocab_size: int, first: dict[str, Any]):
+        self.name, self.field, self.encoder, self.vocab_size = name, field, encoder, vocab_size
+        if name not in first:
+            raise ConfigError(
+                f"tokens.column={name} is not a column of {field}; its columns: {', '.join(first)}"
+            )
+        try:
+            self.ids(first, 0)
+        except DataError as error:
+            raise ConfigError(f"tokens.column={name}: {error}") from error
+
+    def ids(self, example: dict[str, Any], number: int) -> np.ndarray:
+        """Token ids [tokens] of one example.
+
+        Raises:
+            DataError: neither text nor token ids of this LLM.
+        """
+        value = example[self.name]
+        if isinstance(value, str):
+            return self.encoder.ids(value)
+        try:
+            return given_ids([] if value is None else value, self.vocab_size)
+        except ValueError as error:
+            raise DataError(f"{self.field}, example {number} is not text: {error}") from error
+
+
+class MappedCorpus:
+    """A dataset on disk, read by number."""
+
+    def __init__(self, dataset: "Dataset", column: Column):
+        self.field, self.dataset, self.column = column.field, dataset, column
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def held_out(self) -> np.ndarray:
+        """By number."""
+        return lowest_hashes(random_keys(0, 0, len(self.dataset)))
+
+    def ids(self, number: int) -> np.ndarray:
+        """Token ids of one example."""
+        return self.column.ids(self.dataset[number], number)
+
+
+class StreamedDocuments:
+    """A stream dealt out to lanes: by file where there are enough files, else every lanes-th example.
+
+    A place counts the examples of the lane, held-out ones included, so that it is reached by skipping. What
+    is held out depends on an example's content: the number of an example in a stream depends on its order.
+    """
+
+    def __init__(self, stream: "IterableDataset", column: Column, *, lanes: int, seed: int, held_out: bool):
+        self.stream, self.column, self.lanes, self.seed = stream, column, lanes, seed
+        self.held_out = held_out
+
+    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(place within the lane, token ids) of the lane's documents in this epoch, from `first` on."""
+        stream = self.stream
+        if not self.held_out:
+            seed = int(random_keys(self.seed, epoch, 1)[0])
+            stream = stream.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+        if stream.num_shards >= self.lanes:
+            mine = iter(stream.shard(num_shards=self.lanes, index=lane).skip(first))
+        else:
+            mine = islice(stream.skip(lane + first * self.lanes), 0, None, self.lanes)
+        for place, example in enumerate(mine, start=first):
+            if _falls_to_evaluation(example[self.column.name]) == self.held_out:
+                yield place, self.column.ids(example, place)
+
+
+def open_dataset(
+    cfg: TokensConfig, encoder: Encoder, vocab_size: int, *, lanes: int, seed: int, held_out: bool
+) -> IndexedDocuments | StreamedDocuments:
+    """The dataset's training or held-out documents.
+
+    Raises:
+        ConfigError: it cannot be loaded, is empty, or has fewer documents than lanes.
+    """
+    field = f"tokens.dataset={cfg.dataset}"
+    dataset = _load(cfg, field)
+    first = next(iter(dataset), None)
+    if first is None:
+        raise ConfigError(f"{field} has no examples in tokens.split={cfg.split}")
+    column = Column(cfg.column, field, encoder, vocab_size, first)
+    if cfg.streaming:
+        columns = dataset.select_columns([cfg.column])
+        return StreamedDocuments(columns, column, lanes=lanes, seed=seed, held_out=held_out)
+    corpus = MappedCorpus(dataset.select_columns([cfg.column]), column)
+    return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out)
+
+
+def _load(cfg: TokensConfig, field: str) -> Any:
+    import datasets
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if not cfg.dataset:
+        raise ConfigError("tokens.dataset is missing; give a name, a folder, or json with tokens.data_files")
+    remote = cfg.data_files is None and not os.path.exists(cfg.dataset)
+    if remote and not HF_HUB_OFFLINE and not _hub_answers():
+        raise ConfigError(
+            f"{field} is no folder here, and the Hugging Face Hub cannot be reached; give a folder, or "
+            "set HF_HUB_OFFLINE=1 to use what is in the local cache"
+        )
+    try:
+        return datasets.load_dataset(
+            cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
+        )
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise ConfigError(f"{field} cannot be loaded: {lines[0]}") from error
+
+
+def _hub_answers() -> bool:
+    """One short try: the library's own takes half a minute to give up."""
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _falls_to_evaluation(value: Any) -> bool:
+    text = value if isinstance(value, str) else ",".join(map(str, value or ()))
+    return hashlib.sha256(text.encode("utf-8", errors="replace")).digest()[0] % HELD_OUT_ONE_IN == 0

@@ -1,0 +1,164 @@
+"""Opens the token source of a run: lanes of packed chunks, reachable at any position."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from sae_dist.core.config import TokensConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.types import LlmFacts, Position, TokenChunk
+from sae_dist.tokens.encoder import Encoder
+from sae_dist.tokens.hf import open_dataset
+from sae_dist.tokens.indexed import Corpus, IndexedDocuments
+from sae_dist.tokens.packing import Packing
+from sae_dist.tokens.shards import ShardCorpus
+from sae_dist.tokens.text import FolderCorpus, PythonCorpus
+
+DEFAULT_CONTEXT = 256
+
+
+class Documents(Protocol):
+    """What a kind of source has to offer."""
+
+    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(place, token ids [tokens]) of a lane's documents in one epoch, in order, places >= `first` only.
+
+        Places grow, and need not be consecutive. Asking for `first` must not tokenise what lies before it.
+        """
+        ...
+
+
+class TokenSource:
+    """Lanes of token chunks. Every chunk keeps exactly `rows` tokens."""
+
+    def __init__(
+        self, documents: Documents, packing: Packing, *, field: str, lanes: int, epochs: int | None
+    ):
+        self.documents, self.packing = documents, packing
+        self.field, self.lanes, self.epochs = field, lanes, epochs
+
+    def open(self, lane: int, start: Position | None) -> Iterator[TokenChunk]:
+        """Chunks of `lane` from `start` (the start of a chunk; None: the first) until the epochs are over.
+
+        Tokens at the very end that do not fill a chunk are left out.
+
+        Raises:
+            ConfigError: a whole pass over the lane's documents gave no token.
+            DataError: a document is damaged.
+        """
+        reader = LaneReader(self, lane, start)
+        index = start["chunk"] if start else 0
+        while True:
+            at: Position = {"chunk": index, **reader.position()}
+            packed = self.packing.pack(reader)
+            if packed is None:
+                return
+            yield TokenChunk(number=index * self.lanes + lane, lane=lane, start=at, **packed)
+            index += 1
+
+
+class LaneReader:
+    """Walks through a lane's documents, epoch after epoch."""
+
+    def __init__(self, source: TokenSource, lane: int, start: Position | None):
+        self.source, self.lane = source, lane
+        self.epoch = start["epoch"] if start else 0
+        self.place = start["document"] if start else 0
+        self.offset = start["offset"] if start else 0
+        self.special = (*source.packing.prefix, *source.packing.suffix)
+        self.whole_epoch = self.place == 0 and self.offset == 0
+        self.found_tokens = False
+        self.documents = source.documents.documents(lane, self.epoch, self.place)
+        self.ids: np.ndarray | None = None
+        self.keep = np.zeros(0, bool)
+
+    def position(self) -> Position:
+        """Where the next token stands, given without looking for the next document."""
+        return {"epoch": self.epoch, "document": self.place, "offset": self.offset}
+
+    def rest(self) -> tuple[int, np.ndarray, np.ndarray] | None:
+        """The rest of the current document; see `packing.Reader`."""
+        while self.ids is None or self.offset >= len(self.ids):
+            if self.source.epochs is not None and self.epoch >= self.source.epochs:
+                return None
+            found = next(self.documents, None)
+            if found is None:
+                self._next_epoch()
+            else:
+                self._load(*found)
+        return self.place, self.ids[self.offset :], self.keep[self.offset :]
+
+    def advance(self, tokens: int) -> None:
+        """Go on by so many tokens; a document that ends is left at once."""
+        assert self.ids is not None
+        self.offset += tokens
+        if self.offset == len(self.ids):
+            self.place, self.offset, self.ids = self.place + 1, 0, None
+
+    def _load(self, place: int, ids: np.ndarray) -> None:
+        # An offset belongs to the document it was saved in; a later one, met by skipping, starts at 0.
+        self.offset = self.offset if place == self.place else 0
+        self.place = place
+        prefix = self.source.packing.prefix
+        if prefix and tuple(ids[: len(prefix)].tolist()) == prefix:
+            ids = ids[len(prefix) :]
+        self.ids, self.keep = ids, ~np.isin(ids, self.special)
+        self.found_tokens = self.found_tokens or bool(self.keep.any())
+        if not len(ids):
+            self.place, self.offset, self.ids = place + 1, 0, None
+
+    def _next_epoch(self) -> None:
+        if self.whole_epoch and not self.found_tokens:
+            raise ConfigError(
+                f"{self.source.field} has no text for lane {self.lane} of shuffle.lanes={self.source.lanes}; "
+                "use fewer lanes or give more text"
+            )
+        self.epoch, self.place, self.offset = self.epoch + 1, 0, 0
+        self.whole_epoch, self.found_tokens = True, False
+        self.documents = self.source.documents.documents(self.lane, self.epoch, 0)
+
+
+def open_tokens(
+    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, rows: int, held_out: bool
+) -> TokenSource:
+    """Open the source that `cfg` names.
+
+    Args:
+        rows: kept tokens per chunk.
+        held_out: the documents kept for evaluation, in an order that no seed changes; else all others,
+            permuted by (seed, epoch).
+
+    Raises:
+        ConfigError: the source does not exist, is damaged, or has fewer documents than lanes.
+    """
+    context = min(cfg.context or DEFAULT_CONTEXT, facts.context or cfg.context or DEFAULT_CONTEXT)
+    special = len(facts.prefix) + len(facts.suffix)
+    if context <= special:
+        raise ConfigError(
+            f"tokens.context={context} leaves no room beside {special} special tokens; "
+            f"use at least {special + 1}"
+        )
+    packing = Packing(context, facts.prefix, facts.suffix, rows)
+    documents, field = _open_kind(cfg, facts, lanes=lanes, seed=seed, held_out=held_out)
+    return TokenSource(documents, packing, field=field, lanes=lanes, epochs=cfg.epochs)
+
+
+def _open_kind(
+    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, held_out: bool
+) -> tuple[Documents, str]:
+    if cfg.kind == "hf":
+        documents = open_dataset(
+            cfg, Encoder(facts), facts.vocab_size, lanes=lanes, seed=seed, held_out=held_out
+        )
+        return documents, f"tokens.dataset={cfg.dataset}"
+    if cfg.kind == "text":
+        encoder = Encoder(facts)
+        corpus: Corpus = FolderCorpus(cfg.path, encoder) if cfg.path else PythonCorpus(encoder)
+    elif cfg.kind == "webdataset":
+        if not cfg.path:
+            raise ConfigError("tokens.path is missing; give tar files such as shards/x-{000..009}.tar")
+        corpus = ShardCorpus(cfg.path, facts.vocab_size)
+    else:
+        raise ConfigError(f"tokens.kind={cfg.kind} is unknown; use text, webdataset or hf")
+    return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out), corpus.field
