@@ -1,5 +1,6 @@
 """Evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
 
+import dataclasses
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from sae_dist.analysis.plots import plot_density
 from sae_dist.analysis.quality import evaluate
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
-from sae_dist.core.types import ChunkSource, LlmFacts, TokenChunk
+from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.resolve import resolve
@@ -24,7 +25,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
-from sae_dist.tokens.source import open_tokens
+from sae_dist.tokens.source import TokenSource, open_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
 
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
@@ -84,7 +85,7 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
     if ce_tokens == 0:
         return result | ce.no_cross_entropy("eval.ce_tokens=0")
     acts = ce.replacements(sae, mean_D, encode, cfg.tokens.max_norm_multiple)
-    chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows)
+    chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None)
     if facts.causal:
         return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
     return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
@@ -93,12 +94,19 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
 def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:
     rows = cfg.shuffle.chunk_rows
     spare = -(-rows // 64) if cfg.tokens.max_norm_multiple else 0
-    tokens = open_tokens(cfg.tokens, facts, lanes=1, seed=cfg.seed, rows=rows + spare, held_out=True)
-    return LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=cfg.tokens.max_norm_multiple)
+    return LlmChunkSource(
+        llm,
+        _tokens(cfg, facts, rows + spare),
+        rows=rows,
+        spare=spare,
+        max_norm_multiple=cfg.tokens.max_norm_multiple,
+    )
 
 
-def _tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> Iterator[TokenChunk]:
-    return open_tokens(cfg.tokens, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True).open(0, None)
+def _tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> TokenSource:
+    """Held-out tokens, once: a second pass would count the same tokens twice."""
+    once = dataclasses.replace(cfg.tokens, epochs=1)
+    return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
 
 
 def _rows(source: ChunkSource, device: torch.device) -> Iterator[Tensor]:
