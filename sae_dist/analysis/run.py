@@ -76,12 +76,15 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
         array = open_array(cfg.activations.path, cfg.activations.key)
         rows = cfg.shuffle.chunk_rows
         source = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
-        result, _ = evaluate(cfg, sae, _rows(source, device), encode=encode)
+        result, _ = evaluate(cfg, sae, _rows(source, device, []), encode=encode)
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=_dtype(cfg, device), with_head=ce_tokens > 0)
-    result, mean_D = evaluate(cfg, sae, _rows(_activations(cfg, facts, llm), device), encode=encode)
+    source = _activations(cfg, facts, llm)
+    excluded: list[int] = []
+    result, mean_D = evaluate(cfg, sae, _rows(source, device, excluded), encode=encode)
+    result["eval_excluded"] = sum(excluded)
     if ce_tokens == 0:
         return result | ce.no_cross_entropy("eval.ce_tokens=0")
     acts = ce.replacements(sae, mean_D, encode, cfg.tokens.max_norm_multiple)
@@ -109,8 +112,10 @@ def _tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> TokenSource:
     return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
 
 
-def _rows(source: ChunkSource, device: torch.device) -> Iterator[Tensor]:
+def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Iterator[Tensor]:
+    """Rows of each chunk; `excluded` gets how many each left out for their norm."""
     for chunk in source.open(0, None):
+        excluded.append(chunk.excluded)
         yield chunk.rows_RD.to(device)
 
 

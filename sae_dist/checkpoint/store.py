@@ -7,6 +7,7 @@ rank holds; the mesh order is (shard, dp), see `dist.mesh`.
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,7 +61,7 @@ class Checkpoints:
         """
         final = self._folder / f"step_{step:08d}"
         temporary = self._folder / f".step_{step}.tmp"
-        need = self._bytes_needed(tensors)
+        need, state = self._bytes_needed(tensors), json.dumps(scalars)
         if self._together(lambda: self._prepare(final, temporary, need)) == "exists":
             return final
         writer = dcp.FileSystemWriter(temporary, sync_files=True)
@@ -68,7 +69,7 @@ class Checkpoints:
             dcp.save(self._label(tensors), storage_writer=writer, process_group=self._group)
         except CheckpointException as error:
             raise CheckpointError(self._cannot_write(need, _first_cause(error))) from None
-        self._together(lambda: self._publish(final, temporary, scalars, need))
+        self._together(lambda: self._publish(final, temporary, state, need))
         return final
 
     def load(self, path: Path, tensors: Tensors) -> dict[str, Any]:
@@ -122,9 +123,9 @@ class Checkpoints:
         temporary.mkdir()
         return "ready"
 
-    def _publish(self, final: Path, temporary: Path, scalars: dict[str, Any], need: int) -> str:
+    def _publish(self, final: Path, temporary: Path, state: str, need: int) -> str:
         try:
-            _write_synced(temporary / STATE_FILE, json.dumps(scalars))
+            _write_synced(temporary / STATE_FILE, state)
             os.replace(temporary, final)
             _write_synced(self._folder / ".latest.tmp", final.name + "\n")
             os.replace(self._folder / ".latest.tmp", self._folder / "latest")
@@ -176,7 +177,9 @@ def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str
         _check_shape(path, stored, name, None)
     full = {n: empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
     try:
-        dcp.load(full, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(full, storage_reader=dcp.FileSystemReader(path), no_dist=True)
     except CheckpointException as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {_first_cause(error)}") from None
     return full, _scalars(path)

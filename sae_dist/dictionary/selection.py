@@ -19,20 +19,22 @@ from sae_dist.core.types import Codes
 from sae_dist.dist.collectives import Axis
 
 
-def select(val_BK: Tensor, idx_BK: Tensor, k: int, shard: Axis, kernels: ModuleType) -> Codes:
+def select(
+    val_BK: Tensor, idx_BK: Tensor, k: int, shard: Axis, kernels: ModuleType, *, padded: bool = False
+) -> Codes:
     """Keep the candidates that are among the `k` best of their row over all shards.
 
     Args:
-        val_BK: candidates' scores, sorted (value descending, latent ascending); a rank with fewer
-            candidates than others pads with -inf, which never wins.
+        val_BK: candidates' scores, sorted (value descending, latent ascending), at most k per row.
         idx_BK: their latents within this shard.
         k: codes per row.
+        padded: a rank with fewer candidates than others has padded with -inf, which never wins.
 
     Returns:
         The same slots with `count_B`, the number of winners in each row.
     """
-    if shard.size == 1 and val_BK.shape[1] <= k:
-        return Codes(idx_BK, val_BK, (~torch.isneginf(val_BK)).sum(1))
+    if shard.size == 1:
+        return Codes(idx_BK, val_BK, (~torch.isneginf(val_BK)).sum(1) if padded else None)
     rows, slots = val_BK.shape
     own = rows // shard.size
     received = shard.exchange_rows(val_BK.view(shard.size * own, slots))

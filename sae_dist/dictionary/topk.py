@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.config import SaeConfig
-from sae_dist.core.types import Codes, LossTerms
+from sae_dist.core.types import LossTerms
 from sae_dist.dictionary.dead import DeadLatents
 from sae_dist.dictionary.init import unit_rows
 from sae_dist.dictionary.selection import select
@@ -137,7 +137,7 @@ class TopKDictionary(torch.nn.Module):
                     x_BD, self.W_enc[latents], self.b_enc[latents], found
                 )
                 val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
-            codes: Codes = select(val_BK, idx_BK, aux_k, self.shard, self.kernels)
+            codes = select(val_BK, idx_BK, aux_k, self.shard, self.kernels, padded=True)
             totals = self.consumers.sum(
                 torch.stack([error_bD.square().sum(), (dead_F.sum() / self.dp.size).to(error_bD.dtype)])
             )

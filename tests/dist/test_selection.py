@@ -28,9 +28,8 @@ def selected(scores: torch.Tensor, k: int) -> tuple[list[set[int]], int, dict]:
     mine = scores[:, axis.rank * local : (axis.rank + 1) * local]
     val, idx = torch_backend.topk_rows(mine, min(k, local))
     codes: Codes = select(val, idx, k, axis, torch_backend)
-    rows = [
-        {axis.rank * local + int(i) for i in idx[b, : codes.count_B[b]]} for b in range(len(scores))
-    ]
+    counts = [idx.shape[1]] * len(scores) if codes.count_B is None else codes.count_B.tolist()
+    rows = [{axis.rank * local + int(i) for i in idx[b, : counts[b]]} for b in range(len(scores))]
     return rows, dict(axis.bytes)
 
 
@@ -63,7 +62,8 @@ def padded(k: int) -> list[int]:
     val = torch.full((4, k), -torch.inf)
     if axis.rank == 0:
         val[:, :2] = torch.tensor([2.0, 1.0])
-    return select(val, torch.zeros(4, k, dtype=torch.int64), k, axis, torch_backend).count_B.tolist()
+    idx = torch.zeros(4, k, dtype=torch.int64)
+    return select(val, idx, k, axis, torch_backend, padded=True).count_B.tolist()
 
 
 @pytest.mark.parametrize("world", [1, 2])

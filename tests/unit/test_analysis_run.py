@@ -48,7 +48,7 @@ def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
     cfg = config()
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     result = evaluate_run(run_folder(tmp_path, cfg, perfect(facts.width)), training={"world_size": 2})
-    assert result["fvu"] < 1e-6 and 0 < result["fvu_pca"] < 0.2 and result["fvu_untrained"] > result["fvu"]
+    assert result["fvu"] < 1e-6 < result["fvu_untrained"]
     assert result["ce_recovered"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_clean"] < min(result["ce_mean_ablated"], result["ce_zero_ablated"])

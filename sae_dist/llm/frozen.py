@@ -1,0 +1,203 @@
+"""The frozen LLM: runs packed chunks up to the hook, or through to the end with activations replaced."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.config import LlmConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.types import LlmFacts, TokenChunk
+from sae_dist.llm.facts import position_offset
+from sae_dist.llm.hooks import Stop, attach
+from sae_dist.llm.hub import cannot_pack, loading
+from sae_dist.llm.masks import packed_masks
+
+# Mean relative difference of a packed segment from the same segment alone. Rounding stays far below it, and
+# attention that crosses segments far above.
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+PROOF_LENGTHS = (5, 7, 3)
+LONGEST_PROOF = 512
+TRIM_BELOW = 0.75
+
+
+class FrozenLlm:
+    """A language model that is only read. `load` makes one."""
+
+    def __init__(self, model: Any, facts: LlmFacts, *, with_head: bool):
+        self.model = model.eval().requires_grad_(False)
+        self.facts, self.with_head = facts, with_head
+        self.base = model.base_model
+        self.config = model.config.get_text_config()
+        self.first_position = position_offset(model)
+        weights = next(model.parameters())
+        self.device, self.dtype = weights.device, weights.dtype
+
+    @classmethod
+    def load(
+        cls, cfg: LlmConfig, facts: LlmFacts, *, device: torch.device, dtype: torch.dtype, with_head: bool
+    ) -> "FrozenLlm":
+        """Load the weights: without head only the layers up to the hook, with head the whole model.
+
+        Encoders have no head; theirs is the whole model.
+
+        Raises:
+            ConfigError: the weights do not load, or the model lets packed documents see each other.
+        """
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+        auto: Any = AutoModelForCausalLM if with_head and facts.causal else AutoModel
+        remote = cfg.trust_remote_code
+        with loading(cfg.name):
+            config = AutoConfig.from_pretrained(facts.path, trust_remote_code=remote)
+            if not with_head:
+                _trim(config.get_text_config(), facts.hook)
+            model, report = auto.from_pretrained(
+                facts.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=cfg.attn,
+                trust_remote_code=remote,
+                output_loading_info=True,
+            )
+            model.config.use_cache = False
+            llm = cls(model.to(device), facts, with_head=with_head)
+        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+        if missing:
+            raise ConfigError(
+                f"llm.name={cfg.name} has no weights for {len(missing)} parameters, {missing[0]} among them; "
+                "give a folder with all of its weights"
+            )
+        llm._prove_packing()
+        return llm
+
+    @torch.no_grad()
+    def activations(self, chunk: TokenChunk) -> Tensor:
+        """The hook's tensor at the kept tokens [kept, D], in reading order."""
+        parts = []
+        for part, width in _full_and_rest(chunk):
+            ids, segment, position, keep = (
+                each[part, :width].to(self.device)
+                for each in (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
+            )
+            parts.append(self._capture(self._inputs(ids, segment, position))[keep])
+        return torch.cat(parts)
+
+    def logits(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """Next-token logits [N, S, V]; `replace` maps activations [kept, D] to what stands in for them."""
+        assert self.facts.causal and self.with_head
+        return self._whole(chunk, replace).logits
+
+    def final_hidden(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """The last layer's output [N, S, H], with activations replaced as in `logits`."""
+        assert not self.facts.causal and self.with_head
+        return self._whole(chunk, replace).last_hidden_state
+
+    @torch.no_grad()
+    def _whole(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Any:
+        tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
+        ids, segment, position, keep = (each.to(self.device) for each in tensors)
+        inputs = self._inputs(ids, segment, position)
+        if replace is None:
+            return self.model(**inputs)
+
+        def splice(x_NSD: Tensor) -> Tensor:
+            spliced = x_NSD.clone()
+            spliced[keep] = replace(x_NSD[keep]).to(x_NSD.dtype)
+            return spliced
+
+        handle = attach(self.base, self.facts.hook, splice)
+        try:
+            return self.model(**inputs)
+        finally:
+            handle.remove()
+
+    def _capture(self, inputs: dict[str, Any]) -> Tensor:
+        """Run up to the hook, and no further."""
+        caught: list[Tensor] = []
+
+        def catch(x_NSD: Tensor) -> Tensor:
+            caught.append(x_NSD)
+            raise Stop
+
+        handle = attach(self.base, self.facts.hook, catch)
+        try:
+            self.base(**inputs)
+        except Stop:
+            pass
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def _inputs(self, ids: Tensor, segment: Tensor, position: Tensor) -> dict[str, Any]:
+        masks = packed_masks(segment, position, self.config, causal=self.facts.causal, dtype=self.dtype)
+        return {"input_ids": ids, "attention_mask": masks, "position_ids": position + self.first_position}
+
+    @torch.no_grad()
+    def _prove_packing(self) -> None:
+        """Compare packed segments with the same segments alone, given to the model without any mask.
+
+        Raises:
+            ConfigError: they differ, or the model does not take our masks or positions.
+        """
+        ids, segment, position, lengths = self._proof_batch()
+        name = self.facts.name
+        try:
+            packed = self._last(self._inputs(ids, segment, position))
+        except Exception as error:
+            raise cannot_pack(name, error) from error
+        alone = torch.cat([self._last({"input_ids": part}) for part in ids.split(lengths, 1)], 1)
+        alone = alone.double()
+        difference = (packed.double() - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-30)
+        if not difference.mean() <= TOLERANCE[self.dtype]:
+            raise ConfigError(
+                f"llm.name={name} lets packed documents see each other, or misplaces them: activations "
+                f"differ by {float(difference.mean()):.1%} from each document's alone; use another model"
+            )
+
+    def _proof_batch(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+        """Ids, segments and positions [1, S] of random text, and the lengths of its segments."""
+        window = getattr(self.config, "sliding_window", None) or LONGEST_PROOF
+        lengths = [*PROOF_LENGTHS, window + 8] if window < LONGEST_PROOF else [*PROOF_LENGTHS]
+        lengths = [min(length, self.facts.context or length) for length in lengths]
+        random = torch.Generator().manual_seed(0)
+        ids = torch.randint(self.facts.vocab_size, (1, sum(lengths)), generator=random)
+        # Some models take the padding token for padding, wherever it stands.
+        padding = getattr(self.config, "pad_token_id", None)
+        if padding is not None:
+            ids[ids == padding] = (padding + 1) % self.facts.vocab_size
+        segment = torch.cat([torch.full((n,), i + 1) for i, n in enumerate(lengths)])[None]
+        position = torch.cat([torch.arange(n) for n in lengths])[None]
+        return ids.to(self.device), segment.to(self.device), position.to(self.device), lengths
+
+    def _last(self, inputs: dict[str, Any]) -> Tensor:
+        """What is used of this model: its output if it is whole, else the hook's tensor."""
+        if not self.with_head:
+            return self._capture(inputs)
+        out = self.model(**inputs)
+        return out.logits if self.facts.causal else out.last_hidden_state
+
+
+def _trim(config: Any, hook: str) -> None:
+    """Leave out the layers after the hook's: they are neither loaded nor run."""
+    number = next((int(part) for part in hook.split(":")[0].split(".") if part.isdigit()), None)
+    if number is None:
+        return
+    layers = config.num_hidden_layers
+    for key, value in list(vars(config).items()):
+        if isinstance(value, list) and len(value) == layers:
+            setattr(config, key, value[: number + 1])
+    config.num_hidden_layers = number + 1
+
+
+def _full_and_rest(chunk: TokenChunk) -> Iterator[tuple[slice, int]]:
+    """(sequences, width) to run: the last sequence is on its own if much of it is padding."""
+    last = int((chunk.segment_NS[-1] > 0).sum())
+    sequences, context = chunk.ids_NS.shape
+    if last > TRIM_BELOW * context:
+        yield slice(0, sequences), context
+        return
+    if sequences > 1:
+        yield slice(0, sequences - 1), context
+    yield slice(sequences - 1, sequences), last

