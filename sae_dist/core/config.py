@@ -4,10 +4,15 @@ Counts of tokens are written `2M`, `1e9` or `10B` (`core.counts`). A field whose
 "null:" is filled in by `core.resolve`; the frozen `config.yaml` of a run holds the filled-in value.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from sae_dist.core.errors import ConfigError
 
 
 @dataclass
@@ -140,3 +145,76 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def register() -> None:
+    """Tell Hydra the schema, as the config that conf/train.yaml starts from."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a frozen config.yaml.
+
+    Raises:
+        ConfigError: there is none, or it does not fit the schema.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        loaded = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(f"{path} is not the config of a run: {str(error).splitlines()[0]}") from None
+    assert isinstance(loaded, RunConfig)
+    return loaded
+
+
+def save_config(cfg: RunConfig, path: Path) -> None:
+    """Write a config as YAML, values only."""
+    OmegaConf.save(OmegaConf.structured(cfg), path)
+
+
+def flat(cfg: RunConfig) -> dict[str, Any]:
+    """`{"sae.k": 32, ...}`: every value by its full key."""
+    found: dict[str, Any] = {}
+
+    def walk(prefix: str, node: Any) -> None:
+        for item in fields(node):
+            value = getattr(node, item.name)
+            if is_dataclass(value):
+                walk(f"{prefix}{item.name}.", value)
+            else:
+                found[prefix + item.name] = value
+
+    walk("", cfg)
+    return found
+
+
+def register() -> None:
+    """Tell Hydra the schema, under the name that `conf/train.yaml` begins with."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a frozen config.
+
+    Raises:
+        ConfigError: no such file, or one that does not fit the schema.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give a run folder, one with a {path.name}")
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
+        return OmegaConf.to_object(cfg)  # type: ignore[return-value]
+    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).splitlines()[:1])
+        raise ConfigError(f"{path} is not a config of this version ({reason}); train it again") from None
+
+
+def save_config(cfg: RunConfig, path: Path) -> None:
+    """Write a config as YAML that `load_config` reads back equal."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), encoding="utf-8")

@@ -13,6 +13,10 @@ class ConfigError(SaeDistError):
     exit_code = 2
 
 
+class Told(ConfigError):
+    """Rank 0 found the input wrong and has said so; the other ranks leave without a word."""
+
+
 class DataError(SaeDistError):
     """Data found bad in the middle of a run: named; the last checkpoint is intact."""
 

@@ -57,11 +57,16 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
     if where.world == 1 and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
-        if "MASTER_ADDR" not in os.environ:
-            os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-            os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+        slurm_rendezvous()
         dist.init_process_group(backend, rank=where.rank, world_size=where.world, timeout=timeout)
     return torch.device(device, where.local_rank) if device == "cuda" else torch.device("cpu")
+
+
+def slurm_rendezvous() -> None:
+    """Inside a Slurm step, name the meeting place as torch expects it; elsewhere it is named already."""
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
 
 def finish() -> None:

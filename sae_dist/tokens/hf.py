@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,7 +93,14 @@ class StreamedDocuments:
             mine = iter(stream.shard(num_shards=self.lanes, index=lane).skip(first))
         else:
             mine = islice(stream.skip(lane + first * self.lanes), 0, None, self.lanes)
-        for place, example in enumerate(mine, start=first):
+        for place in count(first):
+            try:
+                example = next(mine, None)
+            except Exception as error:
+                where = f"{self.column.field}, after example {place} of lane {lane}"
+                raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+            if example is None:
+                return
             if _falls_to_evaluation(example[self.column.name]) == self.held_out:
                 yield place, self.column.ids(example, place)
 
@@ -107,8 +114,7 @@ def open_dataset(
         ConfigError: it cannot be loaded, is empty, or has fewer documents than lanes.
     """
     field = f"tokens.dataset={cfg.dataset}"
-    dataset = _load(cfg, field)
-    first = next(iter(dataset), None)
+    dataset, first = _load(cfg, field)
     if first is None:
         raise ConfigError(f"{field} has no examples in tokens.split={cfg.split}")
     column = Column(cfg.column, field, encoder, vocab_size, first)
@@ -119,7 +125,8 @@ def open_dataset(
     return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out)
 
 
-def _load(cfg: TokensConfig, field: str) -> Any:
+def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
+    """The dataset and its first example."""
     import datasets
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -132,12 +139,13 @@ def _load(cfg: TokensConfig, field: str) -> Any:
             "set HF_HUB_OFFLINE=1 to use what is in the local cache"
         )
     try:
-        return datasets.load_dataset(
+        dataset = datasets.load_dataset(
             cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
         )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise ConfigError(f"{field} cannot be loaded: {lines[0]}") from error
+        return dataset, next(iter(dataset), None)
+    # Loaders read files of other people's making, and let any of their readers' errors through.
+    except Exception as error:
+        raise ConfigError(f"{field} cannot be loaded: {_first_line(error)}") from error
 
 
 def _hub_answers() -> bool:
@@ -150,6 +158,10 @@ def _hub_answers() -> bool:
     except httpx.HTTPError:
         return False
     return True
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _falls_to_evaluation(value: Any) -> bool:

@@ -1,0 +1,151 @@
+"""The `sae-dist` command."""
+
+import os
+import sys
+import threading
+from importlib import metadata
+from pathlib import Path
+
+from sae_dist.core.errors import SaeDistError, Told
+
+USAGE = """sae-dist: sparse autoencoders over the activations of language models
+
+  sae-dist train [key=value ...]    train, export and evaluate a dictionary   (train --help)
+  sae-dist export RUN               export a run's newest checkpoint again
+  sae-dist eval RUN                 evaluate a run's export again
+  sae-dist --version
+
+Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on request, resumable; 1 anything else.
+"""
+
+TRAIN = """sae-dist train [key=value ...] [-m] [--cfg job]
+
+Trains a dictionary, exports it, evaluates it on held-out data. Without arguments: a small language model and
+text that are already on this machine.
+
+  -m            one run for every combination of comma lists: sae-dist train -m sae.k=16,32 optim.lr=1e-3,3e-3
+  --cfg job     print the composed configuration and exit
+
+Groups (group=option):
+{groups}
+
+Main keys (key=value; all of them: --cfg job):
+  name=...                      run folder in output=outputs; default: made of the values that matter
+  train_tokens=2M               activations to train on; counts are written 500k, 2M, 1e9
+  batch=2048                    activations per step, all processes together
+  llm.name=gpt2                 any causal or encoder model of transformers, by name or path
+  hook=layers.12                module path, output by default; layers.12.mlp:in is an input;
+                                blocks.12.hook_resid_post is translated; null: the middle layer
+  tokens.path=FOLDER            your own text
+  sae.num_latents=65536         or sae.expansion=32 times the width
+  sae.k=32                      codes per activation
+  optim.lr=null                 null: a law of the length of the run and the number of latents
+  topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
+                                the LLM; topology.dp=2 doubles the whole
+  resume=auto                   continue an unfinished run
+  precision=float32             float64 (to compare runs), bfloat16 (activations travel in it)
+  metrics.wandb=off             auto, online, offline, off
+
+Examples:
+  sae-dist train
+  sae-dist train sae.num_latents=16384 train_tokens=10M topology.shard=2
+  sae-dist train llm=minilm hook=encoder.layer.2 sae.num_latents=12288
+  sae-dist train activations=file activations.path=acts.npy sae.expansion=16
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns its exit code. Only unexpected errors leave a traceback."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return dispatch(words)
+    except SaeDistError as error:
+        report(error)
+        return error.exit_code
+
+
+def dispatch(words: list[str]) -> int:
+    """Find the command and run it."""
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(USAGE, end="")
+    elif command == "--version":
+        print(metadata.version("sae-dist"))
+    elif command == "train":
+        train(rest)
+    elif command in ("export", "eval"):
+        if len(rest) != 1 or rest[0].startswith("-"):
+            print(f"sae-dist {command} RUN: RUN is a run folder, such as outputs/my_run")
+            return 0 if rest in (["--help"], ["-h"]) else 2
+        on_run(command, Path(rest[0]))
+    elif command == "rank":
+        rank(Path(rest[0]), int(rest[2]))
+    else:
+        print(f"sae-dist: error: there is no command {command}; see sae-dist --help", file=sys.stderr)
+        return 2
+    return 0
+
+
+def train(words: list[str]) -> None:
+    """`sae-dist train`."""
+    overrides = [word for word in words if word not in ("-m", "--multirun", "--cfg", "job", "--help", "-h")]
+    if "--help" in words or "-h" in words:
+        from sae_dist.launch.compose import groups
+
+        lines = [f"  {name}={'|'.join(options)}" for name, options in groups().items()]
+        print(TRAIN.format(groups="\n".join(lines)), end="")
+    elif "--cfg" in words:
+        from sae_dist.launch.compose import print_config
+
+        print(print_config(overrides), end="")
+    elif "-m" in words or "--multirun" in words:
+        from sae_dist.launch.run import multirun_command
+
+        multirun_command(overrides)
+    else:
+        from sae_dist.launch.run import train_command
+
+        train_command(overrides)
+
+
+def on_run(command: str, folder: Path) -> None:
+    """`sae-dist export RUN`, `sae-dist eval RUN`."""
+    if command == "export":
+        from sae_dist.train.finish import export_run
+
+        print(export_run(folder))
+        return
+    from sae_dist.analysis.run import evaluate_run
+    from sae_dist.analysis.table import format_table
+
+    print(format_table(evaluate_run(folder)))
+
+
+def rank(folder: Path, pipe: int) -> None:
+    """One spawned rank. Its reason for failing is left where the parent finds it."""
+    from sae_dist.train.run import run_rank
+
+    threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    try:
+        run_rank(folder)
+    except SaeDistError as error:
+        (folder / "logs" / f"rank_{os.environ['RANK']}.error").write_text(str(error))
+        # Leave at once: a process group cannot be closed while other ranks are in a collective.
+        os._exit(error.exit_code)
+
+
+def _end_with_parent(pipe: int) -> None:
+    """The parent holds the other end of the pipe: end of file means that it is gone."""
+    while os.read(pipe, 1):
+        pass
+    os._exit(1)
+
+
+def report(error: SaeDistError) -> None:
+    """One line on stderr."""
+    if not isinstance(error, Told):
+        print(f"sae-dist: error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

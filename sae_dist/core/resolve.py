@@ -1,0 +1,119 @@
+"""Fills in what a config leaves open. What comes out is what `config.yaml` of a run holds."""
+
+import copy
+import dataclasses
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.counts import parse_count
+from sae_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_dist.core.types import LlmFacts
+
+DEFAULT_EXPANSION = 16
+DEFAULT_CONTEXT = 256
+WARMUP_STEPS = 1000
+DEAD_AFTER_AT_MOST = 10_000_000
+SAME_RUN = ("name", "output", "resume", "metrics", "topology")
+"""Keys that may change between the beginning of a run and its continuation."""
+
+
+def parse_counts(cfg: RunConfig) -> RunConfig:
+    """A copy of `cfg` with every count as an int.
+
+    Raises:
+        ConfigError: not a count.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
+    cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    if cfg.checkpoint.every is not None:
+        cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
+    if cfg.sae.dead_after is not None:
+        cfg.sae.dead_after = parse_count(cfg.sae.dead_after, "sae.dead_after")
+    return cfg
+
+
+def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
+    """A copy of `cfg` in which every choice that depends on the model, the data or this machine is made.
+
+    `optim.lr` stays open: training fills it in by its law and says so.
+
+    Args:
+        facts: of the LLM; None: activations come from a file.
+        width: D of the activations.
+
+    Raises:
+        ConfigError: two fields that say the same thing, or a context that the model does not have.
+    """
+    cfg = parse_counts(cfg)
+    if facts is not None:
+        cfg.hook = facts.hook
+        cfg.tokens.context = _context(cfg.tokens.context, facts)
+    _resolve_machine(cfg)
+    _resolve_sae(cfg, width)
+    if cfg.optim.warmup is None:
+        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.1)
+    cfg.name = cfg.name or run_name(cfg, facts)
+    return cfg
+
+
+def identity(cfg: RunConfig) -> dict[str, Any]:
+    """The part of a resolved config that makes the run what it is."""
+    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in SAME_RUN}
+
+
+def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
+    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, or the file's stem in place of LLM and hook."""
+    if facts is None:
+        source = Path(cfg.activations.path or "").stem
+    else:
+        hook = facts.hook.removesuffix(":out").replace(":", "_")
+        source = f"{Path(facts.name).name}-{hook}"
+    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    readable = f"{source}-{cfg.sae.kind}-{cfg.sae.num_latents}-k{cfg.sae.k}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{readable[:200]}-{digest}").lstrip(".")
+
+
+def _context(given: int | None, facts: "LlmFacts") -> int:
+    if given is None:
+        return min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if facts.context is not None and given > facts.context:
+        raise ConfigError(
+            f"tokens.context={given} is more than llm.name={facts.name} takes; use at most {facts.context}"
+        )
+    return given
+
+
+def _resolve_machine(cfg: RunConfig) -> None:
+    if cfg.device == "auto":
+        import torch
+
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.kernels == "auto":
+        cfg.kernels = "torch"
+    if cfg.llm.dtype is None:
+        fast = "float32" if cfg.device == "cpu" else "bfloat16"
+        cfg.llm.dtype = "float64" if cfg.precision == "float64" else fast
+
+
+def _resolve_sae(cfg: RunConfig, width: int) -> None:
+    sae = cfg.sae
+    if sae.num_latents is not None and sae.expansion is not None:
+        raise ConfigError(
+            f"sae.num_latents={sae.num_latents} and sae.expansion={sae.expansion:g} are both given; give one"
+        )
+    if sae.num_latents is None:
+        sae.num_latents = round((sae.expansion or DEFAULT_EXPANSION) * width)
+        # Both ways of writing one width make one run.
+        sae.expansion = None
+    if sae.aux_k is None:
+        sae.aux_k = min(width // 2, sae.num_latents // 2)
+    if sae.dead_after is None:
+        sae.dead_after = min(DEAD_AFTER_AT_MOST, max(cfg.train_tokens // 10, 1))

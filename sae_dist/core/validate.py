@@ -1,0 +1,213 @@
+"""Every rule between fields. A broken one is one line: the field, its value, and what to write instead."""
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+
+CHOICES = {
+    "resume": ("never", "auto"),
+    "device": ("auto", "cpu", "cuda"),
+    "precision": ("float32", "float64", "bfloat16"),
+    "kernels": ("auto", "torch", "reference"),
+    "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
+    "llm.attn": ("sdpa", "eager"),
+    "tokens.kind": ("text", "webdataset", "hf"),
+    "activations.kind": ("llm", "file"),
+    "activations.scaling": ("sqrt_width", "none"),
+    "sae.kind": ("topk",),
+    "optim.kind": ("adam",),
+    "metrics.wandb": ("auto", "online", "offline", "off"),
+}
+POSITIVE = (
+    "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes shuffle.chunk_rows "
+    "shuffle.block_chunks topology.shard topology.dp topology.in_flight topology.timeout_s sae.num_latents "
+    "sae.expansion sae.k sae.dead_after sae.encoder_scale optim.lr optim.eps optim.clip metrics.every "
+    "checkpoint.keep"
+).split()
+NOT_NEGATIVE = (
+    "seed topology.producers sae.aux_k sae.aux_coefficient optim.beta1 optim.beta2 optim.warmup optim.decay "
+    "checkpoint.every eval.tokens eval.ce_tokens"
+).split()
+BELOW_ONE = ("optim.beta1", "optim.beta2")
+LARGEST_SEED = 2**32 - 1
+
+UNREAD = {
+    ("tokens.kind", "text"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
+    ("tokens.kind", "webdataset"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
+    ("tokens.kind", "hf"): ("tokens.path",),
+    ("activations.kind", "llm"): ("activations.path", "activations.key"),
+    ("activations.kind", "file"): (
+        "hook",
+        "tokens.path",
+        "tokens.dataset",
+        "tokens.subset",
+        "tokens.data_files",
+        "tokens.context",
+        "tokens.epochs",
+    ),
+}
+"""Fields that a kind does not read: given nevertheless, they would mislead."""
+GROUP_OF = {
+    "tokens.path": "tokens=text or tokens=webdataset",
+    "tokens.dataset": "tokens=hf",
+    "tokens.subset": "tokens=hf",
+    "tokens.data_files": "tokens=hf",
+    "activations.path": "activations=file",
+    "activations.key": "activations=file",
+}
+
+
+def validate(cfg: RunConfig, world_size: int | None = None) -> None:
+    """Check a config whose counts are parsed, before or after `resolve`: open fields (null) are passed over.
+
+    Args:
+        world_size: ranks that a launcher started; None: this command starts its own.
+
+    Raises:
+        ConfigError: the first rule that is broken.
+    """
+    for problem in _problems(cfg, world_size):
+        raise ConfigError(problem)
+
+
+def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+    yield from _choices(cfg)
+    yield from _ranges(cfg)
+    yield from _unread(cfg)
+    yield from _needed(cfg)
+    yield from _sae(cfg)
+    yield from _sharing(cfg)
+    yield from _world(cfg, world_size)
+    yield from _device(cfg)
+
+
+def get(cfg: RunConfig, key: str) -> Any:
+    """The value of a dotted key."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def _choices(cfg: RunConfig) -> Iterator[str]:
+    for key, allowed in CHOICES.items():
+        value = get(cfg, key)
+        if value is None and key == "llm.dtype" or value in allowed:
+            continue
+        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)
+        yield f"{key}={value} is not one of {', '.join(allowed)}; nearest: {key}={near[0]}"
+
+
+def _ranges(cfg: RunConfig) -> Iterator[str]:
+    for key in (*POSITIVE, *NOT_NEGATIVE):
+        value = get(cfg, key)
+        if value is None:
+            continue
+        if not math.isfinite(value) or value < 0 or (value == 0 and key in POSITIVE):
+            yield f"{key}={value} must be {'greater than 0' if key in POSITIVE else '0 or more'}"
+    for key in BELOW_ONE:
+        if get(cfg, key) >= 1:
+            yield f"{key}={get(cfg, key)} must be below 1, for example {0.9 if key.endswith('1') else 0.999}"
+    if cfg.seed > LARGEST_SEED:
+        yield f"seed={cfg.seed} must be at most {LARGEST_SEED}"
+    warmup = cfg.optim.warmup or 0.0
+    if warmup + cfg.optim.decay > 1:
+        yield (
+            f"optim.warmup={warmup:g} and optim.decay={cfg.optim.decay:g} are fractions of the run and must "
+            "add up to at most 1"
+        )
+    if cfg.train_tokens < cfg.batch:
+        yield f"train_tokens={cfg.train_tokens} is less than one step of batch={cfg.batch}; train longer"
+
+
+def _unread(cfg: RunConfig) -> Iterator[str]:
+    for (kind_key, kind), keys in UNREAD.items():
+        if get(cfg, kind_key) != kind:
+            continue
+        group = kind_key.split(".")[0]
+        for key in keys:
+            value = get(cfg, key)
+            if value is not None:
+                where = f"; use {GROUP_OF[key]} or" if key in GROUP_OF and group == key.split(".")[0] else ";"
+                yield f"{key}={value} is not read with {kind_key}={kind}{where} leave {key} out"
+    if cfg.activations.kind == "file" and cfg.topology.producers:
+        yield (
+            f"topology.producers={cfg.topology.producers} needs a language model; with activations.kind=file "
+            "every rank reads the file itself: use topology.producers=0"
+        )
+
+
+def _needed(cfg: RunConfig) -> Iterator[str]:
+    needs = {
+        ("activations.kind", "file"): ("activations.path", "acts.npy"),
+        ("tokens.kind", "webdataset"): ("tokens.path", "'shards/{000..031}.tar'"),
+        ("tokens.kind", "hf"): ("tokens.dataset", "json, with tokens.data_files=docs.jsonl"),
+    }
+    for (kind_key, kind), (key, example) in needs.items():
+        if get(cfg, kind_key) == kind and not get(cfg, key):
+            yield f"{key} must be given with {kind_key}={kind}, for example {key}={example}"
+
+
+def _sae(cfg: RunConfig) -> Iterator[str]:
+    sae, shard = cfg.sae, cfg.topology.shard
+    if sae.num_latents is None:
+        return
+    if sae.k > sae.num_latents:
+        yield f"sae.k={sae.k} is more than sae.num_latents={sae.num_latents}; use at most {sae.num_latents}"
+    if sae.aux_k is not None and sae.aux_k > sae.num_latents:
+        yield f"sae.aux_k={sae.aux_k} is more than sae.num_latents={sae.num_latents}; 0 switches AuxK off"
+    if sae.num_latents % shard:
+        yield (
+            f"sae.num_latents={sae.num_latents} is not divisible by topology.shard={shard}; "
+            f"nearest: {_nearest(sae.num_latents, shard)}"
+        )
+
+
+def _sharing(cfg: RunConfig) -> Iterator[str]:
+    lanes, topology = cfg.shuffle.lanes, cfg.topology
+    consumers = topology.shard * topology.dp
+    ranks = f"topology.shard={topology.shard} x topology.dp={topology.dp}"
+    if lanes % consumers:
+        possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
+        yield (
+            f"shuffle.lanes={lanes} cannot be shared out evenly to {ranks} ranks; shard x dp can be {possible}"
+        )
+    if cfg.batch % consumers:
+        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"
+    if topology.producers > lanes:
+        yield (
+            f"topology.producers={topology.producers} is more than shuffle.lanes={lanes}; "
+            f"use at most {lanes} producers or more lanes"
+        )
+
+
+def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+    topology, needed = cfg.topology, world_size_of(cfg)
+    if world_size is not None and world_size != needed:
+        yield (
+            f"WORLD_SIZE={world_size} does not match topology.producers + topology.shard x topology.dp = "
+            f"{topology.producers} + {topology.shard} x {topology.dp} = {needed}; "
+            f"start {needed} ranks, or set topology.shard={max(world_size - topology.producers, 1)}"
+        )
+
+
+def _device(cfg: RunConfig) -> Iterator[str]:
+    if cfg.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
+
+
+def _nearest(value: int, divisor: int) -> str:
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)
+
+
+def world_size_of(cfg: RunConfig) -> int:
+    """Ranks of a run: producers + shard * dp."""
+    return cfg.topology.producers + cfg.topology.shard * cfg.topology.dp

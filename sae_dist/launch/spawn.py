@@ -1,0 +1,128 @@
+"""Starts the ranks of a run on this machine and watches them, without a launcher around it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from sae_dist.core.errors import SaeDistError
+
+GRACE_S = 10.0
+POLL_S = 0.05
+PARENT_PIPE = "--parent-pipe"
+
+
+class RankFailed(SaeDistError):
+    """A rank ended badly; carries its exit code."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def spawn(folder: Path, world: int) -> None:
+    """Run `sae-dist rank FOLDER` in `world` processes, to their end.
+
+    Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
+    system chose. Signals are passed on to the ranks. Ranks notice the end of this process through a pipe.
+
+    Raises:
+        RankFailed: the first rank that failed, with its reason; the others were stopped.
+    """
+    import torch.distributed as dist
+
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    logs = folder / "logs"
+    logs.mkdir(exist_ok=True)
+    ours, theirs = os.pipe()
+    ranks = [_start(folder, logs, rank, world, store.port, ours) for rank in range(world)]
+    os.close(ours)
+    try:
+        with _passing_on_signals(ranks):
+            _watch(ranks, logs)
+    finally:
+        os.close(theirs)
+
+
+def _start(folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world, 1)))
+    command = [sys.executable, "-m", "sae_dist.cli", "rank", str(folder), PARENT_PIPE, str(pipe)]
+    with open(logs / f"rank_{rank}.log", "ab") as log:
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=None if rank == 0 else log,
+            stderr=None if rank == 0 else log,
+            pass_fds=(pipe,),
+            start_new_session=True,
+        )
+
+
+def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path) -> None:
+    """Wait for all; on the first failure stop the rest and raise it."""
+    while True:
+        codes = [rank.poll() for rank in ranks]
+        failed = [number for number, code in enumerate(codes) if code]
+        if failed:
+            # Ranks that leave together (an agreed stop) have the same code; wait for the slowest.
+            until = time.monotonic() + GRACE_S
+            first = min(failed, key=lambda number: _severity(codes[number]))
+            if codes[first] != 75:
+                _signal(ranks, signal.SIGTERM)
+            while any(rank.poll() is None for rank in ranks) and time.monotonic() < until:
+                time.sleep(POLL_S)
+            _signal(ranks, signal.SIGKILL)
+            for rank in ranks:
+                rank.wait()
+            raise _failure(first, codes[first] or 1, logs)
+        if all(code == 0 for code in codes):
+            return
+        time.sleep(POLL_S)
+
+
+def _severity(code: int | None) -> int:
+    """Which of several failures came first: a killed rank makes others fail, with ordinary codes."""
+    assert code
+    return 0 if code < 0 else 1
+
+
+def _failure(rank: int, code: int, logs: Path) -> RankFailed:
+    reason = logs / f"rank_{rank}.error"
+    if code < 0:
+        name = signal.Signals(-code).name
+        return RankFailed(f"rank {rank} was killed by {name}; continue with resume=auto", 1)
+    if reason.exists():
+        return RankFailed(f"rank {rank}: {reason.read_text().strip()}", code)
+    where = "above" if rank == 0 else f"in {logs / f'rank_{rank}.log'}"
+    return RankFailed(f"rank {rank} failed with exit code {code}; its traceback is {where}", code)
+
+
+def _signal(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
+    for rank in ranks:
+        if rank.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                rank.send_signal(number)
+
+
+@contextlib.contextmanager
+def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]):  # type: ignore[no-untyped-def]
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    before = {number: signal.signal(number, lambda n, _: _signal(ranks, n)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
