@@ -142,6 +142,10 @@ def _unread(cfg: RunConfig) -> Iterator[str]:
 
 
 def _needed(cfg: RunConfig) -> Iterator[str]:
+    if cfg.name is not None and (cfg.name in ("", ".", "..") or "/" in cfg.name):
+        yield f"name={cfg.name} must be the name of one folder; its parent is output={cfg.output}"
+    if not cfg.llm.name:
+        yield "llm.name is empty; give a model's name or folder, such as llm.name=gpt2"
     needs = {
         ("activations.kind", "file"): ("activations.path", "acts.npy"),
         ("tokens.kind", "webdataset"): ("tokens.path", "'shards/{000..031}.tar'"),
@@ -188,10 +192,12 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
 def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     topology, needed = cfg.topology, world_size_of(cfg)
     if world_size is not None and world_size != needed:
+        shard, rest = divmod(world_size - topology.producers, topology.dp)
+        fix = f", or set topology.shard={shard}" if shard > 0 and rest == 0 else ""
         yield (
             f"WORLD_SIZE={world_size} does not match topology.producers + topology.shard x topology.dp = "
             f"{topology.producers} + {topology.shard} x {topology.dp} = {needed}; "
-            f"start {needed} ranks, or set topology.shard={max(world_size - topology.producers, 1)}"
+            f"start {needed} ranks{fix}"
         )
 
 

@@ -83,10 +83,13 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.wanted = False
-        self.signal_name = ""
-        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
-            signal.signal(number, self._remember)
+        numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+        self._before = {number: signal.signal(number, self._remember) for number in numbers}
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
+    def release(self) -> None:
+        """Give the signals back: what follows training is interrupted as usual."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
         self.wanted = True
-        self.signal_name = signal.Signals(number).name

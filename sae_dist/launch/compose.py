@@ -1,160 +1,208 @@
-"""Overrides to a config, by Hydra; what users get wrong is answered in one line."""
+"""From the command line's overrides to a config: Hydra composes, and its errors become one line."""
 
+import dataclasses
 import difflib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import itertools
+import typing
 from pathlib import Path
+from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.core.config import RunConfig, register
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import known_keys
 
-PEERS_WORDS = {
+PACKAGE = Path(__file__).parents[1]
+OPTIONAL_GROUPS = ("experiment", "debug", "local")
+PEER_NAMES = {
     "d_sae": "sae.num_latents",
     "dict_size": "sae.num_latents",
-    "num_latents": "sae.num_latents",
-    "n_dirs": "sae.num_latents",
+    "n_latents": "sae.num_latents",
+    "num_features": "sae.num_latents",
     "expansion_factor": "sae.expansion",
-    "expansion": "sae.expansion",
-    "k": "sae.k",
-    "top_k": "sae.k",
+    "architecture": "sae.kind",
+    "auxk_alpha": "sae.aux_coefficient",
+    "dead_feature_window": "sae.dead_after",
+    "dead_feature_threshold": "sae.dead_after",
     "hook_name": "hook",
     "hook_point": "hook",
     "hookpoint": "hook",
     "hookpoints": "hook",
     "layer": "hook",
-    "training_tokens": "train_tokens",
-    "total_training_tokens": "train_tokens",
-    "batch_size": "batch",
-    "train_batch_size_tokens": "batch",
-    "lr": "optim.lr",
-    "learning_rate": "optim.lr",
     "model": "llm.name",
     "model_name": "llm.name",
-    "dataset": "tokens.dataset",
-    "dataset_path": "tokens.dataset",
+    "training_tokens": "train_tokens",
+    "total_training_tokens": "train_tokens",
+    "num_tokens": "train_tokens",
+    "train_batch_size_tokens": "batch",
+    "batch_size": "batch",
     "context_size": "tokens.context",
     "ctx_len": "tokens.context",
+    "dataset_path": "tokens.dataset",
+    "learning_rate": "optim.lr",
+    "lr_warm_up_steps": "optim.warmup",
+    "adam_beta1": "optim.beta1",
+    "adam_beta2": "optim.beta2",
+    "dtype": "precision",
+    "wandb_project": "metrics.project",
     "run_name": "name",
-    "auxk_alpha": "sae.aux_coefficient",
-    "k_aux": "sae.aux_k",
+    "save_dir": "output",
+    "output_dir": "output",
+    "checkpoint_path": "output",
 }
+TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def data_folder(name: str) -> Path:
-    """conf/ or slurm/: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent.parent
-    inside = package / name
-    return inside if inside.is_dir() else package.parent / name
+def data_dir(name: str) -> Path:
+    """A folder that an installed package holds inside, and a checkout at its top: `conf` or `slurm`."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def groups() -> dict[str, list[str]]:
     """Config groups and their options."""
-    return {
-        folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
-        for folder in sorted(data_folder("conf").iterdir())
-        if folder.is_dir()
-    }
+    conf = data_dir("conf")
+    found = {each.name: sorted(file.stem for file in each.glob("*.yaml")) for each in conf.iterdir() if each.is_dir()}
+    return dict(sorted(found.items()))
 
 
-def compose_config(overrides: list[str]) -> RunConfig:
-    """The config of one run.
+def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Every key of a run, dotted, with its type; sections have their dataclass."""
+    found: dict[str, Any] = {}
+    for name, kind in typing.get_type_hints(node).items():
+        found[prefix + name] = kind
+        if dataclasses.is_dataclass(kind):
+            found |= schema(kind, f"{prefix}{name}.")
+    return found
+
+
+def compose(overrides: list[str]) -> DictConfig:
+    """The composed config, counts and open fields as they were written.
 
     Raises:
-        ConfigError: an override is malformed, names no key, or does not fit its type.
+        ConfigError: an override that no key, option or type of ours fits.
     """
-    node = _compose(overrides)
-    missing = sorted(OmegaConf.missing_keys(node))
-    if missing:
-        raise ConfigError(f"{missing[0]} is missing; give {missing[0]}=...")
-    cfg = OmegaConf.to_object(node)
-    assert isinstance(cfg, RunConfig)
-    return cfg
-
-
-def print_config(overrides: list[str]) -> str:
-    """The composed config as YAML, as far as it is given."""
-    return OmegaConf.to_yaml(_compose(overrides))
-
-
-def expand(overrides: list[str]) -> list[list[str]]:
-    """A multirun's jobs: the product of all comma lists, in the order of the command line."""
-    jobs: list[list[str]] = [[]]
-    for override in _parse(overrides):
-        key = override.get_key_element()
+    parsed = [parse(text) for text in overrides]
+    for override in parsed:
         if override.is_sweep_override():
-            choices = [f"{key}={value}" for value in override.sweep_string_iterator()]
-        else:
-            choices = [override.input_line or ""]
-        jobs = [[*job, choice] for job in jobs for choice in choices]
-    return jobs
-
-
-def sweep_keys(overrides: list[str]) -> list[str]:
-    """Keys that a multirun varies."""
-    return [override.key_or_group for override in _parse(overrides) if override.is_sweep_override()]
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    for override in _parse(overrides):
-        if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line} gives several values; a multirun needs -m: sae-dist train -m ...")
-        _check_key(override)
+            raise ConfigError(f"{override.input_line} lists several values; add -m to run each of them")
+    lines = [override.input_line or "" for override in parsed]
+    keys = {override.key_or_group for override in parsed}
+    # A width given here replaces the one that a group gave, however that was written.
+    for given, other in (("sae.num_latents", "sae.expansion"), ("sae.expansion", "sae.num_latents")):
+        if given in keys and other not in keys:
+            lines.append(f"{other}=null")
     register()
     try:
-        with _hydra():
-            return compose("train", overrides=overrides)
+        with initialize_config_dir(str(data_dir("conf").resolve()), version_base="1.3"):
+            return hydra_compose("train", overrides=lines)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_one_line(error)) from None
+        raise _explain(error, parsed) from None
 
 
-@contextmanager
-def _hydra() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(data_folder("conf")), version_base="1.3"):
-        yield
+def to_config(composed: DictConfig) -> RunConfig:
+    """The composed config as an object.
+
+    Raises:
+        ConfigError: a field that must be given, or an interpolation that leads nowhere.
+    """
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
+        return OmegaConf.to_object(composed)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise _explain(error, []) from None
 
 
-def _parse(overrides: list[str]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(text))
-        except HydraException:
-            raise ConfigError(f"{text} is not an override; write key=value, such as sae.k=32") from None
-    return parsed
+def sweep(overrides: list[str]) -> list[list[str]]:
+    """Every combination of the values that overrides list, the last varying fastest: what -m runs."""
+    choices = []
+    for override in map(parse, overrides):
+        key = override.get_key_element()
+        if override.is_sweep_override():
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line or ""])
+    return [list(each) for each in itertools.product(*choices)]
 
 
-def _check_key(override: Override) -> None:
-    """Refuse a key that does not exist; name ours where it is a peer's word, else the nearest."""
-    key, options = override.key_or_group, groups()
-    if key in options:
-        choice = override.value()
-        if choice is not None and choice not in options[key]:
-            near = difflib.get_close_matches(str(choice), options[key], n=1)
-            hint = f"; did you mean {key}={near[0]}?" if near else ""
-            raise ConfigError(f"{key}={choice} is unknown; {key} is one of {', '.join(options[key])}{hint}")
+def parse(text: str) -> Override:
+    """Read `key=value`. A text value that Hydra's grammar does not take, such as a path with braces, is quoted.
+
+    Raises:
+        ConfigError: no key=value, or no such key or option.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"{text} is not an override; write key=value, such as sae.k=16")
+    keys = schema()
+    try:
+        override = OverridesParser.create().parse_override(text)
+    except HydraException:
+        if str not in (keys.get(key), *typing.get_args(keys.get(key))):
+            _check_key(key.lstrip("+~"), value)
+            raise ConfigError(f"{key}={value} cannot be read; quote the value: {key}='\"...\"'") from None
+        quoted = value.replace("'", "\\'")
+        override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
+    name = override.key_or_group
+    _check_key(name, value)
+    if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD):
+        raise ConfigError(f"{text} adds or removes a key; every key exists: write {name}={value or 'null'}")
+    if name in groups() and not override.is_sweep_override():
+        _check_option(name, override.value())
+    return override
+
+
+def _check_key(key: str, value: str) -> None:
+    keys = schema()
+    if key in groups():
         return
-    keys = [name for name in known_keys() if name not in options]
-    if override.is_delete() or override.is_add() or key not in keys:
-        if key in PEERS_WORDS:
-            raise ConfigError(f"{key} is called {PEERS_WORDS[key]} here; write {PEERS_WORDS[key]}=...")
-        near = difflib.get_close_matches(key, [*keys, *options], n=1, cutoff=0.0)
-        raise ConfigError(f"{override.input_line}: there is no key {key}; did you mean {near[0]}?")
+    if key in keys and dataclasses.is_dataclass(keys[key]):
+        inside = [name for name in keys if name.startswith(f"{key}.")]
+        raise ConfigError(f"{key}={value} gives a value to a section; its keys: {', '.join(inside)}")
+    if key in keys:
+        return
+    last = key.split(".")[-1]
+    same_end = [name for name in keys if name.split(".")[-1] == last and not dataclasses.is_dataclass(keys[name])]
+    if last in PEER_NAMES:
+        raise ConfigError(f"{key} is not a key here; the same is called {PEER_NAMES[last]}")
+    if same_end:
+        raise ConfigError(f"{key} is not a key; did you mean {' or '.join(f'{n}={value}' for n in same_end)}?")
+    near = difflib.get_close_matches(key, [*keys, *groups()], n=3, cutoff=0.5)
+    ends = {name.split(".")[-1]: name for name in keys}
+    near = near or [ends[name] for name in difflib.get_close_matches(last, ends, n=3, cutoff=0.5)]
+    hint = f"nearest: {', '.join(near)}" if near else "sae-dist train --help lists the keys"
+    raise ConfigError(f"{key} is not a key; {hint}")
 
 
-def _one_line(error: Exception) -> str:
-    """Hydra's message and its cause, without the lines that repeat where it came from."""
-    seen = [error, *([error.__cause__] if error.__cause__ else [])]
-    lines = [str(each).strip().splitlines()[0] for each in seen if str(each).strip()]
-    text = ": ".join(dict.fromkeys(lines))
-    return text.replace("Error merging override ", "") if text else type(error).__name__
+def _check_option(group: str, value: Any) -> None:
+    options = groups()[group]
+    if value in options or (value is None and group in OPTIONAL_GROUPS):
+        return
+    named = {"llm": f"; another model: llm.name={value}", "tokens": f"; your own text: tokens.path={value}"}
+    raise ConfigError(
+        f"{group}={value} is not an option; options: {', '.join(options)}{named.get(group, '')}"
+    )
+
+
+def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
+    """One line for what OmegaConf or Hydra found."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__
+    key = getattr(cause, "full_key", None)
+    for override in parsed:
+        if key == override.key_or_group:
+            kind = schema().get(key)
+            words = [TYPE_WORDS[each] for each in (kind, *typing.get_args(kind)) if each in TYPE_WORDS]
+            text = (override.input_line or "").lstrip("+")
+            return ConfigError(f"{text} has the wrong type; {key} takes {' or '.join(words) or 'one value'}")
+    reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{key}: {reason}" if key else reason)

@@ -1,139 +1,153 @@
-"""The run folder: made once, by one process, before any rank starts."""
+"""The run folder: made whole before the first rank starts, or found again. Nothing is half written."""
 
 import json
 import os
-import platform
 import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import differences
+from sae_dist.core.resolve import identity
+from sae_dist.launch.provenance import provenance
 
-LIBRARIES = ("sae-dist", "torch", "transformers", "hydra-core", "safetensors", "datasets", "webdataset", "wandb")
+CONFIG = "config.yaml"
+PROVENANCE = "provenance.json"
 SPARE_BYTES = 64 << 20
+SHOWN_DIFFERENCES = 4
 
 
-def folder_of(cfg: RunConfig) -> Path:
-    """Where the run of a resolved config lives."""
-    assert cfg.name is not None
-    return Path(cfg.output) / cfg.name
+@dataclass(frozen=True)
+class Frozen:
+    """A run folder.
+
+    Attributes:
+        finished: there is nothing left to do.
+        made: the folders that this command made for it, innermost first.
+    """
+
+    folder: Path
+    finished: bool = False
+    made: tuple[Path, ...] = ()
+
+    def discard(self) -> None:
+        """Take back what this command made."""
+        if self.made:
+            shutil.rmtree(self.folder, ignore_errors=True)
+        _remove_empty(self.made[1:])
 
 
-def status(folder: Path) -> str:
-    """`absent`, `unfinished`, or `finished` (trained, exported and evaluated)."""
-    if not (folder / "config.yaml").exists():
-        return "absent"
-    summary = folder / "summary.json"
-    finished = summary.exists() and json.loads(summary.read_text()).get("status") == "finished"
-    return "finished" if finished else "unfinished"
+def freeze(cfg: RunConfig, width: int) -> Frozen:
+    """Make the run folder of a resolved config, or find it.
 
-
-def check_folder(cfg: RunConfig) -> str:
-    """Whether the run may be started in its folder; returns `status`.
+    Args:
+        width: D of the activations; with it, the space that the run will need is known.
 
     Raises:
-        ConfigError: the folder belongs to another config, is not a run folder, holds an unfinished run
-            without resume=auto, or cannot be written.
+        ConfigError: the folder belongs to another config or to something else, is unfinished without
+            `resume=auto`, cannot be written, or has too little space.
     """
-    folder = folder_of(cfg)
-    found = status(folder)
-    if found == "absent":
+    assert cfg.name is not None, "filled in by core.resolve"
+    folder = Path(cfg.output).expanduser() / cfg.name
+    if (folder / CONFIG).is_file():
+        return _reopen(cfg, folder)
+    try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"name={cfg.name}: {folder} exists and is no run folder; choose another name")
-        _check_space(cfg, folder)
-        return found
-    differing = differences(load_config(folder / "config.yaml"), cfg)
-    if differing:
-        key, (old, new) = next(iter(differing.items()))
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+            raise ConfigError(f"{folder} exists and is no run folder; choose another name= or output=")
+        _check_space(cfg, folder, width)
+        return Frozen(folder, made=_write_new(cfg, folder))
+    except OSError as error:
         raise ConfigError(
-            f"name={cfg.name}: {folder} belongs to another config ({key}={old}, not {new}{more}); choose another name"
+            f"output={cfg.output} cannot be written: {error.strerror or error}; choose another output="
+        ) from None
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether training and evaluation are done."""
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("status") == "finished"
+    except (OSError, ValueError):
+        return False
+
+
+def _reopen(cfg: RunConfig, folder: Path) -> Frozen:
+    before, now = identity(load_config(folder / CONFIG)), identity(cfg)
+    differing = [
+        f"{key} is {there} there and {here} here"
+        for (key, there), (_, here) in zip(_flat(before), _flat(now), strict=True)
+        if there != here
+    ]
+    if differing:
+        more = len(differing) - SHOWN_DIFFERENCES
+        shown = "; ".join(differing[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
+        raise ConfigError(f"{folder} belongs to another config ({shown}); choose another name= or output=")
+    if is_finished(folder):
+        return Frozen(folder, finished=True)
+    if cfg.resume != "auto":
+        raise ConfigError(f"{folder} is unfinished; continue it with resume=auto, or choose another name=")
+    try:
+        temporary = folder / f".{CONFIG}.tmp"
+        save_config(cfg, temporary)
+        os.replace(temporary, folder / CONFIG)
+        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        _write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
+    return Frozen(folder)
+
+
+def _write_new(cfg: RunConfig, folder: Path) -> tuple[Path, ...]:
+    """Complete or absent: written beside its place, then renamed. Returns the folders made."""
+    parents = [parent for parent in folder.parents if not parent.exists()]
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        save_config(cfg, temporary / CONFIG)
+        _write_json(temporary / PROVENANCE, provenance())
+        os.rename(temporary, folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        _remove_empty(parents)
+        raise
+    return folder, *parents
+
+
+def _remove_empty(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _check_space(cfg: RunConfig, folder: Path, width: int) -> None:
+    """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
+    assert cfg.sae.num_latents is not None
+    weights = (2 * width + 1) * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
+    kept = 1 if not cfg.checkpoint.every else min(cfg.checkpoint.keep + 1, cfg.train_tokens // cfg.checkpoint.every + 1)
+    needed = 3 * weights * kept + weights + SPARE_BYTES
+    existing = next(parent for parent in folder.absolute().parents if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed:
+        raise ConfigError(
+            f"output={cfg.output} has {_gib(free)} free and this run needs about {_gib(needed)} for "
+            f"{kept} checkpoints and the export; make room, lower checkpoint.keep, or choose another output="
         )
-    if found == "unfinished" and cfg.resume != "auto":
-        raise ConfigError(f"{folder} holds an unfinished run; continue it with resume=auto, or choose another name")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for key, value in tree.items():
+        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
     return found
 
 
-@contextmanager
-def frozen(cfg: RunConfig, command: list[str]) -> Iterator[Path]:
-    """Write config.yaml and provenance.json. If the caller finds the input wrong after all, a folder that
-    was new is removed again."""
-    folder = folder_of(cfg)
-    new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_config(cfg, folder / "config.yaml")
-        (folder / "provenance.json").write_text(json.dumps(provenance(command), indent=1) + "\n")
-    except OSError as error:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise ConfigError(f"output={cfg.output} cannot be written: {error.strerror}; choose another folder") from None
-    try:
-        yield folder
-    except ConfigError:
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
 
 
-def provenance(command: list[str]) -> dict[str, Any]:
-    """Where the run comes from. Never the environment: it holds secrets."""
-    import torch
-
-    checkout = Path(__file__).resolve().parent
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": command,
-        "commit": _git(checkout, "rev-parse", "HEAD"),
-        "dirty_diff": _git(checkout, "diff", "HEAD"),
-        "python": platform.python_version(),
-        "versions": versions,
-        "host": socket.gethostname(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Output of git about the package's checkout; None where it is none."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _check_space(cfg: RunConfig, folder: Path) -> None:
-    """The output must take the checkpoints that the run will keep, and one more while it is written."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"output={cfg.output} cannot be written: {existing} is not a writable folder")
-    free = shutil.disk_usage(existing).free
-    if free < SPARE_BYTES:
-        raise ConfigError(
-            f"output={cfg.output} has {free / 2**20:.0f} MiB of free space, less than {SPARE_BYTES / 2**20:.0f}; "
-            "make room or choose another folder"
-        )
-
-
-def command_line() -> list[str]:
-    """The command as typed."""
-    return ["sae-dist", *sys.argv[1:]]
+def _gib(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"

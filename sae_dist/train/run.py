@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from sae_dist.core.config import load_config
+from sae_dist.core.errors import Preempted
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
@@ -34,6 +35,8 @@ def run_rank(folder: Path) -> None:
         consume(build_run(cfg, folder, chunks, topology, where, device), chunks)
     else:
         assert facts is not None
+        # A producer ends when its consumers say so: what asks ranks to stop is agreed among consumers.
+        runtime.StopRequest()
         source = build_source(cfg, facts, device)
         produce(build_stream(cfg, topology, facts.width, device), source, cfg.topology.in_flight)
     runtime.finish()
@@ -45,11 +48,20 @@ def consume(run: Run, chunks: ChunkSource) -> None:
         announce(run)
     try:
         train(run)
+        write_summary(run)
+    except Preempted:
+        close(chunks)
+        raise
     finally:
         run.meter.close()
+        run.agreement.stop.release()
+    close(chunks)
+
+
+def close(chunks: ChunkSource) -> None:
+    """Tell producers, where there are any, that this consumer has had its last chunk."""
     if isinstance(chunks, RemoteChunks):
         chunks.close()
-    write_summary(run)
 
 
 def announce(run: Run) -> None:

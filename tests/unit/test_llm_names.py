@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, save_tiny
+from tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
 from sae_dist.core.config import LlmConfig
 from sae_dist.core.errors import ConfigError
@@ -14,15 +14,7 @@ from sae_dist.llm.facts import llm_facts
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
-    """kind -> folder of a tiny model, saved once."""
-    saved: dict[str, str] = {}
-
-    def folder(kind: str) -> str:
-        if kind not in saved:
-            saved[kind] = save_tiny(kind, tmp_path_factory.mktemp(kind))
-        return saved[kind]
-
-    return folder
+    return TinyLlms(tmp_path_factory)
 
 
 def fails(expected: str, hook: str | None = None, **fields) -> None:
@@ -113,8 +105,8 @@ def test_hooks_that_are_wrong(tiny):
     fails("names layer 4, but the layers are 0 to 3", "blocks.4.hook_resid_post", name=llama)
     fails("has no counterpart; of TransformerLens there are hook_resid", "blocks.1.hook_foo", name=llama)
     fails("attention and MLP read the same residual", "blocks.1.hook_resid_mid", name=neox)
-    fails("rotary_emb.* does not|passes|returns|is not given", "rotary_emb:in", name=llama)
-    fails(r"layers.1.self_attn:in passes|is not reached|not given", "layers", name=llama)
+    fails("hook=layers:out is not reached when llm.name=.* runs; choose another", "layers", name=llama)
+    fails(r"passes \[4, 32\] for 4 tokens; choose", "decoder.layers.1.fc2", name=tiny("opt"))
 
 
 def test_models_that_are_wrong(tmp_path, tiny):
@@ -125,7 +117,7 @@ def test_models_that_are_wrong(tmp_path, tiny):
     fails("is a file; give the folder", name=str(tmp_path / "config.json"))
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     fails("is a t5 model; use a causal language model or an encoder", name=str(tmp_path))
-    fails("llm.attn=flash_attention_2 cannot be given our masks", name=tiny("llama"), attn="flash_attention_2")
+    fails("llm.attn=flash cannot be given our masks; use sdpa or eager", name=tiny("llama"), attn="flash")
     fails("llm.attn=sdpa is not supported by Gemma2Model; use llm.attn=eager", name=tiny("gemma2"))
 
 

@@ -29,6 +29,7 @@ OWN = {
     "gemma3_text": dict(sliding_window=6, num_key_value_heads=2, head_dim=8),
     "gemma2": dict(sliding_window=6, num_key_value_heads=2, head_dim=8),
     "modernbert": dict(local_attention=8),
+    "opt": dict(ffn_dim=48, word_embed_proj_dim=WIDTH),
     "bloom": dict(n_layer=LAYERS, n_head=4),
 }
 ENCODERS = ("bert", "roberta", "modernbert")
@@ -59,3 +60,16 @@ def save_tiny(kind: str, folder: Path) -> str:
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+class TinyLlms:
+    """Kind -> folder of its tiny model, saved when it is first asked for."""
+
+    def __init__(self, folders):
+        self.folders = folders
+        self.saved: dict[str, str] = {}
+
+    def __call__(self, kind: str) -> str:
+        if kind not in self.saved:
+            self.saved[kind] = save_tiny(kind, self.folders.mktemp(kind))
+        return self.saved[kind]

@@ -1,0 +1,65 @@
+"""Where a run came from: code, versions, machine, command. Never the environment: it may hold secrets."""
+
+import importlib.metadata
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("sae-dist", "torch", "transformers", "numpy", "datasets", "webdataset", "hydra-core", "deepspeed")
+PACKAGE = Path(__file__).parents[1]
+
+
+def provenance() -> dict[str, Any]:
+    """What `provenance.json` holds of one start of a run; JSON-able."""
+    return {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "devices": _devices(),
+        "versions": {name: _version(name) for name in LIBRARIES},
+        **_git(),
+    }
+
+
+def _devices() -> list[str]:
+    import torch
+
+    found = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return found or [platform.processor() or platform.machine()]
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, str | None]:
+    """Commit and uncommitted changes of this package's own checkout, if it is in one.
+
+    An environment inside somebody's repository is no checkout of ours: git must track this file.
+    """
+    tracked = _run_git("ls-files", "--error-unmatch", __file__)
+    if tracked is None:
+        return {"commit": None, "diff": None}
+    commit = _run_git("rev-parse", "HEAD")
+    return {"commit": commit.strip() if commit else None, "diff": _run_git("diff", "HEAD", "--", ".")}
+
+
+def _run_git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, errors="replace", timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
