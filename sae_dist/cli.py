@@ -3,10 +3,12 @@
 import os
 import sys
 import threading
+import traceback
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
-from sae_dist.core.errors import SaeDistError, Told
+from sae_dist.core.errors import ConfigError, SaeDistError, Told
 
 USAGE = """sae-dist: sparse autoencoders over the activations of language models
 
@@ -15,7 +17,8 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist eval RUN                 evaluate a run's export again
   sae-dist --version
 
-Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on request, resumable; 1 anything else.
+Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on request and resumable; 1 anything
+else.
 """
 
 TRAIN = """sae-dist train [key=value ...] [-m] [--cfg job]
@@ -62,6 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     except SaeDistError as error:
         report(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("sae-dist: interrupted", file=sys.stderr)
+        return 1
 
 
 def dispatch(words: list[str]) -> int:
@@ -70,20 +76,29 @@ def dispatch(words: list[str]) -> int:
     if command in ("--help", "-h", "help"):
         print(USAGE, end="")
     elif command == "--version":
-        print(metadata.version("sae-dist"))
+        print(version())
     elif command == "train":
         train(rest)
     elif command in ("export", "eval"):
-        if len(rest) != 1 or rest[0].startswith("-"):
-            print(f"sae-dist {command} RUN: RUN is a run folder, such as outputs/my_run")
-            return 0 if rest in (["--help"], ["-h"]) else 2
-        on_run(command, Path(rest[0]))
+        if rest in (["--help"], ["-h"]):
+            print(f"sae-dist {command} RUN\n\nRUN is a run folder, such as outputs/my_run.")
+        elif len(rest) != 1:
+            raise ConfigError(f"sae-dist {command} takes one run folder, such as outputs/my_run")
+        else:
+            on_run(command, Path(rest[0]))
     elif command == "rank":
         rank(Path(rest[0]), int(rest[2]))
     else:
-        print(f"sae-dist: error: there is no command {command}; see sae-dist --help", file=sys.stderr)
-        return 2
+        raise ConfigError(f"there is no command {command}; see sae-dist --help")
     return 0
+
+
+def version() -> str:
+    """The installed version."""
+    try:
+        return metadata.version("sae-dist")
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def train(words: list[str]) -> None:
@@ -130,8 +145,17 @@ def rank(folder: Path, pipe: int) -> None:
         run_rank(folder)
     except SaeDistError as error:
         (folder / "logs" / f"rank_{os.environ['RANK']}.error").write_text(str(error))
-        # Leave at once: a process group cannot be closed while other ranks are in a collective.
-        os._exit(error.exit_code)
+        _leave(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """Leave at once: a process group cannot be closed while other ranks are in a collective."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
 
 
 def _end_with_parent(pipe: int) -> None:

@@ -30,7 +30,7 @@ class TokensConfig:
     """Where tokens come from, and which of their activations count."""
 
     kind: str = MISSING  # text | webdataset | hf
-    path: str | None = None  # text: file or folder (null: Python's own text); webdataset: tar files (glob or braces)
+    path: str | None = None  # text: file or folder (null: Python's own text); webdataset: tar files (pattern)
     dataset: str | None = None  # hf: a dataset's name, folder, or a loader name such as json
     subset: str | None = None  # hf: the dataset's configuration
     data_files: str | None = None  # hf: files for a loader such as json
@@ -39,7 +39,7 @@ class TokensConfig:
     streaming: bool = True  # hf: stream, or download and map
     context: int | None = None  # tokens per sequence; null: the model's limit, at most 256
     epochs: int | None = None  # passes over the source; null: as many as the run needs
-    max_norm_multiple: float | None = 10.0  # rows longer than this multiple of their chunk's median are left out
+    max_norm_multiple: float | None = 10.0  # longer rows, in medians of their chunk, are left out
 
 
 @dataclass
@@ -80,7 +80,7 @@ class SaeConfig:
     num_latents: int | None = None  # null: expansion * D
     expansion: float | None = None
     k: int = 32
-    aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most half of the latents; 0: off
+    aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125
     dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
     encoder_scale: float = 0.577  # encoder init = this times decoder^T
@@ -190,31 +190,3 @@ def flat(cfg: RunConfig) -> dict[str, Any]:
 
     walk("", cfg)
     return found
-
-
-def register() -> None:
-    """Tell Hydra the schema, under the name that `conf/train.yaml` begins with."""
-    from hydra.core.config_store import ConfigStore
-
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read a frozen config.
-
-    Raises:
-        ConfigError: no such file, or one that does not fit the schema.
-    """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist; give a run folder, one with a {path.name}")
-    try:
-        cfg = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
-        return OmegaConf.to_object(cfg)  # type: ignore[return-value]
-    except (OmegaConfBaseException, YAMLError, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).splitlines()[:1])
-        raise ConfigError(f"{path} is not a config of this version ({reason}); train it again") from None
-
-
-def save_config(cfg: RunConfig, path: Path) -> None:
-    """Write a config as YAML that `load_config` reads back equal."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)), encoding="utf-8")

@@ -1,14 +1,13 @@
 """Fills in what a config leaves open. What comes out is what `config.yaml` of a run holds."""
 
 import copy
-import dataclasses
 import hashlib
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.core.config import RunConfig
+from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 
@@ -65,8 +64,8 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
 
 
 def identity(cfg: RunConfig) -> dict[str, Any]:
-    """The part of a resolved config that makes the run what it is."""
-    return {key: value for key, value in dataclasses.asdict(cfg).items() if key not in SAME_RUN}
+    """The values of a resolved config that make the run what it is, by full key."""
+    return {key: value for key, value in flat(cfg).items() if key.split(".")[0] not in SAME_RUN}
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:

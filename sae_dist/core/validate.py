@@ -23,10 +23,10 @@ CHOICES = {
     "metrics.wandb": ("auto", "online", "offline", "off"),
 }
 POSITIVE = (
-    "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes shuffle.chunk_rows "
-    "shuffle.block_chunks topology.shard topology.dp topology.in_flight topology.timeout_s sae.num_latents "
-    "sae.expansion sae.k sae.dead_after sae.encoder_scale optim.lr optim.eps optim.clip metrics.every "
-    "checkpoint.keep"
+    "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
+    "shuffle.chunk_rows shuffle.block_chunks topology.shard topology.dp topology.in_flight "
+    "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale optim.lr "
+    "optim.eps optim.clip metrics.every checkpoint.keep"
 ).split()
 NOT_NEGATIVE = (
     "seed topology.producers sae.aux_k sae.aux_coefficient optim.beta1 optim.beta2 optim.warmup optim.decay "
@@ -178,7 +178,7 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
     if lanes % consumers:
         possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         yield (
-            f"shuffle.lanes={lanes} cannot be shared out evenly to {ranks} ranks; shard x dp can be {possible}"
+            f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}"
         )
     if cfg.batch % consumers:
         yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"

@@ -59,7 +59,7 @@ PEER_NAMES = {
 TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def data_dir(name: str) -> Path:
+def data_folder(name: str) -> Path:
     """A folder that an installed package holds inside, and a checkout at its top: `conf` or `slurm`."""
     inside = PACKAGE / name
     return inside if inside.is_dir() else PACKAGE.parent / name
@@ -67,9 +67,8 @@ def data_dir(name: str) -> Path:
 
 def groups() -> dict[str, list[str]]:
     """Config groups and their options."""
-    conf = data_dir("conf")
-    found = {each.name: sorted(file.stem for file in each.glob("*.yaml")) for each in conf.iterdir() if each.is_dir()}
-    return dict(sorted(found.items()))
+    folders = sorted(folder for folder in data_folder("conf").iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
 def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -82,12 +81,28 @@ def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """The composed config, counts and open fields as they were written.
+def compose_config(overrides: list[str]) -> RunConfig:
+    """The config of one run, counts and open fields as they were written.
 
     Raises:
-        ConfigError: an override that no key, option or type of ours fits.
+        ConfigError: an override that no key, option or type of ours fits, or a field that must be given.
     """
+    composed = _compose(overrides)
+    try:
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
+        return OmegaConf.to_object(composed)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise _explain(error, []) from None
+
+
+def print_config(overrides: list[str]) -> str:
+    """The composed config as YAML, as far as it is given."""
+    return OmegaConf.to_yaml(_compose(overrides))
+
+
+def _compose(overrides: list[str]) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.is_sweep_override():
@@ -100,28 +115,13 @@ def compose(overrides: list[str]) -> DictConfig:
             lines.append(f"{other}=null")
     register()
     try:
-        with initialize_config_dir(str(data_dir("conf").resolve()), version_base="1.3"):
+        with initialize_config_dir(str(data_folder("conf").resolve()), version_base="1.3"):
             return hydra_compose("train", overrides=lines)
     except (HydraException, OmegaConfBaseException) as error:
         raise _explain(error, parsed) from None
 
 
-def to_config(composed: DictConfig) -> RunConfig:
-    """The composed config as an object.
-
-    Raises:
-        ConfigError: a field that must be given, or an interpolation that leads nowhere.
-    """
-    try:
-        missing = sorted(OmegaConf.missing_keys(composed))
-        if missing:
-            raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
-        return OmegaConf.to_object(composed)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise _explain(error, []) from None
-
-
-def sweep(overrides: list[str]) -> list[list[str]]:
+def expand(overrides: list[str]) -> list[list[str]]:
     """Every combination of the values that overrides list, the last varying fastest: what -m runs."""
     choices = []
     for override in map(parse, overrides):
@@ -133,8 +133,13 @@ def sweep(overrides: list[str]) -> list[list[str]]:
     return [list(each) for each in itertools.product(*choices)]
 
 
+def sweep_keys(overrides: list[str]) -> list[str]:
+    """Keys that a multirun varies."""
+    return [override.key_or_group for override in map(parse, overrides) if override.is_sweep_override()]
+
+
 def parse(text: str) -> Override:
-    """Read `key=value`. A text value that Hydra's grammar does not take, such as a path with braces, is quoted.
+    """Read `key=value`; text that Hydra's grammar does not take, such as a path with braces, is quoted.
 
     Raises:
         ConfigError: no key=value, or no such key or option.
@@ -170,11 +175,12 @@ def _check_key(key: str, value: str) -> None:
     if key in keys:
         return
     last = key.split(".")[-1]
-    same_end = [name for name in keys if name.split(".")[-1] == last and not dataclasses.is_dataclass(keys[name])]
+    leaves = [name for name in keys if not dataclasses.is_dataclass(keys[name])]
     if last in PEER_NAMES:
         raise ConfigError(f"{key} is not a key here; the same is called {PEER_NAMES[last]}")
-    if same_end:
-        raise ConfigError(f"{key} is not a key; did you mean {' or '.join(f'{n}={value}' for n in same_end)}?")
+    meant = [f"{name}={value}" for name in leaves if name.split(".")[-1] == last]
+    if meant:
+        raise ConfigError(f"{key} is not a key; did you mean {' or '.join(meant)}?")
     near = difflib.get_close_matches(key, [*keys, *groups()], n=3, cutoff=0.5)
     ends = {name.split(".")[-1]: name for name in keys}
     near = near or [ends[name] for name in difflib.get_close_matches(last, ends, n=3, cutoff=0.5)]

@@ -33,6 +33,10 @@ class Frozen:
     finished: bool = False
     made: tuple[Path, ...] = ()
 
+    def unfinished(self) -> Path | None:
+        """The folder, if there is something left to do."""
+        return None if self.finished else self.folder
+
     def discard(self) -> None:
         """Take back what this command made."""
         if self.made:
@@ -76,9 +80,7 @@ def is_finished(folder: Path) -> bool:
 def _reopen(cfg: RunConfig, folder: Path) -> Frozen:
     before, now = identity(load_config(folder / CONFIG)), identity(cfg)
     differing = [
-        f"{key} is {there} there and {here} here"
-        for (key, there), (_, here) in zip(_flat(before), _flat(now), strict=True)
-        if there != here
+        f"{key} is {there} there and {now[key]} here" for key, there in before.items() if there != now[key]
     ]
     if differing:
         more = len(differing) - SHOWN_DIFFERENCES
@@ -125,7 +127,8 @@ def _check_space(cfg: RunConfig, folder: Path, width: int) -> None:
     """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
     assert cfg.sae.num_latents is not None
     weights = (2 * width + 1) * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
-    kept = 1 if not cfg.checkpoint.every else min(cfg.checkpoint.keep + 1, cfg.train_tokens // cfg.checkpoint.every + 1)
+    written = cfg.train_tokens // cfg.checkpoint.every + 1 if cfg.checkpoint.every else 1
+    kept = min(cfg.checkpoint.keep + 1, written)
     needed = 3 * weights * kept + weights + SPARE_BYTES
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
@@ -134,13 +137,6 @@ def _check_space(cfg: RunConfig, folder: Path, width: int) -> None:
             f"output={cfg.output} has {_gib(free)} free and this run needs about {_gib(needed)} for "
             f"{kept} checkpoints and the export; make room, lower checkpoint.keep, or choose another output="
         )
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    found = []
-    for key, value in tree.items():
-        found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return found
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

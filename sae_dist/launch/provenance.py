@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("sae-dist", "torch", "transformers", "numpy", "datasets", "webdataset", "hydra-core", "deepspeed")
+LIBRARIES = ("sae-dist", "torch", "transformers", "numpy", "datasets", "webdataset", "hydra-core")
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -18,7 +18,7 @@ def provenance() -> dict[str, Any]:
     """What `provenance.json` holds of one start of a run; JSON-able."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["sae-dist", *sys.argv[1:]]),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -56,10 +56,9 @@ def _git() -> dict[str, str | None]:
 
 
 def _run_git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(PACKAGE), *arguments]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, errors="replace", timeout=30
-        )
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

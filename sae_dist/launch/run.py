@@ -2,117 +2,172 @@
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from sae_dist.core.config import RunConfig, load_config
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.resolve import parse_counts, resolve
-from sae_dist.core.validate import validate
-from sae_dist.dist.runtime import Place, place
+from sae_dist.core.validate import validate, world_size_of
 from sae_dist.launch.compose import compose_config, expand, sweep_keys
-from sae_dist.launch.freeze import check_folder, command_line, folder_of, frozen
+from sae_dist.launch.freeze import CONFIG, Frozen, freeze
 
 
 def train_command(overrides: list[str]) -> None:
-    """`sae-dist train`: one run, from its overrides to its table."""
-    where = place()
-    if where.world > 1:
+    """`sae-dist train`: one run, from its overrides to its table.
+
+    Raises:
+        SaeDistError: see `core.errors`; input found wrong leaves nothing behind.
+    """
+    if launched():
+        from sae_dist.dist.runtime import place
         from sae_dist.launch.join import agree_on_folder
 
-        folder = agree_on_folder(where, lambda: prepare(overrides, where.world))
-    else:
-        folder = prepare(overrides, None)
-    if folder is None:
+        where = place()
+        folder = agree_on_folder(where, lambda: prepare(overrides, where.world).unfinished())
+        if folder is not None:
+            run_rank(folder)
+            if where.rank == 0:
+                finish(folder)
         return
-    run(folder, where)
-    if where.rank == 0:
-        finish(folder)
+    frozen = prepare(overrides, None)
+    if frozen.finished:
+        return
+    try:
+        train_here(frozen.folder)
+    except SaeDistError as error:
+        if error.exit_code == ConfigError.exit_code:
+            frozen.discard()
+        raise
+    finish(frozen.folder)
 
 
 def multirun_command(overrides: list[str]) -> None:
-    """`sae-dist train -m`: the product of the comma lists, one run after the other."""
-    keys = sweep_keys(overrides)
-    jobs = expand(overrides)
-    base = compose_config(jobs[0])
+    """`sae-dist train -m`: the product of the comma lists, one run after the other.
+
+    Raises:
+        SaeDistError: of the first run that fails; every config is composed before the first run starts.
+    """
+    if launched():
+        raise ConfigError("-m starts its own processes; run it without a launcher around it")
+    keys, jobs = sweep_keys(overrides), expand(overrides)
+    configs = [compose_config(job) for job in jobs]
+    for cfg in configs:
+        validate(parse_counts(cfg))
+    base = configs[0]
     sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)
     for number, job in enumerate(jobs):
         chosen = [text for text in job if text.split("=")[0] in keys]
         name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", ",".join(chosen)) or str(number)
         print(f"[{number + 1}/{len(jobs)}] {' '.join(chosen)}", file=sys.stderr, flush=True)
         rest = [text for text in job if not text.startswith(("name=", "output="))]
-        train_command([*rest, f"output={base.output}/{sweep}", f"name='{name}'"])
+        train_command([*rest, f"output={Path(base.output) / sweep}", f"name='{name}'"])
 
 
-def prepare(overrides: list[str], world_size: int | None) -> Path | None:
+def launched() -> bool:
+    """Whether torchrun or a Slurm step of several tasks started this process.
+
+    A Slurm batch script has SLURM_PROCID too and is no rank.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
+    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
+
+
+def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     """Check everything that can be checked before a process starts, and freeze the run folder.
 
-    Returns:
-        The run folder; None if the run is finished already, which is said.
+    Args:
+        world_size: ranks that a launcher started; None: this command starts its own.
 
     Raises:
         ConfigError: the input is wrong; nothing was written.
     """
-    cfg, note = settle(compose_config(overrides))
+    cfg = parse_counts(compose_config(overrides))
     validate(cfg, world_size)
+    cfg, width, note = settle(cfg)
+    validate(cfg, world_size)
+    check_devices(cfg, world_size)
     if note:
         print(note, file=sys.stderr)
-    if check_folder(cfg) == "finished":
-        print(f"{folder_of(cfg)} is finished; see summary.json there, or choose another name")
-        return None
-    with frozen(cfg, command_line()) as folder:
-        return folder
+    frozen = freeze(cfg, width)
+    if frozen.finished:
+        print(f"{frozen.folder} is finished; see summary.json there, or choose another name")
+    return frozen
 
 
-def settle(cfg: RunConfig) -> tuple[RunConfig, str | None]:
-    """The config with nothing left open, and what was translated on the way.
+def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
+    """The config with nothing left open, the activations' width, and how the hook's name was read.
+
+    Opens the source of data and reads one chunk of tokens: what is wrong with it shows here.
 
     Raises:
-        ConfigError: a value, the model, the hook or the source of data is wrong.
+        ConfigError: the model, the hook or the source of data is wrong.
     """
-    import torch
-
-    cfg = parse_counts(cfg)
-    validate(cfg)
-    cuda = torch.cuda.is_available()
-    if cfg.device == "cuda" and not cuda:
-        raise ConfigError("device=cuda, but no CUDA device is here; use device=cpu")
     if cfg.activations.kind == "file":
+        import torch
+
         from sae_dist.transport.file import FileChunkSource, open_array
 
         array = open_array(cfg.activations.path or "", cfg.activations.key)
-        source = FileChunkSource(
-            array, lanes=cfg.shuffle.lanes, rows=cfg.shuffle.chunk_rows, seed=0, held_out=False, dtype=torch.float32
-        )
+        lanes, rows = cfg.shuffle.lanes, cfg.shuffle.chunk_rows
+        source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
-        return resolve(cfg, None, source.width, cuda), None
+        return resolve(cfg, None, source.width), source.width, None
     from sae_dist.llm.facts import llm_facts
     from sae_dist.tokens.source import open_tokens
 
     facts, note = llm_facts(cfg.llm, cfg.hook)
-    cfg = resolve(cfg, facts, facts.width, cuda)
+    cfg = resolve(cfg, facts, facts.width)
     for held_out in (False, True):
         lanes = 1 if held_out else cfg.shuffle.lanes
-        source_of_tokens = open_tokens(
-            cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=cfg.shuffle.chunk_rows, held_out=held_out
+        rows = cfg.shuffle.chunk_rows
+        tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=held_out)
+        next(tokens.open(0, None), None)
+    return cfg, facts.width, note
+
+
+def check_devices(cfg: RunConfig, world_size: int | None) -> None:
+    """Every rank that this command starts needs a GPU of its own.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if cfg.device != "cuda" or world_size is not None:
+        return
+    import torch
+
+    needed, found = world_size_of(cfg), torch.cuda.device_count()
+    if needed > found:
+        raise ConfigError(
+            f"device=cuda: topology.producers + topology.shard x topology.dp = {needed} processes need a GPU "
+            f"each, and there are {found}; use fewer, or device=cpu"
         )
-        next(source_of_tokens.open(0, None), None)
-    return cfg, note
 
 
-def run(folder: Path, where: Place) -> None:
-    """Train: join as a rank, be the only one, or spawn them all."""
-    topology = load_config(folder / "config.yaml").topology
-    world = topology.producers + topology.shard * topology.dp
-    if where.world > 1 or world == 1:
-        from sae_dist.train.run import run_rank
-
+def train_here(folder: Path) -> None:
+    """Be the only rank, or start all of them on this machine and see them through."""
+    world = world_size_of(load_config(folder / CONFIG))
+    if world == 1:
         run_rank(folder)
-    else:
-        from sae_dist.launch.spawn import spawn
+        return
+    from sae_dist.launch.spawn import spawn
 
-        spawn(folder, world)
+    spawn(folder, world)
+
+
+def run_rank(folder: Path) -> None:
+    """One rank's training; afterwards signals mean again what they mean elsewhere."""
+    from sae_dist.train import run
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        run.run_rank(folder)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def finish(folder: Path) -> dict[str, Any]:

@@ -37,6 +37,8 @@ def spawn(folder: Path, world: int) -> None:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     logs = folder / "logs"
     logs.mkdir(exist_ok=True)
+    for left_over in logs.glob("rank_*.error"):
+        left_over.unlink()
     ours, theirs = os.pipe()
     ranks = [_start(folder, logs, rank, world, store.port, ours) for rank in range(world)]
     os.close(ours)

@@ -34,15 +34,6 @@ def spare_rows(cfg: RunConfig) -> int:
     return -(-cfg.shuffle.chunk_rows // 64) if cfg.tokens.max_norm_multiple else 0
 
 
-def llm_dtype(cfg: RunConfig, device: torch.device) -> torch.dtype:
-    """The dtype the LLM computes in."""
-    if cfg.llm.dtype is not None:
-        return getattr(torch, cfg.llm.dtype)
-    if cfg.precision == "float64":
-        return torch.float64
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
     """What is known of the LLM before its weights are loaded; None where there is no LLM."""
     return llm_facts(cfg.llm, cfg.hook)[0] if cfg.activations.kind == "llm" else None
@@ -66,7 +57,9 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
         rows=cfg.shuffle.chunk_rows + spare,
         held_out=False,
     )
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=llm_dtype(cfg, device), with_head=False)
+    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    dtype = getattr(torch, cfg.llm.dtype)
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=False)
     return LlmChunkSource(
         llm,
         tokens,

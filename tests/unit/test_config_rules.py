@@ -1,0 +1,140 @@
+"""Rules between fields, and what is filled in where a field is open."""
+
+import dataclasses
+
+import pytest
+
+from sae_dist.core.config import flat
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.resolve import identity, parse_counts, resolve
+from sae_dist.core.types import LlmFacts
+from sae_dist.core.validate import CHOICES, NOT_NEGATIVE, POSITIVE, UNREAD, get, validate
+from sae_dist.launch.compose import compose_config
+
+FACTS = LlmFacts(
+    name="org/gpt2",
+    path="org/gpt2",
+    hook="h.3.attn:in",
+    width=96,
+    causal=True,
+    context=1024,
+    vocab_size=100,
+    prefix=(),
+    suffix=(),
+)
+
+
+def composed(*overrides):
+    return parse_counts(compose_config(list(overrides)))
+
+
+def resolved(*overrides, facts=FACTS):
+    return resolve(compose_config(list(overrides)), facts, FACTS.width)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ("sae.num_latents=24577 topology.shard=2", "sae.num_latents=24577 .* topology.shard=2; nearest: 24576 or 24578"),
+        ("sae.num_latents=1 topology.shard=2", "nearest: 2"),
+        ("sae.num_latents=100 sae.k=101", "sae.k=101 .* use at most 100"),
+        ("sae.num_latents=100 sae.aux_k=101", "sae.aux_k=101 .*100"),
+        ("topology.shard=5", "shuffle.lanes=48 .* 1, 2, 3, 4, 6, 8, 12, 16, 24, 48"),
+        ("topology.shard=3", "batch=2048 .* nearest: 2046 or 2049"),
+        ("topology.producers=49", "topology.producers=49 .* at most 48"),
+        ("train_tokens=100", "train_tokens=100 .* batch=2048"),
+        ("optim.beta2=1.0", "optim.beta2=1.0 must be below 1"),
+        ("optim.warmup=0.5 optim.decay=0.6", "add up"),
+        ("seed=4294967296", "seed"),
+        ("sae.k=0", "sae.k=0 must be greater than 0"),
+        ("optim.lr=-1", "optim.lr=-1.0 must be greater than 0"),
+        ("optim.lr=nan", "optim.lr=nan"),
+        ("precision=fp16", "precision=fp16 .* nearest: precision=float16|nearest: precision=float"),
+        ("kernels=triton", "kernels=triton"),
+        ("name=a/b", "name=a/b"),
+        ("activations=file activations.path=a.npy hook=layers.1", "hook=layers.1 is not read"),
+        ("activations=file activations.path=a.npy topology.producers=1", "topology.producers=1 needs a language model"),
+        ("activations.path=a.npy", "use activations=file"),
+        ("tokens.dataset=x", "use tokens=hf"),
+        ("tokens=hf tokens.dataset=x tokens.path=y", "use tokens=text"),
+        ("llm.name=", "llm.name is empty"),
+    ],
+)
+def test_a_broken_rule_is_named(overrides, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        validate(composed(*overrides.split()))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("world", "overrides", "says"),
+    [
+        (2, [], "WORLD_SIZE=2 .* = 0 . 1 x 1 = 1; start 1 ranks, or set topology.shard=2"),
+        (3, ["topology.producers=1", "topology.dp=2", "topology.shard=2"], "= 5; start 5 ranks, or set topology.shard=1"),
+        (4, ["topology.producers=1", "topology.dp=2"], "= 3; start 3 ranks$"),
+    ],
+)
+def test_a_world_of_another_size_is_named(world, overrides, says):
+    with pytest.raises(ConfigError, match=says):
+        validate(composed(*overrides), world)
+
+
+def test_a_world_that_fits_is_accepted():
+    validate(composed("topology.producers=1", "topology.shard=2"), 3)
+
+
+def test_tables_name_fields_that_exist():
+    keys = set(flat(composed()))
+    assert {*CHOICES, *POSITIVE, *NOT_NEGATIVE} <= keys
+    assert {key for fields in UNREAD.values() for key in fields} <= keys
+
+
+def test_every_open_field_but_the_learning_rate_is_filled_in():
+    cfg = resolved()
+    assert cfg.optim.lr is None
+    for key in ("hook", "name", "llm.dtype", "tokens.context", "sae.num_latents", "sae.aux_k", "optim.warmup"):
+        assert get(cfg, key) is not None, key
+    assert "auto" not in (cfg.device, cfg.kernels)
+    assert (cfg.train_tokens, cfg.checkpoint.every, cfg.eval.tokens) == (2_000_000, 500_000, 500_000)
+    validate(cfg)
+
+
+def test_defaults_follow_the_model_and_the_length_of_the_run():
+    cfg = resolved()
+    assert (cfg.sae.num_latents, cfg.sae.aux_k, cfg.sae.dead_after) == (16 * 96, 48, 200_000)
+    assert (cfg.hook, cfg.tokens.context, cfg.optim.warmup) == ("h.3.attn:in", 256, 0.1)
+    long = resolved("train_tokens=1B", "sae.num_latents=64", "precision=float64")
+    assert (long.sae.aux_k, long.sae.dead_after, long.llm.dtype) == (32, 10_000_000, "float64")
+    assert long.optim.warmup == pytest.approx(1000 / (10**9 // 2048))
+    short = dataclasses.replace(FACTS, context=128)
+    assert resolved(facts=short).tokens.context == 128
+
+
+def test_two_widths_and_too_long_a_context_are_refused():
+    with pytest.raises(ConfigError, match="sae.num_latents=64 and sae.expansion=2 .*give one"):
+        resolved("sae.num_latents=64", "sae.expansion=2")
+    with pytest.raises(ConfigError, match="tokens.context=4096 .* at most 1024"):
+        resolved("tokens.context=4096")
+
+
+def test_resolving_twice_changes_nothing():
+    cfg = resolved("sae.expansion=2")
+    assert resolve(cfg, FACTS, FACTS.width) == cfg
+
+
+def test_the_name_tells_what_matters_and_only_that():
+    name = resolved("sae.k=16").name
+    assert name.startswith("gpt2-h.3.attn_in-topk-1536-k16-")
+    same = [["output=x"], ["resume=auto"], ["metrics.every=1"], ["topology.shard=2"], ["sae.expansion=16"]]
+    assert all(resolved("sae.k=16", *each).name == name for each in same)
+    other = [["seed=1"], ["optim.lr=1e-3"], ["llm.attn=eager"], ["train_tokens=1M"]]
+    assert len({name, *(resolved("sae.k=16", *each).name for each in other)}) == 5
+    file = resolve(compose_config(["activations=file", "activations.path=x/my acts.npy"]), None, 96)
+    assert file.name.startswith("my_acts-topk-1536-k32-") and file.hook is None
+    assert resolved("name=mine").name == "mine"
+
+
+def test_identity_leaves_out_what_may_change_between_starts():
+    keys = {key.split(".")[0] for key in identity(resolved())}
+    assert not keys & {"name", "output", "resume", "metrics", "topology"}
+    assert {"sae", "optim", "seed", "device"} <= keys
