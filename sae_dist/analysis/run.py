@@ -56,7 +56,7 @@ def evaluate_run(
     summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     summary |= training or {}
     started = time.monotonic()
-    with torch.no_grad():
+    with torch.no_grad(), _half_the_cores():
         summary |= _measure(cfg, sae, device, encode or resolve(cfg.kernels).encode_topk)
     summary |= {"eval_seconds": time.monotonic() - started, "status": "finished"}
     temporary = folder / ".summary.json.tmp"
@@ -75,29 +75,25 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
     if cfg.activations.kind == "file":
         assert cfg.activations.path is not None, "checked by core.validate"
         array = open_array(cfg.activations.path, cfg.activations.key)
-        rows = cfg.shuffle.chunk_rows
-        source = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
-        with _threads(1):
-            result, _ = evaluate(cfg, sae, _rows(source, device, []), encode=encode)
+        rows = FileChunkSource(
+            array, lanes=1, rows=cfg.shuffle.chunk_rows, seed=0, held_out=True, dtype=torch.float32
+        )
+        result, _ = evaluate(cfg, sae, _rows(rows, device, []), encode=encode)
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=_dtype(cfg, device), with_head=ce_tokens > 0)
     source = _activations(cfg, facts, llm)
     excluded: list[int] = []
-    # The LLM runs on one half of the cores while the dictionary runs on the other: two threads that
-    # meet once per chunk lose less to waiting than all cores in every small matrix product.
-    with _threads(2):
-        result, mean_D = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
+    result, mean_D = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
     result["eval_excluded"] = sum(excluded)
     if ce_tokens == 0:
         return result | ce.no_cross_entropy("eval.ce_tokens=0")
     acts = ce.replacements(sae, mean_D, encode, cfg.tokens.max_norm_multiple)
     chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None)
-    with _threads(1):
-        if facts.causal:
-            return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
-        return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
+    if facts.causal:
+        return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
+    return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
 
 
 def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:
@@ -139,15 +135,15 @@ def _dtype(cfg: RunConfig, device: torch.device) -> torch.dtype:
 
 
 @contextmanager
-def _threads(sharers: int) -> Iterator[None]:
-    """Ranks of one machine share its cores while they train; the one that evaluates may use them all.
+def _half_the_cores() -> Iterator[None]:
+    """Threads per matrix product: half of the cores, as the LLM and the dictionary run side by side.
 
-    Args:
-        sharers: Python threads that compute at the same time.
+    Ranks had shared the cores until now, often one each. All of them would be too many where anything else
+    runs: threads that spin for a descheduled one cost up to ten times the time of a single thread.
     """
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // sharers))
+    torch.set_num_threads(max(1, cores // 2))
     try:
         yield
     finally:

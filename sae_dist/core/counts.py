@@ -30,7 +30,7 @@ def format_count(number: int) -> str:
     """4096 -> `4096`, 2000000 -> `2M`, 1500000 -> `1.5M`."""
     for letter, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size and number * 100 % size == 0:
-            return f"{number / size:g}{letter}"
+            return f"{number / size:.15g}{letter}"
     return str(number)
 
 

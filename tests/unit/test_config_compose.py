@@ -19,7 +19,8 @@ GIVEN = {
 }
 """What an option asks for."""
 
-OPTIONS = [f"{group}={option}" for group, options in groups().items() for option in options if group != "local"]
+OPTIONS = [f"{group}={option}" for group in groups() if group != "local" for option in groups()[group]]
+PAIRS = list(itertools.product(groups()["experiment"], groups()["debug"]))
 
 
 def composed(*overrides: str) -> RunConfig:
@@ -31,14 +32,14 @@ def test_every_option_composes_and_is_valid(choice):
     validate(composed(choice, *GIVEN.get(choice, [])))
 
 
-@pytest.mark.parametrize("choice", GIVEN)
+@pytest.mark.parametrize("choice", [choice for choice in GIVEN if choice != "tokens=text"])
 def test_what_an_option_needs_is_named(choice):
     field = GIVEN[choice][0].split("=")[0]
     with pytest.raises(ConfigError, match=f"{field} must be given"):
-        compose_config([choice])
+        validate(composed(choice))
 
 
-@pytest.mark.parametrize("pair", itertools.product(groups()["experiment"], groups()["debug"]), ids="-".join)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 def test_every_experiment_composes_with_every_debug(pair):
     cfg = composed(f"experiment={pair[0]}", f"debug={pair[1]}")
     validate(cfg)
@@ -70,7 +71,8 @@ def test_one_way_of_giving_the_width_replaces_the_other():
 
 
 @pytest.mark.parametrize(
-    "path", ["shards/{000..031}.tar", "~/texts", "a(1).txt", "it's {x}.tar", "a b", "x:y", "a=b.txt", r"C:\t{0}"]
+    "path",
+    ["shards/{000..031}.tar", "~/texts", "a(1).txt", "it's {x}.tar", "a b", "x:y", "a=b.txt", r"C:\t{0}"],
 )
 def test_paths_need_no_quotes_of_hydras(path):
     assert compose_config([f"tokens.path={path}"]).tokens.path == path

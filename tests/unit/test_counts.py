@@ -28,7 +28,10 @@ def test_reads(written, number):
     assert parse_count(written, "train_tokens") == number
 
 
-@pytest.mark.parametrize("written", ["two", "", "M", "-1", "1.5", "2G", "nan", "inf", None, True, "1e30", [1]])
+NO_COUNTS = ["two", "", "M", "-1", "1.5", "2G", "nan", "inf", None, True, "1e30", [1]]
+
+
+@pytest.mark.parametrize("written", NO_COUNTS)
 def test_refuses_with_the_field_and_an_example(written):
     with pytest.raises(ConfigError, match="train_tokens=.*500k"):
         parse_count(written, "train_tokens")

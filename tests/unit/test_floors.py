@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sae_dist"
 STAGES = ("tokens", "llm", "transport", "shuffle", "dictionary", "optim", "checkpoint", "metrics", "export")
-FLOORS = {
+FLOORS: dict[str, tuple[str, ...]] = {
+    "__init__": (),
     "core": (),
     "dist": ("core",),
     "kernels": ("core",),

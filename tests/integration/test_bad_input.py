@@ -1,0 +1,159 @@
+"""Wrong input: exit code 2, one line that names field and fix, and nothing written."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_dist import cli
+from tests.commands import sae_dist
+
+RUN = "no_such_run"
+
+
+def make_inputs(folder: Path) -> None:
+    """Inputs that are wrong, each in its own way, and a few that are right."""
+    (folder / "empty").mkdir()
+    (folder / "no_text").mkdir()
+    (folder / "no_text" / "a.png").write_bytes(b"\x89PNG")
+    (folder / "blank").mkdir()
+    (folder / "blank" / "a.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"\0\1\2" * 100)
+    (folder / "broken.jsonl").write_text("no json\n" * 100)
+    (folder / "few.txt").write_text("One short text.")
+    (folder / "no_model").mkdir()
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "thesis.tex").write_text("years of work")
+    np.save(folder / "cube.npy", np.zeros((4, 4, 4), np.float32))
+    np.save(folder / "whole_numbers.npy", np.zeros((4, 4), np.int64))
+    np.save(folder / "good.npy", np.random.default_rng(0).normal(size=(4096, 16)).astype(np.float32))
+    np.save(folder / "few.npy", np.zeros((10, 4), np.float32))
+    np.save(folder / "nan.npy", np.where(np.arange(400)[:, None] == 7, np.nan, np.ones((400, 4), np.float32)))
+    (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:1000])
+    (folder / "acts.csv").write_text("1,2")
+    save_file({"a": torch.zeros(4, 4), "b": torch.zeros(4, 4)}, folder / "two.safetensors")
+    with tarfile.open(folder / "shard.tar", "w") as tar:
+        for number in range(100):
+            content = f"[{number}, 1, 2]".encode()
+            member = tarfile.TarInfo(f"{number}.ids.json")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (folder / "cut.tar").write_bytes((folder / "shard.tar").read_bytes()[:5000])
+    (folder / "a_file").write_text("")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("inputs")
+    make_inputs(folder)
+    return folder
+
+
+TABLE = [
+    ("sae.num_latnts=64", "sae.num_latnts", "sae.num_latents"),
+    ("d_sae=64", "d_sae", "sae.num_latents"),
+    ("hook_name=blocks.1.hook_resid_post", "hook_name", "called hook"),
+    ("training_tokens=1M", "training_tokens", "train_tokens"),
+    ("sae.k=many", "sae.k=many", "a whole number"),
+    ("optim.lr=fast", "optim.lr=fast", "a number"),
+    ("train_tokens=2G", "train_tokens=2G", "500k, 2M"),
+    ("sae.k=8,16", "sae.k=8,16", "-m"),
+    ("llm=gtp2", "llm=gtp2", "embedded, hf, minilm"),
+    ("--batch=3", "--batch", "key"),
+    ("sae.num_latents=64 sae.k=65", "sae.k=65", "at most 64"),
+    ("sae.num_latents=24577 topology.shard=2", "sae.num_latents=24577", "24576 or 24578"),
+    ("sae.num_latents=64 sae.expansion=2", "sae.expansion=2", "give one"),
+    ("topology.shard=7", "topology.shard=7", "1, 2, 4, 8"),
+    ("batch=513 topology.dp=2", "batch=513", "512 or 514"),
+    ("topology.producers=9", "topology.producers=9", "at most 8"),
+    ("train_tokens=100", "train_tokens=100", "batch=512"),
+    ("optim.beta1=1", "optim.beta1=1", "below 1"),
+    ("precision=fp32", "precision=fp32", "precision=float32"),
+    ("kernels=triton", "kernels=triton", "torch"),
+    ("resume=yes", "resume=yes", "never, auto"),
+    ("hook=layers.9", "hook=layers.9", "nearest: layers."),
+    ("hook=layers.1:sideways", "hook=layers.1:sideways", "layers.1:in or layers.1:out"),
+    ("llm.name=/no/such/model", "llm.name=/no/such/model", "give the folder"),
+    ("llm.name={inputs}/no_model", "no_model", "config.json"),
+    ("llm.name=nobody/nothing", "llm.name=nobody/nothing", "give the folder"),
+    ("tokens.context=100000", "tokens.context=100000", "at most 256"),
+    ("tokens.path={inputs}/nowhere", "nowhere does not exist", "folder of text"),
+    ("tokens.path={inputs}/empty", "empty has no text", ".txt"),
+    ("tokens.path={inputs}/no_text", "no_text has no text", ".txt"),
+    ("tokens.path={inputs}/blank", "blank holds only empty files", "folder of text"),
+    ("tokens.path={inputs}/binary.txt", "binary.txt", "UTF-8"),
+    ("tokens.path={inputs}/broken.jsonl", "broken.jsonl", "tokens.path"),
+    ("tokens.path={inputs}/few.txt", "few.txt", "lanes"),
+    ("tokens=webdataset", "tokens.path must be given", ".tar"),
+    ("tokens=webdataset tokens.path={inputs}/cut.tar", "cut.tar", "write it again"),
+    ("tokens=webdataset tokens.path={inputs}/x-{{0..3}}.tar", "x-0.tar", "give tar files"),
+    ("tokens=hf tokens.dataset={inputs}/nowhere", "tokens.dataset", "nowhere"),
+    ("activations=file", "activations.path must be given", "acts.npy"),
+    ("activations.path={inputs}/good.npy", "activations.path", "activations=file"),
+    ("activations=file activations.path={inputs}/nowhere.npy", "nowhere.npy does not exist", ".safetensors"),
+    ("activations=file activations.path={inputs}/cube.npy", "[4, 4, 4]", "[N, D]"),
+    ("activations=file activations.path={inputs}/whole_numbers.npy", "int64", "floating-point"),
+    ("activations=file activations.path={inputs}/nan.npy", "row 7", "remove it"),
+    ("activations=file activations.path={inputs}/cut.npy", "cut.npy", "readable"),
+    ("activations=file activations.path={inputs}/few.npy", "10 rows", "at least 16"),
+    ("activations=file activations.path={inputs}/acts.csv", "acts.csv", ".npy"),
+    ("activations=file activations.path={inputs}/two.safetensors", "activations.key", "a, b"),
+    ("activations=file activations.path={inputs}/good.npy hook=layers.1", "hook=layers.1", "leave hook out"),
+    ("activations=file activations.path={inputs}/good.npy topology=split", "topology.producers=1", "=0"),
+    ("output={inputs}/a_file", "a_file", "choose another output="),
+    ("output={inputs} name=foreign", "foreign exists and is no run folder", "another name="),
+    ("name=a/b", "name=a/b", "one folder"),
+    ("sae.num_latents=4000000000", "GiB free", "choose another output="),
+]
+
+
+@pytest.mark.parametrize(("overrides", "names", "fix"), TABLE, ids=[row[0] for row in TABLE])
+def test_one_line_and_nothing_written(overrides, names, fix, inputs, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(inputs.rglob("*"))
+    words = [word.format(inputs=inputs) for word in overrides.split()]
+
+    assert cli.main(["train", "debug=tiny", *words]) == 2
+
+    out, err = capfd.readouterr()
+    assert err.count("\n") == 1 and err.startswith("sae-dist: error: "), err
+    assert names in err and fix in err
+    assert out == ""
+    assert list(tmp_path.iterdir()) == [] and sorted(inputs.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_here(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "device=cuda"]) == 2
+    assert "device=cpu" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words", [["eval"], ["export", RUN], ["eval", RUN], ["eval", "a", "b"], ["trian"], ["train", "job"]]
+)
+def test_other_commands(words, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    out, err = capfd.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("sae-dist: error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["sae.num_latents=24577", "topology.shard=2"], "24576 or 24578"),
+        (["tokens.path=nowhere"], "nowhere does not exist"),
+        (["activations=file", "activations.path=nowhere.npy", "topology.shard=2"], "nowhere.npy"),
+    ],
+)
+def test_the_real_command(overrides, says, tmp_path):
+    done = sae_dist(tmp_path, "train", *overrides)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("sae-dist: error: ") and says in done.stderr
+    assert list(tmp_path.iterdir()) == []
