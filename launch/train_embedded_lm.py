@@ -100,9 +100,7 @@ def held_out_loss(model: LlamaForCausalLM, test: torch.Tensor) -> float:
     for rows in test.split(32):
         logits = model(input_ids=rows[:, :-1]).logits.float()
         losses.append(
-            torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
-            )
+            torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none")
         )
     return torch.cat(losses).mean().item()
 
@@ -148,9 +146,7 @@ def fit(model: LlamaForCausalLM, train: torch.Tensor, minutes: float, rows: int)
             stepper.param_groups[0]["lr"] = peak * factor
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits = model(input_ids=batch[:, :-1]).logits
-        loss = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), batch[:, 1:].flatten()
-        )
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         for stepper in steppers:
             stepper.step()

@@ -103,7 +103,12 @@ def version() -> str:
 
 def train(words: list[str]) -> None:
     """`sae-dist train`."""
-    overrides = [word for word in words if word not in ("-m", "--multirun", "--cfg", "job", "--help", "-h")]
+    if "--cfg" in words:
+        place = words.index("--cfg")
+        if words[place + 1 : place + 2] != ["job"]:
+            raise ConfigError("--cfg prints one thing: write --cfg job")
+        words = [*words[:place], "--cfg", *words[place + 2 :]]
+    overrides = [word for word in words if word not in ("-m", "--multirun", "--cfg", "--help", "-h")]
     if "--help" in words or "-h" in words:
         from sae_dist.launch.compose import groups
 

@@ -36,9 +36,7 @@ class _Ranks:
         self.processes = []
         for rank in range(world):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(rank, world, self.store.port, theirs), daemon=True
-            )
+            process = context.Process(target=_serve, args=(rank, world, self.store.port, theirs), daemon=True)
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)
@@ -62,7 +60,7 @@ class _Ranks:
             process.kill()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _start(world: int) -> _Ranks:
     ranks = _Ranks(world)
     atexit.register(ranks.close)

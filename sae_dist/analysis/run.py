@@ -82,7 +82,9 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=_dtype(cfg, device), with_head=ce_tokens > 0)
+    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    dtype = getattr(torch, cfg.llm.dtype)
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
     source = _activations(cfg, facts, llm)
     excluded: list[int] = []
     result, mean_D = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
@@ -124,14 +126,6 @@ def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Ite
 def _device(cfg: RunConfig) -> torch.device:
     """Where the run was trained, if that is here too: an export of a GPU run is evaluated on any machine."""
     return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _dtype(cfg: RunConfig, device: torch.device) -> torch.dtype:
-    if cfg.llm.dtype is not None:
-        return getattr(torch, cfg.llm.dtype)
-    if cfg.precision == "float64":
-        return torch.float64
-    return torch.float32 if device.type == "cpu" else torch.bfloat16
 
 
 @contextmanager

@@ -177,9 +177,7 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
     ranks = f"topology.shard={topology.shard} x topology.dp={topology.dp}"
     if lanes % consumers:
         possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
-        yield (
-            f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}"
-        )
+        yield (f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}")
     if cfg.batch % consumers:
         yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"
     if topology.producers > lanes:

@@ -44,9 +44,7 @@ def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: 
 def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
     """dW[f] = sum over pairs p with latent f of coeff[p] * rows[row of p]. [F, D]."""
     grad_FD = rows_BD.new_zeros(F, rows_BD.shape[1])
-    return grad_FD.index_add_(
-        0, latent_P, coeff_P[:, None] * rows_BD[pair_rows(offsets_B, len(latent_P))]
-    )
+    return grad_FD.index_add_(0, latent_P, coeff_P[:, None] * rows_BD[pair_rows(offsets_B, len(latent_P))])
 
 
 def pair_rows(offsets_B: Tensor, num_pairs: int) -> Tensor:

@@ -32,9 +32,7 @@ class Documents(Protocol):
 class TokenSource:
     """Lanes of token chunks. Every chunk keeps exactly `rows` tokens."""
 
-    def __init__(
-        self, documents: Documents, packing: Packing, *, field: str, lanes: int, epochs: int | None
-    ):
+    def __init__(self, documents: Documents, packing: Packing, *, field: str, lanes: int, epochs: int | None):
         self.documents, self.packing = documents, packing
         self.field, self.lanes, self.epochs = field, lanes, epochs
 

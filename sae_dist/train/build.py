@@ -46,7 +46,12 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
         assert cfg.activations.path is not None
         array = open_array(cfg.activations.path, cfg.activations.key)
         return FileChunkSource(
-            array, lanes=cfg.shuffle.lanes, rows=cfg.shuffle.chunk_rows, seed=cfg.seed, held_out=False, dtype=wire
+            array,
+            lanes=cfg.shuffle.lanes,
+            rows=cfg.shuffle.chunk_rows,
+            seed=cfg.seed,
+            held_out=False,
+            dtype=wire,
         )
     spare = spare_rows(cfg)
     tokens = open_tokens(
@@ -82,7 +87,9 @@ def build_stream(cfg: RunConfig, topology: Topology, width: int, device: torch.d
     )
 
 
-def build_chunks(cfg: RunConfig, facts: LlmFacts | None, topology: Topology, device: torch.device) -> ChunkSource:
+def build_chunks(
+    cfg: RunConfig, facts: LlmFacts | None, topology: Topology, device: torch.device
+) -> ChunkSource:
     """Where a consumer's chunks come from: itself, or the producers."""
     if topology.num_producers == 0:
         return build_source(cfg, facts, device)

@@ -67,11 +67,11 @@ def close(chunks: ChunkSource) -> None:
 def announce(run: Run) -> None:
     """What was chosen, said once."""
     cfg = run.cfg
-    why = "given" if cfg.optim.lr is not None else f"law of {run.steps} steps and {cfg.sae.num_latents} latents"
+    law = f"the law for {run.steps} steps and {cfg.sae.num_latents} latents"
     print(
-        f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, {cfg.kernels} kernels\n"
-        f"  {run.steps} steps of {cfg.batch}; lr {run.lr:.2e} ({why}); activations x {run.scale:.4g}; "
-        f"from step {run.progress.step}",
+        f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, "
+        f"{cfg.kernels} kernels\n  {run.steps} steps of {cfg.batch}, from step {run.progress.step}; "
+        f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x {run.scale:.4g}",
         file=sys.stderr,
         flush=True,
     )

@@ -76,9 +76,8 @@ class Stream:
         while not self.store.check([key]):
             # A blocking wait would hold the store's only connection, which other threads use too.
             if time.monotonic() > until:
-                raise TransportError(
-                    f"{whom} was silent for {self.timeout_s:g} s (topology.timeout_s), while {key} was awaited"
-                )
+                waited = f"{self.timeout_s:g} s (topology.timeout_s)"
+                raise TransportError(f"{whom} was silent for {waited}, while {key} was awaited")
             time.sleep(POLL_S)
         return self.store.get(key).decode()
 

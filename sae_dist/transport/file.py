@@ -61,9 +61,7 @@ def _open_safetensors(file: Path, key: str | None) -> Tensor:
     if key is None and len(header) == 1:
         key = next(iter(header))
     if key not in header:
-        raise ConfigError(
-            f"activations.key={key} is not in {file}; it holds {', '.join(sorted(header)[:8])}"
-        )
+        raise ConfigError(f"activations.key={key} is not in {file}; it holds {', '.join(sorted(header)[:8])}")
     entry = header[key]
     if entry["dtype"] not in dtypes:
         raise ConfigError(f"activations.key={key} holds {entry['dtype']}; it must be floating point")
@@ -87,7 +85,9 @@ class FileChunkSource:
         held_out: read the held-out chunks instead, once, in file order, through lane 0.
     """
 
-    def __init__(self, array: Tensor, *, lanes: int, rows: int, seed: int, held_out: bool, dtype: torch.dtype):
+    def __init__(
+        self, array: Tensor, *, lanes: int, rows: int, seed: int, held_out: bool, dtype: torch.dtype
+    ):
         self.array, self.seed, self.dtype, self.held_out = array, seed, dtype, held_out
         self.lanes = 1 if held_out else lanes
         self.width = array.shape[1]

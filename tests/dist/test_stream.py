@@ -86,7 +86,8 @@ def alone() -> list[list[int]]:
 
 @pytest.mark.parametrize("resume_at", [0, 11])
 @pytest.mark.parametrize(
-    "producers,dp,shard", [(0, 2, 1), (0, 1, 3), (0, 2, 3), (1, 1, 1), (1, 1, 2), (2, 2, 1), (3, 1, 1), (2, 2, 2)]
+    "producers,dp,shard",
+    [(0, 2, 1), (0, 1, 3), (0, 2, 3), (1, 1, 1), (1, 1, 2), (2, 2, 1), (3, 1, 1), (2, 2, 2)],
 )
 def test_batches_do_not_depend_on_topology(producers, dp, shard, resume_at, alone):
     cfg = TopologyConfig(producers=producers, dp=dp, shard=shard)
@@ -103,7 +104,9 @@ def slow_consumer(cfg: TopologyConfig) -> int:
         source = Numbers(LANES, ROWS)
         produce(open_stream(topology, "slow"), source, cfg.in_flight)
         return source.asked
-    remote = RemoteChunks(open_stream(topology, "slow"), lanes=list(range(LANES)), ahead=3, in_flight=cfg.in_flight)
+    remote = RemoteChunks(
+        open_stream(topology, "slow"), lanes=list(range(LANES)), ahead=3, in_flight=cfg.in_flight
+    )
     shuffle = shuffle_of(remote, topology, steps=3)
     shuffle.draw(0)
     time.sleep(1.0)

@@ -134,7 +134,7 @@ def test_a_device_that_is_not_here(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "words", [["eval"], ["export", RUN], ["eval", RUN], ["eval", "a", "b"], ["trian"], ["train", "job"]]
+    "words", [["eval"], ["export", RUN], ["eval", RUN], ["eval", "a", "b"], ["trian"], ["train", "job"], ["train", "--cfg"]]
 )
 def test_other_commands(words, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

@@ -75,7 +75,7 @@ def test_resume_of_one_process_is_bitwise(folder, whole):
     process.wait()
     done = sae_dist(folder, *arguments, "resume=auto")
     assert done.returncode == 0, done.stderr
-    kept = ("step", "loss/total", "loss/fvu", "loss/aux", "sparsity/l0", "stream/batch_hash", "optim/grad_norm")
+    kept = "step loss/total loss/fvu loss/aux sparsity/l0 stream/batch_hash optim/grad_norm".split()
     assert [[row[key] for key in kept] for row in rows(run)] == [[row[key] for key in kept] for row in whole]
     for key, tensor in weights(folder, "whole").items():
         assert tensor.equal(weights(folder, "bitwise")[key]), key

@@ -1,6 +1,6 @@
 """Inside torchrun the command joins instead of spawning."""
 
-from tests.commands import rows, sae_dist, TINY
+from tests.commands import TINY, rows, sae_dist
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone")
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from sae_dist.kernels import reference, torch_backend
 
 
-def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64, levels: int | None = None) -> torch.Tensor:
+def draw(
+    seed: int, *shape: int, dtype: torch.dtype = torch.float64, levels: int | None = None
+) -> torch.Tensor:
     """Random numbers; with `levels`, few distinct values, so that ties are everywhere."""
     values = torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
     return values if levels is None else (values * levels).round() / levels

@@ -87,7 +87,7 @@ def test_sharded_equals_unsharded(dp, shard, alone):
 
 
 def test_the_case_is_worth_comparing(alone):
-    assert min(alone["norm"]) < OPTIM.clip < max(alone["norm"]), "the clip acts on some steps and not on others"
+    assert min(alone["norm"]) < OPTIM.clip < max(alone["norm"]), "the clip acts on some steps only"
     assert alone["aux"][0] == 0 and min(alone["aux"][2:]) > 1e-3, "AuxK acts once latents are dead"
 
 
@@ -164,7 +164,7 @@ def non_finite_step() -> tuple:
     x[3, 2] = torch.nan
     _, flag = engine.step(model.loss(x, 2, False).total, lr=0.01)
     after = {name: tensor for name, (tensor, _) in (model.state() | engine.state()).items()}
-    moved = [name for name in before if name != "last_fired" and not torch.allclose(before[name], after[name])]
+    moved = [n for n in before if n != "last_fired" and not torch.allclose(before[n], after[n])]
     return flag.item(), moved, engine.updates
 
 

@@ -16,9 +16,7 @@ def numbered(rows: int, width: int = 3) -> np.ndarray:
 
 
 def source(array, *, lanes=4, rows=16, held_out=False, seed=0):
-    return FileChunkSource(
-        array, lanes=lanes, rows=rows, seed=seed, held_out=held_out, dtype=torch.float32
-    )
+    return FileChunkSource(array, lanes=lanes, rows=rows, seed=seed, held_out=held_out, dtype=torch.float32)
 
 
 def ids_of(chunks, count):

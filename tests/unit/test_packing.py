@@ -34,8 +34,10 @@ def source(lengths, *, context, rows, prefix=(BOS,), suffix=(), epochs=1, lanes=
 
 
 def same(a, b):
-    return a.start == b.start and a.number == b.number and all(
-        torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS
+    return (
+        a.start == b.start
+        and a.number == b.number
+        and all(torch.equal(getattr(a, name), getattr(b, name)) for name in FIELDS)
     )
 
 
@@ -53,9 +55,7 @@ cases = given(
 def test_every_chunk_keeps_exactly_the_rows_and_nothing_is_lost(lengths, context, rows, special, epochs):
     prefix, suffix = special
     chunks = list(
-        source(
-            lengths, context=context, rows=rows, prefix=prefix, suffix=suffix, epochs=epochs
-        ).open(0, None)
+        source(lengths, context=context, rows=rows, prefix=prefix, suffix=suffix, epochs=epochs).open(0, None)
     )
     assert [chunk.number for chunk in chunks] == list(range(len(chunks)))
     assert all(int(chunk.keep_NS.sum()) == rows for chunk in chunks)
