@@ -34,8 +34,8 @@ def export_run(folder: Path) -> Path:
     if facts is not None:
         metadata |= {
             "model_name": facts.name,
-            "hook_name": facts.hook,
-            "hf_hook_name": facts.hook,
+            "hook_name": facts.hook.removesuffix(":out"),
+            "hf_hook_name": facts.hook.removesuffix(":out"),
             "context_size": cfg.tokens.context,
             "prepend_bos": bool(facts.prefix),
             "dataset_path": cfg.tokens.dataset or cfg.tokens.path or "the Python standard library",
