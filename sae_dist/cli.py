@@ -6,7 +6,6 @@ import threading
 import traceback
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
 
@@ -142,25 +141,25 @@ def on_run(command: str, folder: Path) -> None:
 
 
 def rank(folder: Path, pipe: int) -> None:
-    """One spawned rank. Its reason for failing is left where the parent finds it."""
+    """One spawned rank. Its reason for failing, in one line, is left where the parent finds it."""
     from sae_dist.train.run import run_rank
 
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
+    logs, name = folder / "logs", f"rank_{os.environ['RANK']}"
     try:
         run_rank(folder)
-    except SaeDistError as error:
-        (folder / "logs" / f"rank_{os.environ['RANK']}.error").write_text(str(error))
-        _leave(error.exit_code)
-    except Exception:
-        traceback.print_exc()
-        _leave(1)
-
-
-def _leave(exit_code: int) -> NoReturn:
-    """Leave at once: a process group cannot be closed while other ranks are in a collective."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(exit_code)
+    except Exception as error:
+        reason, exit_code = str(error), getattr(error, "exit_code", 1)
+        if not isinstance(error, SaeDistError):
+            with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
+                traceback.print_exc(file=log)
+            first = (reason.splitlines() or [""])[0]
+            reason = f"{type(error).__name__}: {first} (traceback in {logs / name}.log)"
+        (logs / f"{name}.error").write_text(reason, encoding="utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Leave at once: a process group cannot be closed while other ranks are in a collective.
+        os._exit(exit_code)
 
 
 def _end_with_parent(pipe: int) -> None:

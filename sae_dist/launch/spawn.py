@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from sae_dist.core.errors import SaeDistError
+from sae_dist.core.errors import Preempted, SaeDistError
 
 GRACE_S = 10.0
 POLL_S = 0.05
@@ -75,41 +75,52 @@ def _start(folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int
 
 def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path) -> None:
     """Wait for all; on the first failure stop the rest and raise it."""
-    while True:
-        codes = [rank.poll() for rank in ranks]
-        failed = [number for number, code in enumerate(codes) if code]
-        if failed:
-            # Ranks that leave together (an agreed stop) have the same code; wait for the slowest.
-            until = time.monotonic() + GRACE_S
-            first = min(failed, key=lambda number: _severity(codes[number]))
-            if codes[first] != 75:
-                _signal(ranks, signal.SIGTERM)
-            while any(rank.poll() is None for rank in ranks) and time.monotonic() < until:
-                time.sleep(POLL_S)
-            _signal(ranks, signal.SIGKILL)
-            for rank in ranks:
-                rank.wait()
-            raise _failure(first, codes[first] or 1, logs)
-        if all(code == 0 for code in codes):
+    while not any(rank.poll() for rank in ranks):
+        if all(rank.poll() == 0 for rank in ranks):
             return
         time.sleep(POLL_S)
+    first = _first_to_fail(ranks, logs)
+    until = time.monotonic() + GRACE_S
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        # Ranks that leave together, on an agreed stop, are let go; after any other failure all have to.
+        if ranks[first].wait(GRACE_S) != Preempted.exit_code:
+            _signal(ranks, signal.SIGTERM)
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < until:
+        time.sleep(POLL_S)
+    _signal(ranks, signal.SIGKILL)
+    for rank in ranks:
+        rank.wait()
+    raise _failure(first, ranks[first].returncode, logs)
 
 
-def _severity(code: int | None) -> int:
-    """Which of several failures came first: a killed rank makes others fail, with ordinary codes."""
-    assert code
-    return 0 if code < 0 else 1
+def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
+    """The rank that others failed after: one that was killed, else the one that wrote its reason first.
+
+    A rank writes its reason before its connections close, so before others can fail for it.
+    """
+
+    def order(rank: int) -> tuple[int, float]:
+        code, reason = ranks[rank].poll(), _reason(logs, rank)
+        if code is not None and code < 0:
+            return 0, 0.0
+        if reason.exists():
+            return 1, reason.stat().st_mtime_ns
+        return (2, 0.0) if code else (3, 0.0)
+
+    return min(range(len(ranks)), key=order)
 
 
 def _failure(rank: int, code: int, logs: Path) -> RankFailed:
-    reason = logs / f"rank_{rank}.error"
     if code < 0:
         name = signal.Signals(-code).name
         return RankFailed(f"rank {rank} was killed by {name}; continue with resume=auto", 1)
-    if reason.exists():
-        return RankFailed(f"rank {rank}: {reason.read_text().strip()}", code)
-    where = "above" if rank == 0 else f"in {logs / f'rank_{rank}.log'}"
-    return RankFailed(f"rank {rank} failed with exit code {code}; its traceback is {where}", code)
+    reason = _reason(logs, rank)
+    text = reason.read_text(encoding="utf-8").strip() if reason.exists() else f"it exited with code {code}"
+    return RankFailed(f"rank {rank}: {text}", code or 1)
+
+
+def _reason(logs: Path, rank: int) -> Path:
+    return logs / f"rank_{rank}.error"
 
 
 def _signal(ranks: list[subprocess.Popen[bytes]], number: int) -> None:

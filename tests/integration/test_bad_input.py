@@ -12,8 +12,6 @@ from safetensors.torch import save_file
 from sae_dist import cli
 from tests.commands import sae_dist
 
-RUN = "no_such_run"
-
 
 def make_inputs(folder: Path) -> None:
     """Inputs that are wrong, each in its own way, and a few that are right."""
@@ -134,11 +132,11 @@ def test_a_device_that_is_not_here(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.parametrize(
-    "words", [["eval"], ["export", RUN], ["eval", RUN], ["eval", "a", "b"], ["trian"], ["train", "job"], ["train", "--cfg"]]
+    "line", ["eval", "export absent", "eval absent", "eval a b", "trian", "train job", "train --cfg"]
 )
-def test_other_commands(words, tmp_path, monkeypatch, capfd):
+def test_other_commands(line, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(words) == 2
+    assert cli.main(line.split()) == 2
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("sae-dist: error: ")
     assert list(tmp_path.iterdir()) == []
@@ -155,5 +153,6 @@ def test_other_commands(words, tmp_path, monkeypatch, capfd):
 def test_the_real_command(overrides, says, tmp_path):
     done = sae_dist(tmp_path, "train", *overrides)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("sae-dist: error: ") and says in done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("sae-dist: error: ")
+    assert says in done.stderr
     assert list(tmp_path.iterdir()) == []

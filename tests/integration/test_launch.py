@@ -1,0 +1,102 @@
+"""The command around a run: found again, spawned, swept, and ended cleanly when something breaks."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.commands import rows, sae_dist, start
+
+QUICK = ["debug=tiny", "eval.tokens=0"]
+EMBEDDED = Path(__file__).parents[2] / "sae_dist" / "llm" / "embedded"
+
+
+def our_line(done) -> str:
+    """The one line of ours on stderr; no traceback anywhere."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sae-dist: error: ")]
+    assert len(lines) == 1 and "Traceback" not in done.stderr, done.stderr
+    return lines[0]
+
+
+def test_a_run_is_found_again(tmp_path):
+    first = sae_dist(tmp_path, "train", *QUICK)
+    assert first.returncode == 0, first.stderr
+    (run,) = (tmp_path / "outputs").iterdir()
+    assert run.name.startswith("embedded-layers.1-topk-512-k8-")
+    assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    written = (run / "metrics.jsonl").read_text()
+
+    again = sae_dist(tmp_path, "train", *QUICK)
+    assert (again.returncode, again.stderr) == (0, "") and f"{run.name} is finished" in again.stdout
+    assert (run / "metrics.jsonl").read_text() == written
+
+    other = sae_dist(tmp_path, "train", *QUICK, "sae.k=4", f"name={run.name}")
+    assert other.returncode == 2 and "sae.k is 8 there and 4 here" in our_line(other)
+
+    shutil.rmtree(run / "export")
+    assert sae_dist(tmp_path, "export", str(run)).returncode == 0
+    assert sae_dist(tmp_path, "eval", str(run)).returncode == 0
+
+
+def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
+    done = sae_dist(tmp_path, "train", *QUICK, "name=run", "topology=split")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "run"
+    assert [path.name for path in sorted((run / "logs").iterdir())] == [f"rank_{n}.log" for n in range(3)]
+    assert json.loads((run / "summary.json").read_text())["world_size"] == 3
+    assert rows(run)[-1]["step"] == 32
+
+
+def test_a_multirun_runs_every_combination(tmp_path):
+    words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
+    done = sae_dist(tmp_path, "train", *words)
+    assert done.returncode == 0, done.stderr
+    runs = sorted((tmp_path / "outputs" / "widths").iterdir())
+    assert [run.name for run in runs] == ["sae.k=4", "sae.k=8"]
+    assert [round(rows(run)[-1]["sparsity/l0"]) for run in runs] == [4, 8]
+    refused = sae_dist(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
+    assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr
+
+
+@pytest.mark.parametrize("topology", ["colocated", "shard2"])
+def test_input_found_wrong_by_a_rank_leaves_nothing(topology, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    words = [f"llm.name={model}", "debug=tiny", f"topology.shard={1 if topology == 'colocated' else 2}"]
+    done = sae_dist(tmp_path, "train", *words)
+    assert done.returncode == 2 and "does not load" in our_line(done)
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_data_found_bad_midway_is_named_and_the_run_stays(tmp_path):
+    rows_ND = np.random.default_rng(0).normal(size=(20_000, 16)).astype(np.float32)
+    # Between the rows that are looked at before the start, in every chunk.
+    rows_ND[1::256] = np.nan
+    np.save(tmp_path / "acts.npy", rows_ND)
+    words = [*QUICK, "activations=file", "activations.path=acts.npy", "name=run", "topology.shard=2"]
+    done = sae_dist(tmp_path, "train", *words)
+    line = our_line(done)
+    assert done.returncode == 1 and "NaN or inf in row" in line and "rank " in line
+    assert (tmp_path / "outputs" / "run" / "config.yaml").exists()
+
+
+def test_ranks_end_with_their_parent(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "train_tokens=100M", "name=run", "topology.shard=2")
+    metrics = tmp_path / "outputs" / "run" / "metrics.jsonl"
+    until = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.1)
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    assert len(ranks) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    assert alive == []

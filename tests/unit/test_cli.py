@@ -1,0 +1,60 @@
+"""The command's own words."""
+
+import subprocess
+import sys
+
+import pytest
+
+from sae_dist import cli
+from sae_dist.core.errors import DataError, Preempted
+from sae_dist.launch.compose import groups
+
+
+@pytest.mark.parametrize("line", ["", "--help", "-h", "train --help", "eval --help", "--version"])
+def test_help_is_an_answer(line, capsys):
+    assert cli.main(line.split()) == 0
+    assert capsys.readouterr().out.strip()
+
+
+def test_help_of_train_names_every_group_and_option(capsys):
+    cli.main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert all(f"{group}={'|'.join(options)}" in out for group, options in groups().items())
+    assert max(map(len, out.splitlines())) <= 110
+
+
+def test_cfg_prints_yaml_wherever_it_stands(capsys):
+    texts = []
+    for words in (["--cfg", "job", "sae.k=7"], ["sae.k=7", "--cfg", "job"]):
+        assert cli.main(["train", *words]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] and "  k: 7\n" in texts[0]
+
+
+@pytest.mark.parametrize(("error", "code"), [(DataError("file x,\n row 3"), 1), (Preempted("stopped"), 75)])
+def test_an_error_of_ours_is_one_line_and_its_code(error, code, monkeypatch, capsys):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr(cli, "train", fail)
+    assert cli.main(["train"]) == code
+    assert capsys.readouterr().err == f"sae-dist: error: {' '.join(str(error).split())}\n"
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    def fail(_):
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr(cli, "train", fail)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        cli.main(["train"])
+
+
+def test_help_and_wrong_words_need_no_torch():
+    code = (
+        "import sys; from sae_dist import cli\n"
+        "assert cli.main(['train', '--help']) == 0 and cli.main(['train', 'sae.k=0']) == 2\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
