@@ -20,4 +20,4 @@ class Numbers:
             self.asked += 1
             number = index * self.lanes + lane
             ids = torch.arange(number * self.rows, (number + 1) * self.rows)
-            yield ActivationChunk(number, lane, ids[:, None].double(), ids, {"chunk": index})
+            yield ActivationChunk(number, lane, ids[:, None].double(), ids, {"chunk": index}, excluded=1)

@@ -85,7 +85,8 @@ def evaluate(
     dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
     density             latents by log10 of how often they fire; `silent`: never
     fvu_pca             PCA with k components, fitted on these very rows: a baseline with an advantage
-    fvu_untrained       the dictionary as it was before training, on the first 64k rows
+    fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
+                        first 64k rows
 
     Args:
         rows: batches [R, D] of held-out activations, raw, on any device.

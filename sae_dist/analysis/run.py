@@ -22,7 +22,7 @@ from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.resolve import resolve
-from sae_dist.llm.capture import LlmChunkSource
+from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
@@ -32,14 +32,8 @@ from sae_dist.transport.file import FileChunkSource, open_array
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
 
 
-def evaluate_run(
-    folder: Path, *, training: dict[str, Any] | None = None, encode: Encode | None = None
-) -> dict[str, Any]:
+def evaluate_run(folder: Path) -> dict[str, Any]:
     """Evaluate `folder`/export on held-out tokens; write summary.json and plots.
-
-    Args:
-        training: what training knows of the run; goes into summary.json beside what is there.
-        encode: a backend's `encode_topk`; None: that of the run's `kernels`.
 
     Returns:
         What summary.json now holds. Fields with no value are None, with a reason beside them.
@@ -54,11 +48,12 @@ def evaluate_run(
     path = folder / "summary.json"
     summary: dict[str, Any] = {key: None for key in ALWAYS}
     summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    summary |= training or {}
     started = time.monotonic()
     with torch.no_grad(), _half_the_cores():
-        summary |= _measure(cfg, sae, device, encode or resolve(cfg.kernels).encode_topk)
-    summary |= {"eval_seconds": time.monotonic() - started, "status": "finished"}
+        summary |= _measure(cfg, sae, device, resolve(cfg.kernels).encode_topk)
+    summary["eval_seconds"] = time.monotonic() - started
+    if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
+        summary["status"] = "finished"
     temporary = folder / ".summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
@@ -100,7 +95,7 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
 
 def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:
     rows = cfg.shuffle.chunk_rows
-    spare = -(-rows // 64) if cfg.tokens.max_norm_multiple else 0
+    spare = spare_rows(rows, cfg.tokens.max_norm_multiple)
     return LlmChunkSource(
         llm,
         _tokens(cfg, facts, rows + spare),

@@ -13,9 +13,9 @@ class DeadLatents:
         self.dead_after = dead_after
         self.last_fired_F = torch.zeros(num_latents, dtype=torch.int64, device=device)
 
-    def mark(self, fired_P: Tensor, tokens: int, dp: Axis) -> None:
-        """Latents `fired_P` fired in a step that ended at `tokens`."""
-        self.last_fired_F[fired_P] = tokens
+    def mark(self, latent_P: Tensor, fired_P: Tensor, tokens: int, dp: Axis) -> None:
+        """Of the selected `latent_P`, those with `fired_P` fired in a step that ended at `tokens`."""
+        self.last_fired_F.scatter_reduce_(0, latent_P, fired_P * tokens, "amax")
         dp.max(self.last_fired_F)
 
     def mask(self, tokens: int) -> Tensor:

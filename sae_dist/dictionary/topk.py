@@ -117,7 +117,7 @@ class TopKDictionary(torch.nn.Module):
             aux = self._aux_loss(x_BD, error_bD.detach(), dead_F)
             parts["aux"] = aux.detach()
             total = total + self.cfg.aux_coefficient * aux
-        self.dead.mark(pairs.latent_P[fired_P], tokens, self.dp)
+        self.dead.mark(pairs.latent_P, fired_P, tokens, self.dp)
         return LossTerms(total, parts)
 
     def _aux_loss(self, x_BD: Tensor, error_bD: Tensor, dead_F: Tensor) -> Tensor:

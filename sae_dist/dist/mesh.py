@@ -5,6 +5,8 @@ shard_rank. Lanes are dealt out round robin: lane v belongs to consumer v mod C 
 producers, is computed by producer v mod P. So a rank owns exactly 1/C of the rows of every batch.
 """
 
+from datetime import timedelta
+
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
@@ -31,18 +33,23 @@ class Topology:
         self.is_consumer = self.rank < self.num_consumers
         self.producer_index = self.rank - self.num_consumers
 
+        # A group made without a timeout takes torch's default, not that of the world.
+        timeout = timedelta(seconds=cfg.timeout_s)
         ranks = torch.arange(self.num_consumers).view(cfg.dp, cfg.shard)
-        self.consumer_group = dist.new_group(list(range(self.num_consumers)))
+        self.consumer_group = dist.new_group(list(range(self.num_consumers)), timeout=timeout)
+        shard_groups = [dist.new_group(row.tolist(), timeout=timeout) for row in ranks]
+        dp_groups = [dist.new_group(column.tolist(), timeout=timeout) for column in ranks.t()]
         self.mesh = DeviceMesh(device_type, ranks.t().contiguous(), mesh_dim_names=("shard", "dp"))
         self.stream_groups = {
-            (producer, consumer): dist.new_group([consumer, self.producer_rank(producer)])
+            (producer, consumer): dist.new_group([consumer, self.producer_rank(producer)], timeout=timeout)
             for producer in range(cfg.producers)
             for consumer in range(self.num_consumers)
         }
         if self.is_consumer:
             self.consumers = Axis("consumers", self.consumer_group)
-            self.shard = Axis("shard", self.mesh.get_group("shard"))
-            self.dp = Axis("dp", self.mesh.get_group("dp"))
+            dp_rank, shard_rank = divmod(self.rank, cfg.shard)
+            self.shard = Axis("shard", shard_groups[dp_rank])
+            self.dp = Axis("dp", dp_groups[shard_rank])
 
     def producer_rank(self, producer: int) -> int:
         """World rank of a producer."""

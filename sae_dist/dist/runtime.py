@@ -2,13 +2,15 @@
 
 import os
 import signal
-import socket
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed as dist
+
+LEAVE_WITHIN_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,6 @@ class Place:
     world: int
     local_rank: int
     local_world: int
-
-    @property
-    def host(self) -> str:
-        return socket.gethostname()
 
 
 def place() -> Place:
@@ -52,14 +50,16 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
     """
     timeout = timedelta(seconds=timeout_s)
     backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    # A Slurm step may show each task only its own GPU.
+    index = where.local_rank % max(torch.cuda.device_count(), 1)
     if device == "cuda":
-        torch.cuda.set_device(where.local_rank)
-    if where.world == 1 and "MASTER_ADDR" not in os.environ:
+        torch.cuda.set_device(index)
+    if where.world == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         slurm_rendezvous()
         dist.init_process_group(backend, rank=where.rank, world_size=where.world, timeout=timeout)
-    return torch.device(device, where.local_rank) if device == "cuda" else torch.device("cpu")
+    return torch.device(device, index) if device == "cuda" else torch.device("cpu")
 
 
 def slurm_rendezvous() -> None:
@@ -70,9 +70,16 @@ def slurm_rendezvous() -> None:
 
 
 def finish() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    """Leave the process group, once every rank is ready to: rank 0 may host the store of all."""
+    if not dist.is_initialized():
+        return
+    store, world = dist.distributed_c10d._get_default_store(), dist.get_world_size()
+    left = store.add("left", 1)
+    until = time.monotonic() + LEAVE_WITHIN_S
+    while dist.get_rank() == 0 and left < world and time.monotonic() < until:
+        time.sleep(0.01)
+        left = store.add("left", 0)
+    dist.destroy_process_group()
 
 
 class StopRequest:
@@ -83,13 +90,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.wanted = False
-        numbers = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-        self._before = {number: signal.signal(number, self._remember) for number in numbers}
-
-    def release(self) -> None:
-        """Give the signals back: what follows training is interrupted as usual."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._remember)
 
     def _remember(self, _number: int, _frame: FrameType | None) -> None:
         self.wanted = True

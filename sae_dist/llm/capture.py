@@ -19,6 +19,11 @@ class Tokens(Protocol):
         ...
 
 
+def spare_rows(rows: int, max_norm_multiple: float | None) -> int:
+    """Extra activations computed per chunk, to stand in for rows of outlying norm."""
+    return 0 if max_norm_multiple is None else -(-rows // 64)
+
+
 class LlmChunkSource:
     """Runs token chunks of rows + spare kept tokens through the LLM, one at a time.
 
@@ -26,10 +31,18 @@ class LlmChunkSource:
         rows: activations per chunk.
         spare: activations at the end of a chunk that stand in for excluded ones, else go unused.
         max_norm_multiple: rows longer than this multiple of the chunk's median norm are excluded; None: none.
+        wire: dtype that rows are given in, whether they travel to another rank or not; None: the LLM's.
     """
 
     def __init__(
-        self, llm: FrozenLlm, tokens: Tokens, *, rows: int, spare: int, max_norm_multiple: float | None
+        self,
+        llm: FrozenLlm,
+        tokens: Tokens,
+        *,
+        rows: int,
+        spare: int,
+        max_norm_multiple: float | None,
+        wire: torch.dtype | None = None,
     ):
         if max_norm_multiple is not None and not max_norm_multiple > 1:
             raise ConfigError(
@@ -39,6 +52,7 @@ class LlmChunkSource:
         self.llm, self.tokens = llm, tokens
         self.rows, self.spare, self.max_norm_multiple = rows, spare, max_norm_multiple
         self.width = llm.facts.width
+        self.wire = wire or llm.dtype
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         """Chunks of `lane` from `start` on, each a function of its token chunk alone.
@@ -63,7 +77,7 @@ class LlmChunkSource:
         return ActivationChunk(
             number=chunk.number,
             lane=chunk.lane,
-            rows_RD=x_RD[index_R],
+            rows_RD=x_RD[index_R].to(self.wire),
             ids_R=ids_R[index_R],
             start=chunk.start,
             excluded=excluded,

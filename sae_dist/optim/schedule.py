@@ -5,9 +5,9 @@ def law(steps: int, num_latents: int) -> float:
     """Adam's peak learning rate for a TopK dictionary, from the length of the run and its width.
 
     For activations scaled to mean norm sqrt(D) and unit decoder rows. Fitted on sweeps that stand in
-    DECISIONS.md; outside their range (250 to 4000 steps, 4096 to 16384 latents) it extrapolates.
+    DECISIONS.md; outside their range (250 to 2000 steps, 4096 to 16384 latents) it extrapolates.
     """
-    return 5e-3 * (1000 / steps) ** 0.25 * (4096 / num_latents) ** 0.25
+    return 5e-3 * (1000 / steps) ** 0.25 * (4096 / num_latents) ** 0.5
 
 
 def factor(step: int, steps: int, warmup: float, decay: float) -> float:

@@ -6,7 +6,7 @@ g + 1 by a hash of (seed, lane, g, r); a block is permuted by (seed, lane, block
 is where (block, offset) says, and can be rebuilt from the source at two groups' cost.
 """
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +17,18 @@ from sae_dist.core.errors import DataError
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counts:
-    """What the source left out or repeated in the chunks pulled so far."""
+    """What the source left out or repeated in the chunks pulled so far, over the whole run."""
 
     chunks: int = 0
     excluded: int = 0
     repeated: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.chunks + other.chunks, self.excluded + other.excluded, self.repeated + other.repeated
+        )
 
 
 class Lane:
@@ -40,25 +45,27 @@ class Lane:
     ):
         self.source, self.lane, self.seed = source, lane, seed
         self.block_chunks, self.phase, self.total = block_chunks, phase, total
-        self.counts = Counts()
         self.group: list[ActivationChunk] = []
-        self.starts: dict[int, Position] = {}
+        self.starts: dict[int, tuple[Position, Counts]] = {}
         self.deferred: tuple[Tensor, Tensor] | None = None
         self.rows: Tensor | None = None
-        self._goto({"block": 0, "offset": 0, "handed": 0, "start": None})
+        self._goto({"block": 0, "offset": 0, "handed": 0, "start": None, "counts": [0, 0, 0]})
 
     def _goto(self, state: dict[str, Any]) -> None:
         self.block, self.offset, self.handed = state["block"], state["offset"], state["handed"]
         self.start: Position | None = state["start"]
+        self.counts = Counts(*state["counts"])
         self.group_number = max(self.block - 1, 0)
 
     def state(self) -> dict[str, Any]:
         """Where the lane stands; with it, `restore` reaches the same place by two groups' work."""
+        start, counts = self.starts.get(max(self.block - 1, 0), (self.start, self.counts))
         return {
             "block": self.block,
             "offset": self.offset,
             "handed": self.handed,
-            "start": self.starts.get(max(self.block - 1, 0), self.start),
+            "start": start,
+            "counts": list(astuple(counts)),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -113,11 +120,9 @@ class Lane:
                     "allow more passes (tokens.epochs) or train on fewer tokens (train_tokens)"
                 )
             if not self.group:
-                self.starts[self.group_number] = chunk.start
+                self.starts[self.group_number] = chunk.start, self.counts
             self.group.append(chunk)
-            self.counts.chunks += 1
-            self.counts.excluded += chunk.excluded
-            self.counts.repeated += chunk.repeated
+            self.counts += Counts(1, chunk.excluded, chunk.repeated)
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Divide the full group: returns the rows that stay, keeps those for the next block."""
@@ -214,7 +219,4 @@ class Shuffle:
 
     def counts(self) -> Counts:
         """Sums over lanes."""
-        each = [lane.counts for lane in self.lanes]
-        return Counts(
-            sum(c.chunks for c in each), sum(c.excluded for c in each), sum(c.repeated for c in each)
-        )
+        return sum((lane.counts for lane in self.lanes), Counts())

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from sae_dist.core.config import TokensConfig
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.types import LlmFacts, Position, TokenChunk
 from sae_dist.tokens.encoder import Encoder
 from sae_dist.tokens.hf import open_dataset
@@ -108,9 +108,10 @@ class LaneReader:
 
     def _next_epoch(self) -> None:
         if self.whole_epoch and not self.found_tokens:
-            raise ConfigError(
-                f"{self.source.field} has no text for lane {self.lane} of shuffle.lanes={self.source.lanes}; "
-                "use fewer lanes or give more text"
+            wrong = ConfigError if self.epoch == 0 else DataError
+            raise wrong(
+                f"{self.source.field} has no text for lane {self.lane} of shuffle.lanes={self.source.lanes} "
+                f"in pass {self.epoch + 1}; use fewer lanes or give more text"
             )
         self.epoch, self.place, self.offset = self.epoch + 1, 0, 0
         self.whole_epoch, self.found_tokens = True, False

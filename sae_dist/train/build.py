@@ -11,9 +11,9 @@ from sae_dist.core.config import RunConfig
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.topk import TopKDictionary
 from sae_dist.dist.mesh import Topology
-from sae_dist.dist.runtime import Place
+from sae_dist.dist.runtime import StopRequest
 from sae_dist.kernels.resolve import resolve
-from sae_dist.llm.capture import LlmChunkSource
+from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.recorder import Recorder
@@ -27,11 +27,6 @@ from sae_dist.train.meter import RunMeter
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.transport.collective import RemoteChunks, Stream
 from sae_dist.transport.file import FileChunkSource, open_array
-
-
-def spare_rows(cfg: RunConfig) -> int:
-    """Extra activations computed per chunk, to stand in for rows of outlying norm."""
-    return -(-cfg.shuffle.chunk_rows // 64) if cfg.tokens.max_norm_multiple else 0
 
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
@@ -53,7 +48,7 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
             held_out=False,
             dtype=wire,
         )
-    spare = spare_rows(cfg)
+    spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
     tokens = open_tokens(
         cfg.tokens,
         facts,
@@ -71,6 +66,7 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
         rows=cfg.shuffle.chunk_rows,
         spare=spare,
         max_norm_multiple=cfg.tokens.max_norm_multiple,
+        wire=wire,
     )
 
 
@@ -103,7 +99,12 @@ def build_chunks(
 
 
 def build_run(
-    cfg: RunConfig, folder: Path, chunks: ChunkSource, topology: Topology, where: Place, device: torch.device
+    cfg: RunConfig,
+    folder: Path,
+    chunks: ChunkSource,
+    topology: Topology,
+    stop: StopRequest,
+    device: torch.device,
 ) -> Run:
     """Shuffle -> dictionary -> optimizer -> checkpoints and metrics, new or resumed."""
     steps = cfg.train_tokens // cfg.batch
@@ -139,7 +140,7 @@ def build_run(
         optimizer=Engine(cfg.optim, dictionary, topology),
         meter=meter,
         checkpoints=checkpoints,
-        agreement=Agreement(topology, where),
+        agreement=Agreement(topology, stop),
         device=device,
         progress=Progress(),
         steps=steps,

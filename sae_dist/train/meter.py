@@ -2,8 +2,9 @@
 
 Row: `loss/total` mean over the steps; `loss/fvu` squared error over squared deviations from the first
 batch's mean, pooled over the window; `sparsity/l0` mean number of codes above zero;
-`latents/dead_fraction` share not fired for `sae.dead_after` tokens; `stream/batch_hash` equal for
-equal data; `perf/tokens_per_second` since the last row.
+`latents/dead_fraction` share not fired for `sae.dead_after` tokens; `stream/batch_hash` equal for equal
+data; `stream/excluded_rows` and `stream/repeated_rows` since the run began, over all ranks;
+`perf/tokens_per_second` since the last row.
 """
 
 import time
@@ -65,10 +66,12 @@ class RunMeter:
         """Reduce over ranks and steps, derive the row, write it. Nothing if no step was recorded."""
         if not self.steps:
             return
+        counts = run.shuffle.counts()
+        self.recorder.record("stream/excluded_rows", float(counts.excluded), "sum")
+        self.recorder.record("stream/repeated_rows", float(counts.repeated), "sum")
         sums = self.recorder.flush()
         rows = self.steps * run.cfg.batch
         seconds = time.monotonic() - self.since
-        counts = run.shuffle.counts()
         row = {
             "step": run.progress.step,
             "tokens": run.progress.tokens,
@@ -76,8 +79,6 @@ class RunMeter:
             "loss/aux": sums.pop("aux", 0.0) / self.steps,
             "sparsity/l0": sums.pop("codes") / rows,
             "perf/tokens_per_second": rows / max(seconds, 1e-9),
-            "stream/excluded_rows": counts.excluded,
-            "stream/repeated_rows": counts.repeated,
         } | sums
         for sink in self.sinks:
             sink.write(row)

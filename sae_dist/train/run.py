@@ -26,19 +26,23 @@ def run_rank(folder: Path) -> None:
         SaeDistError: see `core.errors`.
     """
     cfg = load_config(folder / "config.yaml")
+    stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     topology = Topology(cfg.topology, where, device.type)
     facts = build_facts(cfg)
-    if topology.is_consumer:
-        chunks = build_chunks(cfg, facts, topology, device)
-        consume(build_run(cfg, folder, chunks, topology, where, device), chunks)
-    else:
-        assert facts is not None
-        # A producer ends when its consumers say so: what asks ranks to stop is agreed among consumers.
-        runtime.StopRequest()
-        source = build_source(cfg, facts, device)
-        produce(build_stream(cfg, topology, facts.width, device), source, cfg.topology.in_flight)
+    try:
+        if topology.is_consumer:
+            chunks = build_chunks(cfg, facts, topology, device)
+            consume(build_run(cfg, folder, chunks, topology, stop, device), chunks)
+        else:
+            # A producer ends when its consumers say so: to stop is agreed among them.
+            assert facts is not None
+            source = build_source(cfg, facts, device)
+            produce(build_stream(cfg, topology, facts.width, device), source, cfg.topology.in_flight)
+    except Preempted:
+        runtime.finish()
+        raise
     runtime.finish()
 
 
@@ -46,15 +50,16 @@ def consume(run: Run, chunks: ChunkSource) -> None:
     """A consumer's life: train, write down what came of it."""
     if run.topology.rank == 0:
         announce(run)
+    trained_before = run.progress.step == run.steps and (run.folder / "summary.json").exists()
     try:
         train(run)
-        write_summary(run)
+        if not trained_before:
+            write_summary(run)
     except Preempted:
         close(chunks)
         raise
     finally:
         run.meter.close()
-        run.agreement.stop.release()
     close(chunks)
 
 

@@ -12,7 +12,7 @@ from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import NumericsError, Preempted
 from sae_dist.core.types import Batch, LossTerms, Precision
 from sae_dist.dist.mesh import Topology
-from sae_dist.dist.runtime import Place, StopRequest
+from sae_dist.dist.runtime import StopRequest
 
 
 class Draw(Protocol):
@@ -88,9 +88,8 @@ class Agreement:
     that the step never waits for it.
     """
 
-    def __init__(self, topology: Topology, where: Place):
-        self.topology, self.where = topology, where
-        self.stop = StopRequest()
+    def __init__(self, topology: Topology, stop: StopRequest):
+        self.topology, self.stop = topology, stop
         self.posted: tuple[int, Tensor] | None = None
         self.event: torch.cuda.Event | None = None
         self.any_dead = False
@@ -98,7 +97,7 @@ class Agreement:
     def post(self, step: int, terms: LossTerms, not_finite: Tensor) -> None:
         """Reduce this step's facts; this rank's own squared error tells which rank broke first."""
         own, num_dead = terms.parts["squared_error"], terms.parts["num_dead"]
-        broken = torch.where(torch.isfinite(own), 0, self.where.rank + 1)
+        broken = torch.where(torch.isfinite(own), 0, self.topology.rank + 1)
         wish = torch.full_like(broken, int(self.stop.wanted))
         facts = torch.stack([broken, not_finite.to(broken), wish, num_dead.ceil().to(broken)])
         self.posted = step, self.topology.consumers.max(facts).to("cpu", non_blocking=True)

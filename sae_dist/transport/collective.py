@@ -12,7 +12,7 @@ import json
 import queue
 import threading
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -97,28 +97,25 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
     chunks = {lane: source.open(lane, starts[lane]) for lane in lanes}
     index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
     sending: deque[list[tuple[dist.Work, Tensor]]] = deque()
-    stopped: set[int] = set()
     sent = 0
-    while len(stopped) < len({lane % topology.num_consumers for lane in lanes}):
-        lane = min(
-            (v for v in lanes if v % topology.num_consumers not in stopped),
-            key=lambda v: (index[v], v),
-        )
+    while lanes:
+        lane = min(lanes, key=lambda v: (index[v], v))
         consumer = lane % topology.num_consumers
         number = index[lane] * stream.lanes + lane
         chunk = next(chunks[lane], None)
         credit = stream.wait(f"credit/{number}", f"consumer rank {consumer}")
         stream.store.delete_key(f"credit/{number}")
         if credit == "stop":
-            stopped.add(consumer)
+            lanes = [v for v in lanes if v % topology.num_consumers != consumer]
             continue
-        group = topology.stream_groups[me, consumer]
-        rows = torch.zeros(0) if chunk is None else chunk.rows_RD.to(stream.device, stream.dtype).contiguous()
-        packed = torch.zeros(0, dtype=torch.uint8) if chunk is None else _pack(chunk).to(stream.device)
-        stream.store.set(f"size/{number}", str(len(packed)))
         if chunk is None:
-            stopped.add(consumer)
+            stream.store.set(f"size/{number}", "0")
+            lanes.remove(lane)
             continue
+        rows = chunk.rows_RD.to(stream.device, stream.dtype).contiguous()
+        packed = _pack(chunk).to(stream.device)
+        stream.store.set(f"size/{number}", str(len(packed)))
+        group = topology.stream_groups[me, consumer]
         sending.append([(_under_way(dist.isend(t, consumer, group=group)), t) for t in (packed, rows)])
         while len(sending) > in_flight:
             _await(sending.popleft())
@@ -151,8 +148,11 @@ class RemoteChunks:
         self.stream, self.lanes, self.width = stream, lanes, stream.width
         self.in_flight = in_flight
         self.room = threading.Semaphore(ahead * len(lanes) + in_flight)
-        self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = defaultdict(queue.Queue)
+        self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = {
+            lane: queue.Queue() for lane in lanes
+        }
         self.index: dict[int, int] = {}
+        self.open_lanes = list(lanes)
         self.closing = threading.Event()
         self.thread = threading.Thread(target=self._receive, name="receive", daemon=True)
 
@@ -181,6 +181,12 @@ class RemoteChunks:
         self.room.release()
         if self.thread.is_alive():
             self.thread.join()
+        elif self.thread.ident is None:
+            # Nothing was ever read: a resumed run that had been trained to its end.
+            for lane in self.open_lanes:
+                if lane not in self.index:
+                    self.open(lane, None)
+            self._stop()
 
     def _receive(self) -> None:
         """The thread: grant credits up to `in_flight` ahead, receive, sort into lanes."""
@@ -188,44 +194,48 @@ class RemoteChunks:
         if self.stream.device.type == "cuda":
             torch.cuda.set_device(self.stream.device)
         try:
-            while not self.closing.is_set() or granted:
-                while len(granted) < self.in_flight and not self.closing.is_set():
+            while granted or (self.open_lanes and not self.closing.is_set()):
+                while len(granted) < self.in_flight and self.open_lanes and not self.closing.is_set():
                     if not self.room.acquire(blocking=not granted):
                         break
                     if not self.closing.is_set():
                         granted.append(self._grant("go"))
-                if granted and not self._receive_one(granted.popleft()):
-                    break
-            stopped: set[int] = set()
-            while len(stopped) < len(self.lanes):
-                stopped.add(self._grant("stop") % self.stream.lanes)
+                if granted:
+                    self._receive_one(granted.popleft())
+            self._stop()
         except Exception as error:
             for lane in self.lanes:
                 self.arrived[lane].put(error)
 
+    def _stop(self) -> None:
+        """Instead of the next credit, every lane that has not ended gets a stop."""
+        for _ in self.open_lanes:
+            self._grant("stop")
+
     def _grant(self, word: str) -> int:
-        lane = min(self.lanes, key=lambda v: (self.index[v], v))
+        lane = min(self.open_lanes, key=lambda v: (self.index[v], v))
         number = self.index[lane] * self.stream.lanes + lane
         self.index[lane] += 1
         self.stream.store.set(f"credit/{number}", word)
         return number
 
-    def _receive_one(self, number: int) -> bool:
-        """Receive one chunk into its lane; False if the source of its producer ran out."""
+    def _receive_one(self, number: int) -> None:
+        """Receive one chunk into its lane, or learn that the lane has ended."""
         stream, topology = self.stream, self.stream.topology
         lane = number % stream.lanes
+        if lane not in self.open_lanes:
+            return  # granted ahead, before the lane was known to have ended
         producer = lane % topology.num_producers
         rank = topology.producer_rank(producer)
         size = int(stream.wait(f"size/{number}", f"producer rank {rank}"))
         stream.store.delete_key(f"size/{number}")
         if size == 0:
-            for other in self.lanes:
-                self.arrived[other].put(None)
-            return False
+            self.open_lanes.remove(lane)
+            self.arrived[lane].put(None)
+            return
         group = topology.stream_groups[producer, topology.rank]
         packed = torch.empty(size, dtype=torch.uint8, device=stream.device)
         rows = torch.empty(stream.rows, stream.width, dtype=stream.dtype, device=stream.device)
         for tensor in (packed, rows):
             _under_way(dist.irecv(tensor, rank, group=group)).wait()
         self.arrived[lane].put(_unpack(number, lane, rows, packed))
-        return True

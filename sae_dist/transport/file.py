@@ -65,6 +65,10 @@ def _open_safetensors(file: Path, key: str | None) -> Tensor:
     entry = header[key]
     if entry["dtype"] not in dtypes:
         raise ConfigError(f"activations.key={key} holds {entry['dtype']}; it must be floating point")
+    if 0 in entry["shape"]:
+        raise ConfigError(
+            f"activations.key={key} of {file} has shape {entry['shape']}; it must be [N, D] with N > 0"
+        )
     first, last = entry["data_offsets"]
     if 8 + size + last > len(mapped):
         raise ConfigError(f"activations.path={file} is truncated; write it again")

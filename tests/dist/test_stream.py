@@ -7,6 +7,7 @@ import torch
 
 from sae_dist.core.config import TopologyConfig
 from sae_dist.core.errors import DataError, TransportError
+from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.shuffle.lanes import Shuffle
@@ -130,6 +131,49 @@ def source_runs_out(cfg: TopologyConfig) -> str:
 def test_source_that_runs_out_is_named():
     consumer, producer = run_ranks(source_runs_out, 2, TopologyConfig(producers=1))
     assert "tokens.epochs" in consumer and producer == ""
+
+
+def exactly_enough(cfg: TopologyConfig, chunks: int) -> int:
+    """Steps that can be drawn from lanes of so many chunks."""
+    topology = topology_of(cfg)
+    name = f"enough {cfg} {chunks}"
+    if not topology.is_consumer:
+        produce(open_stream(topology, name), Numbers(LANES, ROWS, chunks), cfg.in_flight)
+        return 0
+    source: ChunkSource = Numbers(LANES, ROWS, chunks)
+    if cfg.producers:
+        lanes = topology.lanes_of_consumer(topology.rank, LANES)
+        source = RemoteChunks(open_stream(topology, name), lanes=lanes, ahead=5, in_flight=cfg.in_flight)
+    shuffle, drawn = shuffle_of(source, topology, steps=1000), 0
+    try:
+        while True:
+            shuffle.draw(drawn)
+            drawn += 1
+    except DataError:
+        if isinstance(source, RemoteChunks):
+            source.close()
+        return drawn
+
+
+@pytest.mark.parametrize("producers,dp", [(1, 1), (2, 2)])
+def test_sources_that_end_give_as_much_through_producers(producers, dp):
+    steps = run_ranks(exactly_enough, 1, TopologyConfig(), 8)[0]
+    results = run_ranks(exactly_enough, producers + dp, TopologyConfig(producers=producers, dp=dp), 8)
+    assert steps > 5 and results[:dp] == [steps] * dp
+
+
+def never_read(cfg: TopologyConfig) -> int:
+    """A resumed run that was trained to its end opens the stream and closes it."""
+    topology = topology_of(cfg)
+    if not topology.is_consumer:
+        return produce(open_stream(topology, "never"), Numbers(LANES, ROWS), cfg.in_flight)
+    lanes = topology.lanes_of_consumer(topology.rank, LANES)
+    RemoteChunks(open_stream(topology, "never"), lanes=lanes, ahead=5, in_flight=cfg.in_flight).close()
+    return 0
+
+
+def test_a_stream_that_is_never_read_closes():
+    assert run_ranks(never_read, 3, TopologyConfig(producers=1, shard=2)) == [0, 0, 0]
 
 
 def silent_peer(cfg: TopologyConfig) -> str:

@@ -22,7 +22,9 @@ def run_folder(folder: Path, cfg: RunConfig, sae: ExportedSae) -> Path:
     sink = JsonlSink(folder / "metrics.jsonl", 0)
     sink.write({"step": 1, "tokens": 100, "loss/fvu": 0.5})
     sink.close()
-    (folder / "summary.json").write_text(json.dumps({"tokens": 100, "steps": 1, "status": "trained"}))
+    (folder / "summary.json").write_text(
+        json.dumps({"tokens": 100, "steps": 1, "world_size": 2, "status": "trained"})
+    )
     return folder
 
 
@@ -31,6 +33,7 @@ def config() -> RunConfig:
     cfg.sae.kind = "topk"
     cfg.sae.num_latents = 8
     cfg.optim.kind = "adam"
+    cfg.llm.dtype = "float32"
     cfg.llm.name, cfg.tokens.kind, cfg.activations.kind = "embedded", "text", "llm"
     cfg.shuffle.chunk_rows = 512
     cfg.eval.tokens, cfg.eval.ce_tokens = 2048, 1024
@@ -47,7 +50,7 @@ def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
 
     cfg = config()
     facts, _ = llm_facts(cfg.llm, cfg.hook)
-    result = evaluate_run(run_folder(tmp_path, cfg, perfect(facts.width)), training={"world_size": 2})
+    result = evaluate_run(run_folder(tmp_path, cfg, perfect(facts.width)))
     assert result["fvu"] < 1e-6 < result["fvu_untrained"]
     assert result["ce_recovered"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-3)

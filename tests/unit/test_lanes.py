@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_dist.core.errors import DataError
-from sae_dist.shuffle.lanes import Shuffle
+from sae_dist.shuffle.lanes import Counts, Shuffle
 from tests.sources import Numbers
 
 
@@ -70,6 +70,9 @@ def test_resume_continues_the_same_order(stop, before, after):
         part.restore(states)
     for step in range(stop, 40):
         assert torch.equal(batch_of(resumed, step), expected[step])
+    # Groups that were read again are not counted again.
+    counts = [[part.counts() for part in parts] for parts in (whole, resumed)]
+    assert sum(counts[0], Counts()) == sum(counts[1], Counts()) and counts[0][0].excluded > 0
 
 
 def test_resume_reads_at_most_two_groups_more_per_lane():
