@@ -1,5 +1,6 @@
 """The `sae-dist` command."""
 
+import errno
 import os
 import sys
 import threading
@@ -55,6 +56,8 @@ Examples:
   sae-dist train activations=file activations.path=acts.npy sae.expansion=16
 """
 
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit code. Only unexpected errors leave a traceback."""
@@ -64,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     except SaeDistError as error:
         report(error)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        report(cannot_write(error))
+        return SaeDistError.exit_code
     except KeyboardInterrupt:
         print("sae-dist: interrupted", file=sys.stderr)
         return 1
@@ -149,13 +157,19 @@ def rank(folder: Path, pipe: int) -> None:
     try:
         run_rank(folder)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK:
+            error = cannot_write(error)
         reason, exit_code = str(error), getattr(error, "exit_code", 1)
         if not isinstance(error, SaeDistError):
             with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
             first = (reason.splitlines() or [""])[0]
             reason = f"{type(error).__name__}: {first} (traceback in {logs / name}.log)"
-        (logs / f"{name}.error").write_text(reason, encoding="utf-8")
+        try:
+            (logs / f"{name}.error").write_text(reason, encoding="utf-8")
+        except OSError:
+            # The disk that the reason is about; rank 0 still has the terminal.
+            print(f"sae-dist: {name}: {reason}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
         # Leave at once: a process group cannot be closed while other ranks are in a collective.
@@ -167,6 +181,12 @@ def _end_with_parent(pipe: int) -> None:
     while os.read(pipe, 1):
         pass
     os._exit(1)
+
+
+def cannot_write(error: OSError) -> SaeDistError:
+    """A disk that takes no more, in one line."""
+    what = error.filename or "the run folder"
+    return SaeDistError(f"cannot write {what}: {error.strerror}; make room and continue with resume=auto")
 
 
 def report(error: SaeDistError) -> None:

@@ -112,6 +112,12 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
     for key in BELOW_ONE:
         if get(cfg, key) >= 1:
             yield f"{key}={get(cfg, key)} must be below 1, for example {0.9 if key.endswith('1') else 0.999}"
+    multiple = cfg.tokens.max_norm_multiple
+    if multiple is not None and not multiple > 1:
+        yield (
+            f"tokens.max_norm_multiple={multiple:g} would leave out ordinary activations; "
+            "use more than 1, such as 10, or null"
+        )
     if cfg.seed > LARGEST_SEED:
         yield f"seed={cfg.seed} must be at most {LARGEST_SEED}"
     warmup = cfg.optim.warmup or 0.0

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export.exported import ExportedSae
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
@@ -22,6 +22,9 @@ def export_saelens(folder: Path, sae: ExportedSae) -> None:
 
     Each file is complete or absent. `sae.metadata` goes into cfg.json's metadata (JSON-able; the keys that
     SAELens knows are model_name, hook_name, hf_hook_name, context_size, prepend_bos, dataset_path).
+
+    Raises:
+        SaeDistError: the disk did not take the weights.
     """
     weights = {"W_enc": sae.W_enc_FD.T, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
     config: dict[str, Any] = {
@@ -39,7 +42,14 @@ def export_saelens(folder: Path, sae: ExportedSae) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     plain = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in weights.items()}
-    save_file(plain, folder / f".{WEIGHTS}.tmp")
+    temporary = folder / f".{WEIGHTS}.tmp"
+    try:
+        save_file(plain, temporary)
+    except SafetensorError as error:
+        temporary.unlink(missing_ok=True)
+        raise SaeDistError(
+            f"cannot write {folder / WEIGHTS}: {error}; make room and run: sae-dist export {folder.parent}"
+        ) from None
     (folder / f".{CONFIG}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in (WEIGHTS, CONFIG):
         os.replace(folder / f".{name}.tmp", folder / name)

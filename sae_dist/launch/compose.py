@@ -122,12 +122,21 @@ def _compose(overrides: list[str]) -> DictConfig:
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
-    """Every combination of the values that overrides list, the last varying fastest: what -m runs."""
+    """Every combination of the values that overrides list, the last varying fastest: what -m runs.
+
+    Raises:
+        ConfigError: not an override, or a sweep whose values cannot be listed.
+    """
     choices = []
     for override in map(parse, overrides):
         key = override.get_key_element()
         if override.is_sweep_override():
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            try:
+                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            except HydraException:
+                raise ConfigError(
+                    f"{override.input_line} does not say which values; list the values: {key}=first,second"
+                ) from None
         else:
             choices.append([override.input_line or ""])
     return [list(each) for each in itertools.product(*choices)]

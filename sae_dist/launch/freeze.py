@@ -33,12 +33,10 @@ class Frozen:
     finished: bool = False
     made: tuple[Path, ...] = ()
 
-    def unfinished(self) -> Path | None:
-        """The folder, if there is something left to do."""
-        return None if self.finished else self.folder
-
     def discard(self) -> None:
-        """Take back what this command made."""
+        """Take back what this command made, unless something trained is in it."""
+        if any(self.folder.glob("checkpoints/step_*")):
+            return
         if self.made:
             shutil.rmtree(self.folder, ignore_errors=True)
         _remove_empty(self.made[1:])
@@ -56,16 +54,17 @@ def freeze(cfg: RunConfig, width: int) -> Frozen:
     """
     assert cfg.name is not None, "filled in by core.resolve"
     folder = Path(cfg.output).expanduser() / cfg.name
-    if (folder / CONFIG).is_file():
-        return _reopen(cfg, folder)
     try:
+        if (folder / CONFIG).is_file():
+            return _reopen(cfg, folder)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(f"{folder} exists and is no run folder; choose another name= or output=")
         _check_space(cfg, folder, width)
         return Frozen(folder, made=_write_new(cfg, folder))
     except OSError as error:
         raise ConfigError(
-            f"output={cfg.output} cannot be written: {error.strerror or error}; choose another output="
+            f"output={cfg.output} with name={cfg.name} cannot be written: {error.strerror or error}; "
+            "choose another output= or name="
         ) from None
 
 

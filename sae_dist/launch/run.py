@@ -1,18 +1,24 @@
 """compose -> facts -> resolve -> validate -> freeze -> spawn here, or join -> export -> evaluate."""
 
+import dataclasses
 import os
 import re
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_dist.core.config import RunConfig, load_config
-from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
 from sae_dist.core.resolve import parse_counts, resolve
 from sae_dist.core.validate import validate, world_size_of
 from sae_dist.launch.compose import compose_config, expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen, freeze
+
+if TYPE_CHECKING:
+    from sae_dist.core.types import LlmFacts
 
 
 def train_command(overrides: list[str]) -> None:
@@ -22,26 +28,49 @@ def train_command(overrides: list[str]) -> None:
         SaeDistError: see `core.errors`; input found wrong leaves nothing behind.
     """
     if launched():
-        from sae_dist.dist.runtime import place
-        from sae_dist.launch.join import agree_on_folder
-
-        where = place()
-        folder = agree_on_folder(where, lambda: prepare(overrides, where.world).unfinished())
-        if folder is not None:
-            run_rank(folder)
-            if where.rank == 0:
-                finish(folder)
+        train_joined(overrides)
         return
     frozen = prepare(overrides, None)
     if frozen.finished:
         return
-    try:
+    with leaving_nothing(frozen):
         train_here(frozen.folder)
+    finish(frozen.folder)
+
+
+def train_joined(overrides: list[str]) -> None:
+    """Be one of the ranks that a launcher started.
+
+    Raises:
+        SaeDistError: this rank's own; what all ranks raise alike is said by rank 0 alone.
+    """
+    from sae_dist.dist.runtime import place
+    from sae_dist.launch.join import SaidByRankZero, agree_on_run
+
+    where = place()
+    frozen = agree_on_run(where, lambda: prepare(overrides, where.world))
+    if frozen.finished:
+        return
+    try:
+        with leaving_nothing(frozen):
+            run_rank(frozen.folder)
+    except (NumericsError, Preempted) as error:
+        if where.rank:
+            raise SaidByRankZero(error.exit_code) from None
+        raise
+    if where.rank == 0:
+        finish(frozen.folder)
+
+
+@contextmanager
+def leaving_nothing(frozen: Frozen) -> Iterator[None]:
+    """Input that a rank finds wrong leaves no new folder behind."""
+    try:
+        yield
     except SaeDistError as error:
         if error.exit_code == ConfigError.exit_code:
             frozen.discard()
         raise
-    finish(frozen.folder)
 
 
 def multirun_command(overrides: list[str]) -> None:
@@ -69,7 +98,8 @@ def multirun_command(overrides: list[str]) -> None:
 def launched() -> bool:
     """Whether torchrun or a Slurm step of several tasks started this process.
 
-    A Slurm batch script has SLURM_PROCID too and is no rank.
+    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `dist.runtime.place`, here
+    without torch: wrong input is answered before that is imported.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
     return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
@@ -89,9 +119,9 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     cfg, width, note = settle(cfg)
     validate(cfg, world_size)
     check_devices(cfg, world_size)
+    frozen = freeze(cfg, width)
     if note:
         print(note, file=sys.stderr)
-    frozen = freeze(cfg, width)
     if frozen.finished:
         print(f"{frozen.folder} is finished; see summary.json there, or choose another name")
     return frozen
@@ -100,7 +130,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
 def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
     """The config with nothing left open, the activations' width, and how the hook's name was read.
 
-    Opens the source of data and reads one chunk of tokens: what is wrong with it shows here.
+    Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
 
     Raises:
         ConfigError: the model, the hook or the source of data is wrong.
@@ -116,16 +146,36 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
         cfg.shuffle.chunk_rows = source.rows
         return resolve(cfg, None, source.width), source.width, None
     from sae_dist.llm.facts import llm_facts
-    from sae_dist.tokens.source import open_tokens
 
     facts, note = llm_facts(cfg.llm, cfg.hook)
     cfg = resolve(cfg, facts, facts.width)
-    for held_out in (False, True):
-        lanes = 1 if held_out else cfg.shuffle.lanes
-        rows = cfg.shuffle.chunk_rows
-        tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=held_out)
-        next(tokens.open(0, None), None)
+    check_tokens(cfg, facts)
     return cfg, facts.width, note
+
+
+def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
+    """Read the first chunk to train on, and the first held-out one as evaluation will.
+
+    Raises:
+        ConfigError: the source of tokens is wrong, or has too little to evaluate on.
+    """
+    from sae_dist.llm.capture import spare_rows
+    from sae_dist.tokens.source import open_tokens
+
+    rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
+    lanes = cfg.shuffle.lanes
+    tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)
+    next(tokens.open(0, None), None)
+    if cfg.eval.tokens == 0:
+        return
+    once = dataclasses.replace(cfg.tokens, epochs=1)
+    tokens = open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
+    if next(tokens.open(0, None), None) is None:
+        raise ConfigError(
+            f"{tokens.field}: the held-out part (one document in eight) has too little text for one chunk of "
+            f"shuffle.chunk_rows={cfg.shuffle.chunk_rows}; give more text, make shuffle.chunk_rows smaller, "
+            "or switch evaluation off with eval.tokens=0 eval.ce_tokens=0"
+        )
 
 
 def check_devices(cfg: RunConfig, world_size: int | None) -> None:
@@ -171,12 +221,32 @@ def run_rank(folder: Path) -> None:
 
 
 def finish(folder: Path) -> dict[str, Any]:
-    """Export the newest checkpoint, evaluate the export, print the table."""
+    """Export the newest checkpoint, evaluate the export, print the table.
+
+    Raises:
+        Preempted: SIGTERM or SIGUSR2 asked to stop.
+    """
     from sae_dist.analysis.run import evaluate_run
     from sae_dist.analysis.table import format_table
     from sae_dist.train.finish import export_run
 
-    export_run(folder)
-    summary = evaluate_run(folder)
+    with stopping_on_request():
+        export_run(folder)
+        summary = evaluate_run(folder)
     print(f"{os.path.relpath(folder)}\n{format_table(summary)}")
     return summary
+
+
+@contextmanager
+def stopping_on_request() -> Iterator[None]:
+    """After training, when nothing is left to save, a signal to stop is obeyed at once."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise Preempted("stopped after training; the same command with resume=auto evaluates it")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from sae_dist.core.errors import Preempted, SaeDistError
@@ -31,6 +32,7 @@ def spawn(folder: Path, world: int) -> None:
 
     Raises:
         RankFailed: the first rank that failed, with its reason; the others were stopped.
+        Preempted: a signal that was passed on ended a rank before it could save.
     """
     import torch.distributed as dist
 
@@ -43,8 +45,8 @@ def spawn(folder: Path, world: int) -> None:
     ranks = [_start(folder, logs, rank, world, store.port, ours) for rank in range(world)]
     os.close(ours)
     try:
-        with _passing_on_signals(ranks):
-            _watch(ranks, logs)
+        with _passing_on_signals(ranks) as passed_on:
+            _watch(ranks, logs, passed_on)
     finally:
         os.close(theirs)
 
@@ -73,7 +75,7 @@ def _start(folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int
         )
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path) -> None:
+def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int]) -> None:
     """Wait for all; on the first failure stop the rest and raise it."""
     while not any(rank.poll() for rank in ranks):
         if all(rank.poll() == 0 for rank in ranks):
@@ -90,6 +92,8 @@ def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path) -> None:
     _signal(ranks, signal.SIGKILL)
     for rank in ranks:
         rank.wait()
+    if -ranks[first].returncode in passed_on:
+        raise Preempted("stopped on request; run the same command with resume=auto")
     raise _failure(first, ranks[first].returncode, logs)
 
 
@@ -115,8 +119,8 @@ def _failure(rank: int, code: int, logs: Path) -> RankFailed:
         name = signal.Signals(-code).name
         return RankFailed(f"rank {rank} was killed by {name}; continue with resume=auto", 1)
     reason = _reason(logs, rank)
-    text = reason.read_text(encoding="utf-8").strip() if reason.exists() else f"it exited with code {code}"
-    return RankFailed(f"rank {rank}: {text}", code or 1)
+    text = reason.read_text(encoding="utf-8").strip() if reason.exists() else ""
+    return RankFailed(f"rank {rank}: {text or f'it exited with code {code}'}", code or 1)
 
 
 def _reason(logs: Path, rank: int) -> Path:
@@ -131,11 +135,20 @@ def _signal(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
 
 
 @contextlib.contextmanager
-def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]):  # type: ignore[no-untyped-def]
+def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
+    """Meanwhile signals go to the ranks; those that came before any rank failed are remembered."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    before = {number: signal.signal(number, lambda n, _: _signal(ranks, n)) for number in numbers}
+    passed_on: set[int] = set()
+
+    def pass_on(number: int, _frame: object) -> None:
+        # After a failure the signal is no reason for what happens to the ranks.
+        if not any(rank.poll() for rank in ranks):
+            passed_on.add(number)
+        _signal(ranks, number)
+
+    before = {number: signal.signal(number, pass_on) for number in numbers}
     try:
-        yield
+        yield passed_on
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -33,6 +33,10 @@ def make_inputs(folder: Path) -> None:
     np.save(folder / "nan.npy", np.where(np.arange(400)[:, None] == 7, np.nan, np.ones((400, 4), np.float32)))
     (folder / "cut.npy").write_bytes((folder / "good.npy").read_bytes()[:1000])
     (folder / "acts.csv").write_text("1,2")
+    save_file({"a": torch.zeros(0, 4)}, folder / "no_rows.safetensors")
+    (folder / "short").mkdir()
+    for number in range(64):
+        (folder / "short" / f"{number}.txt").write_text("The quick brown fox jumps over the lazy dog.")
     save_file({"a": torch.zeros(4, 4), "b": torch.zeros(4, 4)}, folder / "two.safetensors")
     with tarfile.open(folder / "shard.tar", "w") as tar:
         for number in range(100):
@@ -86,6 +90,7 @@ TABLE = [
     ("tokens.path={inputs}/binary.txt", "binary.txt", "UTF-8"),
     ("tokens.path={inputs}/broken.jsonl", "broken.jsonl", "tokens.path"),
     ("tokens.path={inputs}/few.txt", "few.txt", "lanes"),
+    ("tokens.path={inputs}/short", "shuffle.chunk_rows=256", "eval.tokens=0"),
     ("tokens=webdataset", "tokens.path must be given", ".tar"),
     ("tokens=webdataset tokens.path={inputs}/cut.tar", "cut.tar", "write it again"),
     ("tokens=webdataset tokens.path={inputs}/x-{{0..3}}.tar", "x-0.tar", "give tar files"),
@@ -99,11 +104,14 @@ TABLE = [
     ("activations=file activations.path={inputs}/cut.npy", "cut.npy", "readable"),
     ("activations=file activations.path={inputs}/few.npy", "10 rows", "at least 16"),
     ("activations=file activations.path={inputs}/acts.csv", "acts.csv", ".npy"),
+    ("activations=file activations.path={inputs}/no_rows.safetensors", "[0, 4]", "N > 0"),
     ("activations=file activations.path={inputs}/two.safetensors", "activations.key", "a, b"),
     ("activations=file activations.path={inputs}/good.npy hook=layers.1", "hook=layers.1", "leave hook out"),
     ("activations=file activations.path={inputs}/good.npy topology=split", "topology.producers=1", "=0"),
     ("output={inputs}/a_file", "a_file", "choose another output="),
     ("output={inputs} name=foreign", "foreign exists and is no run folder", "another name="),
+    (f"name={'n' * 300}", "name=nnn", "choose another"),
+    ("tokens.max_norm_multiple=0.5", "tokens.max_norm_multiple=0.5", "more than 1"),
     ("name=a/b", "name=a/b", "one folder"),
     ("sae.num_latents=4000000000", "GiB free", "choose another output="),
 ]

@@ -10,6 +10,8 @@ import numpy as np
 import psutil
 import pytest
 
+from sae_dist.core.errors import Preempted
+from sae_dist.launch.run import stopping_on_request
 from tests.commands import rows, sae_dist, start
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
@@ -73,6 +75,44 @@ def test_input_found_wrong_by_a_rank_leaves_nothing(topology, tmp_path):
     done = sae_dist(tmp_path, "train", *words)
     assert done.returncode == 2 and "does not load" in our_line(done)
     assert not (tmp_path / "outputs").exists()
+
+
+def test_input_found_wrong_inside_a_launcher_leaves_nothing(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(EMBEDDED, model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+    words = [f"llm.name={model}", "debug=tiny", "topology.shard=2"]
+    done = sae_dist(tmp_path, "train", *words, launcher=torchrun)
+    assert done.returncode != 0 and "does not load" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_activations_without_a_scale_are_one_line(tmp_path):
+    np.save(tmp_path / "zeros.npy", np.zeros((20_000, 16), np.float32))
+    done = sae_dist(tmp_path, "train", *QUICK, "activations=file", "activations.path=zeros.npy")
+    assert done.returncode == 1 and "all zeros" in our_line(done)
+
+
+def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
+    process = start(tmp_path, "train", *QUICK, "train_tokens=100M", "name=run", "topology.shard=2")
+    until = time.monotonic() + 120
+    while len(psutil.Process(process.pid).children()) < 2:
+        assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 75 and "resume=auto" in err, err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_after_training_is_obeyed_and_the_handlers_come_back(number):
+    before = signal.getsignal(number)
+    with pytest.raises(Preempted, match="resume=auto evaluates it"), stopping_on_request():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
 
 
 def test_data_found_bad_midway_is_named_and_the_run_stays(tmp_path):

@@ -1,5 +1,6 @@
 """The command's own words."""
 
+import errno
 import subprocess
 import sys
 
@@ -39,6 +40,19 @@ def test_an_error_of_ours_is_one_line_and_its_code(error, code, monkeypatch, cap
     monkeypatch.setattr(cli, "train", fail)
     assert cli.main(["train"]) == code
     assert capsys.readouterr().err == f"sae-dist: error: {' '.join(str(error).split())}\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_no_more_is_one_line(number, monkeypatch, capsys):
+    def fail(_):
+        raise OSError(number, "it is full", "run/metrics.jsonl")
+
+    monkeypatch.setattr(cli, "train", fail)
+    assert cli.main(["train"]) == 1
+    err = capsys.readouterr().err
+    assert (
+        err.startswith("sae-dist: error: cannot write run/metrics.jsonl: it is full") and err.count("\n") == 1
+    )
 
 
 def test_an_unexpected_error_keeps_its_traceback(monkeypatch):

@@ -135,6 +135,13 @@ def test_expand_is_the_product_in_order():
     assert sweep_keys(["sae.k=1,2", "seed=3"]) == ["sae.k"]
 
 
+@pytest.mark.parametrize("override", ["optim.lr=interval(1e-4,1e-3)", "llm=glob(*)"])
+def test_a_sweep_without_a_list_of_values_is_refused(override):
+    with pytest.raises(ConfigError, match="list the values") as caught:
+        expand([override])
+    assert "\n" not in str(caught.value)
+
+
 def test_a_frozen_config_reads_back_equal(tmp_path):
     cfg = composed("debug=tiny", "tokens.path=a: b #c", "optim.lr=1e-3")
     save_config(cfg, tmp_path / "config.yaml")

@@ -28,7 +28,7 @@ def finish(folder):
 def test_a_new_folder_is_whole(tmp_path):
     cfg = config(tmp_path)
     frozen = freeze(cfg, WIDTH)
-    assert not frozen.finished and frozen.unfinished() == tmp_path / "out" / "deep" / "run"
+    assert not frozen.finished and frozen.folder == tmp_path / "out" / "deep" / "run"
     assert sorted(path.name for path in frozen.folder.iterdir()) == ["config.yaml", "provenance.json"]
     assert load_config(frozen.folder / "config.yaml") == cfg
 
@@ -45,6 +45,13 @@ def test_a_folder_that_was_there_is_never_discarded(tmp_path):
     folder = freeze(config(tmp_path), WIDTH).folder
     freeze(config(tmp_path, "resume=auto"), WIDTH).discard()
     assert (folder / "config.yaml").exists()
+
+
+def test_what_was_trained_is_never_discarded(tmp_path):
+    frozen = freeze(config(tmp_path), WIDTH)
+    (frozen.folder / "checkpoints" / "step_00000008").mkdir(parents=True)
+    frozen.discard()
+    assert (frozen.folder / "config.yaml").exists()
 
 
 def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
@@ -71,7 +78,7 @@ def test_finished_is_finished_whatever_resume_says(tmp_path):
     finish(freeze(config(tmp_path), WIDTH).folder)
     for resume in ("never", "auto"):
         frozen = freeze(config(tmp_path, f"resume={resume}"), WIDTH)
-        assert frozen.finished and frozen.unfinished() is None
+        assert frozen.finished
 
 
 def test_another_config_is_refused_with_what_differs(tmp_path):

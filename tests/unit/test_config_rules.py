@@ -58,6 +58,7 @@ def resolved(*overrides, facts=FACTS):
         ("tokens.dataset=x", "use tokens=hf"),
         ("tokens=hf tokens.dataset=x tokens.path=y", "use tokens=text"),
         ("llm.name=", "llm.name is empty"),
+        ("tokens.max_norm_multiple=1", "tokens.max_norm_multiple=1 .* more than 1"),
     ],
 )
 def test_a_broken_rule_is_named(overrides, says):
