@@ -128,7 +128,7 @@ class Lane:
         """Divide the full group: returns the rows that stay, keeps those for the next block."""
         rows = torch.cat([chunk.rows_RD for chunk in self.group])
         ids = torch.cat([chunk.ids_R for chunk in self.group])
-        stays = self._draw("split", self.group_number).random(len(rows)) < 0.5
+        stays = self._draw("split", self.group_number, len(rows)) % 2 == 0
         stay, later = (torch.from_numpy(np.flatnonzero(mask)) for mask in (stays, ~stays))
         self.group = []
         self.group_number += 1
@@ -145,13 +145,15 @@ class Lane:
         rows, ids = self._split()
         if before is not None:
             rows, ids = torch.cat([before[0], rows]), torch.cat([before[1], ids])
-        order = torch.from_numpy(self._draw("permute", self.block).permutation(len(rows)))
+        drawn = self._draw("permute", self.block, len(rows))
+        order = torch.from_numpy(np.argsort(drawn, kind="stable"))
         self.rows, self.ids, self.offset = rows[order], ids[order], 0
         self.starts = {g: start for g, start in self.starts.items() if g >= self.block - 1}
 
-    def _draw(self, purpose: str, number: int) -> np.random.Generator:
+    def _draw(self, purpose: str, number: int, count: int) -> np.ndarray:
+        """Random uint64 [count], raw: numpy keeps that stream across versions, and no method built on it."""
         tag = {"split": 1, "permute": 2}[purpose]
-        return np.random.Generator(np.random.Philox(seed=[self.seed, self.lane, number, tag]))
+        return np.random.Philox(seed=[self.seed, self.lane, number, tag]).random_raw(count)
 
 
 class Shuffle:

@@ -116,8 +116,8 @@ class FileChunkSource:
                 return
             order = np.arange(len(self.places))
             if not self.held_out:
-                draw = np.random.Generator(np.random.Philox(seed=[self.seed, epoch]))
-                order = draw.permutation(len(self.places))
+                drawn = np.random.Philox(seed=[self.seed, epoch]).random_raw(len(self.places))
+                order = np.argsort(drawn, kind="stable")
             for place in self.places[order[turn * self.lanes + lane :: self.lanes][: per_epoch - turn]]:
                 yield self._read(lane, index, int(place))
                 index += 1
