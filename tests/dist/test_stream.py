@@ -134,7 +134,7 @@ def test_source_that_runs_out_is_named():
 
 
 def exactly_enough(cfg: TopologyConfig, chunks: int) -> int:
-    """Steps that can be drawn from lanes of so many chunks."""
+    """Steps that this rank can draw from lanes of so many chunks."""
     topology = topology_of(cfg)
     name = f"enough {cfg} {chunks}"
     if not topology.is_consumer:
@@ -159,7 +159,8 @@ def exactly_enough(cfg: TopologyConfig, chunks: int) -> int:
 def test_sources_that_end_give_as_much_through_producers(producers, dp):
     steps = run_ranks(exactly_enough, 1, TopologyConfig(), 8)[0]
     results = run_ranks(exactly_enough, producers + dp, TopologyConfig(producers=producers, dp=dp), 8)
-    assert steps > 5 and results[:dp] == [steps] * dp
+    # Lanes differ by a block; alone, the first that ends is the end, and here it is one rank's.
+    assert steps > 5 and min(results[:dp]) == steps
 
 
 def never_read(cfg: TopologyConfig) -> int:
