@@ -94,7 +94,8 @@ def test_the_case_is_worth_comparing(alone):
 @pytest.mark.parametrize("dp,shard", [(1, 2), (2, 1)])
 def test_a_dropped_reduction_shows(dp, shard, alone):
     found = run_ranks(train, dp * shard, dp, shard, True)[0]
-    assert abs(found["loss"][-1] - alone["loss"][-1]) > 1e-9
+    # Ten times the bound of whole runs (test_world_size.py) and more.
+    assert abs(found["loss"][-1] / alone["loss"][-1] - 1) > 1e-8
 
 
 def dense_loss(model: TopKDictionary, x: torch.Tensor, dead: torch.Tensor) -> torch.Tensor:
