@@ -65,8 +65,9 @@ def test_float64_curves_are_the_same(topology, folder, exact):
         assert (tensor.double() - weights[1][name].double()).abs().max() < 1e-7, name
 
 
-def test_float32_curves_start_the_same(folder, single):
-    found = train(folder, "single_split", "train_tokens=76800", *TOPOLOGIES["split"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_float32_curves_start_the_same(topology, folder, single):
+    found = train(folder, f"single_{topology}", "train_tokens=76800", *TOPOLOGIES[topology])
     assert len(single) == 100
     assert values(found, "stream/batch_hash") == values(single, "stream/batch_hash")
     off = relative(values(found, "loss/total"), values(single, "loss/total"))
