@@ -28,6 +28,14 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: f
         raise
 
 
+def close_worlds() -> None:
+    """Let the next test start fresh processes."""
+    for ranks in _started:
+        ranks.close()
+    _started.clear()
+    _start.cache_clear()
+
+
 class _Ranks:
     def __init__(self, world: int):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -63,8 +71,12 @@ class _Ranks:
 @functools.cache
 def _start(world: int) -> _Ranks:
     ranks = _Ranks(world)
+    _started.append(ranks)
     atexit.register(ranks.close)
     return ranks
+
+
+_started: list[_Ranks] = []
 
 
 def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:

@@ -27,7 +27,12 @@ STATE_FILE = "state.json"
 SPARE_BYTES = 16 << 20  # state.json, DCP's metadata and its per-tensor overhead
 
 Tensors = dict[str, tuple[Tensor, str]]
-"""Name -> (this rank's tensor, "sharded": rows of dim 0 | "replicated": the same on every rank)."""
+"""Name -> (this rank's tensor, how it lies over the mesh).
+
+"sharded": rows split over the shard axis, the same on every replica; "owned": each shard's rows split again
+over the replicas; "replicated": the same on every rank.
+"""
+PLACEMENTS: dict[str, list[Any]] = {"sharded": [Shard(0), Replicate()], "owned": [Shard(0), Shard(0)]}
 
 
 class HasMesh(Protocol):
@@ -98,19 +103,18 @@ class Checkpoints:
         return found[-1] if found else None
 
     def _label(self, tensors: Tensors) -> dict[str, Tensor]:
-        placements = [Shard(0), Replicate()]
+        mesh = self._topology.mesh
         return {
-            name: DTensor.from_local(tensor.detach(), self._topology.mesh, placements, run_check=False)
-            if layout == "sharded"
+            name: DTensor.from_local(tensor.detach(), mesh, PLACEMENTS[layout], run_check=False)
+            if layout in PLACEMENTS
             else tensor.detach()
             for name, (tensor, layout) in tensors.items()
         }
 
     def _bytes_needed(self, tensors: Tensors) -> int:
         shards = self._topology.mesh.size(0)
-        return SPARE_BYTES + sum(
-            t.nbytes * (shards if how == "sharded" else 1) for t, how in tensors.values()
-        )
+        copies = {"sharded": shards, "owned": shards * self._topology.mesh.size(1), "replicated": 1}
+        return SPARE_BYTES + sum(t.nbytes * copies[how] for t, how in tensors.values())
 
     def _prepare(self, final: Path, temporary: Path, need: int) -> str:
         self._folder.mkdir(parents=True, exist_ok=True)

@@ -74,23 +74,34 @@ class TopologyConfig:
 
 @dataclass
 class SaeConfig:
-    """The dictionary."""
+    """The dictionary. Fields that name kinds are read by those only."""
 
-    kind: str = MISSING  # topk
+    kind: str = MISSING  # topk | batchtopk | matryoshka | relu | jumprelu | gated
     num_latents: int | None = None  # null: expansion * D
     expansion: float | None = None
-    k: int = 32
+    k: int = 32  # codes per row: topk exactly, batchtopk and matryoshka on average
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125
     dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
     encoder_scale: float = 0.577  # encoder init = this times decoder^T
+    skip: bool = False  # transcoder: add a linear path from input to output
+    threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference
+    prefixes: list[float] | None = None  # matryoshka: nested prefixes as fractions of the latents, last 1
+    sparsity: float | None = None  # relu, jumprelu, gated: coefficient of the penalty
+    sparsity_warmup: float | None = None  # relu, jumprelu, gated: its rise, as a fraction of the run
+    l1_weighting: str | None = None  # relu: decoder_norm (free rows) | none (unit rows)
+    penalty: str | None = None  # jumprelu: l0 | tanh
+    target_l0: float | None = None  # jumprelu with penalty=l0: sparsity * (L0 / target - 1)^2 instead
+    bandwidth: float | None = None  # jumprelu: width of the thresholds' pseudo-gradient
+    threshold: float | None = None  # jumprelu: where thresholds start
+    preact: float | None = None  # jumprelu: pull of silent latents to their threshold; 0: none
 
 
 @dataclass
 class OptimConfig:
     """The step."""
 
-    kind: str = MISSING  # adam
+    kind: str = MISSING  # adam | row_adam (touched rows only) | offload (state on the host)
     lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
     beta1: float = 0.9
     beta2: float = 0.999

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.kinds import SELECTED
 
 if TYPE_CHECKING:
     from sae_dist.core.types import LlmFacts
@@ -76,7 +77,8 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
         hook = facts.hook.removesuffix(":out").replace(":", "_")
         source = f"{Path(facts.name).name}-{hook}"
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    readable = f"{source}-{cfg.sae.kind}-{cfg.sae.num_latents}-k{cfg.sae.k}"
+    k = f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else ""
+    readable = f"{source}-{cfg.sae.kind}-{cfg.sae.num_latents}{k}"
     return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{readable[:200]}-{digest}").lstrip(".")
 
 

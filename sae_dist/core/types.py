@@ -110,6 +110,20 @@ class Codes:
 
 
 @dataclass
+class RowTerm:
+    """One term of a weight's gradient: dW[f] += sum over pairs p of latent f of coeff[p] * rows[row of p].
+
+    Pairs are sorted by row; `offsets_B` holds the first pair of each row. The bias that goes with the
+    weight gets the sum of the coefficients.
+    """
+
+    latent_P: Tensor
+    coeff_P: Tensor
+    offsets_B: Tensor
+    rows_BD: Tensor
+
+
+@dataclass
 class LossTerms:
     """Scalars of one step on the device; `total` is what backward() starts from.
 
@@ -142,3 +156,5 @@ class LlmFacts:
     vocab_size: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
+    target_hook: str | None = None
+    target_width: int | None = None

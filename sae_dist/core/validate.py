@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
 
 CHOICES = {
     "resume": ("never", "auto"),
@@ -18,21 +19,24 @@ CHOICES = {
     "tokens.kind": ("text", "webdataset", "hf"),
     "activations.kind": ("llm", "file"),
     "activations.scaling": ("sqrt_width", "none"),
-    "sae.kind": ("topk",),
-    "optim.kind": ("adam",),
+    "sae.kind": KINDS,
+    "sae.l1_weighting": (None, "decoder_norm", "none"),
+    "sae.penalty": (None, "l0", "tanh"),
+    "optim.kind": ("adam", "row_adam", "offload"),
     "metrics.wandb": ("auto", "online", "offline", "off"),
 }
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
     "shuffle.chunk_rows shuffle.block_chunks topology.shard topology.dp topology.in_flight "
-    "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale optim.lr "
-    "optim.eps optim.clip metrics.every checkpoint.keep"
+    "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
+    "sae.bandwidth sae.threshold optim.lr optim.eps optim.clip metrics.every checkpoint.keep"
 ).split()
 NOT_NEGATIVE = (
-    "seed topology.producers sae.aux_k sae.aux_coefficient optim.beta1 optim.beta2 optim.warmup optim.decay "
-    "checkpoint.every eval.tokens eval.ce_tokens"
+    "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "
+    "optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens"
 ).split()
-BELOW_ONE = ("optim.beta1", "optim.beta2")
+BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
+AT_MOST_ONE = ("sae.sparsity_warmup",)
 LARGEST_SEED = 2**32 - 1
 
 UNREAD = {
@@ -98,8 +102,9 @@ def _choices(cfg: RunConfig) -> Iterator[str]:
         value = get(cfg, key)
         if value is None and key == "llm.dtype" or value in allowed:
             continue
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)
-        yield f"{key}={value} is not one of {', '.join(allowed)}; nearest: {key}={near[0]}"
+        names = [name for name in allowed if name is not None]
+        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
+        yield f"{key}={value} is not one of {', '.join(names)}; nearest: {key}={near[0]}"
 
 
 def _ranges(cfg: RunConfig) -> Iterator[str]:
@@ -110,8 +115,14 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
         if not math.isfinite(value) or value < 0 or (value == 0 and key in POSITIVE):
             yield f"{key}={value} must be {'greater than 0' if key in POSITIVE else '0 or more'}"
     for key in BELOW_ONE:
-        if get(cfg, key) >= 1:
-            yield f"{key}={get(cfg, key)} must be below 1, for example {0.9 if key.endswith('1') else 0.999}"
+        value = get(cfg, key)
+        if value is not None and not 0 <= value < 1:
+            example = 0.9 if key.endswith("1") else 0.999
+            yield f"{key}={value} must be 0 or more and below 1, for example {example}"
+    for key in AT_MOST_ONE:
+        value = get(cfg, key)
+        if value is not None and not 0 <= value <= 1:
+            yield f"{key}={value} is a fraction of the run; it must lie between 0 and 1"
     multiple = cfg.tokens.max_norm_multiple
     if multiple is not None and not multiple > 1:
         yield (
@@ -163,18 +174,48 @@ def _needed(cfg: RunConfig) -> Iterator[str]:
 
 
 def _sae(cfg: RunConfig) -> Iterator[str]:
-    sae, shard = cfg.sae, cfg.topology.shard
+    sae, shard, dp = cfg.sae, cfg.topology.shard, cfg.topology.dp
+    yield from _kind(cfg)
     if sae.num_latents is None:
         return
-    if sae.k > sae.num_latents:
+    if sae.kind in SELECTED and sae.k > sae.num_latents:
         yield f"sae.k={sae.k} is more than sae.num_latents={sae.num_latents}; use at most {sae.num_latents}"
     if sae.aux_k is not None and sae.aux_k > sae.num_latents:
         yield f"sae.aux_k={sae.aux_k} is more than sae.num_latents={sae.num_latents}; 0 switches AuxK off"
-    if sae.num_latents % shard:
+    if sae.num_latents % (shard * dp):
+        by = f"topology.shard={shard}" + (f" x topology.dp={dp}" if dp > 1 else "")
         yield (
-            f"sae.num_latents={sae.num_latents} is not divisible by topology.shard={shard}; "
-            f"nearest: {_nearest(sae.num_latents, shard)}"
+            f"sae.num_latents={sae.num_latents} is not divisible by {by}; "
+            f"nearest: {_nearest(sae.num_latents, shard * dp)}"
         )
+
+
+def _kind(cfg: RunConfig) -> Iterator[str]:
+    sae, optim = cfg.sae, cfg.optim
+    for name, kinds in READ_BY.items():
+        value = getattr(sae, name)
+        if value is not None and sae.kind not in kinds:
+            fix = f"use sae={kinds[0]} or leave it out"
+            yield f"sae.{name}={value} is not read with sae.kind={sae.kind}; {fix}"
+        if value is None and sae.kind in kinds and name != "target_l0":
+            yield f"sae.{name} must be given with sae.kind={sae.kind}; sae={sae.kind} sets it"
+    if sae.target_l0 is not None and sae.penalty == "tanh":
+        fix = "use that, or sae.target_l0=null"
+        yield f"sae.target_l0={sae.target_l0:g} is read with sae.penalty=l0 only; {fix}"
+    if sae.prefixes is not None:
+        rising = all(a < b for a, b in zip([0.0, *sae.prefixes], sae.prefixes, strict=False))
+        if not rising or sae.prefixes[-1:] != [1.0]:
+            yield (
+                f"sae.prefixes={sae.prefixes} must be rising fractions of the latents, the last one 1, "
+                "for example [0.0625,0.25,1]"
+            )
+    if optim.kind == "row_adam" and sae.kind not in SELECTED:
+        yield (
+            "optim.kind=row_adam visits the rows that selected codes touch; "
+            f"sae.kind={sae.kind} touches all: use optim=adam"
+        )
+    if optim.kind == "offload" and cfg.precision == "float64":
+        yield "optim.kind=offload has no float64; use precision=float32 or optim=adam"
 
 
 def _sharing(cfg: RunConfig) -> Iterator[str]:

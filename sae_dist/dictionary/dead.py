@@ -13,9 +13,9 @@ class DeadLatents:
         self.dead_after = dead_after
         self.last_fired_F = torch.zeros(num_latents, dtype=torch.int64, device=device)
 
-    def mark(self, latent_P: Tensor, fired_P: Tensor, tokens: int, dp: Axis) -> None:
-        """Of the selected `latent_P`, those with `fired_P` fired in a step that ended at `tokens`."""
-        self.last_fired_F.scatter_reduce_(0, latent_P, fired_P * tokens, "amax")
+    def mark(self, latent_N: Tensor, fired_N: Tensor, tokens: int, dp: Axis) -> None:
+        """Of `latent_N` (repeats allowed), those with `fired_N` fired in a step that ended at `tokens`."""
+        self.last_fired_F.scatter_reduce_(0, latent_N, fired_N * tokens, "amax")
         dp.max(self.last_fired_F)
 
     def mask(self, tokens: int) -> Tensor:

@@ -7,11 +7,14 @@ BLOCK = 256
 """Latents per random generator: a shard draws the blocks it overlaps and slices."""
 
 
-def unit_rows(seed: int, first: int, last: int, width: int) -> Tensor:
-    """Rows `first` .. `last` of the initial decoder: Gaussian directions of unit norm, fp64 [n, width]."""
+def unit_rows(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
+    """Rows `first` .. `last` of an initial matrix: Gaussian directions of unit norm, fp64 [n, width].
+
+    `stream` tells independent matrices of one seed apart.
+    """
     drawn = []
     for block in range(first // BLOCK, (last + BLOCK - 1) // BLOCK):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + block)
+        generator = torch.Generator().manual_seed((seed + stream * 2**33) * 1_000_003 + block)
         rows = torch.randn(BLOCK, width, dtype=torch.float64, generator=generator)
         start = block * BLOCK
         drawn.append(rows[max(first - start, 0) : last - start])

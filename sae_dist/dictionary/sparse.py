@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_dist.core.types import Codes
+from sae_dist.core.types import Codes, RowTerm
+
+Terms = dict[str, list[RowTerm]] | None
 
 
 @dataclass
@@ -32,21 +34,36 @@ class Pairs:
         offsets = codes.count_B.cumsum(0) - codes.count_B
         return Pairs(codes.idx_BK[used_BK], codes.val_BK[used_BK], offsets)
 
+    def where(self, kept_P: Tensor) -> "Pairs":
+        """Only the pairs with `kept_P`."""
+        before = torch.cat([kept_P.new_zeros(1, dtype=torch.int64), kept_P.cumsum(0)])
+        return Pairs(self.latent_P[kept_P], self.score_P[kept_P], before[self.offsets_B])
+
 
 def encode(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, b_dec_D: Tensor, pairs: Pairs, kernels: ModuleType
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    centre_D: Tensor | None,
+    pairs: Pairs,
+    kernels: ModuleType,
+    terms: Terms = None,
 ) -> Tensor:
-    """Codes of the selected pairs, [P]: relu(W[f] . x[b] + b[f]), with gradients for W, b and b_dec.
+    """Codes of the selected pairs, [P]: relu(W[f] . x[b] + b[f]), with gradients for W, b and the centre.
 
-    `x_BD` is already centred: x - b_dec. Its gradient with respect to b_dec goes through the encoder,
-    which is why b_dec is an argument; the full gradient is worth a good part of the FVU (DESIGN 4.4).
+    `x_BD` is already centred. The gradient with respect to its centre (b_dec) goes through the encoder,
+    which is why it is an argument; the full gradient is worth a good part of the FVU (DESIGN 4.4). With
+    `terms`, the gradients of W and b are appended to terms["W_enc"] instead of being added up.
     """
-    return _Encode.apply(W_FD, b_F, b_dec_D, x_BD, pairs, kernels).relu()
+    return _Encode.apply(W_FD, b_F, centre_D, x_BD, pairs, kernels, terms).relu()
 
 
-def decode(code_P: Tensor, W_FD: Tensor, pairs: Pairs, kernels: ModuleType) -> Tensor:
-    """Reconstruction from this shard's codes, [B, D], with gradients for the codes and W."""
-    return _Decode.apply(code_P, W_FD, pairs, kernels)
+def decode(code_P: Tensor, W_FD: Tensor, pairs: Pairs, kernels: ModuleType, terms: Terms = None) -> Tensor:
+    """Reconstruction from this shard's codes, [B, D], with gradients for the codes and W.
+
+    With `terms`, the gradient of W is appended to terms["W_dec"] instead of being added up.
+    """
+    return _Decode.apply(code_P, W_FD, pairs, kernels, terms)
 
 
 class _Encode(torch.autograd.Function):
@@ -54,29 +71,41 @@ class _Encode(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, W_FD: Tensor, b_F: Tensor, b_dec_D: Tensor, x_BD: Tensor, pairs: Pairs, kernels: ModuleType
+        ctx: Any,
+        W_FD: Tensor,
+        b_F: Tensor,
+        centre_D: Tensor | None,
+        x_BD: Tensor,
+        pairs: Pairs,
+        kernels: ModuleType,
+        terms: Terms,
     ) -> Tensor:
         ctx.save_for_backward(W_FD, x_BD)
-        ctx.pairs, ctx.kernels = pairs, kernels
+        ctx.pairs, ctx.kernels, ctx.terms = pairs, kernels, terms
         return pairs.score_P.clone()
 
     @staticmethod
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
         W_FD, x_BD = ctx.saved_tensors
-        pairs = ctx.pairs
-        grad_P = grad_P.contiguous()
-        grad_W = ctx.kernels.weight_gradient(pairs.latent_P, grad_P, pairs.offsets_B, x_BD, len(W_FD))
+        pairs, grad_P = ctx.pairs, grad_P.contiguous()
         grad_b = grad_P.new_zeros(len(W_FD)).index_add_(0, pairs.latent_P, grad_P)
-        return grad_W, grad_b, -(grad_b @ W_FD), None, None, None
+        grad_centre = -(grad_b @ W_FD) if ctx.needs_input_grad[2] else None
+        if ctx.terms is not None:
+            ctx.terms["W_enc"].append(RowTerm(pairs.latent_P, grad_P, pairs.offsets_B, x_BD))
+            return None, None, grad_centre, None, None, None, None
+        grad_W = ctx.kernels.weight_gradient(pairs.latent_P, grad_P, pairs.offsets_B, x_BD, len(W_FD))
+        return grad_W, grad_b, grad_centre, None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
     """Sparse-dense product forward; latent and weight gradients backward."""
 
     @staticmethod
-    def forward(ctx: Any, code_P: Tensor, W_FD: Tensor, pairs: Pairs, kernels: ModuleType) -> Tensor:
+    def forward(
+        ctx: Any, code_P: Tensor, W_FD: Tensor, pairs: Pairs, kernels: ModuleType, terms: Terms
+    ) -> Tensor:
         ctx.save_for_backward(code_P, W_FD)
-        ctx.pairs, ctx.kernels = pairs, kernels
+        ctx.pairs, ctx.kernels, ctx.terms = pairs, kernels, terms
         return kernels.decode(pairs.latent_P, code_P, pairs.offsets_B, W_FD)
 
     @staticmethod
@@ -85,5 +114,8 @@ class _Decode(torch.autograd.Function):
         pairs, kernels = ctx.pairs, ctx.kernels
         grad_BD = grad_BD.contiguous()
         grad_P = kernels.latent_gradient(pairs.latent_P, pairs.offsets_B, grad_BD, W_FD)
+        if ctx.terms is not None:
+            ctx.terms["W_dec"].append(RowTerm(pairs.latent_P, code_P, pairs.offsets_B, grad_BD))
+            return grad_P, None, None, None, None
         grad_W = kernels.weight_gradient(pairs.latent_P, code_P, pairs.offsets_B, grad_BD, len(W_FD))
-        return grad_P, grad_W, None, None
+        return grad_P, grad_W, None, None, None

@@ -31,6 +31,16 @@ class Axis:
         self._count("gather_rows", part, self.size - 1)
         return whole
 
+    def gather_ragged(self, part: Tensor) -> Tensor:
+        """[n] on each rank, n its own -> all of them one after the other, in rank order. No gradient."""
+        if self.size == 1:
+            return part
+        counts = self.gather_rows(torch.tensor([len(part)], device=part.device)).tolist()
+        padded = part.new_zeros(max(counts))
+        padded[: len(part)] = part
+        whole = self.gather_rows(padded).view(self.size, -1)
+        return torch.cat([row[:count] for row, count in zip(whole, counts, strict=True)])
+
     def exchange_rows(self, rows: Tensor) -> Tensor:
         """All-to-all: slice i of dim 0 goes to rank i; returns the slices received, in rank order."""
         if self.size == 1:

@@ -1,43 +1,93 @@
-"""The step: reduce gradients, constrain, clip by the global norm, Adam, constrain.
+"""The step with dense gradients: reduce, project, clip by the global norm, update, constrain.
 
-The optimizer knows parameters by name and whether they are "sharded" (split over the shard axis, the
-same on every replica) or "replicated" (the same on all consumers); it knows nothing of dictionaries.
+The optimizer knows parameters by name and whether they are "sharded" (split over the shard axis, the same
+on every replica) or "replicated" (the same on all consumers); it knows nothing of dictionaries.
+
+Of a sharded parameter each replica owns 1 / dp of the rows: gradients are reduce-scattered to the owners,
+which hold the moments, and updated rows are gathered. So moments take total / (dp * shard) per rank.
 """
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.core.config import OptimConfig
+from sae_dist.core.types import RowTerm
 from sae_dist.dist.mesh import Topology
+
+State = dict[str, tuple[Tensor, str]]
 
 
 class Trainable(Protocol):
-    """What the engine needs of a dictionary."""
+    """What the optimizer needs of a dictionary."""
+
+    unit_rows: tuple[str, ...]
+    row_terms: dict[str, list[RowTerm]] | None
 
     def placements(self) -> dict[str, str]: ...
 
-    def constrain_gradient(self) -> None: ...
 
-    def constrain(self) -> None: ...
+class Updater(Protocol):
+    """An Adam over the owned rows; reads their .grad."""
+
+    step_count: int
+
+    def update(self, lr: float, not_finite: Tensor) -> None: ...
+
+    def moments(self, parameter: Parameter) -> dict[str, Tensor]: ...
+
+
+class FusedAdam:
+    """torch's fused Adam; a non-finite gradient skips the update on the device."""
+
+    def __init__(self, cfg: OptimConfig, parameters: list[Parameter]):
+        self.adam = torch.optim.Adam(
+            parameters, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True
+        )
+        for parameter in parameters:
+            self.adam.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def update(self, lr: float, not_finite: Tensor) -> None:
+        """One update, unless `not_finite` is 1."""
+        self.adam.param_groups[0]["lr"] = lr
+        # Fused Adam reads these two as torch's GradScaler sets them: a found_inf of 1 skips the update
+        # on the device, without a host sync.
+        self.adam.grad_scale, self.adam.found_inf = None, not_finite  # type: ignore[attr-defined]
+        self.adam.step()
+
+    def moments(self, parameter: Parameter) -> dict[str, Tensor]:
+        """The moments of one parameter's owned rows."""
+        state = self.adam.state[parameter]
+        return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
+
+    @property
+    def step_count(self) -> int:
+        return int(next(iter(self.adam.state.values()))["step"])
+
+    @step_count.setter
+    def step_count(self, value: int) -> None:
+        for state in self.adam.state.values():
+            state["step"].fill_(float(value))
 
 
 class Engine:
-    """Dense fused Adam with one global-norm clip over all shards."""
+    """Dense Adam with one global-norm clip over all shards."""
 
-    def __init__(self, cfg: OptimConfig, model: Trainable, topology: Topology):
+    def __init__(self, cfg: OptimConfig, model: Trainable, topology: Topology, updater: Any = FusedAdam):
         self.cfg, self.model, self.topology = cfg, model, topology
         self.placements = model.placements()
         self.parameters: dict[str, Parameter] = {name: getattr(model, name) for name in self.placements}
-        self.adam = torch.optim.Adam(
-            list(self.parameters.values()),
-            lr=0.0,
-            betas=(cfg.beta1, cfg.beta2),
-            eps=cfg.eps,
-            fused=True,
-        )
+        self.owned = {
+            name: Parameter(self._own_rows(parameter.data) if self._split(name) else parameter.data)
+            for name, parameter in self.parameters.items()
+        }
+        self.updater: Updater = updater(cfg, list(self.owned.values()))
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Backward from `total` and one update; nothing moves where a gradient is not finite.
@@ -46,57 +96,83 @@ class Engine:
             The global gradient norm before clipping, and a flag (1.0 where it was not finite), both
             equal on all ranks and left on the device.
         """
-        self.adam.zero_grad()
         total.backward()
-        for name, parameter in self.parameters.items():
-            axis = self.topology.dp if self.placements[name] == "sharded" else self.topology.consumers
-            axis.sum(_grad(parameter))
-        self.model.constrain_gradient()
+        self._reduce()
+        for name in self.model.unit_rows:
+            remove_radial(_grad(self.owned[name]), self.owned[name].data)
         norm = self._global_norm()
         not_finite = (~torch.isfinite(norm)).float()
         if self.cfg.clip is not None:
             scale = (self.cfg.clip / norm.clamp(min=self.cfg.clip)).to(norm.dtype)
-            for parameter in self.parameters.values():
-                _grad(parameter).mul_(scale)
-        self.adam.param_groups[0]["lr"] = lr
-        # Fused Adam reads these two as torch's GradScaler sets them: a found_inf of 1 skips the update
-        # on the device, without a host sync.
-        self.adam.grad_scale, self.adam.found_inf = None, not_finite  # type: ignore[attr-defined]
-        self.adam.step()
-        self.model.constrain()
+            for owned in self.owned.values():
+                _grad(owned).mul_(scale)
+        self.updater.update(lr, not_finite)
+        for name in self.model.unit_rows:
+            normalise(self.owned[name].data)
+        for name, parameter in self.parameters.items():
+            if self._split(name):
+                parameter.data.copy_(self.topology.dp.gather_rows(self.owned[name].data))
         return norm, not_finite
 
-    def _global_norm(self) -> Tensor:
-        """Norm of the whole gradient: shards' squares summed over the shard axis, the rest once."""
-        squares = {"sharded": [], "replicated": []}  # type: dict[str, list[Tensor]]
-        for name, parameter in self.parameters.items():
-            squares[self.placements[name]].append(_grad(parameter).square().sum())
-        sharded = self.topology.shard.sum(torch.stack(squares["sharded"]).sum())
-        return (sharded + torch.stack(squares["replicated"]).sum()).sqrt()
+    def gradients(self) -> State:
+        """The last step's gradients as they were applied: projected and clipped."""
+        return {name: (_grad(owned), self._placement(name)) for name, owned in self.owned.items()}
 
-    def state(self) -> dict[str, tuple[Tensor, str]]:
+    def state(self) -> State:
         """Moments by parameter, for checkpoints; zeros before the first step."""
-        found = {}
-        for name, parameter in self.parameters.items():
-            moments = self.adam.state[parameter]
-            for key in ("exp_avg", "exp_avg_sq"):
-                if key not in moments:
-                    moments[key] = torch.zeros_like(parameter)
-                found[f"adam.{name}.{key}"] = (moments[key], self.placements[name])
-            if "step" not in moments:
-                moments["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        return found
+        return {
+            f"adam.{name}.{key}": (tensor, self._placement(name))
+            for name, owned in self.owned.items()
+            for key, tensor in self.updater.moments(owned).items()
+        }
 
     @property
     def updates(self) -> int:
         """Updates made so far, from Adam's own counter."""
-        return int(next(iter(self.adam.state.values()))["step"]) if self.adam.state else 0
+        return self.updater.step_count
 
     @updates.setter
     def updates(self, value: int) -> None:
-        self.state()
-        for moments in self.adam.state.values():
-            moments["step"].fill_(float(value))
+        self.updater.step_count = value
+
+    def _reduce(self) -> None:
+        """Gradients of this step, summed over ranks, on their owners; the model's own are given up."""
+        for name, parameter in self.parameters.items():
+            grad = _grad(parameter)
+            if self._split(name):
+                self.owned[name].grad = self.topology.dp.scatter_sum_rows(grad)
+            else:
+                axis = self.topology.dp if self.placements[name] == "sharded" else self.topology.consumers
+                self.owned[name].grad = axis.sum(grad)
+            parameter.grad = None
+
+    def _split(self, name: str) -> bool:
+        return self.placements[name] == "sharded" and self.topology.dp.size > 1
+
+    def _placement(self, name: str) -> str:
+        return "owned" if self._split(name) else self.placements[name]
+
+    def _own_rows(self, tensor: Tensor) -> Tensor:
+        rows = len(tensor) // self.topology.dp.size
+        return tensor[self.topology.dp.rank * rows :][:rows]
+
+    def _global_norm(self) -> Tensor:
+        """Norm of the whole gradient: owned rows' squares summed over all ranks, replicated ones once."""
+        squares: dict[str, list[Tensor]] = {"sharded": [], "replicated": []}
+        for name, owned in self.owned.items():
+            squares[self.placements[name]].append(_grad(owned).square().sum())
+        sharded = self.topology.consumers.sum(torch.stack(squares["sharded"]).sum())
+        return (sharded + torch.stack(squares["replicated"]).sum()).sqrt()
+
+
+def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:
+    """Remove, in place, the part of each row's gradient that only changes the row's length."""
+    grad_FD.sub_(row_FD * (grad_FD * row_FD).sum(1, keepdim=True))
+
+
+def normalise(row_FD: Tensor) -> None:
+    """Rows back to unit norm, in place."""
+    row_FD.div_(row_FD.norm(dim=1, keepdim=True))
 
 
 def _grad(parameter: Parameter) -> Tensor:

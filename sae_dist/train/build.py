@@ -1,5 +1,6 @@
 """The composition root: the only file that knows every concrete class. Reads as the data flows."""
 
+import importlib
 import secrets
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.config import RunConfig
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
-from sae_dist.dictionary.topk import TopKDictionary
+from sae_dist.dictionary.base import Dictionary, Setting
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import StopRequest
 from sae_dist.kernels.resolve import resolve
@@ -18,7 +19,9 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.recorder import Recorder
 from sae_dist.metrics.sinks import make_sinks
-from sae_dist.optim.engine import Engine
+from sae_dist.optim.engine import Engine, FusedAdam
+from sae_dist.optim.offload import HostAdam
+from sae_dist.optim.row_adam import RowAdam
 from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.shuffle.scale import estimate
@@ -102,6 +105,7 @@ def build_run(
     cfg: RunConfig,
     folder: Path,
     chunks: ChunkSource,
+    facts: LlmFacts | None,
     topology: Topology,
     stop: StopRequest,
     device: torch.device,
@@ -117,17 +121,8 @@ def build_run(
         seed=cfg.seed,
         block_chunks=cfg.shuffle.block_chunks,
     )
-    master = Precision.of(cfg.precision).master
-    dictionary = TopKDictionary(
-        cfg.sae,
-        width=chunks.width,
-        rows=cfg.batch,
-        seed=cfg.seed,
-        topology=topology,
-        kernels=resolve(cfg.kernels),
-        device=device,
-        dtype=master,
-    )
+    widths = (facts.width, facts.target_width) if facts and facts.target_width else (chunks.width,)
+    dictionary = build_dictionary(cfg, widths, topology, device)
     meter = RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)))
     checkpoints = Checkpoints(folder, topology, cfg.checkpoint.keep)
     assert cfg.sae.num_latents is not None
@@ -137,7 +132,7 @@ def build_run(
         topology=topology,
         shuffle=shuffle,
         dictionary=dictionary,
-        optimizer=Engine(cfg.optim, dictionary, topology),
+        optimizer=build_optimizer(cfg, dictionary, topology),
         meter=meter,
         checkpoints=checkpoints,
         agreement=Agreement(topology, stop),
@@ -146,8 +141,8 @@ def build_run(
         steps=steps,
         save_every=max(1, cfg.checkpoint.every // cfg.batch) if cfg.checkpoint.every else steps + 1,
         lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents),
-        scale=1.0,
-        mean_D=torch.zeros(chunks.width, device=device, dtype=master),
+        widths=widths,
+        scales=[1.0 for _ in widths],
         wandb_id=secrets.token_hex(4),
     )
     newest = checkpoints.newest(folder) if cfg.resume == "auto" else None
@@ -160,21 +155,48 @@ def build_run(
     return run
 
 
+def build_dictionary(
+    cfg: RunConfig, widths: tuple[int, ...], topology: Topology, device: torch.device
+) -> Dictionary:
+    """The kind that the config names: class `Kind` of a module in dictionary/kinds."""
+    kind = importlib.import_module(f"sae_dist.dictionary.kinds.{cfg.sae.kind}").Kind
+    return kind(
+        Setting(
+            cfg=cfg.sae,
+            widths=widths,
+            rows=cfg.batch,
+            tokens=cfg.train_tokens,
+            seed=cfg.seed,
+            topology=topology,
+            kernels=resolve(cfg.kernels),
+            device=device,
+            dtype=Precision.of(cfg.precision).master,
+        )
+    )
+
+
+def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
+    """The optimizer that the config names."""
+    if cfg.optim.kind == "row_adam":
+        return RowAdam(cfg.optim, dictionary, topology)
+    return Engine(cfg.optim, dictionary, topology, HostAdam if cfg.optim.kind == "offload" else FusedAdam)
+
+
 def begin(run: Run) -> None:
-    """Estimate scale, mean and variance from the first batch, which is then trained on."""
+    """Estimate scales, mean and variance from the first batch, which is then trained on."""
     run.first = run.shuffle.draw(0)
-    raw = run.first[0].to(run.device, run.mean_D.dtype)
-    run.scale = estimate(run.cfg.activations.scaling, raw, run.topology.consumers)
-    run.dictionary.start_from(raw * run.scale)
-    run.mean_D.copy_(run.dictionary.b_dec.detach())
+    raw = run.to_master(run.first[0])
+    scaling, consumers = run.cfg.activations.scaling, run.topology.consumers
+    run.scales = [estimate(scaling, part, consumers) for part in raw.split(list(run.widths), dim=1)]
+    run.dictionary.start_from(raw * run.scale_C())
 
 
 def resume(run: Run, checkpoint: Path) -> None:
     """Continue from a checkpoint, on whatever topology it was written."""
-    tensors = run.dictionary.state() | run.optimizer.state() | {"mean": (run.mean_D, "replicated")}
+    tensors = run.dictionary.state() | run.optimizer.state()
     scalars: dict[str, Any] = run.checkpoints.load(checkpoint, tensors)
     run.optimizer.updates = scalars["updates"]
-    run.scale, run.wandb_id = scalars["scale"], scalars["wandb_id"]
+    run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
     run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
     run.agreement.restore(scalars["any_dead"], scalars["pending"])
     run.shuffle.restore(scalars["lanes"])

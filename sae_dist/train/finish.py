@@ -27,7 +27,7 @@ def export_run(folder: Path) -> Path:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     tensors, scalars = load_full(newest, ["W_enc", "b_enc", "W_dec", "b_dec"])
     weights = fold_scale(
-        tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], scale=scalars["scale"]
+        tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], scale=scalars["scales"][0]
     )
     facts = build_facts(cfg)
     metadata = {"sae_dist_step": scalars["step"], "training_tokens": scalars["tokens"]}

@@ -52,11 +52,12 @@ class RunMeter:
         assert run.cfg.sae.num_latents is not None
         record("loss/total", terms.total * consumers, "mean")
         record("squared_error", parts["squared_error"], "sum")
-        record("deviation", (batch.x_BD - run.mean_D).square().sum(), "sum")
+        record("deviation", parts["deviation"], "sum")
         record("codes", parts["num_codes"], "sum")
         record("latents/dead_fraction", parts["num_dead"] * consumers / run.cfg.sae.num_latents, "mean")
-        if "aux" in parts:
-            record("aux", parts["aux"], "sum")
+        for name in ("aux", "sparsity"):
+            if name in parts:
+                record(name, parts[name], "sum")
         record("optim/grad_norm", norm, "last")
         record("optim/lr", lr, "last")
         record("stream/batch_hash", batch_hash(run, batch.ids_B), "sum")
@@ -77,6 +78,7 @@ class RunMeter:
             "tokens": run.progress.tokens,
             "loss/fvu": sums.pop("squared_error") / sums.pop("deviation"),
             "loss/aux": sums.pop("aux", 0.0) / self.steps,
+            "loss/sparsity": sums.pop("sparsity", 0.0) / self.steps,
             "sparsity/l0": sums.pop("codes") / rows,
             "perf/tokens_per_second": rows / max(seconds, 1e-9),
         } | sums

@@ -34,7 +34,7 @@ def run_rank(folder: Path) -> None:
     try:
         if topology.is_consumer:
             chunks = build_chunks(cfg, facts, topology, device)
-            consume(build_run(cfg, folder, chunks, topology, stop, device), chunks)
+            consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
         else:
             # A producer ends when its consumers say so: to stop is agreed among them.
             assert facts is not None
@@ -76,7 +76,8 @@ def announce(run: Run) -> None:
     print(
         f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, "
         f"{cfg.kernels} kernels\n  {run.steps} steps of {cfg.batch}, from step {run.progress.step}; "
-        f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x {run.scale:.4g}",
+        f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x "
+        + ", ".join(f"{scale:.4g}" for scale in run.scales),
         file=sys.stderr,
         flush=True,
     )
@@ -95,7 +96,7 @@ def write_summary(run: Run) -> None:
         "peak_memory_bytes": int(memory),
         "world_size": run.topology.world,
         "lr": run.lr,
-        "scale": run.scale,
+        "scales": run.scales,
         "status": "trained",
     }
     temporary = run.folder / "summary.json.tmp"

@@ -30,8 +30,6 @@ class Draw(Protocol):
 class Dictionary(Protocol):
     """A dictionary in training."""
 
-    b_dec: torch.nn.Parameter
-
     def start_from(self, x_bD: Tensor) -> None: ...
 
     def loss(self, x_bD: Tensor, tokens: int, with_aux: bool) -> LossTerms: ...
@@ -159,8 +157,8 @@ class Run:
     steps: int
     save_every: int
     lr: float
-    scale: float
-    mean_D: Tensor
+    widths: tuple[int, ...]
+    scales: list[float]
     wandb_id: str
     first: tuple[Tensor, Tensor] | None = None
 
@@ -168,8 +166,17 @@ class Run:
         """This rank's rows of the step, scaled, in the master dtype."""
         raw, ids = self.first or self.shuffle.draw(self.progress.step)
         self.first = None
+        return Batch(self.to_master(raw) * self.scale_C(), ids)
+
+    def to_master(self, raw: Tensor) -> Tensor:
+        """Rows as they came over the wire, on the device and in the dtype of the weights."""
+        return raw.to(self.device, Precision.of(self.cfg.precision).master)
+
+    def scale_C(self) -> Tensor:
+        """The scale of each column of a row: one per hook."""
         master = Precision.of(self.cfg.precision).master
-        return Batch(raw.to(self.device, master) * self.scale, ids)
+        parts = [torch.full((n,), s, dtype=master) for n, s in zip(self.widths, self.scales, strict=True)]
+        return torch.cat(parts).to(self.device)
 
     def save(self) -> None:
         """Checkpoint the state after the current step; called by all consumer ranks.
@@ -183,13 +190,13 @@ class Run:
             "step": self.progress.step,
             "tokens": self.progress.tokens,
             "updates": self.optimizer.updates,
-            "scale": self.scale,
+            "scales": self.scales,
             "any_dead": self.agreement.any_dead,
             "pending": self.agreement.pending(),
             "wandb_id": self.wandb_id,
             "lanes": lanes,
         }
-        tensors = self.dictionary.state() | self.optimizer.state() | {"mean": (self.mean_D, "replicated")}
+        tensors = self.dictionary.state() | self.optimizer.state()
         self.checkpoints.save(self.progress.step, tensors, scalars)
 
     def preempt(self) -> None:

@@ -1,0 +1,170 @@
+"""What every kind of dictionary has: parameters of this shard, their start, their state.
+
+Letters: B rows of the replica, b = B / T rows that this rank drew and owns, D width of the input, E width
+of the target (an autoencoder's target is its input, D = E), F latents of this shard, P pairs.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sae_dist.core.config import SaeConfig
+from sae_dist.core.types import LossTerms, RowTerm
+from sae_dist.dictionary.dead import DeadLatents
+from sae_dist.dictionary.init import unit_rows
+from sae_dist.dist.mesh import Topology
+
+State = dict[str, tuple[Tensor, str]]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a dictionary is built from.
+
+    widths  (D,): autoencoder; (D, E): transcoder, whose rows are input and target side by side
+    rows    rows per step over all replicas
+    tokens  rows of the whole run
+    """
+
+    cfg: SaeConfig
+    widths: tuple[int, ...]
+    rows: int
+    tokens: int
+    seed: int
+    topology: Topology
+    kernels: ModuleType
+    device: torch.device
+    dtype: torch.dtype
+
+
+class Dictionary(torch.nn.Module):
+    """Parameters, target and bookkeeping; a kind adds its activation function and its loss.
+
+    Attributes:
+        unit_rows: parameters whose rows keep unit norm; the optimizer sees to it.
+        row_terms: with `optim.kind=row_adam`, weight gradients as sums over pairs, collected by the
+            backward pass in place of dense gradients; None otherwise.
+    """
+
+    W_enc: Parameter
+    b_enc: Parameter
+    log_threshold: Parameter
+    W_dec: Parameter
+    sharded: tuple[str, ...] = ("W_enc", "b_enc", "W_dec")
+    replicated: tuple[str, ...] = ("b_dec",)
+    unit_rows: tuple[str, ...] = ("W_dec",)
+    sparse = False
+    """Whether untouched rows have no gradient, so that `row_terms` can stand for the dense gradients."""
+
+    def __init__(self, setting: Setting):
+        super().__init__()
+        cfg, topology = setting.cfg, setting.topology
+        assert cfg.num_latents is not None
+        self.cfg, self.setting, self.kernels = cfg, setting, setting.kernels
+        self.shard, self.dp, self.consumers = topology.shard, topology.dp, topology.consumers
+        self.transcoder = len(setting.widths) == 2
+        self.D, self.E = setting.widths[0], setting.widths[-1]
+        self.F = cfg.num_latents // self.shard.size
+        self.first = self.shard.rank * self.F
+        device, dtype = setting.device, setting.dtype
+
+        decoder_FE = unit_rows(setting.seed, self.first, self.first + self.F, self.E)
+        encoder_FD = decoder_FE
+        if self.transcoder:
+            encoder_FD = unit_rows(setting.seed, self.first, self.first + self.F, self.D, stream=1)
+        self.W_dec = Parameter(decoder_FE.to(device, dtype))
+        self.W_enc = Parameter((cfg.encoder_scale * encoder_FD).to(device, dtype))
+        self.b_dec = Parameter(torch.zeros(self.E, device=device, dtype=dtype))
+        for name in self.sharded:
+            if name not in ("W_enc", "W_dec"):
+                self.register_parameter(name, Parameter(torch.zeros(self.F, device=device, dtype=dtype)))
+        if cfg.skip:
+            self.W_skip = Parameter(torch.zeros(self.E, self.D, device=device, dtype=dtype))
+            self.replicated = (*self.replicated, "W_skip")
+        self.variance = torch.ones((), device=device, dtype=dtype)
+        self.mean_E = torch.zeros(self.E, device=device, dtype=dtype)
+        self.dead = DeadLatents(self.F, cfg.dead_after, device)
+        self.row_terms: dict[str, list[RowTerm]] | None = None
+
+    def placements(self) -> dict[str, str]:
+        """Which parameters are split over the shard axis (dim 0), and which are on every rank."""
+        return {n: "sharded" for n in self.sharded} | {n: "replicated" for n in self.replicated}
+
+    def state(self) -> State:
+        """Everything a checkpoint needs, with its placement."""
+        tensors = {name: (getattr(self, name).detach(), kind) for name, kind in self.placements().items()}
+        tensors["last_fired"] = (self.dead.last_fired_F, "sharded")
+        tensors["variance"] = (self.variance, "replicated")
+        tensors["mean"] = (self.mean_E, "replicated")
+        return tensors
+
+    @torch.no_grad()
+    def start_from(self, rows_bC: Tensor) -> None:
+        """Set b_dec to the mean of the first batch's target and the loss's scale to its variance.
+
+        A transcoder does not subtract b_dec from its input; its encoder biases start at -W_enc mean
+        instead, which centres the input once. Sums are fp64 over all consumer ranks, so the result does
+        not depend on the topology.
+        """
+        rows = rows_bC.double()
+        count = self.consumers.sum(rows.new_tensor([len(rows)]))
+        mean_C = self.consumers.sum(rows.sum(0)) / count
+        deviation_bE = self.target(rows - mean_C)
+        self.variance.copy_((self.consumers.sum(deviation_bE.square().sum()) / count).squeeze())
+        self.mean_E.copy_(self.target(mean_C))
+        self.b_dec.copy_(self.mean_E)
+        if self.transcoder:
+            shift_F = -(self.W_enc @ mean_C[: self.D].to(self.W_enc))
+            for name in self.sharded:
+                if name in ("b_enc", "b_gate", "b_mag"):
+                    getattr(self, name).copy_(shift_F)
+
+    def source(self, rows: Tensor) -> Tensor:
+        """The input's columns."""
+        return rows[..., : self.D]
+
+    def target(self, rows: Tensor) -> Tensor:
+        """The target's columns."""
+        return rows[..., -self.E :]
+
+    def gather_input(self, rows_bC: Tensor) -> Tensor:
+        """The encoder's input for all rows of the replica, [B, D]; centred by b_dec in an autoencoder."""
+        x_BD = self.shard.gather_rows(self.source(rows_bC))
+        return x_BD if self.transcoder else x_BD - self.b_dec.detach()
+
+    def centre(self) -> Parameter | None:
+        """The parameter that centres the encoder's input, whose gradient goes through the encoder too."""
+        return None if self.transcoder else self.b_dec
+
+    def error(self, rows_bC: Tensor, partial_BE: Tensor, frozen: bool = False) -> Tensor:
+        """Target minus reconstruction of this rank's rows, [b, E], from every shard's part of it.
+
+        `frozen`: without gradients for b_dec and the skip connection.
+        """
+        offset: Tensor = self.b_dec
+        if self.cfg.skip:
+            offset = offset + self.source(rows_bC) @ self.W_skip.T
+        offset = offset.detach() if frozen else offset
+        return self.target(rows_bC) - self.shard.scatter_sum_rows(partial_BE) - offset
+
+    def parts(self, rows_bC: Tensor, squares: Tensor, num_codes: Tensor, dead_F: Tensor) -> dict[str, Tensor]:
+        """This rank's share of the counts that metrics are made of."""
+        return {
+            "squared_error": squares.detach(),
+            "deviation": (self.target(rows_bC) - self.mean_E).square().sum(),
+            "num_codes": num_codes,
+            "num_dead": dead_F.sum() / self.dp.size,
+        }
+
+    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
+        """One step's loss of the rows this rank drew; sums over ranks give the run's.
+
+        Args:
+            rows_bC: scaled activations [b, D], or [b, D + E] for a transcoder.
+            tokens: rows seen by the run at the end of this step.
+            with_aux: whether any latent was dead after the step before; agreed by all ranks.
+        """
+        raise NotImplementedError

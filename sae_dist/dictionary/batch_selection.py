@@ -1,0 +1,86 @@
+"""BatchTopK over latents that are split over ranks and rows that are split over replicas, exactly.
+
+The n = k * rows largest positive scores of the whole batch win: a threshold, agreed by counting digits of the
+scores (`dictionary.radix`), and among scores equal to it those of the lowest (row of the batch, latent).
+
+Scores are not kept: each rank holds some candidates per row, the best of its latents. That is enough for a
+row whose last candidate lies below the threshold; rows for which it does not are redone with twice as many.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.types import Codes
+from sae_dist.dictionary.radix import float_keys, nth_largest
+from sae_dist.dist.mesh import Topology
+
+
+@dataclass
+class BatchCodes:
+    """Winners, and the smallest score that won (0-d; 0 if there were fewer positive scores than wanted)."""
+
+    codes: Codes
+    threshold: Tensor
+
+
+def select_batch(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, rows: int, topology: Topology, kernels: ModuleType
+) -> BatchCodes:
+    """The k * rows largest positive scores x W^T + b of the whole batch.
+
+    Args:
+        x_BD: rows of this replica, as gathered over the shard axis.
+        rows: rows of the batch, over all replicas.
+    """
+    F = len(W_FD)
+    slots = min(F, 2 * k // topology.num_shards + 8)
+    val_BK, idx_BK = kernels.encode_topk(x_BD, W_FD, b_F, slots)
+    order_B = row_of_batch(len(x_BD), topology)
+    num_latents = F * topology.num_shards
+    while True:
+        latent_BK = idx_BK + topology.shard.rank * F
+        won_BK, threshold = winners(
+            val_BK, order_B[:, None] * num_latents + latent_BK, k * rows, rows * num_latents, topology
+        )
+        # With a candidate to spare, none that was left out can have won.
+        short_B = won_BK[:, -1] if slots < F else torch.zeros_like(won_BK[:, 0])
+        if not topology.consumers.max(short_B.any().long()):
+            return BatchCodes(Codes(idx_BK, val_BK, won_BK.sum(1)), threshold)
+        slots = min(F, 2 * slots)
+        val_BK = torch.cat([val_BK, val_BK.new_full((len(val_BK), slots - val_BK.shape[1]), -torch.inf)], 1)
+        idx_BK = torch.cat([idx_BK, idx_BK.new_zeros(len(idx_BK), slots - idx_BK.shape[1])], 1)
+        val_BK[short_B], idx_BK[short_B] = kernels.encode_topk(x_BD[short_B], W_FD, b_F, slots)
+
+
+def winners(
+    val_BK: Tensor, place_BK: Tensor, wanted: int, places: int, topology: Topology
+) -> tuple[Tensor, Tensor]:
+    """Which candidates are among the `wanted` largest of all ranks, and the smallest score that is.
+
+    Args:
+        place_BK: where a candidate stands in the order that decides between equals, 0 .. places - 1.
+    """
+    key_BK, bits = float_keys(val_BK)
+    number = torch.tensor(wanted, device=val_BK.device)
+    key, ties = nth_largest(key_BK.flatten(), number, bits, topology.consumers)
+    tied_BK = (key_BK == key) & (key > 0)
+    early_BK = torch.where(tied_BK, places - place_BK, 0)
+    last, _ = nth_largest(early_BK.flatten(), ties.clamp(min=1), places.bit_length(), topology.consumers)
+    won_BK = (key_BK > key) | (tied_BK & (early_BK >= last))
+    smallest = torch.where(won_BK, val_BK, torch.inf).amin()
+    smallest = -topology.consumers.max(-smallest)
+    return won_BK, torch.where(torch.isinf(smallest), 0.0, smallest)
+
+
+def row_of_batch(rows: int, topology: Topology) -> Tensor:
+    """Numbers, in the run's order, of a replica's rows as they stand after the gather over shards, [B].
+
+    Consumer c drew rows c, c + C, c + 2 C, ... of the batch.
+    """
+    own = rows // topology.num_shards
+    consumer = topology.rank // topology.num_shards * topology.num_shards + torch.arange(topology.num_shards)
+    row_TO = consumer[:, None] + torch.arange(own) * topology.num_consumers
+    return row_TO.flatten()

@@ -1,0 +1,151 @@
+"""The loss that kinds without selection share: every latent has a code, computed a tile of latents at a time.
+
+A kind is an elementwise function of z = W_enc (x - b_dec) and of its own parameters per latent. Forward keeps
+no tile; backward computes each tile again, so at most one [rows, tile] is held, however
+many latents there are. Letters as in `dictionary.base`; f latents of a tile.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.types import LossTerms
+from sae_dist.dictionary.base import Dictionary
+
+TILE_ELEMENTS = 1 << 22
+"""Scores per tile: 16 MB in fp32."""
+
+
+@dataclass
+class Tile:
+    """What one tile of latents adds to the step.
+
+    partial_BN  its part of one or more reconstructions, side by side
+    penalty     the sparsity term, summed over rows and latents, before its coefficient
+    extra       a term with its own coefficient inside (0 where a kind has none)
+    num_codes   codes above zero
+    fired_f     latents with a code above zero
+    """
+
+    partial_BN: Tensor
+    penalty: Tensor
+    extra: Tensor
+    num_codes: Tensor
+    fired_f: Tensor
+
+
+class TiledDictionary(Dictionary):
+    """A kind gives `tile`; `sparsity_loss` and `other_losses` where it differs."""
+
+    def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
+        """The tile's contribution from z and the kind's parameters per latent, by name."""
+        raise NotImplementedError
+
+    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
+        """See `Dictionary.loss`."""
+        x_BD = self.gather_input(rows_bC)
+        tiles = self.tiles(x_BD)
+        partial_BN = tiles.partial_BN
+        error_bE = self.error(rows_bC, partial_BN[:, : self.E])
+        squares = error_bE.square().sum()
+        penalty = self.sparsity_loss(tiles.penalty, tokens)
+        own = squares + penalty + tiles.extra + self.other_losses(rows_bC, partial_BN[:, self.E :])
+        total = own / (self.setting.rows * self.variance)
+
+        dead_F = self.dead.mask(tokens)
+        parts = self.parts(rows_bC, squares, tiles.num_codes, dead_F)
+        parts["sparsity"] = penalty.detach() / (self.setting.rows * self.variance)
+        self.dead.mark(torch.arange(self.F, device=x_BD.device), tiles.fired_f, tokens, self.dp)
+        return LossTerms(total, parts)
+
+    def sparsity_loss(self, penalty: Tensor, tokens: int) -> Tensor:
+        """This rank's share of the penalty, with its coefficient."""
+        return self.coefficient(tokens) * penalty
+
+    def other_losses(self, rows_bC: Tensor, partial_BN: Tensor) -> Tensor:
+        """Terms of further reconstructions, whose parts stand side by side in `partial_BN`."""
+        return rows_bC.new_zeros(())
+
+    def coefficient(self, tokens: int) -> float:
+        """`sae.sparsity`, growing linearly over the first `sae.sparsity_warmup` of the run."""
+        assert self.cfg.sparsity is not None and self.cfg.sparsity_warmup is not None
+        rising = self.cfg.sparsity_warmup * self.setting.tokens
+        return self.cfg.sparsity * (min(1.0, tokens / rising) if rising > 0 else 1.0)
+
+    def tiles(self, x_BD: Tensor) -> Tile:
+        """All tiles, summed; `fired_f` for all latents of the shard."""
+        names = [name for name in self.sharded if name not in ("W_enc", "W_dec")]
+        weights = [getattr(self, name) for name in ("W_enc", "W_dec", *names)]
+
+        def one(centre_D: Tensor | None, W_enc_fD: Tensor, W_dec_fE: Tensor, *vectors: Tensor) -> Tile:
+            z_Bf = _Scores.apply(x_BD, W_enc_fD, centre_D)
+            return self.tile(z_Bf, W_dec_fE, dict(zip(names, vectors, strict=True)))
+
+        return Tile(*_Tiles.apply(one, max(1, TILE_ELEMENTS // len(x_BD)), self.centre(), *weights))
+
+
+class _Tiles(torch.autograd.Function):
+    """Sums a function of tiles of latents; backward computes each tile again and frees it at once.
+
+    torch.utils.checkpoint per tile gives the same gradients, but kept most tiles alive until the end of the
+    backward pass: three times the memory of a dense step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, one: Callable[..., Tile], size: int, centre_D: Tensor | None, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.one, ctx.size, ctx.centred = one, size, centre_D is not None
+        ctx.save_for_backward(*weights, *([] if centre_D is None else [centre_D]))
+        sums: list[Tensor] = []
+        fired: list[Tensor] = []
+        for parts in zip(*(weight.split(size) for weight in weights), strict=True):
+            tile = one(centre_D, *parts)
+            new = [tile.partial_BN, tile.penalty, tile.extra, tile.num_codes]
+            sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+            fired.append(tile.fired_f)
+        found = (*sums, torch.cat(fired))
+        ctx.mark_non_differentiable(*found[3:])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        weights = ctx.saved_tensors
+        centre_D = weights[-1].detach().requires_grad_() if ctx.centred else None
+        weights = weights[:-1] if ctx.centred else weights
+        grad_centre = torch.zeros_like(centre_D) if centre_D is not None else None
+        grad_weights = [torch.empty_like(weight) for weight in weights]
+        targets = zip(*(g.split(ctx.size) for g in grad_weights), strict=True)
+        for parts, places in zip(
+            zip(*(w.split(ctx.size) for w in weights), strict=True), targets, strict=True
+        ):
+            leaves = [part.detach().requires_grad_() for part in parts]
+            with torch.enable_grad():
+                tile = ctx.one(centre_D, *leaves)
+                outs = [tile.partial_BN, tile.penalty, tile.extra]
+                pulled = [(out, grad) for out, grad in zip(outs, grads, strict=False) if out.requires_grad]
+            wanted = [*leaves, centre_D] if centre_D is not None else leaves
+            given = torch.autograd.grad([o for o, _ in pulled], wanted, [g for _, g in pulled])
+            for place, value in zip(places, given, strict=False):
+                place.copy_(value)
+            if grad_centre is not None:
+                grad_centre += given[-1]
+        return None, None, grad_centre, *grad_weights
+
+
+class _Scores(torch.autograd.Function):
+    """z = x W^T for x that is already centred; the centre's gradient without one for every row of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BD: Tensor, W_fD: Tensor, centre_D: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_BD, W_fD)
+        return x_BD @ W_fD.T
+
+    @staticmethod
+    def backward(ctx: Any, grad_Bf: Tensor) -> tuple[Tensor | None, ...]:
+        x_BD, W_fD = ctx.saved_tensors
+        centre = -(grad_Bf.sum(0) @ W_fD) if ctx.needs_input_grad[2] else None
+        return None, grad_Bf.T @ x_BD, centre

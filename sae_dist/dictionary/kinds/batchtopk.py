@@ -1,0 +1,36 @@
+"""BatchTopK: k codes per row on average over the batch (Bussmann et al. 2024, arXiv 2412.06410)."""
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.types import Codes
+from sae_dist.dictionary.base import Setting, State
+from sae_dist.dictionary.batch_selection import select_batch
+from sae_dist.dictionary.selected import SelectedDictionary
+
+
+class Kind(SelectedDictionary):
+    """code = relu(score) for the k * rows largest scores of the batch, over all shards and replicas.
+
+    The batch is needed to encode, so inference replaces it by a threshold: a running mean of the smallest
+    score that won, exported as a JumpReLU of equal thresholds.
+    """
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self.threshold = torch.full((), -1.0, device=setting.device, dtype=setting.dtype)
+
+    def state(self) -> State:
+        """See `Dictionary.state`; `threshold` is below zero before the first step."""
+        return super().state() | {"threshold": (self.threshold, "replicated")}
+
+    def select(self, x_BD: Tensor) -> Codes:
+        """The best scores of the whole batch; moves the threshold."""
+        found = select_batch(
+            x_BD, self.W_enc, self.b_enc, self.cfg.k, self.setting.rows, self.setting.topology, self.kernels
+        )
+        beta = self.cfg.threshold_beta
+        assert beta is not None
+        moved = beta * self.threshold + (1 - beta) * found.threshold
+        self.threshold.copy_(torch.where(self.threshold < 0, found.threshold, moved))
+        return found.codes

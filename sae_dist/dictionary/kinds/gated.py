@@ -1,0 +1,39 @@
+"""Gated: one encoder decides which latents fire, scaled and shifted it says how much.
+
+Rajamanoharan et al. 2024, arXiv 2404.16014.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_dist.dictionary.dense import Tile, TiledDictionary
+
+
+class Kind(TiledDictionary):
+    """gate = W_enc (x - b_dec) + b_gate; code = relu(exp(r_mag) W_enc (x - b_dec) + b_mag) where gate > 0.
+
+    The gate's step has no gradient; it learns from the penalty, sum of relu(gate), and from an auxiliary
+    reconstruction by relu(gate) through a decoder held fixed.
+    """
+
+    sharded = ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec")
+
+    def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
+        """See `TiledDictionary.tile`."""
+        gate_Bf = z_Bf + vectors["b_gate"]
+        magnitude_Bf = (z_Bf * vectors["r_mag"].exp() + vectors["b_mag"]).relu()
+        code_Bf = magnitude_Bf * (gate_Bf > 0)
+        gated_Bf = gate_Bf.relu()
+        active_Bf = code_Bf > 0
+        penalty = gated_Bf.sum()
+        return Tile(
+            partial_BN=torch.cat([code_Bf @ W_dec_fE, gated_Bf @ W_dec_fE.detach()], 1),
+            penalty=penalty,
+            extra=torch.zeros_like(penalty),
+            num_codes=active_Bf.sum(),
+            fired_f=active_Bf.any(0),
+        )
+
+    def other_losses(self, rows_bC: Tensor, partial_BN: Tensor) -> Tensor:
+        """The auxiliary reconstruction's squared error, for this rank's rows."""
+        return self.error(rows_bC, partial_BN, frozen=True).square().sum()

@@ -1,0 +1,79 @@
+"""JumpReLU with straight-through thresholds (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.dictionary.base import Setting
+from sae_dist.dictionary.dense import Tile, TiledDictionary
+
+TANH_SLOPE = 4.0
+"""Of the tanh penalty, per unit of code (Anthropic's update of January 2025)."""
+
+
+class Kind(TiledDictionary):
+    """code = score where score > threshold, else 0; score = W_enc (x - b_dec) + b_enc.
+
+    penalty=l0      number of codes; with target_l0, the coefficient times (L0 / target - 1)^2 instead
+    penalty=tanh    sum of tanh(4 code)
+    preact          times relu(threshold - score): pulls latents that never fire towards their threshold
+    """
+
+    sharded = ("W_enc", "b_enc", "log_threshold", "W_dec")
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        assert self.cfg.threshold is not None
+        with torch.no_grad():
+            self.log_threshold.fill_(math.log(self.cfg.threshold))
+
+    def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
+        """See `TiledDictionary.tile`."""
+        threshold_f = vectors["log_threshold"].exp()
+        score_Bf = z_Bf + vectors["b_enc"]
+        code_Bf, active_Bf = _Jump.apply(score_Bf, threshold_f, self.cfg.bandwidth)
+        penalty = active_Bf.sum() if self.cfg.penalty == "l0" else (TANH_SLOPE * code_Bf).tanh().sum()
+        extra = torch.zeros_like(penalty)
+        if self.cfg.preact:
+            extra = self.cfg.preact * (threshold_f - score_Bf).relu().sum()
+        return Tile(
+            partial_BN=code_Bf @ W_dec_fE,
+            penalty=penalty,
+            extra=extra,
+            num_codes=active_Bf.detach().sum(),
+            fired_f=active_Bf.detach().amax(0) > 0,
+        )
+
+    def sparsity_loss(self, penalty: Tensor, tokens: int) -> Tensor:
+        """See `TiledDictionary.sparsity_loss`; with a target, the coefficient is in units of the variance."""
+        target = self.cfg.target_l0
+        if target is None:
+            return super().sparsity_loss(penalty, tokens)
+        rows = self.setting.rows
+        count = self.consumers.sum(penalty.detach().clone())
+        excess = count / (rows * target) - 1
+        unit = self.coefficient(tokens) * rows * self.variance
+        share = unit * excess.square() / self.consumers.size
+        slope = unit * 2 * excess / (rows * target) * penalty
+        return slope + (share - slope).detach()
+
+
+class _Jump(torch.autograd.Function):
+    """Codes and the number 1 where there is one; thresholds get the rectangle kernel's pseudo-gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, score_Bf: Tensor, threshold_f: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        active_Bf = score_Bf > threshold_f
+        ctx.save_for_backward(score_Bf, threshold_f)
+        ctx.bandwidth = bandwidth
+        return score_Bf * active_Bf, active_Bf.to(score_Bf.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad_code_Bf: Tensor, grad_active_Bf: Tensor) -> tuple[Tensor | None, ...]:
+        score_Bf, threshold_f = ctx.saved_tensors
+        distance_Bf = score_Bf - threshold_f
+        near_Bf = distance_Bf.abs() < ctx.bandwidth / 2
+        pull_Bf = near_Bf * (threshold_f * grad_code_Bf + grad_active_Bf) / ctx.bandwidth
+        return grad_code_Bf * (distance_Bf > 0), -pull_Bf.sum(0), None

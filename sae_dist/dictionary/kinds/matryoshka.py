@@ -1,0 +1,46 @@
+"""Matryoshka BatchTopK: nested prefixes that each reconstruct alone.
+
+Bussmann et al. 2025, arXiv 2503.17547.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_dist.dictionary.base import Setting
+from sae_dist.dictionary.kinds import batchtopk
+from sae_dist.dictionary.levels import levels
+from sae_dist.dictionary.sparse import Pairs, decode
+
+
+class Kind(batchtopk.Kind):
+    """Codes as BatchTopK selects them over all latents; the loss is the mean over prefixes of latents.
+
+    The reconstruction of a prefix is that of the prefix before it plus its own level's: each code is
+    decoded once.
+    """
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        assert self.cfg.num_latents is not None and self.cfg.prefixes is not None
+        self.num_levels = len(self.cfg.prefixes)
+        level_F = levels(self.cfg.num_latents, self.cfg.prefixes)[self.first : self.first + self.F]
+        self.level_F = level_F.to(setting.device)
+
+    def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """See `SelectedDictionary.reconstruct`: the error of the whole, squares averaged over prefixes."""
+        level_P = self.level_F[pairs.latent_P]
+        partials = []
+        for level in range(self.num_levels):
+            kept_P = level_P == level
+            partials.append(
+                decode(code_P[kept_P], self.W_dec, pairs.where(kept_P), self.kernels, self.row_terms)
+            )
+        whole_BE, *others = partials
+        first_bE = self.error(rows_bC, whole_BE)
+        parts_bLE = (
+            self.shard.scatter_sum_rows(torch.stack(others, 1)) if others else first_bE[:, None][:, :0]
+        )
+        errors_bLE = first_bE[:, None] - torch.cat(
+            [torch.zeros_like(first_bE[:, None]), parts_bLE], 1
+        ).cumsum(1)
+        return errors_bLE[:, -1], errors_bLE.square().sum() / self.num_levels

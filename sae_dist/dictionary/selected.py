@@ -1,0 +1,83 @@
+"""The loss that kinds with selected codes share: few (row, latent) pairs, everything sparse.
+
+    code  = relu(selected scores),  score = W_enc (x - b_dec) + b_enc
+    y_hat = code W_dec + b_dec
+    loss  = sum |y - y_hat|^2 / (rows * variance)  +  aux_coefficient * AuxK
+    AuxK  = sum |e - e_hat|^2 / sum |e|^2, e = y - y_hat held fixed, e_hat from the k_aux best dead latents
+            (Gao et al. 2024, arXiv 2406.04093, section A.2)
+
+No tensor of [rows, latents] is ever made. Letters as in `dictionary.base`.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.types import Codes, LossTerms
+from sae_dist.dictionary.base import Dictionary
+from sae_dist.dictionary.selection import select
+from sae_dist.dictionary.sparse import Pairs, decode, encode
+
+
+class SelectedDictionary(Dictionary):
+    """A kind says which codes are selected; it may say how they are decoded and compared."""
+
+    sparse = True
+
+    def select(self, x_BD: Tensor) -> Codes:
+        """The codes of this shard, from the encoder's input."""
+        raise NotImplementedError
+
+    def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        """Error of this rank's rows [b, E], and the sum of squares that the loss is made of."""
+        error_bE = self.error(rows_bC, decode(code_P, self.W_dec, pairs, self.kernels, self.row_terms))
+        return error_bE, error_bE.square().sum()
+
+    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
+        """See `Dictionary.loss`."""
+        x_BD = self.gather_input(rows_bC)
+        with torch.no_grad():
+            pairs = Pairs.of(self.select(x_BD))
+        code_P = self.encode(x_BD, pairs)
+        error_bE, squares = self.reconstruct(rows_bC, code_P, pairs)
+        total = squares / (self.setting.rows * self.variance)
+
+        fired_P = code_P.detach() > 0
+        dead_F = self.dead.mask(tokens)
+        parts = self.parts(rows_bC, error_bE.detach().square().sum(), fired_P.sum(), dead_F)
+        if with_aux and self.cfg.aux_k:
+            aux = self.aux_loss(x_BD, error_bE.detach(), dead_F)
+            parts["aux"] = aux.detach()
+            total = total + self.cfg.aux_coefficient * aux
+        self.dead.mark(pairs.latent_P, fired_P, tokens, self.dp)
+        return LossTerms(total, parts)
+
+    def encode(self, x_BD: Tensor, pairs: Pairs) -> Tensor:
+        """Codes of `pairs`, [P], with gradients."""
+        return encode(x_BD, self.W_enc, self.b_enc, self.centre(), pairs, self.kernels, self.row_terms)
+
+    def aux_loss(self, x_BD: Tensor, error_bE: Tensor, dead_F: Tensor) -> Tensor:
+        """How badly the best dead latents explain the error that the live ones leave.
+
+        Scaled down when fewer than aux_k latents are dead, so that a handful is not torn about.
+        """
+        aux_k = self.cfg.aux_k
+        assert aux_k is not None
+        with torch.no_grad():
+            latents = dead_F.nonzero().squeeze(1)
+            found = min(aux_k, len(latents))
+            val_BK = x_BD.new_full((len(x_BD), aux_k), -torch.inf)
+            idx_BK = torch.zeros(val_BK.shape, dtype=torch.int64, device=x_BD.device)
+            if found:
+                val, position = self.kernels.encode_topk(
+                    x_BD, self.W_enc[latents], self.b_enc[latents], found
+                )
+                val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
+            codes = select(val_BK, idx_BK, aux_k, self.shard, self.kernels, padded=True)
+            totals = self.consumers.sum(
+                torch.stack([error_bE.square().sum(), (dead_F.sum() / self.dp.size).to(error_bE.dtype)])
+            )
+            share = (totals[1] / aux_k).clamp(max=1.0)
+        pairs = Pairs.of(codes)
+        partial_BE = decode(self.encode(x_BD, pairs), self.W_dec, pairs, self.kernels, self.row_terms)
+        missed_bE = error_bE - self.shard.scatter_sum_rows(partial_BE)
+        return share * missed_bE.square().sum() / totals[0]

@@ -1,0 +1,61 @@
+"""Adam with its state and its arithmetic on the host: DeepSpeed's CPUAdam (`optim=offload`).
+
+For dictionaries whose moments do not fit the device. Per step: weights and gradients to the
+host, one fused update there, weights back. On a CPU run nothing is copied.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from sae_dist.core.config import OptimConfig
+
+
+class HostAdam:
+    """The same interface as `engine.FusedAdam`."""
+
+    def __init__(self, cfg: OptimConfig, parameters: list[Parameter]):
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        self.device_parameters = parameters
+        self.host = [p if p.device.type == "cpu" else Parameter(p.detach().cpu()) for p in parameters]
+        self.adam = DeepSpeedCPUAdam(
+            self.host, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, adamw_mode=False
+        )
+        for parameter in self.host:
+            self.adam.state[parameter] = {
+                "step": 0,
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    def update(self, lr: float, not_finite: Tensor) -> None:
+        """One update, unless `not_finite` is 1. Waits for the gradients: the host needs them."""
+        if not_finite:
+            return
+        for device, host in zip(self.device_parameters, self.host, strict=True):
+            if host is not device:
+                # The device's weights are the truth: they were constrained after the last update.
+                assert device.grad is not None
+                host.data.copy_(device.data)
+                host.grad = device.grad.cpu()
+        self.adam.param_groups[0]["lr"] = lr
+        self.adam.step()
+        for device, host in zip(self.device_parameters, self.host, strict=True):
+            if host is not device:
+                device.data.copy_(host.data)
+
+    def moments(self, parameter: Parameter) -> dict[str, Tensor]:
+        """The moments of one parameter's owned rows, on the host."""
+        place = next(i for i, known in enumerate(self.device_parameters) if known is parameter)
+        state = self.adam.state[self.host[place]]
+        return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
+
+    @property
+    def step_count(self) -> int:
+        return int(self.adam.state[self.host[0]]["step"])
+
+    @step_count.setter
+    def step_count(self, value: int) -> None:
+        for parameter in self.host:
+            self.adam.state[parameter]["step"] = value
