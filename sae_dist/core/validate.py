@@ -42,6 +42,7 @@ UNREAD = {
     ("activations.kind", "llm"): ("activations.path", "activations.key"),
     ("activations.kind", "file"): (
         "hook",
+        "target_hook",
         "tokens.path",
         "tokens.dataset",
         "tokens.subset",
@@ -164,6 +165,10 @@ def _needed(cfg: RunConfig) -> Iterator[str]:
 
 def _sae(cfg: RunConfig) -> Iterator[str]:
     sae, shard = cfg.sae, cfg.topology.shard
+    if cfg.target_hook is not None and cfg.target_hook == cfg.hook:
+        yield f"target_hook={cfg.target_hook} is hook itself; leave target_hook out to train an autoencoder"
+    if sae.skip and cfg.target_hook is None:
+        yield "sae.skip=true leads from a transcoder's input to its output; give target_hook, or leave it out"
     if sae.num_latents is None:
         return
     if sae.k > sae.num_latents:
