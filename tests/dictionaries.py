@@ -30,9 +30,9 @@ def random_sae(
     return ExportedSae(
         kind=kind,
         W_enc_FD=rand(F, D) / D**0.5 * 2,
-        W_dec_FO=W_dec / W_dec.norm(dim=1, keepdim=True),
-        b_dec_O=rand(out),
-        W_skip_OD=rand(out, D) / D**0.5 if form == "skip" else None,
+        W_dec_FE=W_dec / W_dec.norm(dim=1, keepdim=True),
+        b_dec_E=rand(out),
+        W_skip_ED=rand(out, D) / D**0.5 if form == "skip" else None,
         transcoder=form != "autoencoder",
         metadata={"hook_name": "h"},
         **own[kind],
@@ -41,7 +41,7 @@ def random_sae(
 
 def dense_codes(sae: ExportedSae, x: Tensor) -> Tensor:
     """[B, F], by the formula of the kind."""
-    z = (x if sae.transcoder else x - sae.b_dec_O) @ sae.W_enc_FD.T
+    z = (x if sae.transcoder else x - sae.b_dec_E) @ sae.W_enc_FD.T
     if sae.kind == "gated":
         return torch.where(z + sae.b_gate_F > 0, (z * sae.r_mag_F.exp() + sae.b_mag_F).clamp(min=0), 0)
     pre = z + sae.b_enc_F
@@ -54,9 +54,9 @@ def dense_codes(sae: ExportedSae, x: Tensor) -> Tensor:
 
 
 def dense_output(sae: ExportedSae, x: Tensor) -> Tensor:
-    """[B, O], by the formula."""
-    y = dense_codes(sae, x) @ sae.W_dec_FO + sae.b_dec_O
-    return y if sae.W_skip_OD is None else y + x @ sae.W_skip_OD.T
+    """[B, E], by the formula."""
+    y = dense_codes(sae, x) @ sae.W_dec_FE + sae.b_dec_E
+    return y if sae.W_skip_ED is None else y + x @ sae.W_skip_ED.T
 
 
 def to_dense(codes: SparseCodes, num_latents: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What the reconstruction costs the LLM: cross-entropy, or the final embedding of an encoder.
 
-Letters: N sequences, S tokens per sequence, R kept activations, D width of the input, O width of the output
-(D for an autoencoder), V vocabulary. Rows are [R, D], for a transcoder [R, D + O] with the target beside.
+Letters: N sequences, S tokens per sequence, R kept activations, D width of the input, E width of the output
+(D for an autoencoder), V vocabulary. Rows are [R, D], for a transcoder [R, D + E] with the target beside.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def cross_entropy(
     zero ablation. A token is a target if it is kept and its predecessor is in the same segment.
 
     Args:
-        replacements: `sae`, `mean_ablated`, `zero_ablated`: rows -> [R, O].
+        replacements: `sae`, `mean_ablated`, `zero_ablated`: rows -> [R, E].
         tokens: activations to read, at least.
     """
     arms: dict[str, Replace | None] = {"clean": None, **replacements}
@@ -84,7 +84,7 @@ def no_cross_entropy(reason: str) -> dict[str, Any]:
 
 
 def replacements(
-    sae: ExportedSae, mean_O: Tensor, encode: Encode, max_norm_multiple: float | None
+    sae: ExportedSae, mean_E: Tensor, encode: Encode, max_norm_multiple: float | None
 ) -> dict[str, Replace]:
     """The reconstruction and the two ablations, of the activation or of a transcoder's target.
 
@@ -97,20 +97,20 @@ def replacements(
 
     def sparing_outliers(replace: Replace) -> Replace:
         def act(rows: Tensor) -> Tensor:
-            raw = rows.to(mean_O)
-            x_RD, y_RO = raw[:, : sae.width], raw[:, -len(mean_O) :]
-            new_RO = replace(x_RD)
+            raw = rows.to(mean_E)
+            x_RD, y_RE = raw[:, : sae.width], raw[:, -len(mean_E) :]
+            new_RE = replace(x_RD)
             if max_norm_multiple is not None:
                 norm_R = x_RD.norm(dim=1, keepdim=True)
-                new_RO = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RO, new_RO)
-            return new_RO.to(rows)
+                new_RE = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RE, new_RE)
+            return new_RE.to(rows)
 
         return act
 
     acts: dict[str, Replace] = {
         "sae": reconstruct,
-        "mean_ablated": lambda x_RD: mean_O.expand(len(x_RD), -1),
-        "zero_ablated": lambda x_RD: torch.zeros_like(mean_O).expand(len(x_RD), -1),
+        "mean_ablated": lambda x_RD: mean_E.expand(len(x_RD), -1),
+        "zero_ablated": lambda x_RD: torch.zeros_like(mean_E).expand(len(x_RD), -1),
     }
     return {name: sparing_outliers(act) for name, act in acts.items()}
 

@@ -1,6 +1,6 @@
 """Sums over rows from which exact moments and two baselines follow, in one streaming pass.
 
-Letters: R rows of a batch, D width of the input, O width of the target.
+Letters: R rows of a batch, D width of the input, E width of the target.
 """
 
 import torch
@@ -47,26 +47,26 @@ class Moments:
 class LeastSquares:
     """The best affine map from input to target over the rows seen: sums of products, in fp64."""
 
-    def __init__(self, shift_D: Tensor, shift_O: Tensor):
-        D, width = len(shift_D), len(shift_D) + len(shift_O)
-        self.shift, self.D, self.rows = torch.cat([shift_D, shift_O]).double(), D, 0
+    def __init__(self, shift_D: Tensor, shift_E: Tensor):
+        D, width = len(shift_D), len(shift_D) + len(shift_E)
+        self.shift, self.D, self.rows = torch.cat([shift_D, shift_E]).double(), D, 0
         self.sums = self.shift.new_zeros(width)
         self.products_D = self.shift.new_zeros(D, width)
-        self.square_O = self.shift.new_zeros(width - D)
+        self.square_E = self.shift.new_zeros(width - D)
 
-    def add(self, x_RD: Tensor, y_RO: Tensor) -> None:
-        rows = torch.cat([x_RD, y_RO], 1).double() - self.shift
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
+        rows = torch.cat([x_RD, y_RE], 1).double() - self.shift
         self.rows += len(rows)
         self.sums += rows.sum(0)
         self.products_D += rows[:, : self.D].T @ rows
-        self.square_O += rows[:, self.D :].square().sum(0)
+        self.square_E += rows[:, self.D :].square().sum(0)
 
     def fvu(self) -> float:
         """FVU of the target under that map: what of its variance no direction of the input explains."""
         about_mean = self.products_D - torch.outer(self.sums[: self.D], self.sums) / self.rows
-        deviations = self.square_O - self.sums[self.D :].square() / self.rows
+        deviations = self.square_E - self.sums[self.D :].square() / self.rows
         variance_D, directions_DD = torch.linalg.eigh(about_mean[:, : self.D])
-        shared_DO = directions_DD.T @ about_mean[:, self.D :]
+        shared_DE = directions_DD.T @ about_mean[:, self.D :]
         varies_D = variance_D > NO_VARIANCE * variance_D[-1]
-        explained = (shared_DO[varies_D].square() / variance_D[varies_D, None]).sum()
+        explained = (shared_DE[varies_D].square() / variance_D[varies_D, None]).sum()
         return float((1 - explained / deviations.sum()).clamp(min=0))

@@ -1,6 +1,6 @@
 """How well a dictionary reconstructs held-out activations, in one streaming pass in raw space.
 
-Letters: R rows of a batch, D width of the input, O width of the output, F latents, P codes.
+Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
 """
 
 import itertools
@@ -27,16 +27,16 @@ class Reconstruction:
 
     def __init__(self, sae: ExportedSae, encode: Encode):
         self.sae, self.encode, self.rows = sae, encode, 0
-        self.error_O = torch.zeros_like(sae.b_dec_O, dtype=torch.float64)
-        self.cosine = torch.zeros_like(self.error_O[0])
+        self.error_E = torch.zeros_like(sae.b_dec_E, dtype=torch.float64)
+        self.cosine = torch.zeros_like(self.error_E[0])
         self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
 
-    def add(self, x_RD: Tensor, y_RO: Tensor) -> None:
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
         codes = self.sae.encode(x_RD, self.encode)
-        y_hat_RO = self.sae.decode(codes, x_RD)
+        y_hat_RE = self.sae.decode(codes, x_RD)
         self.rows += len(x_RD)
-        self.error_O += (y_RO - y_hat_RO).square().sum(0, dtype=torch.float64)
-        self.cosine += cosine_similarity(y_RO, y_hat_RO, dim=1).sum(dtype=torch.float64)
+        self.error_E += (y_RE - y_hat_RE).square().sum(0, dtype=torch.float64)
+        self.cosine += cosine_similarity(y_RE, y_hat_RE, dim=1).sum(dtype=torch.float64)
         self.fired_F += torch.bincount(codes.latent_P, minlength=self.sae.num_latents)
 
     def l0(self) -> float:
@@ -47,21 +47,21 @@ class Reconstruction:
 class Baselines:
     """What a dictionary is compared with, and why not where a comparison makes no sense."""
 
-    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RO: Tensor):
+    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
         self.cfg, self.sae = cfg, sae
         wanted = cfg.eval.baselines
-        self.linear = LeastSquares(x_RD.mean(0), y_RO.mean(0)) if wanted and sae.transcoder else None
+        self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
         self.untrained: Reconstruction | None = None
         if wanted and sae.kind == "topk" and not sae.transcoder:
             self.untrained = Reconstruction(untrained_sae(cfg, sae, x_RD.mean(0)), encode)
-        self.early = Moments(y_RO.mean(0), with_covariance=False)
+        self.early = Moments(y_RE.mean(0), with_covariance=False)
 
-    def add(self, x_RD: Tensor, y_RO: Tensor) -> None:
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
         if self.linear is not None:
-            self.linear.add(x_RD, y_RO)
+            self.linear.add(x_RD, y_RE)
         if self.untrained is not None and self.untrained.rows < UNTRAINED_ROWS:
-            self.early.add(y_RO)
-            self.untrained.add(x_RD, y_RO)
+            self.early.add(y_RE)
+            self.untrained.add(x_RD, y_RE)
 
     def results(self, moments: Moments, l0: float) -> dict[str, Any]:
         """`fvu_pca`, `fvu_untrained` and, of a transcoder, `fvu_linear`; None with a reason beside it."""
@@ -77,7 +77,7 @@ class Baselines:
         else:
             result["fvu_pca"] = moments.pca_fvu(sae.k if sae.k is not None else round(l0))
         if self.untrained is not None:
-            error = self.untrained.error_O.sum()
+            error = self.untrained.error_E.sum()
             result["fvu_untrained"] = float(error / self.early.deviations().sum())
         elif sae.transcoder:
             result["fvu_untrained_reason"] = "random decoder rows know nothing of a transcoder's target"
@@ -106,11 +106,11 @@ def evaluate(
                         first 64k rows; of topk autoencoders
 
     Args:
-        rows: batches [R, D] of held-out activations, of a transcoder [R, D + O] with its targets beside
+        rows: batches [R, D] of held-out activations, of a transcoder [R, D + E] with its targets beside
             them; raw, on any device.
 
     Returns:
-        The numbers, and the mean of the input, or of the target [O].
+        The numbers, and the mean of the input, or of the target [E].
 
     Raises:
         DataError: there is not one row, or the rows are not finite or all equal.
@@ -119,30 +119,30 @@ def evaluate(
     first = next(rows, None)
     if first is None or len(first) == 0:
         raise DataError("evaluation: no held-out activations; give more text or rows, or set eval.tokens=0")
-    x_RD, y_RO = _split(sae, first)
-    moments = Moments(y_RO.mean(0), with_covariance=cfg.eval.baselines and not sae.transcoder)
+    x_RD, y_RE = _split(sae, first)
+    moments = Moments(y_RE.mean(0), with_covariance=cfg.eval.baselines and not sae.transcoder)
     trained = Reconstruction(sae, encode)
-    baselines = Baselines(cfg, sae, encode, x_RD, y_RO)
+    baselines = Baselines(cfg, sae, encode, x_RD, y_RE)
     for batch in itertools.chain([first], rows):
-        x_RD, y_RO = _split(sae, batch[: wanted - moments.rows])
-        moments.add(y_RO)
-        trained.add(x_RD, y_RO)
-        baselines.add(x_RD, y_RO)
+        x_RD, y_RE = _split(sae, batch[: wanted - moments.rows])
+        moments.add(y_RE)
+        trained.add(x_RD, y_RE)
+        baselines.add(x_RD, y_RE)
         if moments.rows >= wanted:
             break
-    deviations_O = moments.deviations()
-    if not 0 < float(deviations_O.sum()) < float("inf"):
+    deviations_E = moments.deviations()
+    if not 0 < float(deviations_E.sum()) < float("inf"):
         raise DataError("evaluation: the held-out activations are all equal or not finite; look at the hook")
-    varies_O = deviations_O > 0
+    varies_E = deviations_E > 0
     result: dict[str, Any] = {
         "eval_tokens": moments.rows,
-        "fvu": float(trained.error_O.sum() / deviations_O.sum()),
-        "explained_variance": float((1 - trained.error_O / deviations_O)[varies_O].mean()),
+        "fvu": float(trained.error_E.sum() / deviations_E.sum()),
+        "explained_variance": float((1 - trained.error_E / deviations_E)[varies_E].mean()),
         "cosine": float(trained.cosine / moments.rows),
         "l0": trained.l0(),
     }
     result |= baselines.results(moments, trained.l0())
-    return result | _firing(trained.fired_F, moments.rows), moments.mean().to(y_RO)
+    return result | _firing(trained.fired_F, moments.rows), moments.mean().to(y_RE)
 
 
 def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,13 +154,13 @@ def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
 def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
     """A TopK dictionary of the same size as training would start it: random unit decoder rows."""
     draw = torch.Generator().manual_seed(cfg.seed)
-    W_dec_FD = normalize(torch.randn(sae.W_dec_FO.shape, generator=draw), dim=1).to(sae.W_dec_FO)
+    W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)
     return ExportedSae(
         kind="topk",
         W_enc_FD=cfg.sae.encoder_scale * W_dec_FD,
         b_enc_F=W_dec_FD.new_zeros(len(W_dec_FD)),
-        W_dec_FO=W_dec_FD,
-        b_dec_O=mean_D,
+        W_dec_FE=W_dec_FD,
+        b_dec_E=mean_D,
         k=sae.k,
     )
 

@@ -1,6 +1,6 @@
 """A finished dictionary, in raw activation space: what exports hold and analysis reads.
 
-Letters: B rows, D width of the input, O width of the output (D for an autoencoder), F latents, P codes.
+Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
 """
 
 from collections.abc import Callable
@@ -55,15 +55,15 @@ class ExportedSae:
 
     kind: str
     W_enc_FD: Tensor
-    W_dec_FO: Tensor
-    b_dec_O: Tensor
+    W_dec_FE: Tensor
+    b_dec_E: Tensor
     b_enc_F: Tensor | None = None
     k: int | None = None
     threshold_F: Tensor | None = None
     b_gate_F: Tensor | None = None
     b_mag_F: Tensor | None = None
     r_mag_F: Tensor | None = None
-    W_skip_OD: Tensor | None = None
+    W_skip_ED: Tensor | None = None
     transcoder: bool = False
     trained_as: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class ExportedSae:
     def __post_init__(self) -> None:
         missing = [name for name in NEEDS[self.kind] if getattr(self, name) is None]
         assert not missing, f"{self.kind} needs {', '.join(missing)}"
-        assert self.transcoder or self.W_skip_OD is None, "an autoencoder has no skip"
+        assert self.transcoder or self.W_skip_ED is None, "an autoencoder has no skip"
 
     @property
     def num_latents(self) -> int:
@@ -96,7 +96,7 @@ class ExportedSae:
 
         [B, F] is never held: TopK has its kernel, the other kinds go by tiles of latents.
         """
-        x_BD = x_BD if self.transcoder else x_BD - self.b_dec_O
+        x_BD = x_BD if self.transcoder else x_BD - self.b_dec_E
         if self.kind == "topk":
             assert self.b_enc_F is not None and self.k is not None
             val_BK, idx_BK = encode(x_BD, self.W_enc_FD, self.b_enc_F, self.k)
@@ -129,12 +129,12 @@ class ExportedSae:
         return pre_Bf.relu()
 
     def decode(self, codes: SparseCodes, x_BD: Tensor) -> Tensor:
-        """Reconstruction [B, O] from codes; of a transcoder with skip from its input too."""
-        y_BO = self.b_dec_O + embedding_bag(
+        """Reconstruction [B, E] from codes; of a transcoder with skip from its input too."""
+        y_BE = self.b_dec_E + embedding_bag(
             codes.latent_P,
-            self.W_dec_FO,
+            self.W_dec_FE,
             codes.offsets_B,
             mode="sum",
             per_sample_weights=codes.value_P,
         )
-        return y_BO if self.W_skip_OD is None else y_BO + x_BD @ self.W_skip_OD.T
+        return y_BE if self.W_skip_ED is None else y_BE + x_BD @ self.W_skip_ED.T

@@ -50,8 +50,8 @@ def to_exported(
     """The finished dictionary in raw activation space.
 
     Args:
-        tensors: `tensor_names(cfg)`: W_enc [F, D], W_dec [F, O], b_dec [O], b_enc, b_gate, b_mag, r_mag,
-            log_threshold [F], threshold [], W_skip [O, D].
+        tensors: `tensor_names(cfg)`: W_enc [F, D], W_dec [F, E], b_dec [E], b_enc, b_gate, b_mag, r_mag,
+            log_threshold [F], threshold [], W_skip [E, D].
         scales: s_in, and for a transcoder s_out.
         level_F: matryoshka: the level of each latent. Latents are sorted by it, in their order within a
             level, so that the first prefix is the innermost dictionary; `matryoshka_prefixes` in the
@@ -72,7 +72,7 @@ def to_exported(
         value = latents(name)
         return None if value is None else value / s_out
 
-    W_enc_FD, W_dec_FO = tensors["W_enc"][order_F], tensors["W_dec"][order_F]
+    W_enc_FD, W_dec_FE = tensors["W_enc"][order_F], tensors["W_dec"][order_F]
     log_threshold_F = latents("log_threshold")
     threshold_F = None if log_threshold_F is None else log_threshold_F.exp() / s_out
     if "threshold" in tensors:
@@ -80,15 +80,15 @@ def to_exported(
     return ExportedSae(
         kind=USED_AS[cfg.sae.kind],
         W_enc_FD=W_enc_FD if ratio == 1 else W_enc_FD * ratio,
-        W_dec_FO=W_dec_FO,
-        b_dec_O=tensors["b_dec"] / s_out,
+        W_dec_FE=W_dec_FE,
+        b_dec_E=tensors["b_dec"] / s_out,
         b_enc_F=divided("b_enc"),
         k=cfg.sae.k if cfg.sae.kind == "topk" else None,
         threshold_F=threshold_F,
         b_gate_F=divided("b_gate"),
         b_mag_F=divided("b_mag"),
         r_mag_F=latents("r_mag"),
-        W_skip_OD=tensors["W_skip"] * ratio if "W_skip" in tensors else None,
+        W_skip_ED=tensors["W_skip"] * ratio if "W_skip" in tensors else None,
         transcoder=cfg.target_hook is not None,
         trained_as=cfg.sae.kind if cfg.sae.kind != USED_AS[cfg.sae.kind] else None,
         metadata=metadata,

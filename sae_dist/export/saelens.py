@@ -54,10 +54,10 @@ def export_saelens(folder: Path, sae: ExportedSae) -> None:
     Raises:
         SaeDistError: the disk did not take the weights.
     """
-    weights = {"W_enc": sae.W_enc_FD.T, "W_dec": sae.W_dec_FO, "b_dec": sae.b_dec_O}
+    weights = {"W_enc": sae.W_enc_FD.T, "W_dec": sae.W_dec_FE, "b_dec": sae.b_dec_E}
     weights |= {name: getattr(sae, ours) for name, ours in OWN_TENSORS[sae.kind].items()}
-    if sae.W_skip_OD is not None:
-        weights["W_skip"] = sae.W_skip_OD
+    if sae.W_skip_ED is not None:
+        weights["W_skip"] = sae.W_skip_ED
     config = _config(sae)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in weights.items()}
@@ -81,7 +81,7 @@ def _config(sae: ExportedSae) -> dict[str, Any]:
     if sae.transcoder and sae.kind not in ("relu", "jumprelu"):
         metadata["read_by"] = OURS_ALONE
     config: dict[str, Any] = {
-        "architecture": architecture(sae.kind, sae.transcoder, sae.W_skip_OD is not None),
+        "architecture": architecture(sae.kind, sae.transcoder, sae.W_skip_ED is not None),
         "d_in": sae.width,
         "d_sae": sae.num_latents,
         "dtype": "float32",
@@ -92,7 +92,7 @@ def _config(sae: ExportedSae) -> dict[str, Any]:
         "metadata": metadata,
     }
     if sae.transcoder:
-        config["d_out"] = sae.W_dec_FO.shape[1]
+        config["d_out"] = sae.W_dec_FE.shape[1]
     if sae.kind == "topk":
         config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
     return config
@@ -135,10 +135,10 @@ def load_exported(folder: Path) -> ExportedSae:
     return ExportedSae(
         kind=kind,
         W_enc_FD=weights["W_enc"].T.contiguous(),
-        W_dec_FO=weights["W_dec"],
-        b_dec_O=weights["b_dec"],
+        W_dec_FE=weights["W_dec"],
+        b_dec_E=weights["b_dec"],
         k=config["k"] if kind == "topk" else None,
-        W_skip_OD=weights["W_skip"] if skip else None,
+        W_skip_ED=weights["W_skip"] if skip else None,
         transcoder=transcoder,
         trained_as=metadata.get("training_architecture"),
         metadata=metadata,

@@ -1,6 +1,6 @@
 """The frozen LLM: runs packed chunks up to the last hook, or through to the end with activations replaced.
 
-Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + O].
+Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + E].
 """
 
 from collections.abc import Callable, Iterator

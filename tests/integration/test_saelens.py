@@ -105,7 +105,7 @@ def test_saelens_encodes_and_decodes_an_export_as_we_do(read_by_saelens, kind, f
     torch.testing.assert_close(theirs["codes"], dense, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(theirs["output"], sae.decode(codes, x), atol=1e-5, rtol=1e-5)
     # SAELens adds the skip in its forward alone.
-    torch.testing.assert_close(theirs["decoded"], dense @ sae.W_dec_FO + sae.b_dec_O, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(theirs["decoded"], dense @ sae.W_dec_FE + sae.b_dec_E, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "form"), OURS_ALONE)

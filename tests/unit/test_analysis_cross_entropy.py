@@ -111,8 +111,8 @@ def test_replacements_leave_outlying_rows_alone_and_keep_the_dtype():
         kind="topk",
         W_enc_FD=torch.zeros(D, D),
         b_enc_F=torch.zeros(D),
-        W_dec_FO=eye,
-        b_dec_O=torch.full((D,), 2.0),
+        W_dec_FE=eye,
+        b_dec_E=torch.full((D,), 2.0),
         k=2,
     )
     mean = torch.full((D,), 0.5)

@@ -32,7 +32,7 @@ def sae(rows) -> ExportedSae:
     W = torch.nn.functional.normalize(torch.randn(F, D, generator=draw), dim=1)
     b_enc = torch.zeros(F)
     b_enc[:5] = -1e6
-    return ExportedSae(kind="topk", W_enc_FD=0.7 * W, b_enc_F=b_enc, W_dec_FO=W, b_dec_O=rows.mean(0), k=K)
+    return ExportedSae(kind="topk", W_enc_FD=0.7 * W, b_enc_F=b_enc, W_dec_FE=W, b_dec_E=rows.mean(0), k=K)
 
 
 def config(tokens: int = N, baselines: bool = True) -> RunConfig:
@@ -78,7 +78,7 @@ def test_a_dictionary_of_the_mean_alone_has_fvu_one_and_a_perfect_one_zero(rows,
     assert blind["fvu"] == pytest.approx(1.0, abs=1e-4) and blind["l0"] == 0
     eye = torch.eye(D)
     both = torch.cat([eye, -eye])
-    perfect = replace(sae, W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FO=both, k=D)
+    perfect = replace(sae, W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FE=both, k=D)
     result, _ = evaluate(config(baselines=False), perfect, chunked(rows), encode=encode_topk)
     assert result["fvu"] == pytest.approx(0.0, abs=1e-6)
     assert result["fvu_pca"] is None and result["fvu_untrained"] is None

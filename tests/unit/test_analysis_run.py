@@ -43,7 +43,7 @@ def config() -> RunConfig:
 def perfect(D: int) -> ExportedSae:
     both = torch.cat([torch.eye(D), -torch.eye(D)])
     return ExportedSae(
-        kind="topk", W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FO=both, b_dec_O=torch.zeros(D), k=D
+        kind="topk", W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FE=both, b_dec_E=torch.zeros(D), k=D
     )
 
 
@@ -84,9 +84,9 @@ def identity_transcoder(width: int) -> ExportedSae:
         kind="relu",
         W_enc_FD=torch.zeros(4, width),
         b_enc_F=torch.full((4,), -1.0),
-        W_dec_FO=torch.eye(4, width),
-        b_dec_O=torch.zeros(width),
-        W_skip_OD=torch.eye(width),
+        W_dec_FE=torch.eye(4, width),
+        b_dec_E=torch.zeros(width),
+        W_skip_ED=torch.eye(width),
         transcoder=True,
     )
 

@@ -40,7 +40,7 @@ def test_rows_without_a_code_and_batches_without_a_code(kind):
     x = torch.randn(4, D)
     codes = sae.encode(x, torch_backend.encode_topk)
     assert len(codes.latent_P) == 0 and codes.offsets_B.tolist() == [0] * 4
-    assert torch.equal(sae.decode(codes, x), sae.b_dec_O.expand(4, D))
+    assert torch.equal(sae.decode(codes, x), sae.b_dec_E.expand(4, D))
 
 
 def test_a_threshold_is_not_passed_by_being_equal_to_it():
@@ -48,8 +48,8 @@ def test_a_threshold_is_not_passed_by_being_equal_to_it():
     sae = ExportedSae(
         kind="jumprelu",
         W_enc_FD=eye,
-        W_dec_FO=eye,
-        b_dec_O=torch.zeros(2),
+        W_dec_FE=eye,
+        b_dec_E=torch.zeros(2),
         b_enc_F=torch.zeros(2),
         threshold_F=torch.tensor([1.0, -1.0]),
     )
@@ -93,7 +93,7 @@ def checkpoint(kind: str, form: str, dtype=torch.float64) -> tuple[RunConfig, di
     cfg.sae.kind, cfg.sae.k, cfg.sae.num_latents = kind, K, F
     cfg.hook, cfg.target_hook = "layers.1:in", None if form == "autoencoder" else "layers.1:out"
     cfg.sae.skip = form == "skip"
-    tensors = {"W_enc": sae.W_enc_FD, "W_dec": sae.W_dec_FO, "b_dec": sae.b_dec_O, "W_skip": sae.W_skip_OD}
+    tensors = {"W_enc": sae.W_enc_FD, "W_dec": sae.W_dec_FE, "b_dec": sae.b_dec_E, "W_skip": sae.W_skip_ED}
     tensors |= {"b_enc": sae.b_enc_F, "b_gate": sae.b_gate_F, "b_mag": sae.b_mag_F, "r_mag": sae.r_mag_F}
     if kind == "jumprelu":
         tensors["log_threshold"] = sae.threshold_F.log()
@@ -114,7 +114,7 @@ def test_folding_the_scales_moves_a_dictionary_to_raw_space(kind, form):
     torch.testing.assert_close(dense_codes(folded, x), dense_codes(trained, x * s_in) / s_out)
     torch.testing.assert_close(dense_output(folded, x), dense_output(trained, x * s_in) / s_out)
     assert (dense_codes(folded, x) > 0).any()
-    assert torch.equal(folded.W_dec_FO, trained.W_dec_FO), "decoder rows stay"
+    assert torch.equal(folded.W_dec_FE, trained.W_dec_FE), "decoder rows stay"
     assert (folded.kind, folded.transcoder) == (trained.kind, trained.transcoder)
     assert folded.trained_as == (kind if kind in ("batchtopk", "matryoshka") else None)
 
@@ -124,7 +124,7 @@ def test_latents_of_a_matryoshka_dictionary_are_sorted_by_level():
     level = torch.arange(F) % 3
     folded = to_exported(cfg, tensors, [1.0], level_F=level)
     order = [f for part in range(3) for f in range(F) if f % 3 == part]
-    for name in ("W_enc_FD", "W_dec_FO", "b_enc_F"):
+    for name in ("W_enc_FD", "W_dec_FE", "b_enc_F"):
         assert torch.equal(getattr(folded, name), getattr(trained, name)[order])
     assert folded.metadata["matryoshka_prefixes"] == [14, 27, 40]
     x = torch.randn(16, D, dtype=torch.float64)
@@ -133,6 +133,6 @@ def test_latents_of_a_matryoshka_dictionary_are_sorted_by_level():
 
 def test_every_field_moves_to_the_device():
     sae = random_sae("gated", "skip").to(torch.device("meta"))
-    names = ("W_enc_FD", "W_dec_FO", "b_dec_O", "b_gate_F", "b_mag_F", "r_mag_F", "W_skip_OD")
+    names = ("W_enc_FD", "W_dec_FE", "b_dec_E", "b_gate_F", "b_mag_F", "r_mag_F", "W_skip_ED")
     assert all(getattr(sae, name).is_meta for name in names)
-    assert sae.transcoder and sae.W_dec_FO.shape == (F, OUT)
+    assert sae.transcoder and sae.W_dec_FE.shape == (F, OUT)
