@@ -1,6 +1,7 @@
 """What the reconstruction costs the LLM: cross-entropy, or the final embedding of an encoder.
 
-Letters: N sequences, S tokens per sequence, R kept activations, D width, V vocabulary.
+Letters: N sequences, S tokens per sequence, R kept activations, D width of the input, E width of the output
+(D for an autoencoder), V vocabulary. Rows are [R, D], for a transcoder [R, D + E] with the target beside.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +37,7 @@ def cross_entropy(
     zero ablation. A token is a target if it is kept and its predecessor is in the same segment.
 
     Args:
-        replacements: `sae`, `mean_ablated`, `zero_ablated`: [R, D] -> [R, D].
+        replacements: `sae`, `mean_ablated`, `zero_ablated`: rows -> [R, E].
         tokens: activations to read, at least.
     """
     arms: dict[str, Replace | None] = {"clean": None, **replacements}
@@ -83,29 +84,34 @@ def no_cross_entropy(reason: str) -> dict[str, Any]:
 
 
 def replacements(
-    sae: ExportedSae, mean_D: Tensor, encode: Encode, max_norm_multiple: float | None
+    sae: ExportedSae, mean_E: Tensor, encode: Encode, max_norm_multiple: float | None
 ) -> dict[str, Replace]:
-    """The reconstruction and the two ablations.
+    """The reconstruction and the two ablations, of the activation or of a transcoder's target.
 
-    Rows longer than `max_norm_multiple` times the median stay as they are in all three: the dictionary
-    was never shown such rows.
+    Rows whose input is longer than `max_norm_multiple` times the median stay as they are in all three: the
+    dictionary was never shown such rows.
     """
 
     def reconstruct(x_RD: Tensor) -> Tensor:
-        return sae.decode(*sae.encode(x_RD, encode))
+        return sae.decode(sae.encode(x_RD, encode), x_RD)
 
     def sparing_outliers(replace: Replace) -> Replace:
-        def act(x_RD: Tensor) -> Tensor:
-            raw_RD = x_RD.to(mean_D)
-            new_RD = replace(raw_RD)
+        def act(rows: Tensor) -> Tensor:
+            raw = rows.to(mean_E)
+            x_RD, y_RE = raw[:, : sae.width], raw[:, -len(mean_E) :]
+            new_RE = replace(x_RD)
             if max_norm_multiple is not None:
-                norm_R = raw_RD.norm(dim=1, keepdim=True)
-                new_RD = torch.where(norm_R > max_norm_multiple * norm_R.median(), raw_RD, new_RD)
-            return new_RD.to(x_RD)
+                norm_R = x_RD.norm(dim=1, keepdim=True)
+                new_RE = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RE, new_RE)
+            return new_RE.to(rows)
 
         return act
 
-    acts = {"sae": reconstruct, "mean_ablated": mean_D.expand_as, "zero_ablated": torch.zeros_like}
+    acts: dict[str, Replace] = {
+        "sae": reconstruct,
+        "mean_ablated": lambda x_RD: mean_E.expand(len(x_RD), -1),
+        "zero_ablated": lambda x_RD: torch.zeros_like(mean_E).expand(len(x_RD), -1),
+    }
     return {name: sparing_outliers(act) for name, act in acts.items()}
 
 

@@ -1,6 +1,6 @@
 """How well a dictionary reconstructs held-out activations, in one streaming pass in raw space.
 
-Letters: R rows of a batch, D width, F latents, K active latents per row.
+Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
 """
 
 import itertools
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from sae_dist.analysis.moments import LeastSquares, Moments
 from sae_dist.core.config import RunConfig
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import DataError
@@ -21,56 +22,68 @@ UNTRAINED_ROWS = 65_536
 DENSITY_EDGES = [-7.0 + 0.25 * i for i in range(29)]
 
 
-class Moments:
-    """Sum and squares about a shift near the mean, in fp64: exact mean and deviations, no cancellation."""
-
-    def __init__(self, shift_D: Tensor, with_covariance: bool):
-        D = len(shift_D)
-        self.shift_D, self.rows = shift_D, 0
-        self.sum_D = shift_D.new_zeros(D, dtype=torch.float64)
-        self.square_D = torch.zeros_like(self.sum_D)
-        self.product_DD = shift_D.new_zeros(D, D, dtype=torch.float64) if with_covariance else None
-
-    def add(self, x_RD: Tensor) -> None:
-        y_RD = x_RD - self.shift_D
-        self.rows += len(y_RD)
-        self.sum_D += y_RD.sum(0, dtype=torch.float64)
-        self.square_D += y_RD.square().sum(0, dtype=torch.float64)
-        if self.product_DD is not None:
-            self.product_DD += y_RD.T @ y_RD
-
-    def mean(self) -> Tensor:
-        """[D], fp64."""
-        return self.shift_D + self.sum_D / self.rows
-
-    def deviations(self) -> Tensor:
-        """Per dimension: sum of squared deviations from the mean, [D]."""
-        return self.square_D - self.sum_D.square() / self.rows
-
-    def pca_fvu(self, k: int) -> float:
-        """FVU of these very rows, projected on their own k first principal components."""
-        assert self.product_DD is not None
-        scatter_DD = self.product_DD - torch.outer(self.sum_D, self.sum_D) / self.rows
-        ascending_D = torch.linalg.eigvalsh(scatter_DD).clamp(min=0)
-        return float(ascending_D[: max(len(ascending_D) - k, 0)].sum() / ascending_D.sum())
-
-
 class Reconstruction:
     """Errors and codes of one dictionary over the rows it has seen."""
 
     def __init__(self, sae: ExportedSae, encode: Encode):
         self.sae, self.encode, self.rows = sae, encode, 0
-        self.error_D = torch.zeros_like(sae.b_dec_D, dtype=torch.float64)
-        self.cosine = torch.zeros_like(self.error_D[0])
-        self.fired_F = torch.zeros_like(sae.b_enc_F, dtype=torch.int64)
+        self.error_E = torch.zeros_like(sae.b_dec_E, dtype=torch.float64)
+        self.cosine = torch.zeros_like(self.error_E[0])
+        self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
 
-    def add(self, x_RD: Tensor) -> None:
-        val_RK, idx_RK = self.sae.encode(x_RD, self.encode)
-        x_hat_RD = self.sae.decode(val_RK, idx_RK)
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
+        codes = self.sae.encode(x_RD, self.encode)
+        y_hat_RE = self.sae.decode(codes, x_RD)
         self.rows += len(x_RD)
-        self.error_D += (x_RD - x_hat_RD).square().sum(0, dtype=torch.float64)
-        self.cosine += cosine_similarity(x_RD, x_hat_RD, dim=1).sum(dtype=torch.float64)
-        self.fired_F += torch.bincount(idx_RK[val_RK > 0], minlength=self.sae.num_latents)
+        self.error_E += (y_RE - y_hat_RE).square().sum(0, dtype=torch.float64)
+        self.cosine += cosine_similarity(y_RE, y_hat_RE, dim=1).sum(dtype=torch.float64)
+        self.fired_F += torch.bincount(codes.latent_P, minlength=self.sae.num_latents)
+
+    def l0(self) -> float:
+        """Mean number of codes of a row."""
+        return float(self.fired_F.sum() / self.rows)
+
+
+class Baselines:
+    """What a dictionary is compared with, and why not where a comparison makes no sense."""
+
+    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
+        self.cfg, self.sae = cfg, sae
+        wanted = cfg.eval.baselines
+        self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
+        self.untrained: Reconstruction | None = None
+        if wanted and sae.kind == "topk" and not sae.transcoder:
+            self.untrained = Reconstruction(untrained_sae(cfg, sae, x_RD.mean(0)), encode)
+        self.early = Moments(y_RE.mean(0), with_covariance=False)
+
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
+        if self.linear is not None:
+            self.linear.add(x_RD, y_RE)
+        if self.untrained is not None and self.untrained.rows < UNTRAINED_ROWS:
+            self.early.add(y_RE)
+            self.untrained.add(x_RD, y_RE)
+
+    def results(self, moments: Moments, l0: float) -> dict[str, Any]:
+        """`fvu_pca`, `fvu_untrained` and, of a transcoder, `fvu_linear`; None with a reason beside it."""
+        sae = self.sae
+        result: dict[str, Any] = {"fvu_pca": None, "fvu_untrained": None}
+        if sae.transcoder:
+            result["fvu_linear"] = None if self.linear is None else self.linear.fvu()
+        if not self.cfg.eval.baselines:
+            reason = "eval.baselines=false"
+            return result | {"fvu_pca_reason": reason, "fvu_untrained_reason": reason}
+        if sae.transcoder:
+            result["fvu_pca_reason"] = "a transcoder does not see its target; compare fvu_linear"
+        else:
+            result["fvu_pca"] = moments.pca_fvu(sae.k if sae.k is not None else round(l0))
+        if self.untrained is not None:
+            error = self.untrained.error_E.sum()
+            result["fvu_untrained"] = float(error / self.early.deviations().sum())
+        elif sae.transcoder:
+            result["fvu_untrained_reason"] = "random decoder rows know nothing of a transcoder's target"
+        else:
+            result["fvu_untrained_reason"] = "only topk dictionaries keep their L0 before training"
+        return result
 
 
 def evaluate(
@@ -78,72 +91,76 @@ def evaluate(
 ) -> tuple[dict[str, Any], Tensor]:
     """FVU, L0, dead latents and baselines over `cfg.eval.tokens` rows (or all there are).
 
+    Errors are those of the input, of a transcoder those of its target:
+
     fvu                 sum of squared errors / sum of squared deviations from these rows' mean
     explained_variance  1 - the same ratio per dimension, mean over dimensions that vary
-    cosine              mean cosine of x and its reconstruction
+    cosine              mean cosine of input or target and reconstruction
     l0                  mean number of codes above zero
     dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
     density             latents by log10 of how often they fire; `silent`: never
-    fvu_pca             PCA with k components, fitted on these very rows: a baseline with an advantage
+    fvu_pca             PCA with k components (kinds without k: L0, rounded), fitted on these very rows: a
+                        baseline with an advantage; not of transcoders
+    fvu_linear          of transcoders: the best affine map from input to target, fitted on these very rows
     fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
-                        first 64k rows
+                        first 64k rows; of topk autoencoders
 
     Args:
-        rows: batches [R, D] of held-out activations, raw, on any device.
+        rows: batches [R, D] of held-out activations, of a transcoder [R, D + E] with its targets beside
+            them; raw, on any device.
 
     Returns:
-        The numbers, and the mean of the rows [D].
+        The numbers, and the mean of the input, or of the target [E].
 
     Raises:
         DataError: there is not one row, or the rows are not finite or all equal.
     """
     wanted = parse_count(cfg.eval.tokens, "eval.tokens")
-    first_RD = next(rows, None)
-    if first_RD is None or len(first_RD) == 0:
+    first = next(rows, None)
+    if first is None or len(first) == 0:
         raise DataError("evaluation: no held-out activations; give more text or rows, or set eval.tokens=0")
-    like = sae.W_enc_FD
-    shift_D = first_RD.to(like).mean(0)
-    moments = Moments(shift_D, with_covariance=cfg.eval.baselines)
+    x_RD, y_RE = _split(sae, first)
+    moments = Moments(y_RE.mean(0), with_covariance=cfg.eval.baselines and not sae.transcoder)
     trained = Reconstruction(sae, encode)
-    early = Moments(shift_D, with_covariance=False)
-    untrained = Reconstruction(untrained_sae(cfg, sae, shift_D), encode) if cfg.eval.baselines else None
-    for batch_RD in itertools.chain([first_RD], rows):
-        x_RD = batch_RD.to(like)[: wanted - moments.rows]
-        moments.add(x_RD)
-        trained.add(x_RD)
-        if untrained is not None and untrained.rows < UNTRAINED_ROWS:
-            early.add(x_RD)
-            untrained.add(x_RD)
+    baselines = Baselines(cfg, sae, encode, x_RD, y_RE)
+    for batch in itertools.chain([first], rows):
+        x_RD, y_RE = _split(sae, batch[: wanted - moments.rows])
+        moments.add(y_RE)
+        trained.add(x_RD, y_RE)
+        baselines.add(x_RD, y_RE)
         if moments.rows >= wanted:
             break
-    deviations_D = moments.deviations()
-    if not 0 < float(deviations_D.sum()) < float("inf"):
+    deviations_E = moments.deviations()
+    if not 0 < float(deviations_E.sum()) < float("inf"):
         raise DataError("evaluation: the held-out activations are all equal or not finite; look at the hook")
-    varies_D = deviations_D > 0
+    varies_E = deviations_E > 0
     result: dict[str, Any] = {
         "eval_tokens": moments.rows,
-        "fvu": float(trained.error_D.sum() / deviations_D.sum()),
-        "explained_variance": float((1 - trained.error_D / deviations_D)[varies_D].mean()),
+        "fvu": float(trained.error_E.sum() / deviations_E.sum()),
+        "explained_variance": float((1 - trained.error_E / deviations_E)[varies_E].mean()),
         "cosine": float(trained.cosine / moments.rows),
-        "l0": float(trained.fired_F.sum() / moments.rows),
-        "fvu_pca": None,
-        "fvu_untrained": None,
+        "l0": trained.l0(),
     }
-    if untrained is not None:
-        result["fvu_pca"] = moments.pca_fvu(sae.k)
-        result["fvu_untrained"] = float(untrained.error_D.sum() / early.deviations().sum())
-    return result | _firing(trained.fired_F, moments.rows), moments.mean().to(like)
+    result |= baselines.results(moments, trained.l0())
+    return result | _firing(trained.fired_F, moments.rows), moments.mean().to(y_RE)
+
+
+def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and target; of an autoencoder they are one."""
+    rows = rows.to(sae.W_enc_FD)
+    return (rows[:, : sae.width], rows[:, sae.width :]) if sae.transcoder else (rows, rows)
 
 
 def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
-    """A dictionary of the same size as training would start it: random unit decoder rows."""
+    """A TopK dictionary of the same size as training would start it: random unit decoder rows."""
     draw = torch.Generator().manual_seed(cfg.seed)
-    W_dec_FD = normalize(torch.randn(sae.W_dec_FD.shape, generator=draw), dim=1).to(sae.W_dec_FD)
+    W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)
     return ExportedSae(
+        kind="topk",
         W_enc_FD=cfg.sae.encoder_scale * W_dec_FD,
-        b_enc_F=torch.zeros_like(sae.b_enc_F),
-        W_dec_FD=W_dec_FD,
-        b_dec_D=mean_D,
+        b_enc_F=W_dec_FD.new_zeros(len(W_dec_FD)),
+        W_dec_FE=W_dec_FD,
+        b_dec_E=mean_D,
         k=sae.k,
     )
 

@@ -75,18 +75,20 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
         )
         result, _ = evaluate(cfg, sae, _rows(rows, device, []), encode=encode)
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
-    facts, _ = llm_facts(cfg.llm, cfg.hook)
+    facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     assert cfg.llm.dtype is not None, "filled in by core.resolve"
     dtype = getattr(torch, cfg.llm.dtype)
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
     source = _activations(cfg, facts, llm)
     excluded: list[int] = []
-    result, mean_D = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
+    result, mean_E = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
     result["eval_excluded"] = sum(excluded)
     if ce_tokens == 0:
         return result | ce.no_cross_entropy("eval.ce_tokens=0")
-    acts = ce.replacements(sae, mean_D, encode, cfg.tokens.max_norm_multiple)
+    if facts.target_first:
+        return result | ce.no_cross_entropy("the LLM reaches target_hook before hook, too early to splice")
+    acts = ce.replacements(sae, mean_E, encode, cfg.tokens.max_norm_multiple)
     chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None)
     if facts.causal:
         return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)

@@ -5,10 +5,11 @@ from typing import Any
 LINES = (
     ("FVU, held out", "fvu", ".4f"),
     ("  PCA, as many components as active latents", "fvu_pca", ".4f"),
+    ("  best linear map of the input", "fvu_linear", ".4f"),
     ("  untrained dictionary", "fvu_untrained", ".4f"),
     ("L0", "l0", ".1f"),
     ("dead latents", "dead_fraction", ".2%"),
-    ("cosine of x and its reconstruction", "cosine", ".4f"),
+    ("cosine of activation and reconstruction", "cosine", ".4f"),
     ("cross-entropy, clean", "ce_clean", ".4f"),
     ("  reconstruction spliced in", "ce_sae", ".4f"),
     ("  mean-ablated", "ce_mean_ablated", ".4f"),
@@ -23,7 +24,12 @@ LINES = (
     ("peak memory of a process, GiB", "peak_memory_bytes", "GiB"),
     ("processes", "world_size", "d"),
 )
-REASONS = (("dead latents", "dead_fraction", "dead_reason"), ("CE recovered", "ce_recovered", "ce_reason"))
+REASONS = (
+    ("PCA", "fvu_pca", "fvu_pca_reason"),
+    ("untrained dictionary", "fvu_untrained", "fvu_untrained_reason"),
+    ("dead latents", "dead_fraction", "dead_reason"),
+    ("CE recovered", "ce_recovered", "ce_reason"),
+)
 
 
 def format_table(summary: dict[str, Any]) -> str:

@@ -142,6 +142,7 @@ class RunConfig:
     train_tokens: Any = "2M"
     batch: int = 2048  # activations per step, all replicas together
     hook: str | None = None  # module path, `:out` (default) or `:in`; null: the middle layer's output
+    target_hook: str | None = None  # null: reconstruct the input itself; else a transcoder to there
     resume: str = "never"  # never | auto: continue the newest complete checkpoint
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)

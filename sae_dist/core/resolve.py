@@ -47,14 +47,14 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
 
     Args:
         facts: of the LLM; None: activations come from a file.
-        width: D of the activations.
+        width: D of the activations, of a transcoder's input.
 
     Raises:
         ConfigError: two fields that say the same thing, or a context that the model does not have.
     """
     cfg = parse_counts(cfg)
     if facts is not None:
-        cfg.hook = facts.hook
+        cfg.hook, cfg.target_hook = facts.hook, facts.target_hook
         cfg.tokens.context = _context(cfg.tokens.context, facts)
     _resolve_machine(cfg)
     _resolve_sae(cfg, width)
@@ -70,12 +70,15 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
-    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, or the file's stem in place of LLM and hook."""
+    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, or the file's stem in place of LLM and hook.
+
+    A transcoder's hook is `<hook>-to-<target_hook>`.
+    """
     if facts is None:
         source = Path(cfg.activations.path or "").stem
     else:
-        hook = facts.hook.removesuffix(":out").replace(":", "_")
-        source = f"{Path(facts.name).name}-{hook}"
+        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
+        source = f"{Path(facts.name).name}-{hooks}"
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
     k = f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else ""
     readable = f"{source}-{cfg.sae.kind}-{cfg.sae.num_latents}{k}"

@@ -45,9 +45,10 @@ class TokenChunk:
 class ActivationChunk:
     """Exactly R activations of one lane, in reading order: what travels from producer to consumer.
 
-    rows_RD is on the producer's device; ids_R holds the token id of each row (or the row's number
-    in an activation file); excluded and repeated count what `tokens.max_norm_multiple` left out,
-    and the rows of this chunk that had to stand in twice because too many were.
+    rows_RD is on the producer's device, for a transcoder [activation | target]; ids_R holds the token
+    id of each row (or the row's number in an activation file); excluded and repeated count what
+    `tokens.max_norm_multiple` left out, and the rows of this chunk that had to stand in twice because
+    too many were.
     """
 
     number: int
@@ -140,11 +141,17 @@ class LlmFacts:
 
     name      as the config says it; path: folder or hub name that transformers loads
     hook      resolved hook, `layers.1:out` or `layers.1.mlp:in`, relative to the base model
-    width     D, the size of the captured activation's last dimension
+    width     the size of the captured activation's last dimension
     causal    False: an encoder (bidirectional attention, no cross-entropy)
     context   the model's own limit on tokens per sequence (None: it states none)
     prefix    special tokens put before every segment (BOS or CLS); never kept as activations
     suffix    special tokens put after every segment (SEP); never kept
+
+    For a transcoder also:
+
+    target_hook   resolved hook of what is to be predicted from the activation at `hook`
+    target_width  the size of its last dimension
+    target_first  whether a forward reaches target_hook before hook
     """
 
     name: str
@@ -158,3 +165,14 @@ class LlmFacts:
     suffix: tuple[int, ...]
     target_hook: str | None = None
     target_width: int | None = None
+    target_first: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Width of the rows that flow: the activation, for a transcoder followed by its target."""
+        return self.width + (self.target_width or 0)
+
+    @property
+    def hooks(self) -> tuple[str, ...]:
+        """Every place that is captured, in the order of the columns."""
+        return (self.hook,) if self.target_hook is None else (self.hook, self.target_hook)

@@ -46,6 +46,7 @@ UNREAD = {
     ("activations.kind", "llm"): ("activations.path", "activations.key"),
     ("activations.kind", "file"): (
         "hook",
+        "target_hook",
         "tokens.path",
         "tokens.dataset",
         "tokens.subset",
@@ -84,6 +85,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _unread(cfg)
     yield from _needed(cfg)
     yield from _sae(cfg)
+    yield from _target(cfg)
     yield from _sharing(cfg)
     yield from _world(cfg, world_size)
     yield from _device(cfg)
@@ -232,6 +234,13 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
             f"topology.producers={topology.producers} is more than shuffle.lanes={lanes}; "
             f"use at most {lanes} producers or more lanes"
         )
+
+
+def _target(cfg: RunConfig) -> Iterator[str]:
+    if cfg.target_hook is not None and cfg.target_hook == cfg.hook:
+        yield f"target_hook={cfg.target_hook} is hook itself; leave target_hook out to train an autoencoder"
+    if cfg.sae.skip and cfg.target_hook is None:
+        yield "sae.skip=true leads from a transcoder's input to its output; give target_hook, or leave it out"
 
 
 def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:

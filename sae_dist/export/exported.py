@@ -1,7 +1,10 @@
-"""A finished dictionary, in raw activation space: what exports hold and analysis reads."""
+"""A finished dictionary, in raw activation space: what exports hold and analysis reads.
+
+Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
+"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -11,17 +14,64 @@ from torch.nn.functional import embedding_bag
 Encode = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """`encode_topk` of a kernel backend: (x_BD, W_FD, b_F, k) -> values and indices [B, K]."""
 
+NEEDS = {
+    "topk": ("b_enc_F", "k"),
+    "relu": ("b_enc_F",),
+    "jumprelu": ("b_enc_F", "threshold_F"),
+    "gated": ("b_gate_F", "b_mag_F", "r_mag_F"),
+}
+"""Kinds, and the fields that each has beyond those that all have."""
+LATENT_TILE = 4096
+
 
 @dataclass
-class ExportedSae:
-    """TopK autoencoder: codes = relu(topk_k((x - b_dec) W_enc^T + b_enc)), x_hat = codes W_dec + b_dec."""
+class SparseCodes:
+    """The codes above zero, sorted by row: code p belongs to latent `latent_P[p]`, row b's begin at
+    `offsets_B[b]`.
+    """
 
+    latent_P: Tensor
+    value_P: Tensor
+    offsets_B: Tensor
+
+
+@dataclass(kw_only=True)
+class ExportedSae:
+    """A dictionary as it is used. With z = W_enc (x - b_dec), of a transcoder z = W_enc x:
+
+        topk      code = relu(topk(z + b_enc))
+        relu      code = relu(z + b_enc)
+        jumprelu  code = relu(z + b_enc) where z + b_enc > threshold, else 0
+                  (Rajamanoharan et al. 2024, arXiv 2407.14435)
+        gated     code = relu(z * exp(r_mag) + b_mag) where z + b_gate > 0, else 0
+                  (Rajamanoharan et al. 2024, arXiv 2404.16014)
+        y_hat     = code W_dec + b_dec, of a transcoder with skip + W_skip x
+
+    Attributes:
+        trained_as: the kind that was trained, where it is another: batchtopk and matryoshka are used as
+            jumprelu with one threshold for all latents.
+        metadata: JSON-able; where the dictionary comes from.
+    """
+
+    kind: str
     W_enc_FD: Tensor
-    b_enc_F: Tensor
-    W_dec_FD: Tensor
-    b_dec_D: Tensor
-    k: int
+    W_dec_FE: Tensor
+    b_dec_E: Tensor
+    b_enc_F: Tensor | None = None
+    k: int | None = None
+    threshold_F: Tensor | None = None
+    b_gate_F: Tensor | None = None
+    b_mag_F: Tensor | None = None
+    r_mag_F: Tensor | None = None
+    W_skip_ED: Tensor | None = None
+    transcoder: bool = False
+    trained_as: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        missing = [name for name in NEEDS[self.kind] if getattr(self, name) is None]
+        assert not missing, f"{self.kind} needs {', '.join(missing)}"
+        assert self.transcoder or self.W_skip_ED is None, "an autoencoder has no skip"
 
     @property
     def num_latents(self) -> int:
@@ -29,33 +79,62 @@ class ExportedSae:
 
     @property
     def width(self) -> int:
+        """D."""
         return self.W_enc_FD.shape[1]
 
     def to(self, device: torch.device) -> "ExportedSae":
         """The same dictionary on `device`."""
-        return replace(
-            self,
-            W_enc_FD=self.W_enc_FD.to(device),
-            b_enc_F=self.b_enc_F.to(device),
-            W_dec_FD=self.W_dec_FD.to(device),
-            b_dec_D=self.b_dec_D.to(device),
+        tensors: dict[str, Any] = {
+            each.name: value.to(device)
+            for each in fields(self)
+            if isinstance(value := getattr(self, each.name), Tensor)
+        }
+        return replace(self, **tensors)
+
+    def encode(self, x_BD: Tensor, encode: Encode) -> SparseCodes:
+        """The codes above zero.
+
+        [B, F] is never held: TopK has its kernel, the other kinds go by tiles of latents.
+        """
+        x_BD = x_BD if self.transcoder else x_BD - self.b_dec_E
+        if self.kind == "topk":
+            assert self.b_enc_F is not None and self.k is not None
+            val_BK, idx_BK = encode(x_BD, self.W_enc_FD, self.b_enc_F, self.k)
+            row_P, slot_P = (val_BK > 0).nonzero(as_tuple=True)
+            latent_P, value_P = idx_BK[row_P, slot_P], val_BK[row_P, slot_P]
+        else:
+            tiles = []
+            for first in range(0, self.num_latents, LATENT_TILE):
+                code_Bf = self._codes(x_BD, slice(first, first + LATENT_TILE))
+                row_P, place_P = (code_Bf > 0).nonzero(as_tuple=True)
+                tiles.append((row_P, place_P + first, code_Bf[row_P, place_P]))
+            row_P, latent_P, value_P = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+            order_P = row_P.argsort(stable=True)
+            row_P, latent_P, value_P = row_P[order_P], latent_P[order_P], value_P[order_P]
+        counts_B = torch.bincount(row_P, minlength=len(x_BD))
+        return SparseCodes(latent_P, value_P, counts_B.cumsum(0) - counts_B)
+
+    def _codes(self, x_BD: Tensor, tile: slice) -> Tensor:
+        """Codes of the latents of a tile, dense, of any kind but topk."""
+        z_Bf = x_BD @ self.W_enc_FD[tile].T
+        if self.kind == "gated":
+            assert self.b_gate_F is not None and self.b_mag_F is not None and self.r_mag_F is not None
+            open_Bf = z_Bf + self.b_gate_F[tile] > 0
+            return (z_Bf * self.r_mag_F[tile].exp() + self.b_mag_F[tile]).relu() * open_Bf
+        assert self.b_enc_F is not None
+        pre_Bf = z_Bf + self.b_enc_F[tile]
+        if self.kind == "jumprelu":
+            assert self.threshold_F is not None
+            return pre_Bf.relu() * (pre_Bf > self.threshold_F[tile])
+        return pre_Bf.relu()
+
+    def decode(self, codes: SparseCodes, x_BD: Tensor) -> Tensor:
+        """Reconstruction [B, E] from codes; of a transcoder with skip from its input too."""
+        y_BE = self.b_dec_E + embedding_bag(
+            codes.latent_P,
+            self.W_dec_FE,
+            codes.offsets_B,
+            mode="sum",
+            per_sample_weights=codes.value_P,
         )
-
-    def encode(self, x_BD: Tensor, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Codes after ReLU and their latents, [B, K] each."""
-        val_BK, idx_BK = encode(x_BD - self.b_dec_D, self.W_enc_FD, self.b_enc_F, self.k)
-        return val_BK.relu(), idx_BK
-
-    def decode(self, val_BK: Tensor, idx_BK: Tensor) -> Tensor:
-        """Reconstruction [B, D] from codes."""
-        return embedding_bag(idx_BK, self.W_dec_FD, mode="sum", per_sample_weights=val_BK) + self.b_dec_D
-
-
-def fold_scale(
-    W_enc_FD: Tensor, b_enc_F: Tensor, W_dec_FD: Tensor, b_dec_D: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Weights that act on x as the given ones act on scale * x, the reconstruction divided by scale.
-
-    Codes are divided by scale too; the order of the latents in TopK and the decoder rows stay.
-    """
-    return W_enc_FD, b_enc_F / scale, W_dec_FD, b_dec_D / scale
+        return y_BE if self.W_skip_ED is None else y_BE + x_BD @ self.W_skip_ED.T

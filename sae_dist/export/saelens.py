@@ -1,4 +1,9 @@
-"""The SAELens layout: sae_weights.safetensors and cfg.json, as `SAE.load_from_disk` reads them."""
+"""The SAELens layout: sae_weights.safetensors and cfg.json, as `SAE.load_from_disk` reads them.
+
+SAELens has classes for every autoencoder, and for transcoders with ReLU or JumpReLU, with and without skip.
+Transcoders of other kinds are written in the same way, as `topk_transcoder`, `topk_skip_transcoder`,
+`gated_transcoder` and `gated_skip_transcoder`; those only `load_exported` reads, and their metadata says so.
+"""
 
 import json
 import os
@@ -15,31 +20,45 @@ from sae_dist.export.exported import ExportedSae
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+OWN_TENSORS = {
+    "topk": {"b_enc": "b_enc_F"},
+    "relu": {"b_enc": "b_enc_F"},
+    "jumprelu": {"b_enc": "b_enc_F", "threshold": "threshold_F"},
+    "gated": {"b_gate": "b_gate_F", "b_mag": "b_mag_F", "r_mag": "r_mag_F"},
+}
+"""Kind -> SAELens' names of its tensors [F] -> our fields."""
+OURS_ALONE = "no class of SAELens computes this; sae_dist.export.saelens.load_exported reads it"
+
+
+def architecture(kind: str, transcoder: bool, skip: bool) -> str:
+    """SAELens' word for a kind: `standard` is relu, and the transcoder without another word too."""
+    if not transcoder:
+        return "standard" if kind == "relu" else kind
+    return f"{'' if kind == 'relu' else kind + '_'}{'skip_' if skip else ''}transcoder"
+
+
+ARCHITECTURES = {
+    architecture(kind, transcoder, skip): (kind, transcoder, skip)
+    for kind in OWN_TENSORS
+    for transcoder, skip in ((False, False), (True, False), (True, True))
+}
 
 
 def export_saelens(folder: Path, sae: ExportedSae) -> None:
-    """Write the dictionary: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_in].
+    """Write the dictionary: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_out].
 
     Each file is complete or absent. `sae.metadata` goes into cfg.json's metadata (JSON-able; the keys that
-    SAELens knows are model_name, hook_name, hf_hook_name, context_size, prepend_bos, dataset_path).
+    SAELens knows are model_name, hook_name, hook_name_out, hf_hook_name, context_size, prepend_bos,
+    dataset_path, training_architecture).
 
     Raises:
         SaeDistError: the disk did not take the weights.
     """
-    weights = {"W_enc": sae.W_enc_FD.T, "b_enc": sae.b_enc_F, "W_dec": sae.W_dec_FD, "b_dec": sae.b_dec_D}
-    config: dict[str, Any] = {
-        "architecture": "topk",
-        "d_in": sae.width,
-        "d_sae": sae.num_latents,
-        "k": sae.k,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": sae.metadata | {"sae_lens_version": SAELENS_VERSION},
-    }
+    weights = {"W_enc": sae.W_enc_FD.T, "W_dec": sae.W_dec_FE, "b_dec": sae.b_dec_E}
+    weights |= {name: getattr(sae, ours) for name, ours in OWN_TENSORS[sae.kind].items()}
+    if sae.W_skip_ED is not None:
+        weights["W_skip"] = sae.W_skip_ED
+    config = _config(sae)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in weights.items()}
     temporary = folder / f".{WEIGHTS}.tmp"
@@ -55,20 +74,48 @@ def export_saelens(folder: Path, sae: ExportedSae) -> None:
         os.replace(folder / f".{name}.tmp", folder / name)
 
 
+def _config(sae: ExportedSae) -> dict[str, Any]:
+    metadata = sae.metadata | {"sae_lens_version": SAELENS_VERSION}
+    if sae.trained_as is not None:
+        metadata["training_architecture"] = sae.trained_as
+    if sae.transcoder and sae.kind not in ("relu", "jumprelu"):
+        metadata["read_by"] = OURS_ALONE
+    config: dict[str, Any] = {
+        "architecture": architecture(sae.kind, sae.transcoder, sae.W_skip_ED is not None),
+        "d_in": sae.width,
+        "d_sae": sae.num_latents,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": not sae.transcoder,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": metadata,
+    }
+    if sae.transcoder:
+        config["d_out"] = sae.W_dec_FE.shape[1]
+    if sae.kind == "topk":
+        config |= {"k": sae.k, "rescale_acts_by_decoder_norm": False}
+    return config
+
+
 def load_exported(folder: Path) -> ExportedSae:
-    """Read a TopK dictionary in the SAELens layout.
+    """Read a dictionary in the SAELens layout.
 
     Raises:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
             computation than ours.
     """
     config, weights = _read(folder)
-    for key in ("architecture", "d_in", "d_sae", "k"):
-        if key not in config:
-            raise ConfigError(f"{folder / CONFIG} has no key {key}; export the dictionary again")
+    _require(folder, config, "architecture", "d_in", "d_sae")
+    if config["architecture"] not in ARCHITECTURES:
+        raise ConfigError(
+            f"{folder / CONFIG}: architecture={config['architecture']} is not supported, "
+            f"only {', '.join(ARCHITECTURES)}"
+        )
+    kind, transcoder, skip = ARCHITECTURES[config["architecture"]]
+    _require(folder, config, *(["d_out"] if transcoder else []), *(["k"] if kind == "topk" else []))
     required = {
-        "architecture": "topk",
-        "apply_b_dec_to_input": True,
+        "apply_b_dec_to_input": not transcoder,
         "normalize_activations": "none",
         "rescale_acts_by_decoder_norm": False,
     }
@@ -76,21 +123,43 @@ def load_exported(folder: Path) -> ExportedSae:
         if config.get(key, value) != value:
             raise ConfigError(f"{folder / CONFIG}: {key}={config[key]} is not supported, only {key}={value}")
     D, F = config["d_in"], config["d_sae"]
-    for name, shape in {"W_enc": [D, F], "b_enc": [F], "W_dec": [F, D], "b_dec": [D]}.items():
+    D_out = config["d_out"] if transcoder else D
+    shapes = {
+        "W_enc": [D, F],
+        "W_dec": [F, D_out],
+        "b_dec": [D_out],
+        **{name: [F] for name in OWN_TENSORS[kind]},
+    }
+    _check_shapes(folder, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}))
+    metadata = config.get("metadata", {})
+    return ExportedSae(
+        kind=kind,
+        W_enc_FD=weights["W_enc"].T.contiguous(),
+        W_dec_FE=weights["W_dec"],
+        b_dec_E=weights["b_dec"],
+        k=config["k"] if kind == "topk" else None,
+        W_skip_ED=weights["W_skip"] if skip else None,
+        transcoder=transcoder,
+        trained_as=metadata.get("training_architecture"),
+        metadata=metadata,
+        **{ours: weights[name] for name, ours in OWN_TENSORS[kind].items()},
+    )
+
+
+def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
+    for key in keys:
+        if key not in config:
+            raise ConfigError(f"{folder / CONFIG} has no key {key}; export the dictionary again")
+
+
+def _check_shapes(folder: Path, weights: dict[str, torch.Tensor], shapes: dict[str, list[int]]) -> None:
+    for name, shape in shapes.items():
         if name not in weights:
             raise ConfigError(f"{folder / WEIGHTS} has no tensor {name}; it has {', '.join(sorted(weights))}")
         if list(weights[name].shape) != shape:
             raise ConfigError(
                 f"{folder / WEIGHTS}: {name} has shape {list(weights[name].shape)}, {CONFIG} says {shape}"
             )
-    return ExportedSae(
-        W_enc_FD=weights["W_enc"].T.contiguous(),
-        b_enc_F=weights["b_enc"],
-        W_dec_FD=weights["W_dec"],
-        b_dec_D=weights["b_dec"],
-        k=config["k"],
-        metadata=config.get("metadata", {}),
-    )
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

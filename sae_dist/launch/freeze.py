@@ -46,7 +46,8 @@ def freeze(cfg: RunConfig, width: int) -> Frozen:
     """Make the run folder of a resolved config, or find it.
 
     Args:
-        width: D of the activations; with it, the space that the run will need is known.
+        width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
+            need is known.
 
     Raises:
         ConfigError: the folder belongs to another config or to something else, is unfinished without
@@ -125,7 +126,8 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 def _check_space(cfg: RunConfig, folder: Path, width: int) -> None:
     """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
     assert cfg.sae.num_latents is not None
-    weights = (2 * width + 1) * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
+    per_latent = (width if cfg.target_hook else 2 * width) + 1
+    weights = per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
     written = cfg.train_tokens // cfg.checkpoint.every + 1 if cfg.checkpoint.every else 1
     kept = min(cfg.checkpoint.keep + 1, written)
     needed = 3 * weights * kept + weights + SPARE_BYTES

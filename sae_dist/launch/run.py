@@ -128,7 +128,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
 
 
 def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
-    """The config with nothing left open, the activations' width, and how the hook's name was read.
+    """The config with nothing left open, the width of the rows that flow, and how hooks' names were read.
 
     Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
 
@@ -147,10 +147,10 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
         return resolve(cfg, None, source.width), source.width, None
     from sae_dist.llm.facts import llm_facts
 
-    facts, note = llm_facts(cfg.llm, cfg.hook)
+    facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     cfg = resolve(cfg, facts, facts.width)
     check_tokens(cfg, facts)
-    return cfg, facts.width, note
+    return cfg, facts.columns, note
 
 
 def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:

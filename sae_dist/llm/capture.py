@@ -30,7 +30,8 @@ class LlmChunkSource:
     Args:
         rows: activations per chunk.
         spare: activations at the end of a chunk that stand in for excluded ones, else go unused.
-        max_norm_multiple: rows longer than this multiple of the chunk's median norm are excluded; None: none.
+        max_norm_multiple: rows whose activation is longer than this multiple of the chunk's median norm are
+            excluded, whatever a transcoder's target is; None: none.
         wire: dtype that rows are given in, whether they travel to another rank or not; None: the LLM's.
     """
 
@@ -51,7 +52,7 @@ class LlmChunkSource:
             )
         self.llm, self.tokens = llm, tokens
         self.rows, self.spare, self.max_norm_multiple = rows, spare, max_norm_multiple
-        self.width = llm.facts.width
+        self.width = llm.facts.columns
         self.wire = wire or llm.dtype
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
@@ -64,15 +65,17 @@ class LlmChunkSource:
             yield self.compute(chunk)
 
     def compute(self, chunk: TokenChunk) -> ActivationChunk:
-        """The activations of one token chunk."""
+        """The rows of one token chunk."""
         x_RD = self.llm.activations(chunk)
-        norm_R = torch.linalg.vector_norm(x_RD, dim=-1, dtype=torch.promote_types(x_RD.dtype, torch.float32))
-        if not torch.isfinite(norm_R).all():
-            raise DataError(
-                f"the activations at {self.llm.facts.hook} of chunk {chunk.number} (lane {chunk.lane}) are "
-                "not finite; try llm.dtype=float32"
-            )
-        index_R, excluded, repeated = self._choose(norm_R)
+        facts = self.llm.facts
+        norms = [_norms(x_RD[:, : facts.width]), _norms(x_RD[:, facts.width :])]
+        for hook, norm_R in zip(facts.hooks, norms, strict=False):
+            if not torch.isfinite(norm_R).all():
+                raise DataError(
+                    f"the activations at {hook} of chunk {chunk.number} (lane {chunk.lane}) are not finite; "
+                    "try llm.dtype=float32"
+                )
+        index_R, excluded, repeated = self._choose(norms[0])
         ids_R = chunk.ids_NS[chunk.keep_NS].to(x_RD.device)
         return ActivationChunk(
             number=chunk.number,
@@ -95,3 +98,8 @@ class LlmChunkSource:
             return index_R, len(norm_R) - len(fit), repeated
         index_R = fit[: self.rows]
         return index_R, int(index_R[-1]) + 1 - self.rows, 0
+
+
+def _norms(x_RD: Tensor) -> Tensor:
+    """In float32 at least: squares of 16-bit numbers overflow."""
+    return torch.linalg.vector_norm(x_RD, dim=-1, dtype=torch.promote_types(x_RD.dtype, torch.float32))

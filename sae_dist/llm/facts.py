@@ -1,5 +1,6 @@
 """What can be known of an LLM before its weights are loaded."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,14 +16,17 @@ from sae_dist.llm.names import resolve_hook
 PROBE_TOKENS = 4
 
 
-def llm_facts(cfg: LlmConfig, hook: str | None) -> tuple[LlmFacts, str | None]:
+def llm_facts(
+    cfg: LlmConfig, hook: str | None, target_hook: str | None = None
+) -> tuple[LlmFacts, str | None]:
     """Facts of the LLM that `cfg` names, from its config, its tokenizer, and its modules without weights.
 
     Args:
         hook: see `names.resolve_hook`; None: the output of the middle layer.
+        target_hook: likewise, of a transcoder; None: an autoencoder.
 
     Returns:
-        The facts; and a line that says how the hook's name was read (None: as it stands).
+        The facts; and lines that say how hooks' names were read (None: as they stand).
 
     Raises:
         ConfigError: no such model or hook, no tokenizer, or a model that is neither causal nor an encoder.
@@ -41,8 +45,11 @@ def llm_facts(cfg: LlmConfig, hook: str | None) -> tuple[LlmFacts, str | None]:
             )
     causal = _is_causal(config, cfg.name)
     text_config = config.get_text_config()
-    resolved, line = resolve_hook(hook, model, text_config.num_hidden_layers)
-    width = _probe_width(model.eval(), resolved, cfg.name)
+    given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
+    read = {key: resolve_hook(each, model, text_config.num_hidden_layers, key) for key, each in given.items()}
+    hooks = {key: resolved for key, (resolved, _) in read.items()}
+    widths = _probe_widths(model.eval(), hooks, cfg.name)
+    lines = [line for _, line in read.values() if line is not None]
     if cfg.attn == "sdpa" and not getattr(model, "_supports_sdpa", True):
         raise ConfigError(f"llm.attn=sdpa is not supported by {type(model).__name__}; use llm.attn=eager")
     prefix, suffix = _special_tokens(cfg, path, causal)
@@ -50,15 +57,18 @@ def llm_facts(cfg: LlmConfig, hook: str | None) -> tuple[LlmFacts, str | None]:
     facts = LlmFacts(
         name=cfg.name,
         path=path,
-        hook=resolved,
-        width=width,
+        hook=hooks["hook"],
+        width=widths["hook"],
         causal=causal,
         context=None if context is None else context - position_offset(model),
         vocab_size=text_config.vocab_size,
         prefix=prefix,
         suffix=suffix,
+        target_hook=hooks.get("target_hook"),
+        target_width=widths.get("target_hook"),
+        target_first=next(iter(widths)) == "target_hook",
     )
-    return facts, line
+    return facts, "\n".join(lines) or None
 
 
 def position_offset(model: nn.Module) -> int:
@@ -82,33 +92,38 @@ def _is_causal(config: Any, name: str) -> bool:
     return getattr(config, "is_decoder", False) if encoder else True
 
 
-def _probe_width(model: nn.Module, hook: str, name: str) -> int:
-    shapes: list[torch.Size] = []
+def _probe_widths(model: nn.Module, hooks: dict[str, str], name: str) -> dict[str, int]:
+    """The width of each hook's tensor, by its key in the config, in the order that a forward reaches them."""
+    shapes: dict[str, torch.Size] = {}
 
-    def see(x: Tensor) -> Tensor:
-        shapes.append(x.shape)
-        raise Stop
+    def see(x: Tensor, key: str) -> Tensor:
+        shapes.setdefault(key, x.shape)
+        if len(shapes) == len(hooks):
+            raise Stop
+        return x
 
     ids = torch.zeros(1, PROBE_TOKENS, dtype=torch.long, device="meta")
     mask = torch.zeros(1, 1, PROBE_TOKENS, PROBE_TOKENS, device="meta", dtype=torch.bfloat16)
-    attach(model, hook, see)
+    for key, hook in hooks.items():
+        attach(model, hook, partial(see, key=key), key)
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=mask, position_ids=torch.zeros_like(ids))
     except Stop:
         pass
-    except ConfigError as error:
-        raise ConfigError(f"hook={hook}: {error}; choose another module") from error
+    except ConfigError:
+        raise
     except Exception as error:
         raise cannot_pack(name, error) from error
-    if not shapes:
-        raise ConfigError(f"hook={hook} is not reached when llm.name={name} runs; choose another module")
-    if len(shapes[0]) != 3 or shapes[0][:2] != (1, PROBE_TOKENS):
-        raise ConfigError(
-            f"hook={hook} passes {list(shapes[0])} for {PROBE_TOKENS} tokens; "
-            "choose a module with one vector per token"
-        )
-    return shapes[0][-1]
+    for key, hook in hooks.items():
+        if key not in shapes:
+            raise ConfigError(f"{key}={hook} is not reached when llm.name={name} runs; choose another module")
+        if len(shapes[key]) != 3 or shapes[key][:2] != (1, PROBE_TOKENS):
+            raise ConfigError(
+                f"{key}={hook} passes {list(shapes[key])} for {PROBE_TOKENS} tokens; "
+                "choose a module with one vector per token"
+            )
+    return {key: shape[-1] for key, shape in shapes.items()}
 
 
 def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

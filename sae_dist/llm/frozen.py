@@ -1,6 +1,10 @@
-"""The frozen LLM: runs packed chunks up to the hook, or through to the end with activations replaced."""
+"""The frozen LLM: runs packed chunks up to the last hook, or through to the end with activations replaced.
+
+Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + E].
+"""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +42,7 @@ class FrozenLlm:
     def load(
         cls, cfg: LlmConfig, facts: LlmFacts, *, device: torch.device, dtype: torch.dtype, with_head: bool
     ) -> "FrozenLlm":
-        """Load the weights: without head only the layers up to the hook, with head the whole model.
+        """Load the weights: without head only the layers up to the last hook, with head the whole model.
 
         Encoders have no head; theirs is the whole model.
 
@@ -52,7 +56,7 @@ class FrozenLlm:
         with loading(cfg.name):
             config = AutoConfig.from_pretrained(facts.path, trust_remote_code=remote)
             if not with_head:
-                _trim(config.get_text_config(), facts.hook)
+                _trim(config.get_text_config(), facts.hooks)
             model, report = auto.from_pretrained(
                 facts.path,
                 config=config,
@@ -74,7 +78,7 @@ class FrozenLlm:
 
     @torch.no_grad()
     def activations(self, chunk: TokenChunk) -> Tensor:
-        """The hook's tensor at the kept tokens [kept, D], in reading order."""
+        """Rows of the kept tokens, in reading order; one forward captures both hooks of a transcoder."""
         parts = []
         for part, width in _full_and_rest(chunk):
             ids, segment, position, keep = (
@@ -85,7 +89,11 @@ class FrozenLlm:
         return torch.cat(parts)
 
     def logits(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Next-token logits [N, S, V]; `replace` maps activations [kept, D] to what stands in for them."""
+        """Next-token logits [N, S, V].
+
+        `replace` maps rows to what stands in for the activations, for a transcoder for the target. A
+        transcoder's hook must be reached before its target (`facts.target_first`).
+        """
         assert self.facts.causal and self.with_head
         return self._whole(chunk, replace).logits
 
@@ -102,33 +110,49 @@ class FrozenLlm:
         if replace is None:
             return self.model(**inputs)
 
+        seen: list[Tensor] = []
+
+        def note(x_NSD: Tensor) -> Tensor:
+            seen[:] = [x_NSD[keep]]
+            return x_NSD
+
         def splice(x_NSD: Tensor) -> Tensor:
+            rows = torch.cat([*seen, x_NSD[keep]], 1)
             spliced = x_NSD.clone()
-            spliced[keep] = replace(x_NSD[keep]).to(x_NSD.dtype)
+            spliced[keep] = replace(rows).to(x_NSD.dtype)
             return spliced
 
-        handle = attach(self.base, self.facts.hook, splice)
+        assert not self.facts.target_first
+        *inner, last = self.facts.hooks
+        handles = [attach(self.base, hook, note) for hook in inner]
+        handles.append(attach(self.base, last, splice))
         try:
             return self.model(**inputs)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _capture(self, inputs: dict[str, Any]) -> Tensor:
-        """Run up to the hook, and no further."""
-        caught: list[Tensor] = []
+        """Run up to the last hook and no further; the hooks' tensors side by side, [N, S, columns]."""
+        caught: dict[str, Tensor] = {}
+        hooks = self.facts.hooks
 
-        def catch(x_NSD: Tensor) -> Tensor:
-            caught.append(x_NSD)
-            raise Stop
+        def catch(x_NSD: Tensor, hook: str) -> Tensor:
+            # A copy: what runs on between the hooks might write into the tensor.
+            caught.setdefault(hook, x_NSD.clone() if len(hooks) > 1 else x_NSD)
+            if len(caught) == len(hooks):
+                raise Stop
+            return x_NSD
 
-        handle = attach(self.base, self.facts.hook, catch)
+        handles = [attach(self.base, hook, partial(catch, hook=hook)) for hook in hooks]
         try:
             self.base(**inputs)
         except Stop:
             pass
         finally:
-            handle.remove()
-        return caught[0]
+            for handle in handles:
+                handle.remove()
+        return torch.cat([caught[hook] for hook in hooks], -1)
 
     def _inputs(self, ids: Tensor, segment: Tensor, position: Tensor) -> dict[str, Any]:
         masks = packed_masks(segment, position, self.config, causal=self.facts.causal, dtype=self.dtype)
@@ -148,13 +172,20 @@ class FrozenLlm:
         except Exception as error:
             raise cannot_pack(name, error) from error
         alone = torch.cat([self._last({"input_ids": part}) for part in ids.split(lengths, 1)], 1)
-        alone = alone.double()
-        difference = (packed.double() - alone).norm(dim=-1) / alone.norm(dim=-1).clamp_min(1e-30)
-        if not difference.mean() <= TOLERANCE[self.dtype]:
-            raise ConfigError(
-                f"llm.name={name} lets packed documents see each other, or misplaces them: activations "
-                f"differ by {float(difference.mean()):.1%} from each document's alone; use another model"
-            )
+        for got, wanted in zip(self._apart(packed), self._apart(alone), strict=True):
+            difference = (got - wanted).norm(dim=-1) / wanted.norm(dim=-1).clamp_min(1e-30)
+            if not difference.mean() <= TOLERANCE[self.dtype]:
+                raise ConfigError(
+                    f"llm.name={name} lets packed documents see each other, or misplaces them: activations "
+                    f"differ by {float(difference.mean()):.1%} from each document's alone; use another model"
+                )
+
+    def _apart(self, used: Tensor) -> tuple[Tensor, ...]:
+        """What `_last` gave, in float64: the tensors of two hooks apart, as one may be far larger."""
+        target = self.facts.target_width
+        if self.with_head or target is None:
+            return (used.double(),)
+        return used.double().split([self.facts.width, target], -1)
 
     def _proof_batch(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Ids, segments and positions [1, S] of random text, and the lengths of its segments."""
@@ -172,18 +203,21 @@ class FrozenLlm:
         return ids.to(self.device), segment.to(self.device), position.to(self.device), lengths
 
     def _last(self, inputs: dict[str, Any]) -> Tensor:
-        """What is used of this model: its output if it is whole, else the hook's tensor."""
+        """What is used of this model: its output if it is whole, else the hooks' tensors."""
         if not self.with_head:
             return self._capture(inputs)
         out = self.model(**inputs)
         return out.logits if self.facts.causal else out.last_hidden_state
 
 
-def _trim(config: Any, hook: str) -> None:
-    """Leave out the layers after the hook's: they are neither loaded nor run."""
-    number = next((int(part) for part in hook.split(":")[0].split(".") if part.isdigit()), None)
-    if number is None:
-        return
+def _trim(config: Any, hooks: tuple[str, ...]) -> None:
+    """Leave out the layers after the last hook's: they are neither loaded nor run."""
+    number = -1
+    for hook in hooks:
+        found = next((int(part) for part in hook.split(":")[0].split(".") if part.isdigit()), None)
+        if found is None:
+            return
+        number = max(number, found)
     layers = config.num_hidden_layers
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == layers:

@@ -24,7 +24,9 @@ def find_layers(model: nn.Module, num_layers: int) -> str | None:
     return min(found, key=len, default=None)
 
 
-def resolve_hook(hook: str | None, model: nn.Module, num_layers: int) -> tuple[str, str | None]:
+def resolve_hook(
+    hook: str | None, model: nn.Module, num_layers: int, key: str = "hook"
+) -> tuple[str, str | None]:
     """Find a hook in a base model.
 
     Args:
@@ -32,6 +34,7 @@ def resolve_hook(hook: str | None, model: nn.Module, num_layers: int) -> tuple[s
             same place in another architecture's words (`h.3.attn`); a name of TransformerLens. None: the
             output of the middle layer.
         model: may be on the meta device.
+        key: what the config calls this hook, for messages.
 
     Returns:
         `path:in` or `path:out`; and a line that says how another name was read (None: it was not).
@@ -47,23 +50,23 @@ def resolve_hook(hook: str | None, model: nn.Module, num_layers: int) -> tuple[s
     path, _, direction = hook.partition(":")
     direction = direction or "out"
     if direction not in ("in", "out"):
-        raise ConfigError(f"hook={hook} ends in :{direction}; write {path}:in or {path}:out")
+        raise ConfigError(f"{key}={hook} ends in :{direction}; write {path}:in or {path}:out")
     if _has(model, path):
         return f"{path}:{direction}", None
     lens = LENS_NAME.fullmatch(path)
     if lens:
-        place: Place | None = _from_lens(hook, lens, model, layers, num_layers)
+        place: Place | None = _from_lens(hook, lens, model, layers, num_layers, key)
     else:
         place = _relative(path, model, layers, direction)
     if place is None or not _has(model, place[0]):
         names = sorted(name for name, _ in model.named_modules() if name)
         near = difflib.get_close_matches(path, names, n=4, cutoff=0.3) or names[:4]
         raise ConfigError(
-            f"hook={hook} names no module of this model, which has {num_layers} layers; "
+            f"{key}={hook} names no module of this model, which has {num_layers} layers; "
             f"nearest: {', '.join(near)}"
         )
     resolved = f"{place[0]}:{place[1]}"
-    return resolved, f"hook={hook} is {resolved} in this model"
+    return resolved, f"{key}={hook} is {resolved} in this model"
 
 
 def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -> Place | None:
@@ -84,23 +87,23 @@ def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -
 
 
 def _from_lens(
-    hook: str, match: re.Match[str], model: nn.Module, layers: str | None, num_layers: int
+    hook: str, match: re.Match[str], model: nn.Module, layers: str | None, num_layers: int, key: str
 ) -> Place:
     number, name = match.groups()
     if layers is None or int(number) >= num_layers:
-        raise ConfigError(f"hook={hook} names layer {number}, but the layers are 0 to {num_layers - 1}")
+        raise ConfigError(f"{key}={hook} names layer {number}, but the layers are 0 to {num_layers - 1}")
     layer = model.get_submodule(f"{layers}.{number}")
     known = _lens_places(layer)
     if name not in known:
-        raise ConfigError(f"hook={hook} has no counterpart; of TransformerLens there are {', '.join(known)}")
+        raise ConfigError(f"{key}={hook} has no counterpart; of TransformerLens there are {', '.join(known)}")
     if name == "hook_resid_mid" and getattr(model.config, "use_parallel_residual", False):
-        raise ConfigError(f"hook={hook} does not exist: attention and MLP read the same residual here")
+        raise ConfigError(f"{key}={hook} does not exist: attention and MLP read the same residual here")
     for part, direction in known[name]:
         if not part:
             return f"{layers}.{number}", direction
         if _has(layer, part):
             return f"{layers}.{number}.{part}", direction
-    raise ConfigError(f"hook={hook} has no counterpart in {type(layer).__name__}; give the path of a module")
+    raise ConfigError(f"{key}={hook} has no counterpart in {type(layer).__name__}; give the path of a module")
 
 
 def _lens_places(layer: nn.Module) -> dict[str, list[Place]]:

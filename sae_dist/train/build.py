@@ -34,7 +34,7 @@ from sae_dist.transport.file import FileChunkSource, open_array
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
     """What is known of the LLM before its weights are loaded; None where there is no LLM."""
-    return llm_facts(cfg.llm, cfg.hook)[0] if cfg.activations.kind == "llm" else None
+    return llm_facts(cfg.llm, cfg.hook, cfg.target_hook)[0] if cfg.activations.kind == "llm" else None
 
 
 def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -> ChunkSource:
@@ -94,7 +94,7 @@ def build_chunks(
         return build_source(cfg, facts, device)
     assert facts is not None, "checked by core.validate"
     return RemoteChunks(
-        build_stream(cfg, topology, facts.width, device),
+        build_stream(cfg, topology, facts.columns, device),
         lanes=topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
         ahead=2 * cfg.shuffle.block_chunks + 1,
         in_flight=cfg.topology.in_flight,

@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_dist.checkpoint.store import Checkpoints, load_full
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.export.exported import ExportedSae, fold_scale
+from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.saelens import export_saelens
 from sae_dist.train.build import build_facts
 
@@ -25,14 +25,12 @@ def export_run(folder: Path) -> Path:
     newest = Checkpoints.newest(folder)
     if newest is None:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
-    tensors, scalars = load_full(newest, ["W_enc", "b_enc", "W_dec", "b_dec"])
-    weights = fold_scale(
-        tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"], scale=scalars["scales"][0]
-    )
+    tensors, scalars = load_full(newest, tensor_names(cfg))
+    sae = to_exported(cfg, tensors, scalars["scales"])
+    sae.metadata |= {"sae_dist_step": scalars["step"], "training_tokens": scalars["tokens"]}
     facts = build_facts(cfg)
-    metadata = {"sae_dist_step": scalars["step"], "training_tokens": scalars["tokens"]}
     if facts is not None:
-        metadata |= {
+        sae.metadata |= {
             "model_name": facts.name,
             "hook_name": facts.hook.removesuffix(":out"),
             "hf_hook_name": facts.hook.removesuffix(":out"),
@@ -40,5 +38,7 @@ def export_run(folder: Path) -> Path:
             "prepend_bos": bool(facts.prefix),
             "dataset_path": cfg.tokens.dataset or cfg.tokens.path or "the Python standard library",
         }
-    export_saelens(folder / "export", ExportedSae(*weights, k=cfg.sae.k, metadata=metadata))
+        if facts.target_hook is not None:
+            sae.metadata["hook_name_out"] = facts.target_hook.removesuffix(":out")
+    export_saelens(folder / "export", sae)
     return folder / "export"

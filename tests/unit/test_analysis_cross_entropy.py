@@ -9,6 +9,7 @@ from sae_dist.analysis.cross_entropy import cross_entropy, embedding_cosine, rep
 from sae_dist.core.types import TokenChunk
 from sae_dist.export.exported import ExportedSae
 from sae_dist.kernels.reference import encode_topk
+from tests.dictionaries import dense_output, random_sae
 
 V, D, BOS = 11, 8, 0
 
@@ -106,7 +107,14 @@ def test_encoders_get_the_cosine_of_the_pooled_embedding():
 
 def test_replacements_leave_outlying_rows_alone_and_keep_the_dtype():
     eye = torch.eye(D)
-    sae = ExportedSae(torch.zeros(D, D), torch.zeros(D), eye, torch.full((D,), 2.0), 2)
+    sae = ExportedSae(
+        kind="topk",
+        W_enc_FD=torch.zeros(D, D),
+        b_enc_F=torch.zeros(D),
+        W_dec_FE=eye,
+        b_dec_E=torch.full((D,), 2.0),
+        k=2,
+    )
     mean = torch.full((D,), 0.5)
     x = torch.ones(5, D, dtype=torch.bfloat16)
     x[3] = 100.0
@@ -117,3 +125,19 @@ def test_replacements_leave_outlying_rows_alone_and_keep_the_dtype():
         assert changed[:, 0].tolist() == [value, value, value, 100.0, value]
     without = replacements(sae, mean, encode_topk, max_norm_multiple=None)
     assert math.isclose(float(without["sae"](x)[3, 0]), 2.0)
+
+
+def test_replacements_of_a_transcoder_read_the_input_and_stand_in_for_the_target():
+    sae = random_sae("relu", "skip", D=D, out=3)
+    torch.manual_seed(0)
+    rows = torch.randn(6, D + 3)
+    rows[2, :D] *= 100.0
+    rows[4, D:] *= 1e4
+    mean = torch.arange(3.0)
+    acts = replacements(sae, mean, encode_topk, max_norm_multiple=10.0)
+    wanted = dense_output(sae, rows[:, :D])
+    wanted[2] = rows[2, D:]
+    torch.testing.assert_close(acts["sae"](rows), wanted)
+    for name, value in (("mean_ablated", mean), ("zero_ablated", torch.zeros(3))):
+        assert torch.equal(acts[name](rows)[[0, 1, 3, 4, 5]], value.expand(5, 3))
+        assert torch.equal(acts[name](rows)[2], rows[2, D:])

@@ -1,5 +1,6 @@
 """Quality against the same numbers computed densely, in fp64, from all rows at once."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from sae_dist.core.errors import DataError
 from sae_dist.export.exported import ExportedSae
 from sae_dist.kernels import torch_backend
 from sae_dist.kernels.reference import encode_topk
+from tests.dictionaries import dense_codes, dense_output, random_sae
 
 N, D, F, K = 3000, 16, 96, 4
 
@@ -30,7 +32,7 @@ def sae(rows) -> ExportedSae:
     W = torch.nn.functional.normalize(torch.randn(F, D, generator=draw), dim=1)
     b_enc = torch.zeros(F)
     b_enc[:5] = -1e6
-    return ExportedSae(0.7 * W, b_enc, W, rows.mean(0), K)
+    return ExportedSae(kind="topk", W_enc_FD=0.7 * W, b_enc_F=b_enc, W_dec_FE=W, b_dec_E=rows.mean(0), k=K)
 
 
 def config(tokens: int = N, baselines: bool = True) -> RunConfig:
@@ -44,10 +46,8 @@ def chunked(rows: torch.Tensor):
 
 
 def dense_reconstruction(sae: ExportedSae, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    pre = (x - sae.b_dec_D).double() @ sae.W_enc_FD.double().T + sae.b_enc_F
-    top = pre.topk(K)
-    codes = torch.zeros_like(pre).scatter_(1, top.indices, top.values.relu())
-    return codes, codes @ sae.W_dec_FD.double() + sae.b_dec_D
+    wide = replace(sae, **{n: v.double() for n, v in vars(sae).items() if isinstance(v, torch.Tensor)})
+    return dense_codes(wide, x.double()), dense_output(wide, x.double())
 
 
 @pytest.mark.parametrize("encode", [encode_topk, torch_backend.encode_topk])
@@ -77,10 +77,12 @@ def test_a_dictionary_of_the_mean_alone_has_fvu_one_and_a_perfect_one_zero(rows,
     blind, _ = evaluate(config(), sae, chunked(rows), encode=encode_topk)
     assert blind["fvu"] == pytest.approx(1.0, abs=1e-4) and blind["l0"] == 0
     eye = torch.eye(D)
-    perfect = ExportedSae(torch.cat([eye, -eye]), torch.zeros(2 * D), torch.cat([eye, -eye]), sae.b_dec_D, D)
+    both = torch.cat([eye, -eye])
+    perfect = replace(sae, W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FE=both, k=D)
     result, _ = evaluate(config(baselines=False), perfect, chunked(rows), encode=encode_topk)
     assert result["fvu"] == pytest.approx(0.0, abs=1e-6)
     assert result["fvu_pca"] is None and result["fvu_untrained"] is None
+    assert result["fvu_pca_reason"] == result["fvu_untrained_reason"] == "eval.baselines=false"
 
 
 def test_the_untrained_dictionary_is_evaluated_on_the_same_rows(rows, sae):
@@ -124,6 +126,62 @@ def test_no_rows_or_useless_rows_are_refused(sae):
     for value in (1.0, float("nan")):
         with pytest.raises(DataError, match="all equal or not finite"):
             evaluate(config(), sae, iter([torch.full((8, D), value)]), encode=encode_topk)
+
+
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "gated"])
+def test_kinds_without_k_are_measured_by_the_same_numbers(kind):
+    draw = torch.Generator().manual_seed(4)
+    sae = random_sae(kind, D=32)
+    x = 2 * torch.randn(N, 32, generator=draw)
+    result, _ = evaluate(config(), sae, chunked(x), encode=torch_backend.encode_topk)
+    codes, x_hat = dense_reconstruction(sae, x)
+    centred = (x - x.mean(0)).double()
+    assert result["fvu"] == pytest.approx(
+        float((x - x_hat).square().sum() / centred.square().sum()), rel=1e-4
+    )
+    l0 = float((codes > 0).sum(1).double().mean())
+    assert result["l0"] == pytest.approx(l0, rel=1e-3) and 4 < l0 < 28
+    singular = torch.linalg.svdvals(centred).square()
+    assert result["fvu_pca"] == pytest.approx(float(singular[round(l0) :].sum() / singular.sum()), rel=1e-3)
+    assert result["fvu_untrained"] is None and "only topk" in result["fvu_untrained_reason"]
+    assert result["density"]["silent"] == int((codes == 0).all(0).sum())
+
+
+@pytest.mark.parametrize("form", ["transcoder", "skip"])
+@pytest.mark.parametrize("kind", ["topk", "relu", "jumprelu", "gated"])
+def test_a_transcoder_is_measured_by_its_target(kind, form):
+    draw = torch.Generator().manual_seed(5)
+    sae = random_sae(kind, form)
+    # Inputs as behind a normalisation, in a subspace, far from zero; targets partly linear in them.
+    x = torch.randn(N, 12, generator=draw)
+    x[:, 3] = -x[:, :3].sum(1)
+    x = x + 50.0
+    y = torch.tanh(x - 50.0)[:, :9] @ torch.randn(9, 9, generator=draw) + torch.randn(N, 9, generator=draw)
+    y = y + torch.linspace(0, 100, 9)
+    result, mean = evaluate(config(), sae, chunked(torch.cat([x, y], 1)), encode=torch_backend.encode_topk)
+    _, y_hat = dense_reconstruction(sae, x)
+    deviations = (y - y.mean(0)).double().square().sum(0)
+    errors = (y - y_hat).square().sum(0)
+    assert result["fvu"] == pytest.approx(float(errors.sum() / deviations.sum()), rel=1e-3)
+    assert result["explained_variance"] == pytest.approx(float((1 - errors / deviations).mean()), rel=1e-3)
+    cosine = torch.cosine_similarity(y.double(), y_hat, dim=1).mean()
+    assert result["cosine"] == pytest.approx(float(cosine), abs=1e-4)
+    torch.testing.assert_close(mean.double(), y.double().mean(0), atol=1e-3, rtol=0)
+    ones = torch.cat([x.double(), torch.ones(N, 1, dtype=torch.float64)], 1)
+    best = ones @ torch.linalg.lstsq(ones, y.double(), rcond=1e-7, driver="gelsd").solution
+    linear = float((y - best).square().sum() / deviations.sum())
+    assert 0.1 < linear < 0.9 and result["fvu_linear"] == pytest.approx(linear, rel=1e-6)
+    assert result["fvu_pca"] is None and "transcoder" in result["fvu_pca_reason"]
+    assert result["fvu_untrained"] is None and "transcoder" in result["fvu_untrained_reason"]
+
+
+def test_a_linear_target_leaves_the_linear_map_nothing(rows):
+    sae = random_sae("relu", "transcoder", D=D, out=3)
+    both = torch.cat([rows, rows[:, :3] * 2 - 1], 1)
+    result, _ = evaluate(config(), sae, chunked(both), encode=encode_topk)
+    assert result["fvu_linear"] < 1e-8
+    without, _ = evaluate(config(baselines=False), sae, chunked(both), encode=encode_topk)
+    assert without["fvu_linear"] is None and without["fvu"] == pytest.approx(result["fvu"])
 
 
 def test_table_shows_numbers_with_their_baselines_and_reasons():

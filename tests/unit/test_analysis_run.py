@@ -42,7 +42,9 @@ def config() -> RunConfig:
 
 def perfect(D: int) -> ExportedSae:
     both = torch.cat([torch.eye(D), -torch.eye(D)])
-    return ExportedSae(both, torch.zeros(2 * D), both, torch.zeros(D), D)
+    return ExportedSae(
+        kind="topk", W_enc_FD=both, b_enc_F=torch.zeros(2 * D), W_dec_FE=both, b_dec_E=torch.zeros(D), k=D
+    )
 
 
 def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
@@ -68,11 +70,75 @@ def test_a_dictionary_that_says_the_mean_recovers_nothing(tmp_path):
     cfg = config()
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     silent = perfect(facts.width)
+    assert silent.b_enc_F is not None
     silent.b_enc_F.fill_(-1e9)
     result = evaluate_run(run_folder(tmp_path, cfg, silent))
     assert result["l0"] == 0 and result["fvu"] >= 1.0
     assert result["ce_sae"] == pytest.approx(result["ce_zero_ablated"], rel=1e-4)
     assert result["ce_recovered_zero"] == pytest.approx(0.0, abs=1e-3)
+
+
+def identity_transcoder(width: int) -> ExportedSae:
+    """Codes none, y_hat = the MLP's input itself."""
+    return ExportedSae(
+        kind="relu",
+        W_enc_FD=torch.zeros(4, width),
+        b_enc_F=torch.full((4,), -1.0),
+        W_dec_FE=torch.eye(4, width),
+        b_dec_E=torch.zeros(width),
+        W_skip_ED=torch.eye(width),
+        transcoder=True,
+    )
+
+
+def test_a_transcoder_is_spliced_into_the_llm_as_a_patched_forward_would(tmp_path):
+    from sae_dist.analysis.run import _tokens
+    from sae_dist.llm.facts import llm_facts
+    from sae_dist.llm.frozen import FrozenLlm
+
+    cfg = config()
+    cfg.hook, cfg.target_hook, cfg.sae.kind, cfg.sae.skip = (
+        "layers.1.mlp:in",
+        "layers.1.mlp:out",
+        "relu",
+        True,
+    )
+    cfg.tokens.max_norm_multiple = None
+    facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
+    result = evaluate_run(run_folder(tmp_path, cfg, identity_transcoder(facts.width)))
+    assert result["l0"] == 0 and result["fvu_pca"] is None and 0 < result["fvu_linear"] < 1 < result["fvu"]
+    assert result["ce_clean"] < result["ce_sae"]
+    assert json.loads((tmp_path / "summary.json").read_text()) == result
+
+    llm = FrozenLlm.load(cfg.llm, facts, device=torch.device("cpu"), dtype=torch.float32, with_head=True)
+    total = count = 0
+    for chunk in _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None):
+        if count >= cfg.eval.ce_tokens:
+            break
+        keep = chunk.keep_NS[..., None]
+        handle = llm.base.get_submodule("layers.1.mlp").register_forward_hook(
+            lambda _module, args, output, keep=keep: torch.where(keep, args[0], output)
+        )
+        with torch.no_grad():
+            inputs = llm._inputs(chunk.ids_NS, chunk.segment_NS, chunk.position_NS)
+            log_p = llm.model(**inputs).logits.log_softmax(-1)
+        handle.remove()
+        wanted = (chunk.segment_NS[:, 1:] == chunk.segment_NS[:, :-1]) & chunk.keep_NS[:, 1:]
+        total -= float(log_p[:, :-1].gather(2, chunk.ids_NS[:, 1:, None])[..., 0][wanted].double().sum())
+        count += int(wanted.sum())
+    assert result["ce_tokens"] == count
+    assert result["ce_sae"] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_a_target_that_comes_before_the_input_has_no_cross_entropy_and_says_why(tmp_path):
+    from sae_dist.llm.facts import llm_facts
+
+    cfg = config()
+    cfg.hook, cfg.target_hook, cfg.sae.kind = "layers.1:out", "layers.1.mlp:out", "relu"
+    facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
+    result = evaluate_run(run_folder(tmp_path, cfg, identity_transcoder(facts.width)))
+    assert result["fvu"] > 0 and result["ce_recovered"] is None
+    assert "target_hook before hook" in result["ce_reason"]
 
 
 def test_a_run_on_an_activation_file_has_no_cross_entropy_and_says_why(tmp_path):

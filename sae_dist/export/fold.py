@@ -1,0 +1,95 @@
+"""From the tensors of a checkpoint, which act on scaled activations, to a dictionary for raw ones.
+
+Training ran on s_in * x, and on s_out * y for a transcoder's target y (an autoencoder: y = x, s_out = s_in).
+Codes are divided by s_out, so that decoder rows stay as they are:
+
+    y_hat / s_out = (code / s_out) W_dec + b_dec / s_out + (s_in / s_out) W_skip x
+
+Every kind's code is positively homogeneous: ReLU, TopK, a threshold and a gate commute with 1 / s_out if
+every bias and threshold is divided by it too. What is left is W_enc (s_in x) / s_out: W_enc is multiplied
+by s_in / s_out, which is 1 for an autoencoder: W_enc (s_in x - b_dec) / s_in is W_enc (x - b_dec / s_in).
+r_mag, the logarithm of a ratio, stays.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.config import RunConfig
+from sae_dist.export.exported import ExportedSae
+
+USED_AS = {
+    "topk": "topk",
+    "relu": "relu",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "batchtopk": "jumprelu",
+    "matryoshka": "jumprelu",
+}
+"""Kind that is trained -> kind of the finished dictionary."""
+OWN_TENSORS = {
+    "topk": ["b_enc"],
+    "relu": ["b_enc"],
+    "jumprelu": ["b_enc", "log_threshold"],
+    "gated": ["b_gate", "b_mag", "r_mag"],
+    "batchtopk": ["b_enc", "threshold"],
+    "matryoshka": ["b_enc", "threshold"],
+}
+
+
+def tensor_names(cfg: RunConfig) -> list[str]:
+    """The tensors of a checkpoint that `to_exported` reads."""
+    names = ["W_enc", "W_dec", "b_dec", *OWN_TENSORS[cfg.sae.kind]]
+    return [*names, "W_skip"] if cfg.sae.skip else names
+
+
+def to_exported(
+    cfg: RunConfig, tensors: dict[str, Tensor], scales: Sequence[float], level_F: Tensor | None = None
+) -> ExportedSae:
+    """The finished dictionary in raw activation space.
+
+    Args:
+        tensors: `tensor_names(cfg)`: W_enc [F, D], W_dec [F, E], b_dec [E], b_enc, b_gate, b_mag, r_mag,
+            log_threshold [F], threshold [], W_skip [E, D].
+        scales: s_in, and for a transcoder s_out.
+        level_F: matryoshka: the level of each latent. Latents are sorted by it, in their order within a
+            level, so that the first prefix is the innermost dictionary; `matryoshka_prefixes` in the
+            metadata lists how many latents each level and those before it hold.
+    """
+    s_in, s_out = scales[0], scales[-1]
+    ratio = s_in / s_out
+    metadata = {}
+    order_F: Tensor | slice = slice(None)
+    if level_F is not None:
+        order_F = level_F.argsort(stable=True)
+        metadata["matryoshka_prefixes"] = torch.bincount(level_F).cumsum(0).tolist()
+
+    def latents(name: str) -> Tensor | None:
+        return tensors[name][order_F] if name in tensors else None
+
+    def divided(name: str) -> Tensor | None:
+        value = latents(name)
+        return None if value is None else value / s_out
+
+    W_enc_FD, W_dec_FE = tensors["W_enc"][order_F], tensors["W_dec"][order_F]
+    log_threshold_F = latents("log_threshold")
+    threshold_F = None if log_threshold_F is None else log_threshold_F.exp() / s_out
+    if "threshold" in tensors:
+        threshold_F = (tensors["threshold"] / s_out).to(W_enc_FD.dtype).expand(len(W_enc_FD))
+    return ExportedSae(
+        kind=USED_AS[cfg.sae.kind],
+        W_enc_FD=W_enc_FD if ratio == 1 else W_enc_FD * ratio,
+        W_dec_FE=W_dec_FE,
+        b_dec_E=tensors["b_dec"] / s_out,
+        b_enc_F=divided("b_enc"),
+        k=cfg.sae.k if cfg.sae.kind == "topk" else None,
+        threshold_F=threshold_F,
+        b_gate_F=divided("b_gate"),
+        b_mag_F=divided("b_mag"),
+        r_mag_F=latents("r_mag"),
+        W_skip_ED=tensors["W_skip"] * ratio if "W_skip" in tensors else None,
+        transcoder=cfg.target_hook is not None,
+        trained_as=cfg.sae.kind if cfg.sae.kind != USED_AS[cfg.sae.kind] else None,
+        metadata=metadata,
+    )
