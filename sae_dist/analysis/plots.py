@@ -54,11 +54,13 @@ def plot_recovery(
     if truth_GD.shape[1] == 2:
         _arrows(right, truth_GD, W_dec_FD, names)
     else:
-        shown = right.imshow(
-            recovery.cosine_GF[recovery.feature_M][:, recovery.latent_M].abs(), vmin=0, vmax=1, cmap="magma"
-        )
+        best_first = recovery.matched_G[recovery.feature_M].argsort(descending=True)
+        cosine_MM = recovery.cosine_GF[recovery.feature_M[best_first]][:, recovery.latent_M[best_first]]
+        shown = right.imshow(cosine_MM.abs().numpy(), vmin=0, vmax=1, cmap="magma")
         figure.colorbar(shown, ax=right, label="|cosine|")
-        right.set(xlabel="latent matched to true feature", ylabel="true feature")
+        right.set(
+            xlabel="latents, in the order of their features", ylabel="true features, best matched first"
+        )
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=120)
 

@@ -60,7 +60,7 @@ class ActivationsConfig:
     group_size: int | None = None  # synthetic: features of a group, neighbours in number
     # synthetic: together: correlation within a group; hierarchy: share of the parent's rows a child fires in
     group_strength: float | None = None
-    directions: list[list[float]] | None = None  # synthetic: one list per feature; null: random directions
+    directions: list[Any] | None = None  # synthetic: one list per feature; null: random directions
     names: list[str] | None = None  # synthetic: one name per feature, for the picture
 
 

@@ -49,7 +49,9 @@ def synthetic_problems(acts: ActivationsConfig) -> Iterator[str]:
                 "give one per feature"
             )
     for number, direction in enumerate(acts.directions or []):
-        if len(direction) != width or not 0 < sum(x * x for x in direction) < float("inf"):
+        numbers = direction if isinstance(direction, list) else []
+        fits = len(numbers) == width and all(type(each) in (int, float) for each in numbers)
+        if not fits or not 0 < sum(each * each for each in numbers) < float("inf"):
             yield (
                 f"activations.directions: entry {number} is {direction}; give {width} numbers "
                 f"(activations.width={width}), not all 0"

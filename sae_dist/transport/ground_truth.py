@@ -23,7 +23,7 @@ DIRECTIONS = 3
 
 
 class Draws:
-    """Random numbers from Philox as raw integers: numpy keeps those across versions, and nothing built on them.
+    """Random numbers made of raw Philox integers: those numpy keeps across versions, its distributions not.
 
     Args:
         key: integers; another key is another stream.
