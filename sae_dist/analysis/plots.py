@@ -79,6 +79,6 @@ def _arrows(axes: "Axes", truth_GD: Tensor, W_dec_FD: Tensor, names: tuple[str, 
         )  # fmt: skip
     for number, direction in enumerate(truth_GD.tolist()):
         name = names[number] if names else str(number)
-        axes.text(1.15 * direction[0], 1.15 * direction[1], name, ha="center", va="center")
+        axes.text(1.25 * direction[0], 1.15 * direction[1], name, ha="center", va="center")
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
     axes.legend(loc="lower right")
