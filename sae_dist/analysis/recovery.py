@@ -66,3 +66,31 @@ def recover(truth_GD: Tensor, W_dec_FD: Tensor) -> Recovery:
     return Recovery(
         cosine_GF, torch.from_numpy(np.asarray(feature_M)), torch.from_numpy(np.asarray(latent_M))
     )
+
+
+class Firing:
+    """Whether matched latents fire where their features do, over all (row, feature) pairs of the rows added.
+
+    Latents that are matched to no feature are left out; features without a latent are never found.
+    """
+
+    def __init__(self, recovery: Recovery):
+        self.feature_F = torch.full((recovery.cosine_GF.shape[1],), -1)
+        self.feature_F[recovery.latent_M] = recovery.feature_M
+        self.found = self.said = self.true = 0
+
+    def add(self, fires_RG: Tensor, row_P: Tensor, latent_P: Tensor) -> None:
+        """Add rows: what fires in truth, and the P pairs of a row and a latent whose code is above zero."""
+        feature_P = self.feature_F[latent_P]
+        matched_P = feature_P >= 0
+        self.found += int(fires_RG[row_P[matched_P], feature_P[matched_P]].sum())
+        self.said += int(matched_P.sum())
+        self.true += int(fires_RG.sum())
+
+    def numbers(self) -> dict[str, Any]:
+        """Precision, recall and their harmonic mean; 0 where nothing fires."""
+        return {
+            "firing_precision": self.found / max(self.said, 1),
+            "firing_recall": self.found / max(self.true, 1),
+            "firing_f1": 2 * self.found / max(self.said + self.true, 1),
+        }

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sae_dist.analysis import cross_entropy as ce
 from sae_dist.analysis.ahead import ahead
-from sae_dist.analysis.plots import plot_density, plot_recovery
+from sae_dist.analysis.plots import plot_density
 from sae_dist.analysis.quality import evaluate
-from sae_dist.analysis.recovery import recover
+from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.types import ChunkSource, LlmFacts
@@ -29,8 +29,6 @@ from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
 from sae_dist.tokens.source import TokenSource, open_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
-from sae_dist.transport.ground_truth import GroundTruth
-from sae_dist.transport.synthetic import SyntheticChunkSource
 
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
 
@@ -55,7 +53,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     with torch.no_grad(), _half_the_cores():
         summary |= _measure(cfg, sae, device, resolve(cfg.kernels).encode_topk)
     if cfg.activations.kind == "synthetic":
-        summary |= _recovery(cfg, sae.W_dec_FD, folder)
+        with torch.no_grad():
+            summary |= evaluate_recovery(cfg, sae, resolve(cfg.kernels).encode_topk, folder)
     summary["eval_seconds"] = time.monotonic() - started
     if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
         summary["status"] = "finished"
@@ -81,16 +80,7 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
         result, _ = evaluate(cfg, sae, _rows(rows, device, []), encode=encode)
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
     if cfg.activations.kind == "synthetic":
-        truth = GroundTruth.of(cfg.activations, cfg.seed)
-        made = SyntheticChunkSource(
-            truth,
-            lanes=1,
-            rows=cfg.shuffle.chunk_rows,
-            seed=cfg.seed,
-            held_out=True,
-            dtype=torch.float32,
-        )
-        result, _ = evaluate(cfg, sae, _rows(made, device, []), encode=encode)
+        result, _ = evaluate(cfg, sae, _rows(held_out(cfg), device, []), encode=encode)
         return result | ce.no_cross_entropy("activations are synthetic: there is no LLM to splice into")
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
@@ -108,15 +98,6 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
     if facts.causal:
         return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
     return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
-
-
-def _recovery(cfg: RunConfig, W_dec_FD: Tensor, folder: Path) -> dict[str, Any]:
-    """How much of the ground truth is in the decoder; draws plots/recovery.png."""
-    truth = GroundTruth.of(cfg.activations, cfg.seed)
-    W_dec_FD = W_dec_FD.cpu()
-    recovery = recover(truth.directions_GD, W_dec_FD)
-    plot_recovery(recovery, truth.directions_GD, W_dec_FD, truth.names, folder / "plots" / "recovery.png")
-    return recovery.numbers() | {"true_l0": truth.true_l0}
 
 
 def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:

@@ -13,6 +13,7 @@ LINES = (
     ("  true features above 0.9", "matched_share", ".2%"),
     ("  nearest row of each feature (MMCS)", "mmcs", ".4f"),
     ("  nearest feature of each row", "mmcs_latents", ".4f"),
+    ("F1 of which features fire", "firing_f1", ".4f"),
     ("cosine of x and its reconstruction", "cosine", ".4f"),
     ("cross-entropy, clean", "ce_clean", ".4f"),
     ("  reconstruction spliced in", "ce_sae", ".4f"),

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from sae_dist.core.types import ActivationChunk, Position
@@ -35,8 +36,15 @@ class SyntheticChunkSource:
         for index in itertools.count(start["chunk"] if start else 0):
             yield self._make(lane, index)
 
+    def fires(self, lane: int, index: int) -> Tensor:
+        """Which true features fire in the rows of a chunk: bool [R, G]."""
+        return torch.from_numpy(self.truth.fires(self.rows, self._draws(lane, index)))
+
+    def _draws(self, lane: int, index: int) -> Draws:
+        return Draws(self.seed, lane, index, self.purpose)
+
     def _make(self, lane: int, index: int) -> ActivationChunk:
-        draws = Draws(self.seed, lane, index, self.purpose)
+        draws = self._draws(lane, index)
         fires_RG = self.truth.fires(self.rows, draws)
         feature_P = torch.from_numpy(np.nonzero(fires_RG)[1])
         magnitude_P = torch.from_numpy(self.truth.magnitudes(len(feature_P), draws))

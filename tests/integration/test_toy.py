@@ -15,6 +15,7 @@ def test_four_named_features_are_found_in_two_dimensions(tmp_path):
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["matching_score"] > 0.98 and summary["matched_share"] == 1 and summary["mmcs"] > 0.98
     assert summary["true_l0"] == pytest.approx(0.4) and summary["status"] == "finished"
+    assert summary["firing_recall"] > 0.8 > summary["firing_precision"]
     assert (folder / "plots" / "recovery.png").stat().st_size > 1000
     assert "true features above 0.9" in done.stdout and "are synthetic" in done.stdout
 
@@ -35,3 +36,4 @@ def test_features_are_found_by_two_shards_and_without_an_evaluation(tmp_path):
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs" / "toy" / "summary.json").read_text())
     assert summary["matching_score"] > 0.9 and summary["fvu"] is None
+    assert "firing_f1" not in summary

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from sae_dist.analysis.plots import plot_recovery
-from sae_dist.analysis.recovery import recover
+from sae_dist.analysis.recovery import Firing, recover
 
 
 def directions(count, width, seed=0):
@@ -62,6 +62,21 @@ def test_the_matching_is_the_best_there_is_not_the_first_found():
     latents = torch.tensor([[0.8, 0.6], [0.0, 1.0]], dtype=torch.float64)
     # Taking the nearest row first gives 1 for the second feature and leaves 0 for the first: 0.5.
     assert float(recover(truth, latents).matched_G.mean()) == pytest.approx((0.8 + 0.6) / 2)
+
+
+def test_firing_is_compared_through_the_matching():
+    truth = torch.eye(3, dtype=torch.float64)
+    # Latent 2 is feature 0, latent 0 is feature 1; feature 2 has a latent of its own, 3; latent 1 is spare.
+    rows = torch.tensor([[0.0, 1, 0], [0.6, 0.8, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    firing = Firing(recover(truth, rows))
+    fires = torch.tensor([[1, 1, 0], [0, 0, 1]]).bool()
+    firing.add(fires, torch.tensor([0, 0, 0, 1, 1]), torch.tensor([2, 3, 1, 1, 3]))
+    expected = {"firing_precision": 2 / 3, "firing_recall": 2 / 3, "firing_f1": 2 / 3}
+    assert firing.numbers() == pytest.approx(expected)
+    firing.add(fires, torch.tensor([0]), torch.tensor([2]))
+    assert firing.numbers() == pytest.approx(
+        {"firing_precision": 3 / 4, "firing_recall": 3 / 6, "firing_f1": 0.6}
+    )
 
 
 @pytest.mark.parametrize("width", [2, 3])

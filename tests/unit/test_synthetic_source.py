@@ -96,6 +96,7 @@ def test_a_row_is_the_sum_of_its_features():
     rows = next(made.open(0, None)).rows_RD
     assert torch.equal(rows.unique(), torch.tensor([0.0, 1.0], dtype=torch.float64))
     assert close_to(rows.mean(0).numpy(), 0.5, 4096).all()
+    assert torch.equal(made.fires(0, 0), rows > 0)
     noisy = next(source(**given, magnitudes="constant", noise=0.1, rows=4096).open(0, None)).rows_RD
     assert float((noisy - rows).std()) == pytest.approx(0.1, rel=0.03)
     assert float((noisy - rows).mean()) == pytest.approx(0.0, abs=0.005)
