@@ -21,6 +21,8 @@ SYNTHETIC_ONLY = (
     "activations.directions",
     "activations.names",
 )
+MOST_FEATURES = 16_384
+"""More would take too long to match with latents one to one."""
 GROUPED = ("together", "hierarchy", "apart")
 
 
@@ -29,6 +31,8 @@ def synthetic_problems(acts: ActivationsConfig) -> Iterator[str]:
     if acts.kind != "synthetic":
         return
     features, width = acts.num_features or 0, acts.width or 0
+    if features > MOST_FEATURES:
+        yield f"activations.num_features={features} must be at most {MOST_FEATURES}"
     if acts.mean_active is not None and acts.mean_active > features:
         yield (
             f"activations.mean_active={acts.mean_active:g} is more than activations.num_features={features}; "

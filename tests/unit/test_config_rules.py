@@ -63,6 +63,7 @@ def resolved(*overrides, facts=FACTS):
         ("activations.kind=synthetic", "activations.num_features must be given .*num_features=512"),
         ("activations=synthetic activations.width=null", "activations.width must be given"),
         ("activations=synthetic activations.width=0", "activations.width=0 must be greater than 0"),
+        ("activations=synthetic activations.num_features=1000000", "=1000000 must be at most 16384"),
         ("activations=synthetic activations.noise=-1", "activations.noise=-1.0 must be 0 or more"),
         ("activations=synthetic activations.mean_active=513", "=513 .* use at most 512"),
         ("activations=synthetic activations.magnitudes=normal", "nearest: activations.magnitudes="),
