@@ -54,6 +54,7 @@ Examples:
   sae-dist train sae.num_latents=16384 train_tokens=10M topology.shard=2
   sae-dist train llm=minilm hook=encoder.layer.2 sae.num_latents=12288
   sae-dist train activations=file activations.path=acts.npy sae.expansion=16
+  sae-dist train experiment=toy_superposition
 """
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

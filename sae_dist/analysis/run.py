@@ -16,6 +16,7 @@ from sae_dist.analysis import cross_entropy as ce
 from sae_dist.analysis.ahead import ahead
 from sae_dist.analysis.plots import plot_density
 from sae_dist.analysis.quality import evaluate
+from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.types import ChunkSource, LlmFacts
@@ -51,6 +52,9 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     with torch.no_grad(), _half_the_cores():
         summary |= _measure(cfg, sae, device, resolve(cfg.kernels).encode_topk)
+    if cfg.activations.kind == "synthetic":
+        with torch.no_grad():
+            summary |= evaluate_recovery(cfg, sae, resolve(cfg.kernels).encode_topk, folder)
     summary["eval_seconds"] = time.monotonic() - started
     if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
         summary["status"] = "finished"
@@ -75,6 +79,9 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
         )
         result, _ = evaluate(cfg, sae, _rows(rows, device, []), encode=encode)
         return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
+    if cfg.activations.kind == "synthetic":
+        result, _ = evaluate(cfg, sae, _rows(held_out(cfg), device, []), encode=encode)
+        return result | ce.no_cross_entropy("activations are synthetic: there is no LLM to splice into")
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     assert cfg.llm.dtype is not None, "filled in by core.resolve"

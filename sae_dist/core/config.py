@@ -46,10 +46,22 @@ class TokensConfig:
 class ActivationsConfig:
     """Where activations come from, and how they are scaled."""
 
-    kind: str = MISSING  # llm | file
+    kind: str = MISSING  # llm | file | synthetic
     path: str | None = None  # file: an .npy or .safetensors array [N, D]
     key: str | None = None  # file: the tensor's name in a .safetensors file (null: the only one)
     scaling: str = "sqrt_width"  # sqrt_width: mean norm becomes sqrt(D); none
+    num_features: int | None = None  # synthetic: true features
+    width: int | None = None  # synthetic: dimensions of an activation
+    mean_active: float | None = None  # synthetic: features that fire in a row, on average: the true L0
+    zipf: float | None = None  # synthetic: feature i fires at a rate ~ 1 / i^zipf; 0: all alike
+    magnitudes: str | None = None  # synthetic: constant (1) | uniform (0 to 2) | exponential (mean 1)
+    noise: float | None = None  # synthetic: standard deviation of the Gaussian added to every number
+    groups: str | None = None  # synthetic: independent | together | hierarchy | apart
+    group_size: int | None = None  # synthetic: features of a group, neighbours in number
+    # synthetic: together: correlation within a group; hierarchy: share of the parent's rows a child fires in
+    group_strength: float | None = None
+    directions: list[Any] | None = None  # synthetic: one list per feature; null: random directions
+    names: list[str] | None = None  # synthetic: one name per feature, for the picture
 
 
 @dataclass

@@ -46,7 +46,7 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
     `optim.lr` stays open: training fills it in by its law and says so.
 
     Args:
-        facts: of the LLM; None: activations come from a file.
+        facts: of the LLM; None: activations come from a file or are synthetic.
         width: D of the activations, of a transcoder's input.
 
     Raises:
@@ -70,11 +70,13 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
-    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, or the file's stem in place of LLM and hook.
+    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`; a transcoder's hook is `<hook>-to-<target_hook>`.
 
-    A transcoder's hook is `<hook>-to-<target_hook>`.
+    In place of LLM and hook: a file's stem, or `synthetic-<features>in<width>`.
     """
-    if facts is None:
+    if cfg.activations.kind == "synthetic":
+        source = f"synthetic-{cfg.activations.num_features}in{cfg.activations.width}"
+    elif facts is None:
         source = Path(cfg.activations.path or "").stem
     else:
         hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)

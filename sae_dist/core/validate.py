@@ -8,6 +8,7 @@ from typing import Any
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
+from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 
 CHOICES = {
     "resume": ("never", "auto"),
@@ -17,43 +18,58 @@ CHOICES = {
     "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
     "llm.attn": ("sdpa", "eager"),
     "tokens.kind": ("text", "webdataset", "hf"),
-    "activations.kind": ("llm", "file"),
+    "activations.kind": ("llm", "file", "synthetic"),
     "activations.scaling": ("sqrt_width", "none"),
+    "activations.magnitudes": ("constant", "uniform", "exponential"),
+    "activations.groups": ("independent", "together", "hierarchy", "apart"),
     "sae.kind": KINDS,
-    "sae.l1_weighting": (None, "decoder_norm", "none"),
-    "sae.penalty": (None, "l0", "tanh"),
+    "sae.l1_weighting": ("decoder_norm", "none"),
+    "sae.penalty": ("l0", "tanh"),
     "optim.kind": ("adam", "row_adam", "offload"),
     "metrics.wandb": ("auto", "online", "offline", "off"),
 }
+MAY_BE_OPEN = (
+    "llm.dtype",
+    "activations.magnitudes",
+    "activations.groups",
+    "sae.l1_weighting",
+    "sae.penalty",
+)
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
     "shuffle.chunk_rows shuffle.block_chunks topology.shard topology.dp topology.in_flight "
     "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
-    "sae.bandwidth sae.threshold optim.lr optim.eps optim.clip metrics.every checkpoint.keep"
+    "sae.bandwidth sae.threshold optim.lr optim.eps optim.clip metrics.every checkpoint.keep "
+    "activations.num_features activations.width activations.mean_active activations.group_size "
+    "activations.group_strength"
 ).split()
 NOT_NEGATIVE = (
     "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "
-    "optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens"
+    "optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf activations.noise"
 ).split()
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
 LARGEST_SEED = 2**32 - 1
 
+TEXT_ONLY = (
+    "hook",
+    "target_hook",
+    "tokens.path",
+    "tokens.dataset",
+    "tokens.subset",
+    "tokens.data_files",
+    "tokens.context",
+    "tokens.epochs",
+)
 UNREAD = {
     ("tokens.kind", "text"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
     ("tokens.kind", "webdataset"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
     ("tokens.kind", "hf"): ("tokens.path",),
-    ("activations.kind", "llm"): ("activations.path", "activations.key"),
-    ("activations.kind", "file"): (
-        "hook",
-        "target_hook",
-        "tokens.path",
-        "tokens.dataset",
-        "tokens.subset",
-        "tokens.data_files",
-        "tokens.context",
-        "tokens.epochs",
-    ),
+    ("activations.kind", "llm"): ("activations.path", "activations.key", *SYNTHETIC_ONLY),
+    ("activations.kind", "file"): (*TEXT_ONLY, *SYNTHETIC_ONLY),
+    ("activations.kind", "synthetic"): (*TEXT_ONLY, "activations.path", "activations.key"),
+    ("activations.groups", "independent"): ("activations.group_size", "activations.group_strength"),
+    ("activations.groups", "apart"): ("activations.group_strength",),
 }
 """Fields that a kind does not read: given nevertheless, they would mislead."""
 GROUP_OF = {
@@ -63,6 +79,7 @@ GROUP_OF = {
     "tokens.data_files": "tokens=hf",
     "activations.path": "activations=file",
     "activations.key": "activations=file",
+    **dict.fromkeys(SYNTHETIC_ONLY, "activations=synthetic"),
 }
 
 
@@ -84,6 +101,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _ranges(cfg)
     yield from _unread(cfg)
     yield from _needed(cfg)
+    yield from synthetic_problems(cfg.activations)
     yield from _sae(cfg)
     yield from _target(cfg)
     yield from _sharing(cfg)
@@ -102,11 +120,10 @@ def get(cfg: RunConfig, key: str) -> Any:
 def _choices(cfg: RunConfig) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         value = get(cfg, key)
-        if value is None and key == "llm.dtype" or value in allowed:
+        if value is None and key in MAY_BE_OPEN or value in allowed:
             continue
-        names = [name for name in allowed if name is not None]
-        near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.0)
-        yield f"{key}={value} is not one of {', '.join(names)}; nearest: {key}={near[0]}"
+        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)
+        yield f"{key}={value} is not one of {', '.join(allowed)}; nearest: {key}={near[0]}"
 
 
 def _ranges(cfg: RunConfig) -> Iterator[str]:
@@ -153,10 +170,11 @@ def _unread(cfg: RunConfig) -> Iterator[str]:
             if value is not None:
                 where = f"; use {GROUP_OF[key]} or" if key in GROUP_OF and group == key.split(".")[0] else ";"
                 yield f"{key}={value} is not read with {kind_key}={kind}{where} leave {key} out"
-    if cfg.activations.kind == "file" and cfg.topology.producers:
+    if cfg.activations.kind != "llm" and cfg.topology.producers:
+        how = "reads the file" if cfg.activations.kind == "file" else "makes its own activations"
         yield (
-            f"topology.producers={cfg.topology.producers} needs a language model; with activations.kind=file "
-            "every rank reads the file itself: use topology.producers=0"
+            f"topology.producers={cfg.topology.producers} needs a language model; with activations.kind="
+            f"{cfg.activations.kind} every rank {how}: use topology.producers=0"
         )
 
 
@@ -165,13 +183,17 @@ def _needed(cfg: RunConfig) -> Iterator[str]:
         yield f"name={cfg.name} must be the name of one folder; its parent is output={cfg.output}"
     if not cfg.llm.name:
         yield "llm.name is empty; give a model's name or folder, such as llm.name=gpt2"
-    needs = {
-        ("activations.kind", "file"): ("activations.path", "acts.npy"),
-        ("tokens.kind", "webdataset"): ("tokens.path", "'shards/{000..031}.tar'"),
-        ("tokens.kind", "hf"): ("tokens.dataset", "json, with tokens.data_files=docs.jsonl"),
-    }
-    for (kind_key, kind), (key, example) in needs.items():
-        if get(cfg, kind_key) == kind and not get(cfg, key):
+    needs = [
+        ("activations.kind", "file", "activations.path", "acts.npy"),
+        *(("activations.kind", "synthetic", key, example) for key, example in GIVEN_BY_GROUP.items()),
+        *(("activations.groups", each, "activations.group_size", "4") for each in GROUPED),
+        ("activations.groups", "together", "activations.group_strength", "0.5"),
+        ("activations.groups", "hierarchy", "activations.group_strength", "0.5"),
+        ("tokens.kind", "webdataset", "tokens.path", "'shards/{000..031}.tar'"),
+        ("tokens.kind", "hf", "tokens.dataset", "json, with tokens.data_files=docs.jsonl"),
+    ]
+    for kind_key, kind, key, example in needs:
+        if get(cfg, kind_key) == kind and get(cfg, key) in (None, ""):
             yield f"{key} must be given with {kind_key}={kind}, for example {key}={example}"
 
 

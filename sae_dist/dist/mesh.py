@@ -68,4 +68,4 @@ class Topology:
         consumers = f"{self.num_replicas} x {self.num_shards} consumers (dp x shard)"
         if self.num_producers:
             return f"{self.num_producers} producers, {consumers}"
-        return f"{consumers}, each runs the LLM for its own lanes"
+        return f"{consumers}, each makes or reads the activations of its own lanes"

@@ -59,7 +59,13 @@ PEER_NAMES = {
     "output_dir": "output",
     "checkpoint_path": "output",
 }
-TYPE_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+TYPE_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list, [a,b]",
+}
 
 
 def data_folder(name: str) -> Path:
@@ -219,7 +225,8 @@ def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
     for override in parsed:
         if key == override.key_or_group:
             kind = schema().get(key)
-            words = [TYPE_WORDS[each] for each in (kind, *typing.get_args(kind)) if each in TYPE_WORDS]
+            kinds = [typing.get_origin(each) or each for each in (kind, *typing.get_args(kind))]
+            words = [TYPE_WORDS[each] for each in kinds if each in TYPE_WORDS]
             text = (override.input_line or "").lstrip("+")
             return ConfigError(f"{text} has the wrong type; {key} takes {' or '.join(words) or 'one value'}")
     reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]

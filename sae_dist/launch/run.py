@@ -145,6 +145,11 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
         source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
         return resolve(cfg, None, source.width), source.width, None
+    if cfg.activations.kind == "synthetic":
+        from sae_dist.transport.ground_truth import GroundTruth
+
+        width = GroundTruth.of(cfg.activations, cfg.seed).width
+        return resolve(cfg, None, width), width, None
     from sae_dist.llm.facts import llm_facts
 
     facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)

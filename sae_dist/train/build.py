@@ -30,6 +30,8 @@ from sae_dist.train.meter import RunMeter
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.transport.collective import RemoteChunks, Stream
 from sae_dist.transport.file import FileChunkSource, open_array
+from sae_dist.transport.ground_truth import GroundTruth
+from sae_dist.transport.synthetic import SyntheticChunkSource
 
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
@@ -38,8 +40,17 @@ def build_facts(cfg: RunConfig) -> LlmFacts | None:
 
 
 def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -> ChunkSource:
-    """Tokens -> frozen LLM -> activation chunks; or chunks of a file."""
+    """Tokens -> frozen LLM -> activation chunks; or chunks of a file; or synthetic ones."""
     wire = Precision.of(cfg.precision).wire
+    if cfg.activations.kind == "synthetic":
+        return SyntheticChunkSource(
+            GroundTruth.of(cfg.activations, cfg.seed),
+            lanes=cfg.shuffle.lanes,
+            rows=cfg.shuffle.chunk_rows,
+            seed=cfg.seed,
+            held_out=False,
+            dtype=wire,
+        )
     if facts is None:
         assert cfg.activations.path is not None
         array = open_array(cfg.activations.path, cfg.activations.key)

@@ -5,6 +5,7 @@ from pathlib import Path
 from sae_dist.checkpoint.store import Checkpoints, load_full
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.dictionary.levels import levels
 from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.saelens import export_saelens
 from sae_dist.train.build import build_facts
@@ -26,7 +27,11 @@ def export_run(folder: Path) -> Path:
     if newest is None:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     tensors, scalars = load_full(newest, tensor_names(cfg))
-    sae = to_exported(cfg, tensors, scalars["scales"])
+    level_F = None
+    if cfg.sae.prefixes is not None:
+        assert cfg.sae.num_latents is not None
+        level_F = levels(cfg.sae.num_latents, cfg.sae.prefixes)
+    sae = to_exported(cfg, tensors, scalars["scales"], level_F)
     sae.metadata |= {"sae_dist_step": scalars["step"], "training_tokens": scalars["tokens"]}
     facts = build_facts(cfg)
     if facts is not None:

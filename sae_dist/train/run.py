@@ -39,7 +39,7 @@ def run_rank(folder: Path) -> None:
             # A producer ends when its consumers say so: to stop is agreed among them.
             assert facts is not None
             source = build_source(cfg, facts, device)
-            produce(build_stream(cfg, topology, facts.width, device), source, cfg.topology.in_flight)
+            produce(build_stream(cfg, topology, facts.columns, device), source, cfg.topology.in_flight)
     except Preempted:
         runtime.finish()
         raise

@@ -109,6 +109,7 @@ def test_paths_need_no_quotes_of_hydras(path):
         ("batch=null", "batch takes a whole number"),
         ("optim.lr=[1,2]", "optim.lr takes a number"),
         ("tokens.streaming=maybe", "true or false"),
+        ("activations.names=cat", "takes a list"),
         ("seed=${nope}", "seed.*nope"),
         ("zzz=1", "--help"),
     ],

@@ -58,6 +58,42 @@ def resolved(*overrides, facts=FACTS):
         ("sae.skip=true", "sae.skip=true .* give target_hook"),
         ("activations=file activations.path=a.npy topology.producers=1", "topology.producers=1 needs"),
         ("activations.path=a.npy", "use activations=file"),
+        ("activations.width=3", "use activations=synthetic or leave activations.width out"),
+        ("activations=file activations.path=a.npy activations.zipf=1", "activations.zipf=1.0 is not read"),
+        ("activations=synthetic activations.path=a.npy", "use activations=file or leave"),
+        ("activations=synthetic hook=layers.1", "hook=layers.1 is not read with activations.kind=synthetic"),
+        ("activations=synthetic topology.producers=1", "makes its own activations: use topology.producers=0"),
+        ("activations.kind=synthetic", "activations.num_features must be given .*num_features=512"),
+        ("activations=synthetic activations.width=null", "activations.width must be given"),
+        ("activations=synthetic activations.width=0", "activations.width=0 must be greater than 0"),
+        ("activations=synthetic activations.num_features=1000000", "=1000000 must be at most 16384"),
+        ("activations=synthetic activations.noise=-1", "activations.noise=-1.0 must be 0 or more"),
+        ("activations=synthetic activations.mean_active=513", "=513 .* use at most 512"),
+        ("activations=synthetic activations.magnitudes=normal", "nearest: activations.magnitudes="),
+        ("activations=synthetic activations.group_size=4", "group_size=4 is not read with .*independent"),
+        ("activations=synthetic activations.groups=apart", "activations.group_size must be given"),
+        (
+            "activations=synthetic activations.groups=together activations.group_size=4",
+            "activations.group_strength must be given",
+        ),
+        (
+            "activations=synthetic activations.groups=apart activations.group_size=4 "
+            "activations.group_strength=1",
+            "group_strength=1.0 is not read with activations.groups=apart",
+        ),
+        (
+            "activations=synthetic activations.groups=hierarchy activations.group_size=4 "
+            "activations.group_strength=1.5",
+            "group_strength=1.5 must be at most 1",
+        ),
+        (
+            "activations=synthetic activations.groups=apart activations.group_size=5",
+            "group_size=5 does not divide activations.num_features=512; use 510 features",
+        ),
+        ("activations=synthetic activations.names=[a,b]", "names has 2 entries .* one per feature"),
+        ("experiment=toy_tutorial activations.directions=[[1,0]]", "directions has 1 entries"),
+        ("experiment=toy_tutorial activations.directions=[1,2,3,4]", "entry 0 is 1; give 2 numbers"),
+        ("experiment=toy_tutorial activations.width=3", r"entry 0 is \[1, 0\]; give 3 numbers"),
         ("tokens.dataset=x", "use tokens=hf"),
         ("tokens=hf tokens.dataset=x tokens.path=y", "use tokens=text"),
         ("llm.name=", "llm.name is empty"),
@@ -136,6 +172,8 @@ def test_the_name_tells_what_matters_and_only_that():
     assert len({name, *(resolved("sae.k=16", *each).name for each in other)}) == 5
     file = resolve(compose_config(["activations=file", "activations.path=x/my acts.npy"]), None, 96)
     assert file.name.startswith("my_acts-topk-1536-k32-") and file.hook is None
+    made = resolve(compose_config(["activations=synthetic", "sae.num_latents=512"]), None, 128)
+    assert made.name.startswith("synthetic-512in128-topk-512-k32-") and made.hook is None
     assert resolved("name=mine").name == "mine"
 
 

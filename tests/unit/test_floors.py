@@ -27,6 +27,7 @@ DOORS = {
     "pynvml": ("metrics",),
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),
+    "scipy": ("analysis",),
     "matplotlib": ("metrics", "analysis"),
     "hydra": ("core/config", "launch"),
     "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state"),

@@ -1,0 +1,142 @@
+"""Known sparse features, more of them than dimensions: what synthetic activations are made of.
+
+A row is the sum of the features that fire in it, each a fixed unit direction times a magnitude: the toy
+model of superposition (Elhage et al. 2022, arXiv 2209.10652), with the features as ground truth against
+which a dictionary is measured (Sharkey et al. 2022, "Taking features out of superposition with sparse
+autoencoders").
+
+Letters: G true features, D width, R rows, P pairs of a row and a feature that fires in it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from sae_dist.core.config import ActivationsConfig
+from sae_dist.core.errors import ConfigError
+
+DIRECTIONS = 3
+"""Last word of the random key of directions; the shuffle has 1 and 2, the rows have others."""
+
+
+class Draws:
+    """Random numbers made of raw Philox integers: those numpy keeps across versions, its distributions not.
+
+    Args:
+        key: integers; another key is another stream.
+    """
+
+    def __init__(self, *key: int):
+        self.stream = np.random.Philox(seed=list(key))
+
+    def uniform(self, *shape: int) -> np.ndarray:
+        """Multiples of 2^-53 in [0, 1)."""
+        return (self.stream.random_raw(int(np.prod(shape))) >> np.uint64(11)).reshape(shape) * 2.0**-53
+
+    def normal(self, *shape: int) -> np.ndarray:
+        """Standard Gaussian numbers (Box and Muller)."""
+        radius = np.sqrt(-2 * np.log1p(-self.uniform(*shape)))
+        return radius * np.cos(2 * np.pi * self.uniform(*shape))
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The true features.
+
+    Attributes:
+        directions_GD: unit rows, fp64.
+        rates_G: share of rows in which each feature fires.
+        names: as given in the config; empty: they have none.
+    """
+
+    cfg: ActivationsConfig
+    directions_GD: Tensor
+    rates_G: np.ndarray
+    names: tuple[str, ...]
+
+    @staticmethod
+    def of(cfg: ActivationsConfig, seed: int) -> "GroundTruth":
+        """The features of a config, the same wherever it is read.
+
+        Raises:
+            ConfigError: features would have to fire in more than all rows.
+        """
+        assert cfg.num_features is not None and cfg.width is not None, "checked by core.validate"
+        if cfg.directions is not None:
+            directions_GD = torch.tensor(cfg.directions, dtype=torch.float64)
+        else:
+            drawn = Draws(seed, 0, 0, DIRECTIONS).normal(cfg.num_features, cfg.width)
+            directions_GD = torch.from_numpy(drawn)
+        return GroundTruth(cfg, normalize(directions_GD, dim=1), firing_rates(cfg), tuple(cfg.names or ()))
+
+    @property
+    def width(self) -> int:
+        return self.directions_GD.shape[1]
+
+    @property
+    def true_l0(self) -> float:
+        """Features that fire in a row, on average over all rows that could be drawn."""
+        return float(self.rates_G.sum())
+
+    def fires(self, rows: int, draws: Draws) -> np.ndarray:
+        """Which features fire in which row: bool [R, G].
+
+        together    two features of a group that fire equally often have correlation `group_strength`
+        hierarchy   the first feature of a group is the parent; the others fire only where it does, each in
+                    `group_strength` of its rows
+        apart       at most one feature of a group fires
+        """
+        kind, size, strength = self.cfg.groups, self.cfg.group_size or 1, self.cfg.group_strength or 0.0
+        G = len(self.rates_G)
+        group_G = np.arange(G) // size
+        if kind == "apart":
+            shared_RG = draws.uniform(rows, G // size)[:, group_G]
+            last_G = self.rates_G.reshape(-1, size).cumsum(1).reshape(G)
+            return (last_G - self.rates_G <= shared_RG) & (shared_RG < last_G)
+        own_RG = draws.uniform(rows, G)
+        if kind == "together":
+            # Each feature follows the group's number with probability sqrt(c), so two do with c.
+            shared_RG = draws.uniform(rows, G // size)[:, group_G]
+            own_RG = np.where(draws.uniform(rows, G) < strength**0.5, shared_RG, own_RG)
+        elif kind == "hierarchy":
+            parent_G = group_G * size
+            fires_RG = own_RG < np.where(np.arange(G) == parent_G, self.rates_G, strength)
+            return fires_RG & fires_RG[:, parent_G]
+        return own_RG < self.rates_G
+
+    def magnitudes(self, pairs: int, draws: Draws) -> np.ndarray:
+        """Sizes of features that fire, [P]: mean 1."""
+        if self.cfg.magnitudes == "constant":
+            return np.ones(pairs)
+        drawn_P = draws.uniform(pairs)
+        return 2 * drawn_P if self.cfg.magnitudes == "uniform" else -np.log1p(-drawn_P)
+
+
+def firing_rates(cfg: ActivationsConfig) -> np.ndarray:
+    """Share of rows in which each feature fires, [G]: they follow `zipf` and add up to `mean_active`.
+
+    Raises:
+        ConfigError: a rate, or the rates of a group whose features never fire together, exceed 1.
+    """
+    assert cfg.num_features is not None and cfg.mean_active is not None and cfg.zipf is not None
+    number_G = np.arange(cfg.num_features)
+    size = cfg.group_size or 1
+    first_G = number_G // size * size
+    if cfg.groups == "hierarchy":
+        weight_G = (1.0 + first_G) ** -cfg.zipf * np.where(
+            number_G == first_G, 1.0, cfg.group_strength or 0.0
+        )
+    else:
+        weight_G = (1.0 + number_G) ** -cfg.zipf
+    rates_G = weight_G * (cfg.mean_active / weight_G.sum())
+    most = rates_G.reshape(-1, size).sum(1).max() if cfg.groups == "apart" else rates_G.max()
+    if most > 1 + 1e-12:
+        what = "the features of a group" if cfg.groups == "apart" else "a feature"
+        raise ConfigError(
+            f"activations.mean_active={cfg.mean_active:g} would have {what} fire in {most:.3g} of all rows; "
+            f"use at most {cfg.mean_active / most:.3g}, or change activations.zipf or activations.groups"
+        )
+    return rates_G
