@@ -99,7 +99,7 @@ class SaeConfig:
     skip: bool = False  # transcoder: add a linear path from input to output
     threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference
     prefixes: list[float] | None = None  # matryoshka: nested prefixes as fractions of the latents, last 1
-    sparsity: float | None = None  # relu, jumprelu, gated: coefficient of the penalty
+    sparsity: float | None = None  # relu, jumprelu, gated: coefficient of the penalty, free of the width
     sparsity_warmup: float | None = None  # relu, jumprelu, gated: its rise, as a fraction of the run
     l1_weighting: str | None = None  # relu: decoder_norm (free rows) | none (unit rows)
     penalty: str | None = None  # jumprelu: l0 | tanh

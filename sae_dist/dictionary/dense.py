@@ -5,6 +5,7 @@ no tile; backward computes each tile again, so at most one [rows, tile] is held,
 many latents there are. Letters as in `dictionary.base`; f latents of a tile.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -70,10 +71,18 @@ class TiledDictionary(Dictionary):
         return rows_bC.new_zeros(())
 
     def coefficient(self, tokens: int) -> float:
-        """`sae.sparsity`, growing linearly over the first `sae.sparsity_warmup` of the run."""
+        """`sae.sparsity` in the kind's unit, growing linearly over the first `sae.sparsity_warmup` of the run."""
         assert self.cfg.sparsity is not None and self.cfg.sparsity_warmup is not None
         rising = self.cfg.sparsity_warmup * self.setting.tokens
-        return self.cfg.sparsity * (min(1.0, tokens / rising) if rising > 0 else 1.0)
+        return self.cfg.sparsity * self.unit() * (min(1.0, tokens / rising) if rising > 0 else 1.0)
+
+    def unit(self) -> float:
+        """What one unit of `sae.sparsity` is, so that its size does not depend on the width.
+
+        sqrt(E) for penalties that are sums of codes: activations have norm sqrt(E), their squared error is
+        of the order of E and the sum of their codes of the order of sqrt(L0 E).
+        """
+        return math.sqrt(self.E)
 
     def tiles(self, x_BD: Tensor) -> Tile:
         """All tiles, summed; `fired_f` for all latents of the shard."""

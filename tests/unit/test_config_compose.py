@@ -96,7 +96,7 @@ def test_paths_need_no_quotes_of_hydras(path):
         ("metrics=3", "metrics.every"),
         ("metrics={every:3}", "metrics.every"),
         ("llm=gtp2", "llm.name=gtp2"),
-        ("sae=topq", "options: topk"),
+        ("sae=topq", "options: batchtopk"),
         ("experiment=x", "options: .*minilm"),
         ("+sae.k=3", "write sae.k=3"),
         ("~sae.k=3", "write sae.k=3"),

@@ -54,10 +54,14 @@ class Kind(TiledDictionary):
         rows = self.setting.rows
         count = self.consumers.sum(penalty.detach().clone())
         excess = count / (rows * target) - 1
-        unit = self.coefficient(tokens) * rows * self.variance
-        share = unit * excess.square() / self.consumers.size
-        slope = unit * 2 * excess / (rows * target) * penalty
+        weight = self.coefficient(tokens) * rows * self.variance
+        share = weight * excess.square() / self.consumers.size
+        slope = weight * 2 * excess / (rows * target) * penalty
         return slope + (share - slope).detach()
+
+    def unit(self) -> float:
+        """See `TiledDictionary.unit`: E for penalties that count codes, the variance with a target."""
+        return 1.0 if self.cfg.target_l0 is not None else float(self.E)
 
 
 class _Jump(torch.autograd.Function):
