@@ -71,7 +71,7 @@ class TiledDictionary(Dictionary):
         return rows_bC.new_zeros(())
 
     def coefficient(self, tokens: int) -> float:
-        """`sae.sparsity` in the kind's unit, growing linearly over the first `sae.sparsity_warmup` of the run."""
+        """`sae.sparsity` in the kind's unit, growing over the first `sae.sparsity_warmup` of the run."""
         assert self.cfg.sparsity is not None and self.cfg.sparsity_warmup is not None
         rising = self.cfg.sparsity_warmup * self.setting.tokens
         return self.cfg.sparsity * self.unit() * (min(1.0, tokens / rising) if rising > 0 else 1.0)

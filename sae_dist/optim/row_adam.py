@@ -41,7 +41,6 @@ class RowAdam:
         self.moment1 = {n: torch.zeros_like(w) for n, w in like.items()} if cfg.beta1 else {}
         self.moment2 = {n: torch.zeros_like(w) for n, w in like.items()}
         self.touched_F = torch.zeros(self.rows, dtype=torch.int64, device=like["W_enc"].device)
-        self.updates = 0
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """See `Engine.step`."""
@@ -53,7 +52,6 @@ class RowAdam:
         for parameter in self.replicated.values():
             self.topology.consumers.sum(_grad(parameter))
         pairs, self.model.row_terms = self._collect(), {"W_enc": [], "W_dec": []}
-        self.updates += 1
         small = torch.stack([_grad(p).square().sum() for p in self.replicated.values()]).sum()
         bad = self.topology.consumers.max((~(pairs.finite() & torch.isfinite(small))).to(small.dtype))
         scale = None
@@ -85,6 +83,15 @@ class RowAdam:
                 found[f"adam.{name}.{key}"] = (tensor, "replicated")
         return found
 
+    @property
+    def updates(self) -> int:
+        """Updates made so far; a step whose gradients were not finite is none."""
+        return self.adam.step_count
+
+    @updates.setter
+    def updates(self, value: int) -> None:
+        self.adam.step_count = value
+
     def _collect(self) -> "_Pairs":
         """This step's pairs of all replicas whose latents this replica owns, sorted by latent."""
         terms = self.model.row_terms
@@ -110,8 +117,9 @@ class RowAdam:
     def _update(self, tile: "_Tile", lr: float, bad: Tensor, scale: Tensor | None) -> Tensor:
         """Move the tile's rows, unless `bad` is 1; returns the squared norm of its gradients."""
         beta1, beta2, latent_U = self.cfg.beta1, self.cfg.beta2, tile.latent_U
-        correction1, correction2 = 1 - beta1**self.updates, 1 - beta2**self.updates
-        since_U = (self.updates - self.touched_F[latent_U]).double()
+        update = self.updates + 1
+        correction1, correction2 = 1 - beta1**update, 1 - beta2**update
+        since_U = (update - self.touched_F[latent_U]).double()
         squares = torch.zeros_like(bad)
         for name, grad in self._gradients(tile).items():
             squares = squares + grad.square().sum()
@@ -131,7 +139,7 @@ class RowAdam:
                 normalise(row)
             weight[place_U] = torch.where(bad > 0, weight[place_U], row)
             self.moment2[name][latent_U] = torch.where(bad > 0, self.moment2[name][latent_U], second)
-        self.touched_F[latent_U] = torch.where(bad > 0, self.touched_F[latent_U], self.updates)
+        self.touched_F[latent_U] = torch.where(bad > 0, self.touched_F[latent_U], update)
         return squares
 
     def _share(self) -> None:

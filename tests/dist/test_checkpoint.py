@@ -30,12 +30,19 @@ def row_ids(topo: Topology) -> torch.Tensor:
     return torch.arange(first, first + part, dtype=torch.float32)[:, None].repeat(1, 3)
 
 
+def own_rows(topo: Topology) -> torch.Tensor:
+    """Those of `row_ids` that this replica owns."""
+    rows = row_ids(topo)
+    return rows.view(topo.dp.size, -1, 3)[topo.dp.rank].clone()
+
+
 def save(folder: Path, shard: int, dp: int, steps: list[int], keep: int = 2) -> None:
     topo = topology(shard, dp)
     for step in steps:
         tensors = {
             "W": (torch.nn.Parameter(row_ids(topo)), "sharded"),
             "count": (row_ids(topo)[:, 0].long(), "sharded"),
+            "moment": (own_rows(topo), "owned"),
             "b": (torch.full((5,), step + 0.5), "replicated"),
         }
         Checkpoints(folder, topo, keep).save(step, tensors, {"step": step, "lanes": {"0": {"doc": 7}}})
@@ -51,11 +58,14 @@ def load_as(folder: Path, topo: Topology) -> bool:
     count, b = torch.zeros(ROWS // shard, dtype=torch.int64), torch.zeros(5)
     path = Checkpoints.newest(folder)
     assert path is not None
+    moment = torch.zeros(ROWS // shard // topo.dp.size, 3)
     tensors = {"W": (W, "sharded"), "count": (count, "sharded"), "b": (b, "replicated")}
+    tensors["moment"] = (moment, "owned")
     scalars = Checkpoints(folder, topo, 1).load(path, tensors)
     assert scalars == {"step": 3, "lanes": {"0": {"doc": 7}}}
     assert torch.equal(b, torch.full((5,), 3.5))
     assert torch.equal(count, row_ids(topo)[:, 0].long())
+    assert torch.equal(moment, own_rows(topo))
     return torch.equal(W, row_ids(topo))
 
 
@@ -96,7 +106,7 @@ def test_one_process_reads_whole_tensors_without_a_process_group(saved):
     tensors, scalars = load_full(saved / "checkpoints" / "step_00000003", ["W", "b"])
     assert torch.equal(tensors["W"][:, 0], torch.arange(ROWS, dtype=torch.float32))
     assert tensors["b"].tolist() == [3.5] * 5 and scalars["step"] == 3
-    with pytest.raises(CheckpointError, match="has no tensor W_gate; it has W, b, count"):
+    with pytest.raises(CheckpointError, match="has no tensor W_gate; it has W, b, count, moment"):
         load_full(saved / "checkpoints" / "step_00000003", ["W_gate"])
 
 

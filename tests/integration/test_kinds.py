@@ -1,0 +1,75 @@
+"""Every kind of dictionary through the command: trained, exported and evaluated, split over ranks or not."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.commands import TINY, rows, sae_dist, train
+
+SHORT = [
+    "precision=float64",
+    "sae.num_latents=512",
+    "batch=192",
+    "shuffle.chunk_rows=64",
+    "train_tokens=3840",
+    "optim.lr=3e-3",
+    "eval.tokens=2000",
+    "eval.ce_tokens=1000",
+]
+KINDS = {
+    "topk": ["optim=row_adam"],
+    "batchtopk": [],
+    "matryoshka": ["optim=row_adam", "optim.beta1=0"],
+    "relu": ["sae.l1_weighting=none"],
+    "jumprelu": ["sae.threshold=0.5", "hook=layers.1.mlp:in", "target_hook=layers.1.mlp", "sae.skip=true"],
+    "gated": ["sae.sparsity=0.02"],
+}
+
+
+def close(one, other, tolerance):
+    return (one - other).abs().max() <= tolerance * one.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_kind_ends_well_and_the_same_on_two_ranks(kind, tmp_path):
+    arguments = [f"sae={kind}", *KINDS[kind], *SHORT]
+    topology = "topology.dp=2" if kind in ("matryoshka", "relu") else "topology.shard=2"
+    alone = train(tmp_path, "alone", *arguments)
+    shared = train(tmp_path, "shared", *arguments, topology)
+    assert len(alone) == len(shared) == 20
+    assert alone[-1]["loss/fvu"] < alone[0]["loss/fvu"], "it learns"
+    for one, other in zip(alone, shared, strict=True):
+        assert abs(one["loss/total"] - other["loss/total"]) < 1e-8 * abs(one["loss/total"])
+        assert one["sparsity/l0"] == other["sparsity/l0"]
+    summaries = [
+        json.loads((tmp_path / "outputs" / n / "summary.json").read_text()) for n in ("alone", "shared")
+    ]
+    assert all(s["status"] == "finished" and s["l0"] > 0 and 0 < s["fvu"] < 2 for s in summaries)
+    assert abs(summaries[0]["fvu"] - summaries[1]["fvu"]) < 1e-4
+    weights = [
+        load_file(tmp_path / "outputs" / n / "export" / "sae_weights.safetensors")
+        for n in ("alone", "shared")
+    ]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert torch.isfinite(tensor).all()
+        assert close(tensor, weights[1][name], 1e-5), name
+
+
+def test_a_row_lazy_run_continues_on_another_mesh(tmp_path):
+    """Moments that two replicas own are taken up by one, and the curve goes on as if nothing had happened."""
+    arguments = ["optim=row_adam", *SHORT, "checkpoint.every=1920"]
+    whole = train(tmp_path, "whole", *arguments)
+    train(tmp_path, "part", *arguments, "topology.dp=2", "topology.shard=2")
+    run = tmp_path / "outputs" / "part"
+    # Back to the middle of the run: the last checkpoint and what came of it are taken away.
+    shutil.rmtree(run / "checkpoints" / "step_00000020")
+    (run / "summary.json").unlink()
+    done = sae_dist(tmp_path, "train", *TINY, "name=part", *arguments, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(run)] == [row["step"] for row in whole]
+    for one, other in zip(whole, rows(run), strict=True):
+        assert abs(one["loss/total"] - other["loss/total"]) < 1e-8 * abs(one["loss/total"])
