@@ -1,7 +1,9 @@
 """The activations of a benchmark: harvested once, shuffled once, the same rows for every contestant.
 
-data/train.npy      [N, D] float32, mean norm sqrt(D), in a fixed random order
+data/train.npy      [N, D] float32, mean norm sqrt(D), in a fixed random order; zeros where our reader would
+                    hold rows out for evaluation, which are never read here
 data/test.npy       [M, D] float32, the same scale, from held-out documents
+data/data.json      what they are made of
 data/order_<s>.npy  the number of the row at every place of a run with seed s: the very order in which
                     `sae-dist train` draws them from this file
 """
@@ -11,12 +13,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from sae_dist.bench.plan import CHUNK_ROWS, LANES, Plan, write_json
+from sae_dist.bench.plan import CHUNK_ROWS, LANES, Plan, make_folder, write_json
 from sae_dist.core.config import LlmConfig, RunConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
@@ -42,19 +45,49 @@ def prepare_data(plan: Plan, rows: Rows | None = None) -> Path:
         ConfigError: the source has too few rows.
     """
     folder = plan.folder / "data"
-    done = folder / "data.json"
-    if not done.exists():
-        folder.mkdir(exist_ok=True)
+    if not is_there(plan):
         rows = rows or llm_rows(plan)
-        facts = {}
-        for name, held_out, wanted in (
-            ("test", True, plan.test_rows),
-            ("train", False, file_rows(plan.tokens, plan.batch)),
-        ):
-            facts[name] = write_rows(folder / f"{name}.npy", rows(held_out), wanted, name)
+        make_folder(folder)
+        total = file_rows(plan.tokens, plan.batch)
+        places = _source(total).places[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)
+        write_rows(folder / "test.npy", rows(True), plan.test_rows, np.arange(plan.test_rows))
+        write_rows(folder / "train.npy", rows(False), total, places.ravel())
         rescale(folder)
-        write_json(done, facts)
+        for stale in folder.glob("order_*.npy"):
+            stale.unlink()
+        write_json(folder / "data.json", made_of(plan))
     return folder
+
+
+def made_of(plan: Plan) -> dict[str, Any]:
+    """The settings that the data, and all trials on them, depend on."""
+    keys = ("tokens", "batch", "test_rows", "llm", "hook", "device")
+    return {key: getattr(plan, key) for key in keys}
+
+
+def is_there(plan: Plan) -> bool:
+    """Whether the data have been made.
+
+    Raises:
+        ConfigError: the folder holds a benchmark on other data, or something else.
+    """
+    path = plan.folder / "data" / "data.json"
+    if path.is_file():
+        before, now = json.loads(path.read_text(encoding="utf-8")), made_of(plan)
+        for key, value in now.items():
+            if before.get(key) != value:
+                raise ConfigError(
+                    f"{plan.folder} holds a benchmark with {key}={before.get(key)}, and this one has "
+                    f"{key}={value}; choose another --folder"
+                )
+        return True
+    # What `sae-dist bench peers`, `scaling` and an interrupted harvest leave is no obstacle.
+    known = {"peers", "scaling.csv", "data"}
+    if plan.folder.exists() and (
+        not plan.folder.is_dir() or {each.name for each in plan.folder.iterdir()} - known
+    ):
+        raise ConfigError(f"{plan.folder} exists and is no benchmark; choose another --folder")
+    return False
 
 
 def file_rows(tokens: int, batch: int) -> int:
@@ -132,33 +165,36 @@ def llm_rows(plan: Plan) -> Rows:
     return rows
 
 
-def write_rows(path: Path, batches: Iterator[torch.Tensor], wanted: int, name: str) -> int:
-    """Write `wanted` rows, each at its place in a fixed permutation; returns how many."""
-    drawn = np.random.Philox(seed=[7, wanted]).random_raw(wanted)
-    place = np.argsort(drawn, kind="stable")
+def write_rows(path: Path, batches: Iterator[torch.Tensor], total: int, places: np.ndarray) -> None:
+    """A file of `total` rows, of which those at `places` are filled, in a fixed random order."""
+    wanted, name = len(places), path.name
+    place = places[np.argsort(np.random.Philox(seed=[7, wanted]).random_raw(wanted), kind="stable")]
     out, have = None, 0
     for batch in batches:
         block = batch[: wanted - have].to("cpu", torch.float32).numpy()
         if out is None:
-            out = open_memmap(path, mode="w+", dtype=np.float32, shape=(wanted, block.shape[1]))
+            out = open_memmap(path, mode="w+", dtype=np.float32, shape=(total, block.shape[1]))
         out[place[have : have + len(block)]] = block
         have += len(block)
         if have // SAID_EVERY > (have - len(block)) // SAID_EVERY or have == wanted:
-            print(f"harvest: {name}.npy {have:,} of {wanted:,} rows", file=sys.stderr, flush=True)
+            print(f"harvest: {name} {have:,} of {wanted:,} rows", file=sys.stderr, flush=True)
         if have == wanted:
-            return wanted
+            return
     raise ConfigError(
-        f"the text that this Python carries gives {have:,} activations for {name}.npy, and {wanted:,} are "
+        f"the text that this Python carries gives {have:,} activations for {name}, and {wanted:,} are "
         "needed; use fewer --tokens"
     )
 
 
 def rescale(folder: Path) -> None:
-    """Bring both files to a mean norm of sqrt(D), by the factor of the training rows."""
+    """Bring both files to a mean norm of sqrt(D), by the factor of the training rows (zeros left out)."""
     train, test = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("train", "test"))
-    blocks = [slice(first, first + 65536) for first in range(0, len(train), 65536)]
-    total = sum(float(np.linalg.norm(train[block], axis=1).sum(dtype=np.float64)) for block in blocks)
-    factor = np.float32(train.shape[1] ** 0.5 * len(train) / total)
+    total, count = 0.0, 0
+    for first in range(0, len(train), 65536):
+        norm = np.linalg.norm(train[first : first + 65536], axis=1)
+        total += float(norm.sum(dtype=np.float64))
+        count += int((norm > 0).sum())
+    factor = np.float32(train.shape[1] ** 0.5 * count / total)
     for array in (train, test):
         for first in range(0, len(array), 65536):
             array[first : first + 65536] *= factor
@@ -167,8 +203,7 @@ def rescale(folder: Path) -> None:
 
 def describe(plan: Plan) -> str:
     """One line for the report."""
-    facts = json.loads((plan.folder / "data" / "data.json").read_text(encoding="utf-8"))
     return (
         f"{plan.llm}, {plan.hook}, Python's own text; {plan.steps * plan.batch:,} training activations, "
-        f"batch {plan.batch}, {facts['test']:,} held-out activations from documents never trained on"
+        f"batch {plan.batch}, {plan.test_rows:,} held-out activations from documents never trained on"
     )

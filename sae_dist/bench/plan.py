@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_dist.core.config import RunConfig
@@ -13,7 +13,6 @@ LANES = RunConfig().shuffle.lanes
 CHUNK_ROWS = 128
 """Rows per chunk of our run: small, so that few rows lie unread ahead of the last one. The file is shuffled
 as a whole, so this changes nothing else."""
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -48,41 +47,18 @@ class Plan:
         return min(10_000_000, max(self.tokens // 10, 1))
 
 
-def hold_folder(plan: Plan) -> None:
-    """Write down what the folder's data are made of, or check that they are the same.
+def make_folder(folder: Path) -> None:
+    """Make a folder.
 
     Raises:
-        ConfigError: the folder holds a benchmark with other data.
+        ConfigError: it cannot be made.
     """
-    made_of = {
-        key: value
-        for key, value in asdict(plan).items()
-        if key in ("tokens", "batch", "test_rows", "llm", "hook", "device")
-    }
-    path = plan.folder / PLAN
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for key, value in made_of.items():
-            if before.get(key) != value:
-                raise ConfigError(
-                    f"{plan.folder} holds a benchmark with {key}={before.get(key)}, and this one has "
-                    f"{key}={value}; choose another --folder"
-                )
-        return
-    if plan.folder.exists() and (not plan.folder.is_dir() or not _ours(plan.folder)):
-        raise ConfigError(f"{plan.folder} exists and is no benchmark; choose another --folder")
     try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, made_of)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"--folder {plan.folder} cannot be written: {error.strerror}; choose another"
+            f"--folder: {folder} cannot be made: {error.strerror}; choose another --folder"
         ) from None
-
-
-def _ours(folder: Path) -> bool:
-    """Whether there is nothing in it but what `sae-dist bench peers` and `scaling` leave."""
-    return all(each.name in ("peers", "scaling.csv") for each in folder.iterdir())
 
 
 def write_json(path: Path, content: object) -> None:

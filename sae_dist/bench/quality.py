@@ -1,6 +1,5 @@
 """The quality benchmark: for every contestant a sweep of the learning rate, then several seeds at the best.
 
-folder/plan.json                                  what the data are made of
 folder/data/                                      see `data`
 folder/trials/<latents>-k<k>/<contestant>/lr<lr>-seed<seed>/
     result.json, weights.safetensors, log.txt     a finished trial is not run again
@@ -20,7 +19,7 @@ import numpy as np
 from sae_dist.bench.contestants import CONTESTANTS, Contestant, Job, TrialFailed, run_trial
 from sae_dist.bench.data import order_file, prepare_data
 from sae_dist.bench.evaluate import Weights, measure
-from sae_dist.bench.plan import Plan, hold_folder, write_json
+from sae_dist.bench.plan import Plan, write_json
 from sae_dist.bench.sweep import best_of, is_bracketed, sweep
 
 NOT_FINITE = "not finite"
@@ -58,7 +57,6 @@ def run_quality(plan: Plan) -> list[Outcome]:
     """
     from sae_dist.bench.report import format_table, write_reports
 
-    hold_folder(plan)
     prepare_data(plan)
     outcomes: list[Outcome] = []
     for latents, k in plan.shapes:

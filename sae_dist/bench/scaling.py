@@ -17,6 +17,7 @@ from statistics import median
 
 import torch
 
+from sae_dist.bench.plan import make_folder
 from sae_dist.core.config import RunConfig, SaeConfig
 from sae_dist.core.resolve import resolve
 from sae_dist.core.types import ActivationChunk, Position
@@ -77,7 +78,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
     Args:
         width: D of the rows.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     costs: list[Cost] = []
     where = runtime.start(runtime.place(), device, 600.0)
     try:

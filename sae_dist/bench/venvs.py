@@ -6,6 +6,7 @@ import venv
 from pathlib import Path
 
 from sae_dist.bench.contestants import last_line, peer_environment
+from sae_dist.bench.plan import make_folder
 from sae_dist.core.errors import SaeDistError
 
 PACKAGES = {
@@ -28,6 +29,7 @@ def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
     Raises:
         SaeDistError: pip failed; names the log.
     """
+    make_folder(folder)
     lines = []
     for peer in only:
         python = peer_environment(folder, peer)
