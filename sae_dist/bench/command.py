@@ -106,6 +106,7 @@ def read_plan(words: list[str]) -> Plan:
         test_rows=preset.test_rows,
         only=only,
         peer_python=peer_python,
+        refine=given.refine,
         device=device(given.device),
     )
 
@@ -126,6 +127,9 @@ def quality_parser() -> Parser:
     parser.add_argument("--latents", help="one or several: 4096,16384")
     parser.add_argument("--k", help="one or several: 16,64")
     parser.add_argument("--seeds", help="at the best learning rate")
+    parser.add_argument(
+        "--refine", action="store_true", help="after the grid of learning rates, half a step to either side"
+    )
     parser.add_argument(
         "--peer-python",
         help="saelens=/path/bin/python,... instead of the environments of sae-dist bench peers",

@@ -23,6 +23,7 @@ class Plan:
         shapes: (latents, k) of each table.
         only: contestants, in the order of the tables.
         peer_python: interpreter of a peer, by its name.
+        refine: learning rates between the best of the grid and its neighbours are tried too.
     """
 
     folder: Path
@@ -33,6 +34,7 @@ class Plan:
     test_rows: int = 120_000
     only: tuple[str, ...] = WORDS
     peer_python: dict[str, str] = field(default_factory=dict)
+    refine: bool = False
     device: str = "cpu"
     llm: str = "minilm"
     hook: str = "encoder.layer.2"

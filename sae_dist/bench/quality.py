@@ -73,7 +73,9 @@ def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome
     try:
         trial = partial(one_trial, plan, contestant, latents, k, outcome)
         costs = sweep(
-            contestant.begin_at(plan.steps, latents), lambda lr: cost(trial(lr, 0), contestant.dead_at_most)
+            contestant.begin_at(plan.steps, latents),
+            lambda lr: cost(trial(lr, 0), contestant.dead_at_most),
+            refine=plan.refine,
         )
         outcome.best_lr, outcome.bracketed = best_of(costs), is_bracketed(costs)
         if outcome.best_lr is None:
@@ -104,7 +106,8 @@ def one_trial(
     """
     folder = trial_folder(plan, contestant.name, latents, k, lr, seed)
     done = folder / "result.json"
-    if done.is_file():
+    kept = done.is_file()
+    if kept:
         result = json.loads(done.read_text(encoding="utf-8"))
     else:
         order = order_file(plan, seed)
@@ -129,7 +132,7 @@ def one_trial(
     shown = "diverged" if result["fvu"] is None else f"FVU {result['fvu']:.4f}, {result['dead']:.1%} dead"
     say(
         f"{latents} latents, k {k}: {contestant.label}, lr {lr:g}, seed {seed}: {shown}, "
-        f"{result['train_seconds'] or 0:.0f} s"
+        f"{result['train_seconds'] or 0:.0f} s{', kept' if kept else ''}"
     )
     return result
 

@@ -111,7 +111,8 @@ def _caption(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     return [
         f"Data: {describe(plan)}.",
         "Every contestant trains by its own trainer with AuxK on, on the same rows in the same order, with "
-        "its own learning rate from a sweep (factor 2, one seed, extended until bracketed), chosen by FVU; "
+        f"its own learning rate from a sweep (factor 2{', then 1.4' if plan.refine else ''}; one seed; "
+        "extended until bracketed), chosen by FVU; "
         "sae_dist's only among those with at most 5 % dead latents.",
         f"FVU: held out, pooled; dead: latents silent on all {rows:,} held-out rows; mean ± standard "
         "deviation over seeds; seconds: median of the training loop, reading included.",

@@ -7,7 +7,9 @@ RATIO = 2.0
 MOST = 12
 
 
-def sweep(first: float, cost: Callable[[float], float], ratio: float = RATIO) -> dict[float, float]:
+def sweep(
+    first: float, cost: Callable[[float], float], *, refine: bool = False, ratio: float = RATIO
+) -> dict[float, float]:
     """Try first / ratio, first, first * ratio; then go on at the edge where the best lies.
 
     Where no try counts (all infinite: diverged, or too many latents dead), go on with smaller rates, as both
@@ -15,14 +17,15 @@ def sweep(first: float, cost: Callable[[float], float], ratio: float = RATIO) ->
 
     Args:
         cost: lower is better; infinite: does not count.
+        refine: at last, try half a step on either side of the best.
 
     Returns:
         Cost by learning rate, ascending; the best has a neighbour on either side, unless MOST tries did not
         suffice.
     """
-    costs: dict[int, float] = {}
+    costs: dict[float, float] = {}
 
-    def attempt(step: int) -> None:
+    def attempt(step: float) -> None:
         if step not in costs:
             found = cost(rate(first, step, ratio))
             costs[step] = math.inf if math.isnan(found) else found
@@ -37,10 +40,14 @@ def sweep(first: float, cost: Callable[[float], float], ratio: float = RATIO) ->
             attempt(max(costs) + 1)
         else:
             break
+    if refine and best_of(costs) is not None:
+        middle = min(costs, key=lambda step: (costs[step], step))
+        attempt(middle - 0.5)
+        attempt(middle + 0.5)
     return {rate(first, step, ratio): costs[step] for step in sorted(costs)}
 
 
-def rate(first: float, step: int, ratio: float) -> float:
+def rate(first: float, step: float, ratio: float) -> float:
     """A place of the grid, in three digits: it names folders."""
     return float(f"{first * ratio**step:.3g}")
 

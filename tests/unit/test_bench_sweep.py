@@ -40,6 +40,13 @@ def test_what_is_not_a_number_does_not_win():
     assert best_of(costs) == 1e-3 and is_bracketed(costs)
 
 
+def test_refines_around_the_best():
+    trial = valley(1e-3 * 2**0.5)
+    costs = sweep(1e-3, trial, refine=True)
+    assert best_of(costs) == pytest.approx(1e-3 * 2**0.5, rel=0.01) and is_bracketed(costs)
+    assert len(trial.calls) == len(costs) and best_of(sweep(1e-3, trial)) != best_of(costs)
+
+
 def test_gives_up_and_says_so():
     costs = sweep(1e-3, lambda lr: lr)
     assert len(costs) == MOST and not is_bracketed(costs) and best_of(costs) == min(costs)
