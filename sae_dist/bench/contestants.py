@@ -55,8 +55,8 @@ CONTESTANTS = {
     for each in (
         Contestant("ours", "sae_dist", None, None, 4e-3, dead_at_most=0.05),
         Contestant("saelens", "SAELens", "saelens", "train_saelens.py", 2e-3),
-        Contestant("sparsify", "sparsify (signum)", "sparsify", "train_sparsify.py", 2e-3, "signum"),
-        Contestant("sparsify_adam", "sparsify (adam)", "sparsify", "train_sparsify.py", 4e-3, "adam"),
+        Contestant("sparsify", "sparsify (signum)", "sparsify", "train_sparsify.py", 4e-3, "signum"),
+        Contestant("sparsify_adam", "sparsify (adam)", "sparsify", "train_sparsify.py", 8e-3, "adam"),
         Contestant(
             "dictionary_learning",
             "dictionary_learning",

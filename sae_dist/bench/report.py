@@ -124,6 +124,7 @@ def _caption(plan: Plan, outcomes: list[Outcome]) -> list[str]:
 def plot(shape: list[Outcome], path: Path) -> None:
     """FVU against learning rate, one line for each contestant; seeds at the best rate as dots."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -136,6 +137,11 @@ def plot(shape: list[Outcome], path: Path) -> None:
         axes.plot(*zip(*first, strict=True), marker="o", label=outcome.label, color=color)
         axes.plot(*zip(*[p[:2] for p in points], strict=True), ".", color=color)
     axes.set(xlabel="learning rate", ylabel="FVU, held out", xscale="log", yscale="log")
+    tried = sorted({trial["lr"] for outcome in shape for trial in outcome.trials})
+    axes.set_xticks(tried, [f"{lr:g}" for lr in tried], rotation=45)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.set_title(f"{shape[0].latents} latents, k = {shape[0].k}")
     axes.grid(alpha=0.3, which="both")
     axes.legend()

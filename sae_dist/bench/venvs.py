@@ -18,7 +18,8 @@ TORCH = "torch==2.13.0"
 
 
 def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
-    """Make those that are not there yet: torch first, so that no peer draws in another one.
+    """Make those that are not there yet: torch first, and named again beside the peer, so that nothing that
+    the peer needs brings another one.
 
     Args:
         torch: what pip is told; its own settings (pip.conf, PIP_INDEX_URL) choose between CPU and CUDA.
@@ -38,12 +39,18 @@ def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
             print(f"{peer}: {torch}, {PACKAGES[peer]}", file=sys.stderr, flush=True)
             venv.create(python.parents[1], with_pip=True, clear=True)
             log = python.parents[1] / "pip.log"
-            for package in (torch, PACKAGES[peer]):
+            for step in (
+                ["install", torch],
+                ["install", torch, PACKAGES[peer]],
+                # Drawn in by nnsight and used by none of the trainers; beside a CPU build of torch its wheel
+                # breaks the import of transformers.
+                ["uninstall", "--yes", "torchvision"],
+            ):
                 with open(log, "a", encoding="utf-8") as out:
-                    words = [str(python), "-m", "pip", "install", "--disable-pip-version-check", package]
+                    words = [str(python), "-m", "pip", "--disable-pip-version-check", *step]
                     done = subprocess.run(words, stdout=out, stderr=out)
                 if done.returncode:
-                    raise SaeDistError(f"{peer}: pip install {package} failed: {last_line(log)} (see {log})")
+                    raise SaeDistError(f"{peer}: pip {' '.join(step)} failed: {last_line(log)} (see {log})")
             ready.write_text(PACKAGES[peer] + "\n", encoding="utf-8")
         lines.append(f"{peer}: {python}")
     return lines

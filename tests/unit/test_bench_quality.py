@@ -5,13 +5,14 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from sae_dist.analysis.quality import evaluate
-from sae_dist.bench import quality
+from sae_dist.bench import quality, venvs
 from sae_dist.bench.command import read_plan
 from sae_dist.bench.contestants import TrialFailed
 from sae_dist.bench.data import file_rows, order_file, prepare_data, run_order
@@ -20,7 +21,7 @@ from sae_dist.bench.plan import CHUNK_ROWS, Plan
 from sae_dist.bench.report import markdown
 from sae_dist.bench.scaling import run_scaling
 from sae_dist.core.config import RunConfig
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import export_saelens
 from sae_dist.kernels.reference import encode_topk
@@ -223,3 +224,20 @@ def test_scaling_times_every_width(tmp_path):
     rows = (tmp_path / "scaling.csv").read_text().splitlines()
     assert len(rows) == 3 and [row.split(",")[0] for row in rows[1:]] == ["64", "128"]
     assert all(float(row.split(",")[2]) > 0 for row in rows[1:]) and "latents^" in table
+
+
+def test_environments_are_made_once_with_one_torch(tmp_path, monkeypatch):
+    calls: list[list[str]] = []
+
+    def pip(words, **_):
+        calls.append(words[words.index("pip") + 2 :])
+        return SimpleNamespace(returncode=int("eai-sparsify==1.3.3" in words))
+
+    monkeypatch.setattr(venvs.venv, "create", lambda folder, **_: folder.mkdir(parents=True))
+    monkeypatch.setattr(venvs.subprocess, "run", pip)
+    for _ in range(2):
+        (line,) = venvs.make_environments(tmp_path, ["saelens"], "torch==2.13.0")
+    assert line.endswith("peers/saelens/bin/python") and len(calls) == 3
+    assert all("torch==2.13.0" in words for words in calls if words[0] == "install")
+    with pytest.raises(SaeDistError, match="sparsify: pip install torch==2.13.0 eai-sparsify==1.3.3 failed"):
+        venvs.make_environments(tmp_path, ["sparsify"], "torch==2.13.0")
