@@ -15,6 +15,7 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist train [key=value ...]    train, export and evaluate a dictionary   (train --help)
   sae-dist export RUN               export a run's newest checkpoint again
   sae-dist eval RUN                 evaluate a run's export again
+  sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
 
 Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on request and resumable; 1 anything
@@ -87,6 +88,10 @@ def dispatch(words: list[str]) -> int:
         print(version())
     elif command == "train":
         train(rest)
+    elif command == "bench":
+        from sae_dist.bench.command import bench
+
+        bench(rest)
     elif command in ("export", "eval"):
         if rest in (["--help"], ["-h"]):
             print(f"sae-dist {command} RUN\n\nRUN is a run folder, such as outputs/my_run.")

@@ -12,3 +12,4 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--saelens-python", help="the python of an environment with sae-lens")
+    parser.addoption("--peer-python", help="pythons of the benchmark's peers: saelens=/path/bin/python,...")

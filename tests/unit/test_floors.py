@@ -16,7 +16,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "train": ("core", "dist", "kernels", *STAGES),
     "analysis": ("core", "dist", "kernels", *STAGES),
     "launch": ("core", "dist", "train", "analysis", "tokens", "llm", "transport"),
-    "cli": ("core", "launch", "train", "analysis"),
+    "bench": ("core", "dist", "kernels", *STAGES, "train", "launch"),
+    "cli": ("core", "launch", "train", "analysis", "bench"),
 }
 DOORS = {
     "transformers": ("llm", "tokens"),
@@ -28,7 +29,7 @@ DOORS = {
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),
     "scipy": ("analysis",),
-    "matplotlib": ("metrics", "analysis"),
+    "matplotlib": ("metrics", "analysis", "bench"),
     "hydra": ("core/config", "launch"),
     "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state"),
 }

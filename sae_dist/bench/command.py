@@ -1,0 +1,237 @@
+"""The words of `sae-dist bench`. Imports nothing heavy: help and wrong words are answered at once."""
+
+import argparse
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
+from sae_dist.bench.plan import Plan
+from sae_dist.core.counts import parse_count
+from sae_dist.core.errors import ConfigError
+
+USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
+sae-dist bench peers [--folder F]                           environments for those trainers
+sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
+
+quality trains SAELens, sparsify and dictionary_learning by their own trainers, and sae_dist, on the same
+activations: a sweep of the learning rate for each, then several seeds at the best. It may be stopped at any
+time; the same command goes on. --help after any of the three says more.
+"""
+FOLDER = "bench"
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Defaults of a size. `shapes` is every latents x every k."""
+
+    tokens: int
+    latents: tuple[int, ...]
+    k: tuple[int, ...]
+    seeds: int
+    test_rows: int
+
+
+PRESETS = {
+    "default": Preset(1_000_000, (4096,), (32,), 3, 120_000),
+    "small": Preset(200_000, (2048,), (32,), 2, 100_000),
+    # One pass over the text that Python carries gives a little less than 8M activations.
+    "full": Preset(7_000_000, (4096, 16384), (16, 64), 3, 500_000),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong words are a ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def bench(words: list[str]) -> None:
+    """`sae-dist bench ...`.
+
+    Raises:
+        SaeDistError: see `core.errors`.
+    """
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    known = {"quality": quality, "peers": peers, "scaling": scaling}
+    if command in ("--help", "-h"):
+        print(USAGE, end="")
+    elif command in known:
+        try:
+            known[command](rest)
+        except SystemExit:
+            return  # argparse printed the help
+    else:
+        raise ConfigError(f"there is no sae-dist bench {command}; use {', '.join(known)}")
+
+
+def quality(words: list[str]) -> None:
+    """`sae-dist bench quality`."""
+    plan = read_plan(words)
+    from sae_dist.bench.quality import run_quality
+
+    run_quality(plan)
+
+
+def read_plan(words: list[str]) -> Plan:
+    """The settings that the words mean.
+
+    Raises:
+        ConfigError: they mean none.
+    """
+    given = quality_parser().parse_args(words)
+    preset = PRESETS["small" if given.small else "full" if given.full else "default"]
+    tokens = count(given.tokens, "--tokens") if given.tokens else preset.tokens
+    latents = counts(given.latents, "--latents") if given.latents else preset.latents
+    ks = counts(given.k, "--k") if given.k else preset.k
+    seeds = count(given.seeds, "--seeds") if given.seeds is not None else preset.seeds
+    if tokens < 20 * Plan.batch:
+        raise ConfigError(f"--tokens {tokens} is too few to compare anything; use at least {20 * Plan.batch}")
+    if max(ks) > min(latents):
+        raise ConfigError(f"--k {max(ks)} is more than --latents {min(latents)}; use a smaller k")
+    only = tuple(given.only.split(",")) if given.only else Plan.only
+    for name in only:
+        if name not in CONTESTANTS:
+            raise ConfigError(f"--only {name}: the contestants are {', '.join(CONTESTANTS)}")
+    peer_python = pairs(given.peer_python or "")
+    check_peer_python(peer_python)
+    return Plan(
+        folder=given.folder,
+        tokens=tokens,
+        shapes=tuple((F, k) for F in latents for k in ks),
+        seeds=seeds,
+        test_rows=preset.test_rows,
+        only=only,
+        peer_python=peer_python,
+        refine=given.refine,
+        device=device(given.device),
+    )
+
+
+def quality_parser() -> Parser:
+    """Options of `sae-dist bench quality`."""
+    parser = Parser(
+        prog="sae-dist bench quality",
+        description="Held-out FVU, dead latents and time of sae_dist and of its peers, each by its own "
+        "trainer, on activations of all-MiniLM-L6-v2 (layer 2). Resumable: run it again.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"everything it writes ({FOLDER})")
+    parser.add_argument("--only", help=f"some of {','.join(CONTESTANTS)}")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--small", action="store_true", help=sized("small"))
+    size.add_argument("--full", action="store_true", help=f"for a GPU: {sized('full')}")
+    parser.add_argument("--tokens", help=f"training activations (default: {sized('default')})")
+    parser.add_argument("--latents", help="one or several: 4096,16384")
+    parser.add_argument("--k", help="one or several: 16,64")
+    parser.add_argument("--seeds", help="at the best learning rate")
+    parser.add_argument(
+        "--refine", action="store_true", help="after the grid of learning rates, half a step to either side"
+    )
+    parser.add_argument(
+        "--peer-python",
+        help="saelens=/path/bin/python,... instead of the environments of sae-dist bench peers",
+    )
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    return parser
+
+
+def sized(name: str) -> str:
+    """A preset in words."""
+    preset = PRESETS[name]
+    latents, ks = (", ".join(map(str, numbers)) for numbers in (preset.latents, preset.k))
+    return f"{preset.tokens:,} tokens, {latents} latents, k {ks}, {preset.seeds} seeds"
+
+
+def peers(words: list[str]) -> None:
+    """`sae-dist bench peers`."""
+    from sae_dist.bench.venvs import PACKAGES, TORCH, make_environments
+
+    parser = Parser(
+        prog="sae-dist bench peers",
+        description="Make an environment for each peer in FOLDER/peers, by venv and pip, torch first. pip's "
+        "own settings choose the build of torch; on a machine without a GPU the CPU build saves gigabytes.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
+    parser.add_argument("--only", help=f"some of {','.join(PACKAGES)}")
+    parser.add_argument("--torch", default=TORCH, help=f"what pip installs first ({TORCH})")
+    given = parser.parse_args(words)
+    only = given.only.split(",") if given.only else list(PACKAGES)
+    for peer in only:
+        if peer not in PACKAGES:
+            raise ConfigError(f"--only {peer}: the peers are {', '.join(PACKAGES)}")
+    print("\n".join(make_environments(given.folder, only, given.torch)))
+
+
+def scaling(words: list[str]) -> None:
+    """`sae-dist bench scaling`."""
+    parser = Parser(
+        prog="sae-dist bench scaling",
+        description="Time per token of our training step at several numbers of latents, beside the bare "
+        "product of the encoder of the same shape, in turn, in one process.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets scaling.csv ({FOLDER})")
+    parser.add_argument("--latents", default="4096,16384,65536,262144")
+    parser.add_argument("--width", default="384", help="D of the activations")
+    parser.add_argument("--k", default="32")
+    parser.add_argument("--batch", default="2048")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    given = parser.parse_args(words)
+    latents = counts(given.latents, "--latents")
+    sizes = {name: count(getattr(given, name), f"--{name}") for name in ("width", "k", "batch")}
+    if sizes["k"] > min(latents):
+        raise ConfigError(f"--k {sizes['k']} is more than --latents {min(latents)}; use a smaller k")
+    where = device(given.device)
+    from sae_dist.bench.scaling import run_scaling
+
+    print(run_scaling(given.folder, latents, device=where, **sizes))
+
+
+def count(text: str, name: str) -> int:
+    """A positive count, written as everywhere: 500k, 1M.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    number = parse_count(text, name)
+    if number < 1:
+        raise ConfigError(f"{name}={text} must be greater than 0")
+    return number
+
+
+def counts(text: str, name: str) -> tuple[int, ...]:
+    """Several, separated by commas, each once."""
+    return tuple(dict.fromkeys(count(part, name) for part in text.split(",")))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`a=x,b=y`.
+
+    Raises:
+        ConfigError: a part has no `=`.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--peer-python {part}: write NAME=/path/to/python")
+        found[name] = os.path.abspath(os.path.expanduser(value))
+    return found
+
+
+def device(name: str) -> str:
+    """`auto` means CUDA where torch finds it.
+
+    Raises:
+        ConfigError: cuda is asked for and not there.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return "cuda" if found else "cpu"

@@ -1,0 +1,166 @@
+"""`sae-dist bench scaling`: how the cost of a training step grows with the number of latents.
+
+Times our own step (forward, backward, update; TopK) on random rows, alternated in one process with the bare
+product of the encoder, x W_enc^T, so that both meet the same machine. AuxK is at rest: no latent is dead yet.
+"""
+
+import csv
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from sae_dist.bench.plan import make_folder
+from sae_dist.core.config import RunConfig, SaeConfig
+from sae_dist.core.resolve import resolve
+from sae_dist.core.types import ActivationChunk, Position
+from sae_dist.dist import runtime
+from sae_dist.dist.mesh import Topology
+from sae_dist.launch.compose import compose_config
+from sae_dist.train.build import build_run
+from sae_dist.train.state import Run
+
+WIDTHS = (4096, 16384, 65536, 262144)
+TILE = 16384
+WARMUP = 2
+HEAD = ("latents", "steps", "us/token", "ns/token/latent", "encoder us/token", "step/encoder")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Medians of one width, in seconds per step."""
+
+    latents: int
+    steps: int
+    step_s: float
+    encoder_s: float
+    batch: int
+
+    def row(self) -> tuple[str, ...]:
+        """As in HEAD."""
+        per_token = 1e6 * self.step_s / self.batch
+        return (
+            str(self.latents),
+            str(self.steps),
+            f"{per_token:.2f}",
+            f"{1e3 * per_token / self.latents:.3f}",
+            f"{1e6 * self.encoder_s / self.batch:.2f}",
+            f"{self.step_s / self.encoder_s:.2f}",
+        )
+
+
+class RandomRows:
+    """Chunks of normal rows; see `core.types.ChunkSource`."""
+
+    def __init__(self, width: int, rows: int):
+        self.width, self.rows = width, rows
+
+    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
+        """The same chunks again for the same lane."""
+        draw = torch.Generator().manual_seed(lane)
+        index = start["chunk"] if start else 0
+        while True:
+            rows = torch.randn(self.rows, self.width, generator=draw)
+            yield ActivationChunk(index, lane, rows, torch.arange(self.rows), {"chunk": index})
+            index += 1
+
+
+def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, batch: int, device: str) -> str:
+    """Time every number of latents; write scaling.csv; returns the table.
+
+    Args:
+        width: D of the rows.
+    """
+    make_folder(folder)
+    costs: list[Cost] = []
+    where = runtime.start(runtime.place(), device, 600.0)
+    try:
+        for latents in widths:
+            costs.append(time_width(latents, width=width, k=k, batch=batch, device=where))
+            print(f"{latents} latents: {costs[-1].row()[2]} us/token", file=sys.stderr, flush=True)
+            with open(folder / "scaling.csv", "w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([HEAD, *(cost.row() for cost in costs)])
+    finally:
+        runtime.finish()
+    title = f"D = {width}, k = {k}, batch {batch}, {where.type}, {torch.get_num_threads()} threads"
+    return f"{title}\n{format_costs(costs)}\n{folder / 'scaling.csv'}"
+
+
+def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Cost:
+    """Steps and encoder products in turn; the wider, the fewer."""
+    steps = max(5, min(30, 30 * 16384 // latents))
+    with tempfile.TemporaryDirectory() as folder:
+        run = make_run(Path(folder), latents, width=width, k=k, batch=batch, device=device)
+        encoder = Encoder(latents, width, batch, device)
+        own, bare = [], []
+        for turn in range(steps + WARMUP):
+            x_BD = run.next_batch().x_BD
+            run.progress.step += 1
+            run.progress.tokens += batch
+            step_s = seconds(partial(one_step, run, x_BD), device)
+            encoder_s = seconds(encoder, device)
+            if turn >= WARMUP:
+                own.append(step_s)
+                bare.append(encoder_s)
+    return Cost(latents, steps, median(own), median(bare), batch)
+
+
+def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Run:
+    """A run with the default dictionary and optimizer over random rows."""
+    cfg: RunConfig = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
+    cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
+    cfg.metrics.console = False
+    cfg = resolve(cfg, None, width)
+    topology = Topology(cfg.topology, runtime.place(), device.type)
+    source = RandomRows(width, cfg.shuffle.chunk_rows)
+    return build_run(cfg, folder, source, None, topology, runtime.StopRequest(), device)
+
+
+def one_step(run: Run, x_BD: torch.Tensor) -> None:
+    """What `train.loop` does with a batch, short of the bookkeeping."""
+    terms = run.dictionary.loss(x_BD, run.progress.tokens, False)
+    run.optimizer.step(terms.total, run.lr)
+
+
+class Encoder:
+    """x W^T in tiles of latents, each into the same memory."""
+
+    def __init__(self, latents: int, width: int, batch: int, device: torch.device):
+        self.W_FD = torch.randn(latents, width, device=device)
+        self.x_BD = torch.randn(batch, width, device=device)
+        self.out = torch.empty(batch, min(TILE, latents), device=device)
+
+    def __call__(self) -> None:
+        for first in range(0, len(self.W_FD), TILE):
+            tile = self.W_FD[first : first + TILE]
+            torch.mm(self.x_BD, tile.T, out=self.out[:, : len(tile)])
+
+
+def seconds(act: Callable[[], None], device: torch.device) -> float:
+    """Wall time, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    act()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def format_costs(costs: list[Cost]) -> str:
+    """The table, and how the step's time grows between the first and the last width."""
+    rows = [HEAD, *(cost.row() for cost in costs)]
+    wide = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
+    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows]
+    if len(costs) > 1:
+        first, last = costs[0], costs[-1]
+        power = math.log(last.step_s / first.step_s) / math.log(last.latents / first.latents)
+        lines.append(f"time ~ latents^{power:.2f} from {first.latents} to {last.latents} (1: linear)")
+    return "\n".join(lines)

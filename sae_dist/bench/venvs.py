@@ -1,0 +1,56 @@
+"""`sae-dist bench peers`: an environment for each peer, under the benchmark's folder."""
+
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+from sae_dist.bench.contestants import last_line, peer_environment
+from sae_dist.bench.plan import make_folder
+from sae_dist.core.errors import SaeDistError
+
+PACKAGES = {
+    "saelens": "sae-lens==6.54.12",
+    "sparsify": "eai-sparsify==1.3.3",
+    "dictionary_learning": "dictionary-learning==0.1.0",
+}
+TORCH = "torch==2.13.0"
+
+
+def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
+    """Make those that are not there yet: torch first, and named again beside the peer, so that nothing that
+    the peer needs brings another one.
+
+    Args:
+        torch: what pip is told; its own settings (pip.conf, PIP_INDEX_URL) choose between CPU and CUDA.
+
+    Returns:
+        One line for each.
+
+    Raises:
+        SaeDistError: pip failed; names the log.
+    """
+    make_folder(folder)
+    lines = []
+    for peer in only:
+        python = peer_environment(folder, peer)
+        ready = python.parents[1] / "ready"
+        if not ready.exists():
+            print(f"{peer}: {torch}, {PACKAGES[peer]}", file=sys.stderr, flush=True)
+            venv.create(python.parents[1], with_pip=True, clear=True)
+            log = python.parents[1] / "pip.log"
+            for step in (
+                ["install", torch],
+                ["install", torch, PACKAGES[peer]],
+                # Drawn in by nnsight and used by none of the trainers; beside a CPU build of torch its wheel
+                # breaks the import of transformers.
+                ["uninstall", "--yes", "torchvision"],
+            ):
+                with open(log, "a", encoding="utf-8") as out:
+                    words = [str(python), "-m", "pip", "--disable-pip-version-check", *step]
+                    done = subprocess.run(words, stdout=out, stderr=out)
+                if done.returncode:
+                    raise SaeDistError(f"{peer}: pip {' '.join(step)} failed: {last_line(log)} (see {log})")
+            ready.write_text(PACKAGES[peer] + "\n", encoding="utf-8")
+        lines.append(f"{peer}: {python}")
+    return lines

@@ -1,0 +1,86 @@
+"""Real trials on a tiny array: ours always, a peer's where its environment is given."""
+
+import numpy as np
+import pytest
+import torch
+
+from sae_dist.bench.contestants import CONTESTANTS, PEERS, TrialFailed
+from sae_dist.bench.data import order_file, prepare_data
+from sae_dist.bench.plan import Plan
+from sae_dist.bench.quality import Outcome, one_trial
+from sae_dist.core.config import load_config
+from sae_dist.train.meter import HASH_PRIME
+from tests.commands import rows, sae_dist
+
+D, F, K = 24, 256, 4
+PEER_NAMES = sorted({each.peer for each in CONTESTANTS.values() if each.peer})
+
+
+def sparse_rows(held_out: bool):
+    """Sums of a few of 64 directions, which a dictionary can find."""
+    direction = torch.nn.functional.normalize(torch.randn(64, D, generator=torch.Generator().manual_seed(5)))
+    draw = torch.Generator().manual_seed(int(held_out))
+    while True:
+        on = (torch.rand(512, 64, generator=draw) < 0.04) * torch.rand(512, 64, generator=draw)
+        yield on @ direction + 0.01 * torch.randn(512, D, generator=draw)
+
+
+@pytest.fixture
+def plan(tmp_path, request) -> Plan:
+    given = request.config.getoption("--peer-python", default=None) or ""
+    peers = dict(part.split("=", 1) for part in given.split(",") if part)
+    plan = Plan(
+        tmp_path / "bench",
+        tokens=256 * 250,
+        shapes=((F, K),),
+        seeds=1,
+        batch=256,
+        test_rows=4096,
+        peer_python=peers,
+    )
+    prepare_data(plan, sparse_rows)
+    return plan
+
+
+def trial(plan: Plan, name: str, lr: float = 1e-2) -> dict:
+    contestant = CONTESTANTS[name]
+    return one_trial(plan, contestant, F, K, Outcome(name, contestant.label, F, K), lr, 0)
+
+
+def test_ours_learns_and_draws_the_rows_that_peers_are_given(plan):
+    result = trial(plan, "ours")
+    assert result["fvu"] < 0.3 and result["l0"] <= K and result["train_seconds"] > 0
+    folder = plan.folder / "trials" / f"{F}-k{K}" / "ours" / "lr0.01-seed0"
+    assert (folder / "weights.safetensors").is_file() and not (folder / "run" / "checkpoints").exists()
+    cfg = load_config(folder / "run" / "config.yaml")
+    assert cfg.sae.num_latents == F and cfg.optim.lr == 0.01
+    # metrics.jsonl has a hash of (place, row) summed over each `metrics.every` steps.
+    ids = np.load(order_file(plan, 0))[: cfg.metrics.every * plan.batch]
+    mixed = (np.arange(len(ids)) % HASH_PRIME * 48271 + ids * 69621 + 12345) % HASH_PRIME
+    assert rows(folder / "run")[0]["stream/batch_hash"] == ((mixed * mixed) % HASH_PRIME).sum()
+
+
+def test_a_missing_peer_says_how_to_get_it(plan):
+    plan.peer_python.clear()
+    with pytest.raises(TrialFailed, match="sae-dist bench peers"):
+        trial(plan, "saelens")
+
+
+def test_the_command_answers_wrong_words_with_one_line(tmp_path):
+    for words in ("quality --only mine", "sweep", "scaling --k 0", "peers --only mine"):
+        done = sae_dist(tmp_path, "bench", *words.split())
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert done.stderr.startswith("sae-dist: error: ") and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])
+def test_a_peer_learns(plan, name):
+    if CONTESTANTS[name].peer not in plan.peer_python:
+        pytest.skip(f"--peer-python {CONTESTANTS[name].peer}=... is not given")
+    result = trial(plan, name)
+    assert result["fvu"] < 0.3 and result["l0"] <= K and result["version"]
+
+
+def test_scripts_of_peers_know_nothing_of_us():
+    for script in PEERS.glob("*.py"):
+        assert "import sae_dist" not in script.read_text() and "from sae_dist" not in script.read_text()
