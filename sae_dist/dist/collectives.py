@@ -11,6 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Renamed in torch 2.13, which warns of the names that 2.11 has.
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+_reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class Axis:
     """The ranks along one axis of the mesh, as seen from this rank."""
@@ -27,7 +31,7 @@ class Axis:
         if self.size == 1:
             return part
         whole = part.new_empty(self.size * part.shape[0], *part.shape[1:])
-        dist.all_gather_into_tensor(whole, part.contiguous(), group=self.group)
+        _all_gather(whole, part.contiguous(), group=self.group)
         self._count("gather_rows", part, self.size - 1)
         return whole
 
@@ -81,7 +85,7 @@ class _ScatterSumRows(torch.autograd.Function):
     def forward(ctx: Any, partial: Tensor, axis: Axis) -> Tensor:
         ctx.axis = axis
         part = partial.new_empty(partial.shape[0] // axis.size, *partial.shape[1:])
-        dist.reduce_scatter_tensor(part, partial.contiguous(), group=axis.group)
+        _reduce_scatter(part, partial.contiguous(), group=axis.group)
         axis._count("scatter_sum_rows", part, axis.size - 1)
         return part
 

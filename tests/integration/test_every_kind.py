@@ -23,7 +23,7 @@ KINDS = {
     "topk": ["optim=row_adam"],
     "batchtopk": [],
     "matryoshka": ["optim=row_adam", "optim.beta1=0"],
-    "relu": ["sae.l1_weighting=none"],
+    "relu": ["sae.l1_weighting=none", "sae.sparsity=0.01"],
     "jumprelu": ["sae.threshold=0.5", "hook=layers.1.mlp:in", "target_hook=layers.1.mlp", "sae.skip=true"],
     "gated": ["sae.sparsity=0.02"],
 }

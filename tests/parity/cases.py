@@ -30,7 +30,9 @@ KINDS = {
     "gated": replace(BASE, kind="gated", sparsity=0.3, sparsity_warmup=0.0),
 }  # fmt: skip
 SPARSE = ("topk", "batchtopk", "matryoshka")
-ADAM = OptimConfig(kind="adam", lr=0.01, clip=0.21)
+CLIP = {False: 0.21, True: 0.17}
+"""Of an autoencoder and of a transcoder: within the norms of the five steps."""
+ADAM = OptimConfig(kind="adam", lr=0.01)
 OPTIMIZERS = {
     "adam": ADAM,
     "row_adam": replace(ADAM, kind="row_adam"),
@@ -48,10 +50,12 @@ def batch(step: int, columns: int) -> torch.Tensor:
 
 def build(kind: str, optim: str, dp: int, shard: int, transcoder: bool):
     """Topology, dictionary and optimizer on this rank."""
-    topology_cfg = TopologyConfig(dp=dp, shard=shard)
+    topology_cfg, optim_cfg = TopologyConfig(dp=dp, shard=shard), OPTIMIZERS[optim]
+    if optim_cfg.clip is not None:
+        optim_cfg = replace(optim_cfg, clip=CLIP[transcoder])
     cfg = RunConfig(
         batch=ROWS, train_tokens=ROWS * STEPS, seed=1, precision="float64", kernels="torch",
-        sae=replace(KINDS[kind], skip=transcoder), optim=OPTIMIZERS[optim], topology=topology_cfg,
+        sae=replace(KINDS[kind], skip=transcoder), optim=optim_cfg, topology=topology_cfg,
     )  # fmt: skip
     place = runtime.Place(torch.distributed.get_rank(), dp * shard, 0, 1)
     topology = Topology(topology_cfg, place, "cpu")

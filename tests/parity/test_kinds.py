@@ -7,7 +7,7 @@ import torch
 
 from sae_dist.dictionary.dense import TiledDictionary
 from tests.parity import dense
-from tests.parity.cases import ADAM, KINDS, LATENTS, ROWS, SPARSE, STEPS, WIDTH, batch, build, plant, train
+from tests.parity.cases import CLIP, KINDS, LATENTS, ROWS, SPARSE, STEPS, WIDTH, batch, build, plant, train
 from tests.ranks import run_ranks
 
 MESHES = [(1, 2), (2, 1), (1, 4), (2, 2), (2, 4)]
@@ -51,7 +51,7 @@ def test_the_case_is_worth_comparing(kind, optim, transcoder):
         assert found["aux"][0] == 0, "no AuxK before latents are dead"
         assert all(abs(value - 1) > 1e-4 for value in found["aux"][2:]), "dead latents fire in AuxK"
     if kind == "topk" and optim == "adam":
-        assert min(found["norm"]) < ADAM.clip < max(found["norm"]), "the clip acts on some steps only"
+        assert min(found["norm"]) < CLIP[transcoder] < max(found["norm"]), "the clip acts on some steps only"
 
 
 @pytest.mark.parametrize("dp,shard", [(1, 2), (2, 1)])
