@@ -1,26 +1,25 @@
 """The words of `sae-dist bench`. Imports nothing heavy: help and wrong words are answered at once."""
 
 import argparse
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
 from sae_dist.bench.plan import Plan
-from sae_dist.core.counts import parse_count
+from sae_dist.bench.words import DEVICES, Parser, count, counts, device, pairs
 from sae_dist.core.errors import ConfigError
 
 USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
 sae-dist bench peers [--folder F]                           environments for those trainers
+sae-dist bench defaults [--folder F] [--study S] ...        our own settings, one changed at a time
+sae-dist bench law [--folder F] ...                         the best learning rate by length, batch, latents
 sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
 
 quality trains SAELens, sparsify and dictionary_learning by their own trainers, and sae_dist, on the same
 activations: a sweep of the learning rate for each, then several seeds at the best. It may be stopped at any
-time; the same command goes on. --help after any of the three says more.
+time; the same command goes on, and so do defaults and law. --help after any of them says more.
 """
 FOLDER = "bench"
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -42,13 +41,6 @@ PRESETS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong words are a ConfigError."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
-
-
 def bench(words: list[str]) -> None:
     """`sae-dist bench ...`.
 
@@ -56,7 +48,7 @@ def bench(words: list[str]) -> None:
         SaeDistError: see `core.errors`.
     """
     command, rest = (words[0], words[1:]) if words else ("--help", [])
-    known = {"quality": quality, "peers": peers, "scaling": scaling}
+    known = {"quality": quality, "peers": peers, "defaults": defaults, "law": law, "scaling": scaling}
     if command in ("--help", "-h"):
         print(USAGE, end="")
     elif command in known:
@@ -165,6 +157,76 @@ def peers(words: list[str]) -> None:
     print("\n".join(make_environments(given.folder, only, given.torch)))
 
 
+def defaults(words: list[str]) -> None:
+    """`sae-dist bench defaults`."""
+    from sae_dist.bench.studies import STUDIES, run_defaults
+
+    parser = Parser(
+        prog="sae-dist bench defaults",
+        description="Held-out FVU and dead latents of sae_dist with one setting changed at a time, each with "
+        "a learning rate of its own, on the data of sae-dist bench quality. Resumable: run it again.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
+    parser.add_argument("--study", default=",".join(STUDIES), help=f"some of {','.join(STUDIES)} (all)")
+    parser.add_argument("--tokens", default="1M", help="training activations (1M)")
+    parser.add_argument("--latents", default="4096", help="one or several (4096)")
+    parser.add_argument("--k", default="32")
+    parser.add_argument("--seeds", default="3", help="at the best learning rate (3)")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    given = parser.parse_args(words)
+    studies = given.study.split(",")
+    for study in studies:
+        if study not in STUDIES:
+            raise ConfigError(f"--study {study}: the studies are {', '.join(STUDIES)}")
+    plan = own_plan(given, count(given.tokens, "--tokens"), counts(given.latents, "--latents"))
+    for study in studies:
+        run_defaults(plan, study)
+
+
+def law(words: list[str]) -> None:
+    """`sae-dist bench law`."""
+    parser = Parser(
+        prog="sae-dist bench law",
+        description="Sweep our learning rate at several lengths of run, batches and numbers of latents, "
+        "varied one at a time around the first of each, and fit the law that optim.lr=null follows. "
+        "Resumable: run it again.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets law.json ({FOLDER})")
+    parser.add_argument("--tokens", default="1M,250k,4M", help="activations of a run (1M,250k,4M)")
+    parser.add_argument("--batch", default="2048,512,8192", help="activations of a step (2048,512,8192)")
+    parser.add_argument("--latents", default="4096,16384", help="(4096,16384)")
+    parser.add_argument("--k", default="32")
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    given = parser.parse_args(words)
+    tokens, batches = counts(given.tokens, "--tokens"), counts(given.batch, "--batch")
+    latents = counts(given.latents, "--latents")
+    plan = own_plan(given, max(tokens), latents)
+    from sae_dist.bench.studies import law_in_words, run_law
+
+    print(law_in_words(run_law(plan, tokens, batches, latents)))
+
+
+def own_plan(given: argparse.Namespace, tokens: int, latents: tuple[int, ...]) -> Plan:
+    """What the words of a study of our own mean.
+
+    Raises:
+        ConfigError: they mean nothing.
+    """
+    k = count(given.k, "--k")
+    if k > min(latents):
+        raise ConfigError(f"--k {k} is more than --latents {min(latents)}; use a smaller k")
+    if tokens < 20 * Plan.batch:
+        raise ConfigError(f"--tokens {tokens} is too few to compare anything; use at least {20 * Plan.batch}")
+    return Plan(
+        folder=given.folder,
+        tokens=tokens,
+        shapes=tuple((F, k) for F in latents),
+        seeds=count(getattr(given, "seeds", "1"), "--seeds"),
+        only=("ours",),
+        device=device(given.device),
+    )
+
+
 def scaling(words: list[str]) -> None:
     """`sae-dist bench scaling`."""
     parser = Parser(
@@ -187,51 +249,3 @@ def scaling(words: list[str]) -> None:
     from sae_dist.bench.scaling import run_scaling
 
     print(run_scaling(given.folder, latents, device=where, **sizes))
-
-
-def count(text: str, name: str) -> int:
-    """A positive count, written as everywhere: 500k, 1M.
-
-    Raises:
-        ConfigError: it is none.
-    """
-    number = parse_count(text, name)
-    if number < 1:
-        raise ConfigError(f"{name}={text} must be greater than 0")
-    return number
-
-
-def counts(text: str, name: str) -> tuple[int, ...]:
-    """Several, separated by commas, each once."""
-    return tuple(dict.fromkeys(count(part, name) for part in text.split(",")))
-
-
-def pairs(text: str) -> dict[str, str]:
-    """`a=x,b=y`.
-
-    Raises:
-        ConfigError: a part has no `=`.
-    """
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"--peer-python {part}: write NAME=/path/to/python")
-        found[name] = os.path.abspath(os.path.expanduser(value))
-    return found
-
-
-def device(name: str) -> str:
-    """`auto` means CUDA where torch finds it.
-
-    Raises:
-        ConfigError: cuda is asked for and not there.
-    """
-    if name == "cpu":
-        return name
-    import torch
-
-    found = torch.cuda.is_available()
-    if name == "cuda" and not found:
-        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
-    return "cuda" if found else "cpu"

@@ -31,7 +31,7 @@ class Contestant:
     Attributes:
         peer: whose environment it needs; None: ours.
         script: in `peers/`; None: `sae_dist.bench.ours`.
-        variant: passed on to the script.
+        variant: passed on to the script; for ours, words after `sae-dist train`.
         first_lr: where the sweep begins for 500 steps and 4096 latents.
         dead_at_most: only learning rates with at most this share of dead latents may win; None: any.
     """
@@ -53,7 +53,7 @@ class Contestant:
 CONTESTANTS = {
     each.name: each
     for each in (
-        Contestant("ours", "sae_dist", None, None, 4e-3, dead_at_most=0.05),
+        Contestant("ours", "sae_dist", None, None, 1.6e-2, dead_at_most=0.05),
         Contestant("saelens", "SAELens", "saelens", "train_saelens.py", 2e-3),
         Contestant("sparsify", "sparsify (signum)", "sparsify", "train_sparsify.py", 4e-3, "signum"),
         Contestant("sparsify_adam", "sparsify (adam)", "sparsify", "train_sparsify.py", 8e-3, "adam"),

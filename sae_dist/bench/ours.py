@@ -35,6 +35,7 @@ def overrides(job: dict[str, Any]) -> list[str]:
         "checkpoint.every=null",
         "metrics.wandb=off",
         "metrics.console=false",
+        *(job["variant"] or "").split(),
     ]
 
 
@@ -77,7 +78,7 @@ def write_result(job: dict[str, Any]) -> None:
         "k": weights.k,
         "scale": weights.scale,
         "train_seconds": summary["tokens"] / summary["tokens_per_second"],
-        "settings": "defaults",
+        "settings": job["variant"] or "defaults",
         "version": f"{origin['versions']['sae-dist']}, {commit}"
         + (" with changes" if origin["diff"] else ""),
         "torch": torch.__version__,

@@ -24,6 +24,7 @@ class Plan:
         only: contestants, in the order of the tables.
         peer_python: interpreter of a peer, by its name.
         refine: learning rates between the best of the grid and its neighbours are tried too.
+        trials: where in the folder trials live; reports are `<report>.md` and so on.
     """
 
     folder: Path
@@ -36,6 +37,8 @@ class Plan:
     peer_python: dict[str, str] = field(default_factory=dict)
     refine: bool = False
     device: str = "cpu"
+    trials: str = "trials"
+    report: str = "results"
     llm: str = "minilm"
     hook: str = "encoder.layer.2"
 

@@ -3,12 +3,13 @@
 folder/data/                                      see `data`
 folder/trials/<latents>-k<k>/<contestant>/lr<lr>-seed<seed>/
     result.json, weights.safetensors, log.txt     a finished trial is not run again
-folder/results.{json,csv,md}, fvu_<...>.png       written anew after every contestant
+folder/results.{json,csv,md}, results_<latents>_k<k>.png  written anew after every contestant
 """
 
 import json
 import math
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -49,7 +50,7 @@ class Outcome:
         return [each for each in self.trials if each["lr"] == self.best_lr and each["fvu"] is not None]
 
 
-def run_quality(plan: Plan) -> list[Outcome]:
+def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS) -> list[Outcome]:
     """Everything, or what is left of it; returns the outcomes in the order of `plan.only`.
 
     Raises:
@@ -61,7 +62,7 @@ def run_quality(plan: Plan) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for latents, k in plan.shapes:
         for name in plan.only:
-            outcomes.append(compete(plan, CONTESTANTS[name], latents, k))
+            outcomes.append(compete(plan, contestants[name], latents, k))
             write_reports(plan, outcomes)
     print(format_table(plan, outcomes))
     return outcomes
@@ -110,10 +111,11 @@ def one_trial(
     if kept:
         result = json.loads(done.read_text(encoding="utf-8"))
     else:
-        order = order_file(plan, seed)
+        # Ours draws the rows by itself; the same ones in the same order.
+        order = str(order_file(plan, seed).absolute()) if contestant.peer else ""
         job = Job(
             rows=str((plan.folder / "data" / "train.npy").absolute()),
-            order=str(order.absolute()),
+            order=order,
             folder=str(folder.absolute()),
             num_latents=latents,
             k=k,
@@ -152,7 +154,7 @@ def train_and_measure(contestant: Contestant, plan: Plan, job: Job) -> dict[str,
 
 def trial_folder(plan: Plan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
     """Where a trial lives."""
-    return plan.folder / "trials" / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"
+    return plan.folder / plan.trials / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"
 
 
 def say(line: str) -> None:

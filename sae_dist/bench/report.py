@@ -20,20 +20,20 @@ COLUMNS = (
 
 
 def write_reports(plan: Plan, outcomes: list[Outcome]) -> None:
-    """results.json, results.csv, results.md and one plot for each shape."""
+    """<report>.json, .csv, .md and one plot for each shape."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
     content = {"plan": _plain(plan), "about": about, "outcomes": [asdict(each) for each in outcomes]}
-    write_json(plan.folder / "results.json", content)
-    with open(plan.folder / "results.csv", "w", newline="", encoding="utf-8") as file:
+    write_json(plan.folder / f"{plan.report}.json", content)
+    with open(plan.folder / f"{plan.report}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(trial for each in outcomes for trial in each.trials)
-    (plan.folder / "results.md").write_text(markdown(plan, outcomes), encoding="utf-8")
+    (plan.folder / f"{plan.report}.md").write_text(markdown(plan, outcomes), encoding="utf-8")
     for latents, k in plan.shapes:
         shape = [each for each in outcomes if (each.latents, each.k) == (latents, k)]
         if any(trial["fvu"] is not None for each in shape for trial in each.trials):
-            plot(shape, plan.folder / f"fvu_{latents}_k{k}.png")
+            plot(shape, plan.folder / f"{plan.report}_{latents}_k{k}.png")
 
 
 def format_table(plan: Plan, outcomes: list[Outcome]) -> str:
@@ -45,7 +45,7 @@ def format_table(plan: Plan, outcomes: list[Outcome]) -> str:
         for row in (HEAD, *rows):
             lines.append("  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip())
         lines += [*notes, ""]
-    return "\n".join([*lines, *_caption(plan, outcomes), f"tables and plots: {plan.folder}/results.md"])
+    return "\n".join([*lines, *_caption(plan, outcomes), f"tables and plots: {plan.folder}/{plan.report}.md"])
 
 
 def markdown(plan: Plan, outcomes: list[Outcome]) -> str:

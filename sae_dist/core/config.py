@@ -95,7 +95,7 @@ class SaeConfig:
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125
     dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
-    encoder_scale: float = 0.577  # encoder init = this times decoder^T
+    encoder_scale: float = 0.8  # encoder init = this times decoder^T
     skip: bool = False  # transcoder: add a linear path from input to output
     threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference
     prefixes: list[float] | None = None  # matryoshka: nested prefixes as fractions of the latents, last 1
@@ -115,12 +115,14 @@ class OptimConfig:
 
     kind: str = MISSING  # adam | row_adam (touched rows only) | offload (state on the host)
     lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
+    encoder_lr: float = 0.3  # W_enc's learning rate as a share of lr, which is the decoder's
+    bias_lr: float = 7.5  # the biases' as a multiple: they are in units of activations, not of unit rows
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-20  # negligible against any gradient: see DESIGN 4.4
     clip: float | None = 1.0  # global norm of the gradient; null: off
-    warmup: float | None = None  # fraction of the run; null: min(1000 steps, 10 % of the run)
-    decay: float = 0.2  # last fraction of the run, linear to zero
+    warmup: float | None = None  # fraction of the run; null: min(1000 steps, 20 % of the run)
+    decay: float = 0.5  # last fraction of the run, linear to zero
 
 
 @dataclass

@@ -59,7 +59,7 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
     _resolve_machine(cfg)
     _resolve_sae(cfg, width)
     if cfg.optim.warmup is None:
-        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.1)
+        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.2)
     cfg.name = cfg.name or run_name(cfg, facts)
     return cfg
 

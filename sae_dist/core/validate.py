@@ -39,9 +39,9 @@ POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
     "shuffle.chunk_rows shuffle.block_chunks topology.shard topology.dp topology.in_flight "
     "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
-    "sae.bandwidth sae.threshold optim.lr optim.eps optim.clip metrics.every checkpoint.keep "
-    "activations.num_features activations.width activations.mean_active activations.group_size "
-    "activations.group_strength"
+    "sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
+    "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
+    "activations.group_size activations.group_strength"
 ).split()
 NOT_NEGATIVE = (
     "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "

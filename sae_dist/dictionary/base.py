@@ -45,6 +45,8 @@ class Dictionary(torch.nn.Module):
 
     Attributes:
         unit_rows: parameters whose rows keep unit norm; the optimizer sees to it.
+        lr_groups: parameters with a learning rate of their own: "encoder" (`optim.encoder_lr`), and "bias"
+            (`optim.bias_lr`) for what is added to activations or scores.
         row_terms: with `optim.kind=row_adam`, weight gradients as sums over pairs, collected by the
             backward pass in place of dense gradients; None otherwise.
     """
@@ -56,6 +58,15 @@ class Dictionary(torch.nn.Module):
     sharded: tuple[str, ...] = ("W_enc", "b_enc", "W_dec")
     replicated: tuple[str, ...] = ("b_dec",)
     unit_rows: tuple[str, ...] = ("W_dec",)
+    lr_groups = {
+        "W_enc": "encoder",
+        "r_mag": "encoder",
+        "log_threshold": "encoder",
+        "b_enc": "bias",
+        "b_gate": "bias",
+        "b_mag": "bias",
+        "b_dec": "bias",
+    }
     sparse = False
     """Whether untouched rows have no gradient, so that `row_terms` can stand for the dense gradients."""
 

@@ -24,6 +24,7 @@ class Trainable(Protocol):
     """What the optimizer needs of a dictionary."""
 
     unit_rows: tuple[str, ...]
+    lr_groups: dict[str, str]
     row_terms: dict[str, list[RowTerm]] | None
 
     def placements(self) -> dict[str, str]: ...
@@ -42,9 +43,14 @@ class Updater(Protocol):
 class FusedAdam:
     """torch's fused Adam; a non-finite gradient skips the update on the device."""
 
-    def __init__(self, cfg: OptimConfig, parameters: list[Parameter]):
+    def __init__(self, cfg: OptimConfig, parameters: list[Parameter], factors: list[float]):
+        self.factors = factors
         self.adam = torch.optim.Adam(
-            parameters, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, fused=True
+            [{"params": [p]} for p in parameters],
+            lr=0.0,
+            betas=(cfg.beta1, cfg.beta2),
+            eps=cfg.eps,
+            fused=True,
         )
         for parameter in parameters:
             self.adam.state[parameter] = {
@@ -55,7 +61,8 @@ class FusedAdam:
 
     def update(self, lr: float, not_finite: Tensor) -> None:
         """One update, unless `not_finite` is 1."""
-        self.adam.param_groups[0]["lr"] = lr
+        for group, factor in zip(self.adam.param_groups, self.factors, strict=True):
+            group["lr"] = lr * factor
         # Fused Adam reads these two as torch's GradScaler sets them: a found_inf of 1 skips the update
         # on the device, without a host sync.
         self.adam.grad_scale, self.adam.found_inf = None, not_finite  # type: ignore[attr-defined]
@@ -87,7 +94,8 @@ class Engine:
             name: Parameter(self._own_rows(parameter.data) if self._split(name) else parameter.data)
             for name, parameter in self.parameters.items()
         }
-        self.updater: Updater = updater(cfg, list(self.owned.values()))
+        factors = [lr_factor(cfg, model, name) for name in self.owned]
+        self.updater: Updater = updater(cfg, list(self.owned.values()), factors)
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """Backward from `total` and one update; nothing moves where a gradient is not finite.
@@ -163,6 +171,11 @@ class Engine:
             squares[self.placements[name]].append(_grad(owned).square().sum())
         sharded = self.topology.consumers.sum(torch.stack(squares["sharded"]).sum())
         return (sharded + torch.stack(squares["replicated"]).sum()).sqrt()
+
+
+def lr_factor(cfg: OptimConfig, model: Trainable, name: str) -> float:
+    """A parameter's learning rate as a multiple of `optim.lr`, by its group: encoder, bias, or neither."""
+    return {"encoder": cfg.encoder_lr, "bias": cfg.bias_lr}.get(model.lr_groups.get(name, ""), 1.0)
 
 
 def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:

@@ -14,13 +14,17 @@ from sae_dist.core.config import OptimConfig
 class HostAdam:
     """The same interface as `engine.FusedAdam`."""
 
-    def __init__(self, cfg: OptimConfig, parameters: list[Parameter]):
+    def __init__(self, cfg: OptimConfig, parameters: list[Parameter], factors: list[float]):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
-        self.device_parameters = parameters
+        self.device_parameters, self.factors = parameters, factors
         self.host = [p if p.device.type == "cpu" else Parameter(p.detach().cpu()) for p in parameters]
         self.adam = DeepSpeedCPUAdam(
-            self.host, lr=0.0, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, adamw_mode=False
+            [{"params": [p]} for p in self.host],
+            lr=0.0,
+            betas=(cfg.beta1, cfg.beta2),
+            eps=cfg.eps,
+            adamw_mode=False,
         )
         for parameter in self.host:
             self.adam.state[parameter] = {
@@ -39,7 +43,8 @@ class HostAdam:
                 assert device.grad is not None
                 host.data.copy_(device.data)
                 host.grad = device.grad.cpu()
-        self.adam.param_groups[0]["lr"] = lr
+        for group, factor in zip(self.adam.param_groups, self.factors, strict=True):
+            group["lr"] = lr * factor
         self.adam.step()
         for device, host in zip(self.device_parameters, self.host, strict=True):
             if host is not device:

@@ -19,7 +19,7 @@ from sae_dist.core.config import OptimConfig
 from sae_dist.core.types import RowTerm
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.mesh import Topology
-from sae_dist.optim.engine import FusedAdam, State, Trainable, normalise, remove_radial
+from sae_dist.optim.engine import FusedAdam, State, Trainable, lr_factor, normalise, remove_radial
 
 TILE = 4096
 """Touched latents per tile; with `optim.clip` their gradients are made twice, once for the norm."""
@@ -34,7 +34,8 @@ class RowAdam:
         self.weights = {name: getattr(model, name) for name in ("W_enc", "b_enc", "W_dec")}
         others = [n for n, kind in model.placements().items() if kind == "replicated"]
         self.replicated: dict[str, Parameter] = {name: getattr(model, name) for name in others}
-        self.adam = FusedAdam(cfg, list(self.replicated.values()))
+        self.factors = {name: lr_factor(cfg, model, name) for name in (*self.weights, *others)}
+        self.adam = FusedAdam(cfg, list(self.replicated.values()), [self.factors[n] for n in others])
         self.rows = len(self.weights["W_enc"]) // topology.dp.size
         self.first = topology.dp.rank * self.rows
         like = {name: weight.data[: self.rows] for name, weight in self.weights.items()}
@@ -134,7 +135,7 @@ class RowAdam:
                 momentum = momentum + (1 - beta1) * grad
                 self.moment1[name][latent_U] = torch.where(bad > 0, self.moment1[name][latent_U], momentum)
             moved = momentum / correction1 / ((second / correction2).sqrt() + self.cfg.eps)
-            row = weight[place_U] - lr * moved
+            row = weight[place_U] - lr * self.factors[name] * moved
             if name in self.model.unit_rows:
                 normalise(row)
             weight[place_U] = torch.where(bad > 0, weight[place_U], row)

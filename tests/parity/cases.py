@@ -32,7 +32,7 @@ KINDS = {
 SPARSE = ("topk", "batchtopk", "matryoshka")
 CLIP = {False: 0.21, True: 0.17}
 """Of an autoencoder and of a transcoder: within the norms of the five steps."""
-ADAM = OptimConfig(kind="adam", lr=0.01)
+ADAM = OptimConfig(kind="adam", lr=0.01, encoder_lr=0.5, bias_lr=3.0)
 OPTIMIZERS = {
     "adam": ADAM,
     "row_adam": replace(ADAM, kind="row_adam"),

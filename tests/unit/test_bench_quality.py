@@ -169,7 +169,7 @@ def test_results_and_resuming(plan, trials, capsys):
     assert len(rows) == sum(len(each.trials) for each in outcomes.values())
     saved = json.loads((plan.folder / "results.json").read_text(encoding="utf-8"))
     assert saved["outcomes"][0]["best_lr"] == ours.best_lr
-    assert (plan.folder / f"fvu_{F}_k{K}.png").read_bytes().startswith(b"\x89PNG")
+    assert (plan.folder / f"results_{F}_k{K}.png").read_bytes().startswith(b"\x89PNG")
 
     trials.calls.clear()
     again = {each.contestant: each for each in quality.run_quality(plan)}

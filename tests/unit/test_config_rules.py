@@ -143,7 +143,7 @@ def test_every_open_field_but_the_learning_rate_is_filled_in():
 def test_defaults_follow_the_model_and_the_length_of_the_run():
     cfg = resolved()
     assert (cfg.sae.num_latents, cfg.sae.aux_k, cfg.sae.dead_after) == (16 * 96, 48, 200_000)
-    assert (cfg.hook, cfg.tokens.context, cfg.optim.warmup) == ("h.3.attn:in", 256, 0.1)
+    assert (cfg.hook, cfg.tokens.context, cfg.optim.warmup) == ("h.3.attn:in", 256, 0.2)
     long = resolved("train_tokens=1B", "sae.num_latents=64", "precision=float64")
     assert (long.sae.aux_k, long.sae.dead_after, long.llm.dtype) == (32, 10_000_000, "float64")
     assert long.optim.warmup == pytest.approx(1000 / (10**9 // 2048))

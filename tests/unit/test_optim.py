@@ -22,6 +22,7 @@ class Toy(torch.nn.Module):
     """Rows of a dictionary whose gradients are given: random pairs of latents and rows."""
 
     unit_rows = ("W_dec",)
+    lr_groups = {"W_enc": "encoder", "b_enc": "bias", "b_dec": "bias"}
 
     def __init__(self, dtype: torch.dtype):
         super().__init__()
@@ -89,6 +90,19 @@ def test_the_clip_is_the_same():
     assert dense["norms"].max() > 6 > dense["norms"].min()
     for name, value in dense.items():
         torch.testing.assert_close(lazy[name], value, rtol=1e-11, atol=1e-13, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["adam", "row_adam", "offload"])
+def test_encoder_and_biases_have_learning_rates_of_their_own(kind):
+    """Adam's first update moves every element with a gradient by the learning rate."""
+    cfg = replace(CFG, encoder_lr=0.25, bias_lr=3.0)
+    before = Toy(torch.float32)
+    after = run_ranks(trained, 1, kind, cfg, torch.float32, 1, timeout_s=400)[0]
+    for name, expected in {"W_enc": 0.005, "b_enc": 0.06, "b_dec": 0.06}.items():
+        moved = (after[name] - getattr(before, name).detach()).abs()
+        torch.testing.assert_close(
+            moved[moved > 0], torch.full_like(moved[moved > 0], expected), rtol=1e-3, atol=0
+        )
 
 
 @pytest.mark.parametrize("beta1", [0.0, 0.9])

@@ -1,0 +1,65 @@
+"""How the words of `sae-dist bench` are read: counts, devices, and errors of one line."""
+
+import argparse
+import os
+from typing import NoReturn
+
+from sae_dist.core.counts import parse_count
+from sae_dist.core.errors import ConfigError
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong words are a ConfigError."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def count(text: str, name: str) -> int:
+    """A positive count, written as everywhere: 500k, 1M.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    number = parse_count(text, name)
+    if number < 1:
+        raise ConfigError(f"{name}={text} must be greater than 0")
+    return number
+
+
+def counts(text: str, name: str) -> tuple[int, ...]:
+    """Several, separated by commas, each once."""
+    return tuple(dict.fromkeys(count(part, name) for part in text.split(",")))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """`a=x,b=y`.
+
+    Raises:
+        ConfigError: a part has no `=`.
+    """
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ConfigError(f"--peer-python {part}: write NAME=/path/to/python")
+        found[name] = os.path.abspath(os.path.expanduser(value))
+    return found
+
+
+def device(name: str) -> str:
+    """`auto` means CUDA where torch finds it.
+
+    Raises:
+        ConfigError: cuda is asked for and not there.
+    """
+    if name == "cpu":
+        return name
+    import torch
+
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise ConfigError("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return "cuda" if found else "cpu"
