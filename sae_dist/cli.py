@@ -43,7 +43,7 @@ Main keys (key=value; all of them: --cfg job):
   tokens.path=FOLDER            your own text
   sae.num_latents=65536         or sae.expansion=32 times the width
   sae.k=32                      codes per activation
-  optim.lr=null                 null: a law of the length of the run and the number of latents
+  optim.lr=null                 null: a law of steps, latents and width
   topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
                                 the LLM; topology.dp=2 doubles the whole
   resume=auto                   continue an unfinished run

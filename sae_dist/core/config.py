@@ -49,7 +49,7 @@ class ActivationsConfig:
     kind: str = MISSING  # llm | file | synthetic
     path: str | None = None  # file: an .npy or .safetensors array [N, D]
     key: str | None = None  # file: the tensor's name in a .safetensors file (null: the only one)
-    scaling: str = "sqrt_width"  # sqrt_width: mean norm becomes sqrt(D); none
+    scaling: str = "sqrt_width"  # sqrt_width: mean norm becomes sqrt(D); centred: mean 0 too; none
     num_features: int | None = None  # synthetic: true features
     width: int | None = None  # synthetic: dimensions of an activation
     mean_active: float | None = None  # synthetic: features that fire in a row, on average: the true L0
@@ -116,7 +116,7 @@ class OptimConfig:
     kind: str = MISSING  # adam | row_adam (touched rows only) | offload (state on the host)
     lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
     encoder_lr: float = 0.3  # W_enc's learning rate as a share of lr, which is the decoder's
-    bias_lr: float = 7.5  # the biases' as a multiple: they are in units of activations, not of unit rows
+    bias_lr: float = 4.0  # the biases' as a multiple: they are in units of activations, not of unit rows
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-20  # negligible against any gradient: see DESIGN 4.4

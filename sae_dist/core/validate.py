@@ -19,7 +19,7 @@ CHOICES = {
     "llm.attn": ("sdpa", "eager"),
     "tokens.kind": ("text", "webdataset", "hf"),
     "activations.kind": ("llm", "file", "synthetic"),
-    "activations.scaling": ("sqrt_width", "none"),
+    "activations.scaling": ("sqrt_width", "centred", "none"),
     "activations.magnitudes": ("constant", "uniform", "exponential"),
     "activations.groups": ("independent", "together", "hierarchy", "apart"),
     "sae.kind": KINDS,

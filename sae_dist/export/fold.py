@@ -5,6 +5,9 @@ Codes are divided by s_out, so that decoder rows stay as they are:
 
     y_hat / s_out = (code / s_out) W_dec + b_dec / s_out + (s_in / s_out) W_skip x
 
+With `activations.scaling=centred` it ran on s_in (x - m_in) and s_out (y - m_out): m_out joins b_dec, which
+an autoencoder's encoder subtracts anyway; a transcoder's m_in goes into its biases, through W_enc and W_skip.
+
 Every kind's code is positively homogeneous: ReLU, TopK, a threshold and a gate commute with 1 / s_out if
 every bias and threshold is divided by it too. What is left is W_enc (s_in x) / s_out: W_enc is multiplied
 by s_in / s_out, which is 1 for an autoencoder: W_enc (s_in x - b_dec) / s_in is W_enc (x - b_dec / s_in).
@@ -41,7 +44,8 @@ OWN_TENSORS = {
 def tensor_names(cfg: RunConfig) -> list[str]:
     """The tensors of a checkpoint that `to_exported` reads."""
     names = ["W_enc", "W_dec", "b_dec", *OWN_TENSORS[cfg.sae.kind]]
-    return [*names, "W_skip"] if cfg.sae.skip else names
+    names += ["W_skip"] if cfg.sae.skip else []
+    return [*names, "shift"] if cfg.activations.scaling == "centred" else names
 
 
 def to_exported(
@@ -51,7 +55,7 @@ def to_exported(
 
     Args:
         tensors: `tensor_names(cfg)`: W_enc [F, D], W_dec [F, E], b_dec [E], b_enc, b_gate, b_mag, r_mag,
-            log_threshold [F], threshold [], W_skip [E, D].
+            log_threshold [F], threshold [], W_skip [E, D], shift [D] or [D + E].
         scales: s_in, and for a transcoder s_out.
         level_F: matryoshka: the level of each latent. Latents are sorted by it, in their order within a
             level, so that the first prefix is the innermost dictionary; `matryoshka_prefixes` in the
@@ -77,7 +81,7 @@ def to_exported(
     threshold_F = None if log_threshold_F is None else log_threshold_F.exp() / s_out
     if "threshold" in tensors:
         threshold_F = (tensors["threshold"] / s_out).to(W_enc_FD.dtype).expand(len(W_enc_FD))
-    return ExportedSae(
+    found = ExportedSae(
         kind=USED_AS[cfg.sae.kind],
         W_enc_FD=W_enc_FD if ratio == 1 else W_enc_FD * ratio,
         W_dec_FE=W_dec_FE,
@@ -93,3 +97,27 @@ def to_exported(
         trained_as=cfg.sae.kind if cfg.sae.kind != USED_AS[cfg.sae.kind] else None,
         metadata=metadata,
     )
+    if "shift" in tensors:
+        unshift(found, tensors["shift"])
+    return found
+
+
+def unshift(sae: ExportedSae, shift_C: Tensor) -> None:
+    """From a dictionary for x - m_in and y - m_out to one for x and y, in place.
+
+    Args:
+        shift_C: m_in [D], and for a transcoder m_out [E] after it.
+    """
+    D, E = sae.W_enc_FD.shape[1], len(sae.b_dec_E)
+    in_D, out_E = shift_C[:D], shift_C[-E:]
+    sae.b_dec_E = sae.b_dec_E + out_E
+    if not sae.transcoder:
+        return
+    move_F = sae.W_enc_FD @ in_D
+    if sae.b_enc_F is not None:
+        sae.b_enc_F = sae.b_enc_F - move_F
+    if sae.b_gate_F is not None and sae.b_mag_F is not None and sae.r_mag_F is not None:
+        sae.b_gate_F = sae.b_gate_F - move_F
+        sae.b_mag_F = sae.b_mag_F - sae.r_mag_F.exp() * move_F
+    if sae.W_skip_ED is not None:
+        sae.b_dec_E = sae.b_dec_E - sae.W_skip_ED @ in_D

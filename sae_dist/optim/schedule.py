@@ -1,13 +1,15 @@
 """Learning rate as a pure function of progress."""
 
 
-def law(steps: int, num_latents: int) -> float:
-    """Adam's peak learning rate for a TopK dictionary, from the length of the run and its width.
+def law(steps: int, num_latents: int, width: int) -> float:
+    """The decoder's peak learning rate for a TopK dictionary, from steps, latents and the target's width.
 
-    For activations scaled to mean norm sqrt(D) and unit decoder rows. Fitted on sweeps that stand in
-    DECISIONS.md; outside their range (250 to 2000 steps, 4096 to 16384 latents) it extrapolates.
+    For activations scaled to mean norm sqrt(D) and unit decoder rows: an element of those is of the order of
+    1 / sqrt(width), and so is Adam's step. Constant and first two exponents fit sweeps that stand in
+    DECISIONS.md; outside their range (250 to 2000 steps, 4096 to 16384 latents, widths of 256 and 384) it
+    extrapolates.
     """
-    return 5e-3 * (1000 / steps) ** 0.25 * (4096 / num_latents) ** 0.5
+    return 1.8e-2 * (1000 / steps) ** 0.25 * (4096 / num_latents) ** 0.5 * (256 / width) ** 0.5
 
 
 def factor(step: int, steps: int, warmup: float, decay: float) -> float:

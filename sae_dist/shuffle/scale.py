@@ -1,4 +1,4 @@
-"""Scaling of activations, estimated before step 0 and frozen."""
+"""Shift and scale of activations, estimated before step 0 and frozen."""
 
 import torch
 from torch import Tensor
@@ -7,21 +7,30 @@ from sae_dist.core.errors import DataError
 from sae_dist.dist.collectives import Axis
 
 
-def estimate(kind: str, x_bD: Tensor, consumers: Axis) -> float:
-    """The factor that activations are multiplied with.
+def estimate(kind: str, x_bD: Tensor, consumers: Axis) -> tuple[Tensor, float]:
+    """What is subtracted from activations, fp64 [D], and the factor that they are multiplied with then.
 
-    `sqrt_width`: mean norm of the first batch becomes sqrt(D); `none`: 1. Equal on all ranks: sums are
-    fp64 over the consumer ranks, rounded to 12 digits, below which their order could show.
+    `sqrt_width`: mean norm of the first batch becomes sqrt(D); `centred`: so it does after the first batch's
+    mean is subtracted; `none`: 0 and 1. Equal on all ranks: sums are fp64 over the consumer ranks, rounded
+    to 12 digits, below which their order could show.
 
     Raises:
-        DataError: the first batch is all zeros.
+        DataError: the first batch is all zeros, or all alike and to be centred.
     """
+    x_bD = x_bD.double()
+    shift_D = torch.zeros_like(x_bD[0])
     if kind == "none":
-        return 1.0
-    totals = torch.stack([x_bD.double().norm(dim=1).sum(), x_bD.new_tensor(len(x_bD)).double()])
-    total, count = consumers.sum(totals).tolist()
-    if total == 0:
+        return shift_D, 1.0
+    count = consumers.sum(x_bD.new_tensor([len(x_bD)]))
+    if kind == "centred":
+        mean_D = consumers.sum(x_bD.sum(0)) / count
+        quantum = mean_D.abs().max().clamp(min=1e-300) * 1e-12
+        shift_D = (mean_D / quantum).round() * quantum
+    total = consumers.sum((x_bD - shift_D).norm(dim=1).sum().reshape(1))
+    norm = (total / count).item()
+    if norm <= 1e-9 * shift_D.norm().item():
+        what = "all alike" if shift_D.any() else "all zeros"
         raise DataError(
-            "activations: the first batch is all zeros, so it has no scale; look at the hook or the file"
+            f"activations: the first batch is {what}, so it has no scale; look at the hook or the file"
         )
-    return float(f"{x_bD.shape[1] ** 0.5 / (total / count):.12e}")
+    return shift_D, float(f"{x_bD.shape[1] ** 0.5 / norm:.12e}")

@@ -151,9 +151,10 @@ def build_run(
         progress=Progress(),
         steps=steps,
         save_every=max(1, cfg.checkpoint.every // cfg.batch) if cfg.checkpoint.every else steps + 1,
-        lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents),
+        lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents, widths[-1]),
         widths=widths,
         scales=[1.0 for _ in widths],
+        shift_C=torch.zeros(sum(widths), dtype=Precision.of(cfg.precision).master, device=device),
         wandb_id=secrets.token_hex(4),
     )
     newest = checkpoints.newest(folder) if cfg.resume == "auto" else None
@@ -194,18 +195,19 @@ def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) 
 
 
 def begin(run: Run) -> None:
-    """Estimate scales, mean and variance from the first batch, which is then trained on."""
+    """Estimate shift, scales, mean and variance from the first batch, which is then trained on."""
     run.first = run.shuffle.draw(0)
     raw = run.to_master(run.first[0])
     scaling, consumers = run.cfg.activations.scaling, run.topology.consumers
-    run.scales = [estimate(scaling, part, consumers) for part in raw.split(list(run.widths), dim=1)]
-    run.dictionary.start_from(raw * run.scale_C())
+    found = [estimate(scaling, part, consumers) for part in raw.split(list(run.widths), dim=1)]
+    run.scales = [scale for _, scale in found]
+    run.shift_C.copy_(torch.cat([shift_D for shift_D, _ in found]))
+    run.dictionary.start_from(run.normalise(run.first[0]))
 
 
 def resume(run: Run, checkpoint: Path) -> None:
     """Continue from a checkpoint, on whatever topology it was written."""
-    tensors = run.dictionary.state() | run.optimizer.state()
-    scalars: dict[str, Any] = run.checkpoints.load(checkpoint, tensors)
+    scalars: dict[str, Any] = run.checkpoints.load(checkpoint, run.tensors())
     run.optimizer.updates = scalars["updates"]
     run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
     run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])

@@ -159,6 +159,7 @@ class Run:
     lr: float
     widths: tuple[int, ...]
     scales: list[float]
+    shift_C: Tensor
     wandb_id: str
     first: tuple[Tensor, Tensor] | None = None
 
@@ -166,7 +167,11 @@ class Run:
         """This rank's rows of the step, scaled, in the master dtype."""
         raw, ids = self.first or self.shuffle.draw(self.progress.step)
         self.first = None
-        return Batch(self.to_master(raw) * self.scale_C(), ids)
+        return Batch(self.normalise(raw), ids)
+
+    def normalise(self, raw: Tensor) -> Tensor:
+        """Rows as they came over the wire -> shifted and scaled, on the device."""
+        return (self.to_master(raw) - self.shift_C) * self.scale_C()
 
     def to_master(self, raw: Tensor) -> Tensor:
         """Rows as they came over the wire, on the device and in the dtype of the weights."""
@@ -196,8 +201,12 @@ class Run:
             "wandb_id": self.wandb_id,
             "lanes": lanes,
         }
-        tensors = self.dictionary.state() | self.optimizer.state()
-        self.checkpoints.save(self.progress.step, tensors, scalars)
+        self.checkpoints.save(self.progress.step, self.tensors(), scalars)
+
+    def tensors(self) -> dict[str, tuple[Tensor, str]]:
+        """What a checkpoint holds, with its placement."""
+        shift = {"shift": (self.shift_C, "replicated")}
+        return self.dictionary.state() | self.optimizer.state() | shift
 
     def preempt(self) -> None:
         """Save and leave, as agreed.

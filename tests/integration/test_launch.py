@@ -95,6 +95,22 @@ def test_activations_without_a_scale_are_one_line(tmp_path):
     assert done.returncode == 1 and "all zeros" in our_line(done)
 
 
+def test_centred_activations_come_back_in_the_export(tmp_path):
+    """Far from zero a dictionary that does not centre sees little else; evaluation reads raw activations."""
+    draw = np.random.default_rng(0)
+    rows_ND = (draw.random((20_000, 64)) < 0.1) @ draw.normal(size=(64, 16)) + 50 * draw.normal(size=16)
+    np.save(tmp_path / "acts.npy", rows_ND.astype(np.float32))
+    words = ["debug=tiny", "activations=file", "activations.path=acts.npy", "sae.num_latents=128", "name=run"]
+    done = sae_dist(tmp_path, "train", *words, "activations.scaling=centred", "train_tokens=100k")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "outputs" / "run"
+    summary, last = json.loads((run / "summary.json").read_text()), rows(run)[-1]
+    assert summary["fvu"] == pytest.approx(last["loss/fvu"], rel=0.15)
+    assert summary["fvu"] < 0.5 * summary["fvu_untrained"]
+    centred = rows_ND - rows_ND.mean(0)
+    assert summary["scales"][0] == pytest.approx(4 / np.linalg.norm(centred, axis=1).mean(), rel=0.05)
+
+
 def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
     process = start(tmp_path, "train", *QUICK, "train_tokens=100M", "name=run", "topology.shard=2")
     until = time.monotonic() + 120

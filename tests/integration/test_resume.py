@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.commands import TINY, rows, sae_dist, start, train
 
-LENGTH = ["train_tokens=76800", "checkpoint.every=15360"]
+LENGTH = ["train_tokens=76800", "checkpoint.every=15360", "activations.scaling=centred"]
 
 
 def wait_for_checkpoint(process, run, timeout_s=180):

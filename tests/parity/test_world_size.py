@@ -17,6 +17,7 @@ TOPOLOGIES = {
 }
 EXACT = [
     "precision=float64",
+    "activations.scaling=centred",
     "optim.warmup=0",
     "optim.decay=0",
     "sae.num_latents=512",

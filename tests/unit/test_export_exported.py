@@ -119,6 +119,28 @@ def test_folding_the_scales_moves_a_dictionary_to_raw_space(kind, form):
     assert folded.trained_as == (kind if kind in ("batchtopk", "matryoshka") else None)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [*KINDS, "batchtopk", "matryoshka"])
+def test_folding_a_shift(kind, form):
+    cfg, tensors, trained = checkpoint(kind, form)
+    cfg.activations.scaling = "centred"
+    s_in, s_out = (0.037, 0.037) if form == "autoencoder" else (0.037, 5.3)
+    m_in, m_out = (
+        3 * torch.randn(D, dtype=torch.float64),
+        torch.randn(len(trained.b_dec_E), dtype=torch.float64),
+    )
+    if form == "autoencoder":
+        tensors["shift"], m_out = m_in, m_in
+    else:
+        tensors["shift"] = torch.cat([m_in, m_out])
+    assert set(tensor_names(cfg)) == set(tensors)
+    folded = to_exported(cfg, tensors, [s_in] if form == "autoencoder" else [s_in, s_out])
+    x = 2 * torch.randn(64, D, dtype=torch.float64) / s_in
+    inner = (x - m_in) * s_in
+    torch.testing.assert_close(dense_codes(folded, x), dense_codes(trained, inner) / s_out)
+    torch.testing.assert_close(dense_output(folded, x), dense_output(trained, inner) / s_out + m_out)
+
+
 def test_latents_of_a_matryoshka_dictionary_are_sorted_by_level():
     cfg, tensors, trained = checkpoint("matryoshka", "autoencoder")
     level = torch.arange(F) % 3
