@@ -86,7 +86,7 @@ def freeze(cfg: RunConfig, width: int, kind: FolderKind | None = None) -> Frozen
             raise ConfigError(
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
-        _check_space(cfg, folder, kind.space(cfg, width))
+        _check_space(cfg, folder, kind.noun, kind.space(cfg, width))
         return Frozen(folder, made=_write_new(cfg, folder, kind), work=kind.work)
     except OSError as error:
         raise ConfigError(
@@ -162,13 +162,13 @@ def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
 RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space, "checkpoints/step_*")
 
 
-def _check_space(cfg: RunConfig, folder: Path, space: tuple[int, str, str]) -> None:
+def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
     needed, what, fewer = space[0] + SPARE_BYTES, *space[1:]
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"output={cfg.output} has {_gib(free)} free and this run needs about {_gib(needed)} for "
+            f"output={cfg.output} has {_gib(free)} free and this {noun} needs about {_gib(needed)} for "
             f"{what}; make room, {fewer}, or choose another output="
         )
 
