@@ -16,6 +16,7 @@ from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
+WORK = ("checkpoints/step_*", "shards/*.tar")
 SPARE_BYTES = 64 << 20
 SHOWN_DIFFERENCES = 4
 
@@ -29,7 +30,6 @@ class FolderKind:
         identity: the values that make it what it is, of a resolved config.
         is_finished: whether nothing is left to do in it.
         space: bytes that it needs, what for, and how to need fewer, by config and width of the rows.
-        work: files whose loss would be a loss.
     """
 
     noun: str
@@ -37,7 +37,6 @@ class FolderKind:
     identity: Callable[[RunConfig], dict[str, Any]]
     is_finished: Callable[[Path], bool]
     space: Callable[[RunConfig, int], tuple[int, str, str]]
-    work: str
 
 
 @dataclass(frozen=True)
@@ -47,17 +46,15 @@ class Frozen:
     Attributes:
         finished: there is nothing left to do.
         made: the folders that this command made for it, innermost first.
-        work: files in it whose loss would be a loss.
     """
 
     folder: Path
     finished: bool = False
     made: tuple[Path, ...] = ()
-    work: str = "checkpoints/step_*"
 
     def discard(self) -> None:
         """Take back what this command made, unless work is in it."""
-        if any(self.folder.glob(self.work)):
+        if any(any(self.folder.glob(pattern)) for pattern in WORK):
             return
         if self.made:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -87,7 +84,7 @@ def freeze(cfg: RunConfig, width: int, kind: FolderKind | None = None) -> Frozen
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
         _check_space(cfg, folder, kind.noun, kind.space(cfg, width))
-        return Frozen(folder, made=_write_new(cfg, folder, kind), work=kind.work)
+        return Frozen(folder, made=_write_new(cfg, folder, kind))
     except OSError as error:
         raise ConfigError(
             f"output={cfg.output} with name={cfg.name} cannot be written: {error.strerror or error}; "
@@ -113,7 +110,7 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
         shown = "; ".join(differing[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ConfigError(f"{folder} belongs to another config ({shown}); choose another name= or output=")
     if kind.is_finished(folder):
-        return Frozen(folder, finished=True, work=kind.work)
+        return Frozen(folder, finished=True)
     if cfg.resume != "auto":
         raise ConfigError(f"{folder} is unfinished; continue it with resume=auto, or choose another name=")
     try:
@@ -124,7 +121,7 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
         _write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
-    return Frozen(folder, work=kind.work)
+    return Frozen(folder)
 
 
 def _write_new(cfg: RunConfig, folder: Path, kind: FolderKind) -> tuple[Path, ...]:
@@ -159,7 +156,7 @@ def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
     return 3 * weights * kept + weights, f"{kept} checkpoints and the export", "lower checkpoint.keep"
 
 
-RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space, "checkpoints/step_*")
+RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)
 
 
 def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str, str]) -> None:

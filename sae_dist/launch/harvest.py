@@ -99,7 +99,7 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
 def _cache_folder() -> FolderKind:
     from sae_dist.transport.cache_manifest import HARVEST
 
-    return FolderKind("cache", HARVEST, harvest_identity, _is_finished, _space, "shards/*.tar")
+    return FolderKind("cache", HARVEST, harvest_identity, _is_finished, _space)
 
 
 def _is_finished(folder: Path) -> bool:
