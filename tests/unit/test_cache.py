@@ -93,8 +93,7 @@ def test_rows_are_kept_in_one_dtype_and_given_in_another(tmp_path):
 
 
 def test_files_depend_on_the_chunks_alone(tmp_path):
-    one, other = tmp_path / "one", tmp_path / "other"
-    one.mkdir()
+    one, other = tmp_path, tmp_path / "other"
     other.mkdir()
     write(one)
     write(other, lanes=reversed(range(LANES)))
