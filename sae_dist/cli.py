@@ -13,6 +13,7 @@ from sae_dist.core.errors import ConfigError, SaeDistError, Told
 USAGE = """sae-dist: sparse autoencoders over the activations of language models
 
   sae-dist train [key=value ...]    train, export and evaluate a dictionary   (train --help)
+  sae-dist harvest [key=value ...]  keep activations, to train many dictionaries on   (harvest --help)
   sae-dist export RUN               export a run's newest checkpoint again
   sae-dist eval RUN                 evaluate a run's export again
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
@@ -55,7 +56,26 @@ Examples:
   sae-dist train sae.num_latents=16384 train_tokens=10M topology.shard=2
   sae-dist train llm=minilm hook=encoder.layer.2 sae.num_latents=12288
   sae-dist train activations=file activations.path=acts.npy sae.expansion=16
+  sae-dist train activations=cache activations.path=outputs/cache    what sae-dist harvest wrote
   sae-dist train experiment=toy_superposition
+"""
+
+HARVEST = """sae-dist harvest [key=value ...] [--cfg job]
+
+Runs the frozen LLM over the text and keeps its activations as tar files of chunks, with a manifest: what
+sae-dist train activations=cache activations.path=FOLDER then reads, in the order and number of a run that
+computes them itself. Takes the keys of sae-dist train (train --help); those of the dictionary are not read.
+
+  name=...                  the folder in output=outputs; default: made of the values that matter
+  train_tokens=2M           enough for runs of this length, and for shorter ones
+  cache.dtype=bfloat16      float32 or float64 keep all digits: training is then bit for bit the same
+  cache.shard_chunks=32     consecutive chunks of a lane in one tar file
+  topology.producers=4      as many processes, each with lanes of its own; the files are the same
+  resume=auto               continue an unfinished harvest; write again what a finished one has lost
+
+Examples:
+  sae-dist harvest train_tokens=2M name=cache
+  sae-dist train activations=cache activations.path=outputs/cache sae.num_latents=16384
 """
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -88,6 +108,8 @@ def dispatch(words: list[str]) -> int:
         print(version())
     elif command == "train":
         train(rest)
+    elif command == "harvest":
+        harvest(rest)
     elif command == "bench":
         from sae_dist.bench.command import bench
 
@@ -99,8 +121,8 @@ def dispatch(words: list[str]) -> int:
             raise ConfigError(f"sae-dist {command} takes one run folder, such as outputs/my_run")
         else:
             on_run(command, Path(rest[0]))
-    elif command == "rank":
-        rank(Path(rest[0]), int(rest[2]))
+    elif command in ("rank", "harvest-rank"):
+        rank(command, Path(rest[0]), int(rest[2]))
     else:
         raise ConfigError(f"there is no command {command}; see sae-dist --help")
     return 0
@@ -116,11 +138,7 @@ def version() -> str:
 
 def train(words: list[str]) -> None:
     """`sae-dist train`."""
-    if "--cfg" in words:
-        place = words.index("--cfg")
-        if words[place + 1 : place + 2] != ["job"]:
-            raise ConfigError("--cfg prints one thing: write --cfg job")
-        words = [*words[:place], "--cfg", *words[place + 2 :]]
+    words = without_job(words)
     overrides = [word for word in words if word not in ("-m", "--multirun", "--cfg", "--help", "-h")]
     if "--help" in words or "-h" in words:
         from sae_dist.launch.compose import groups
@@ -141,6 +159,32 @@ def train(words: list[str]) -> None:
         train_command(overrides)
 
 
+def harvest(words: list[str]) -> None:
+    """`sae-dist harvest`."""
+    words = without_job(words)
+    overrides = [word for word in words if word not in ("--cfg", "--help", "-h")]
+    if "--help" in words or "-h" in words:
+        print(HARVEST, end="")
+    elif "--cfg" in words:
+        from sae_dist.launch.compose import print_config
+
+        print(print_config(overrides), end="")
+    else:
+        from sae_dist.launch.harvest import harvest_command
+
+        harvest_command(overrides)
+
+
+def without_job(words: list[str]) -> list[str]:
+    """`--cfg job` as one word, `--cfg`."""
+    if "--cfg" not in words:
+        return words
+    place = words.index("--cfg")
+    if words[place + 1 : place + 2] != ["job"]:
+        raise ConfigError("--cfg prints one thing: write --cfg job")
+    return [*words[:place], "--cfg", *words[place + 2 :]]
+
+
 def on_run(command: str, folder: Path) -> None:
     """`sae-dist export RUN`, `sae-dist eval RUN`."""
     if command == "export":
@@ -154,14 +198,17 @@ def on_run(command: str, folder: Path) -> None:
     print(format_table(evaluate_run(folder)))
 
 
-def rank(folder: Path, pipe: int) -> None:
+def rank(command: str, folder: Path, pipe: int) -> None:
     """One spawned rank. Its reason for failing, in one line, is left where the parent finds it."""
-    from sae_dist.train.run import run_rank
+    if command == "rank":
+        from sae_dist.train.run import run_rank as work
+    else:
+        from sae_dist.train.harvest import harvest_rank as work
 
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     logs, name = folder / "logs", f"rank_{os.environ['RANK']}"
     try:
-        run_rank(folder)
+        work(folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK:
             error = cannot_write(error)

@@ -19,6 +19,7 @@ from sae_dist.analysis.quality import evaluate
 from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import load_exported
@@ -40,7 +41,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
         What summary.json now holds. Fields with no value are None, with a reason beside them.
 
     Raises:
-        ConfigError: the folder is no finished run.
+        ConfigError: the folder is no finished run, or its LLM or text is not here (trained from a cache, a
+            run is finished without the numbers that need them).
         DataError: there are no held-out activations.
     """
     cfg = load_config(folder / "config.yaml")
@@ -82,6 +84,17 @@ def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Enc
     if cfg.activations.kind == "synthetic":
         result, _ = evaluate(cfg, sae, _rows(held_out(cfg), device, []), encode=encode)
         return result | ce.no_cross_entropy("activations are synthetic: there is no LLM to splice into")
+    try:
+        return _measure_llm(cfg, sae, device, encode)
+    except ConfigError as error:
+        if cfg.activations.kind != "cache":
+            raise
+        # Training needed neither the LLM nor the text: they may be on another machine.
+        reason = f"the cache's language model or text is not here: {error}"
+        return ce.no_cross_entropy(reason) | {"fvu_reason": reason}
+
+
+def _measure_llm(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Encode) -> dict[str, Any]:
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     assert cfg.llm.dtype is not None, "filled in by core.resolve"

@@ -31,6 +31,7 @@ LINES = (
     ("processes", "world_size", "d"),
 )
 REASONS = (
+    ("FVU, held out", "fvu", "fvu_reason"),
     ("PCA", "fvu_pca", "fvu_pca_reason"),
     ("untrained dictionary", "fvu_untrained", "fvu_untrained_reason"),
     ("dead latents", "dead_fraction", "dead_reason"),

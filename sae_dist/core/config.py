@@ -46,8 +46,10 @@ class TokensConfig:
 class ActivationsConfig:
     """Where activations come from, and how they are scaled."""
 
-    kind: str = MISSING  # llm | file | synthetic
-    path: str | None = None  # file: an .npy or .safetensors array [N, D]
+    kind: str = MISSING  # llm | file | cache | synthetic
+    # file: an .npy or .safetensors array [N, D]; cache: what `sae-dist harvest` wrote, a folder, a URL, or
+    # a pattern in which {} stands for a file's name, such as "pipe:aws s3 cp s3://bucket/cache/{} -"
+    path: str | None = None
     key: str | None = None  # file: the tensor's name in a .safetensors file (null: the only one)
     scaling: str = "sqrt_width"  # sqrt_width: mean norm becomes sqrt(D); centred: mean 0 too; none
     num_features: int | None = None  # synthetic: true features
@@ -62,6 +64,14 @@ class ActivationsConfig:
     group_strength: float | None = None
     directions: list[Any] | None = None  # synthetic: one list per feature; null: random directions
     names: list[str] | None = None  # synthetic: one name per feature, for the picture
+
+
+@dataclass
+class CacheConfig:
+    """What `sae-dist harvest` writes; read by that command only."""
+
+    dtype: str = "bfloat16"  # rows are kept in it, as with `precision`: bfloat16 | float32 | float64
+    shard_chunks: int = 32  # consecutive chunks of a lane in one tar file
 
 
 @dataclass
@@ -164,6 +174,7 @@ class RunConfig:
     llm: LlmConfig = field(default_factory=LlmConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)

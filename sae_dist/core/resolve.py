@@ -19,7 +19,7 @@ DEFAULT_EXPANSION = 16
 DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
 DEAD_AFTER_AT_MOST = 10_000_000
-SAME_RUN = ("name", "output", "resume", "metrics", "topology")
+SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache")
 """Keys that may change between the beginning of a run and its continuation."""
 
 

@@ -18,7 +18,8 @@ CHOICES = {
     "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
     "llm.attn": ("sdpa", "eager"),
     "tokens.kind": ("text", "webdataset", "hf"),
-    "activations.kind": ("llm", "file", "synthetic"),
+    "activations.kind": ("llm", "file", "cache", "synthetic"),
+    "cache.dtype": ("bfloat16", "float32", "float64"),
     "activations.scaling": ("sqrt_width", "centred", "none"),
     "activations.magnitudes": ("constant", "uniform", "exponential"),
     "activations.groups": ("independent", "together", "hierarchy", "apart"),
@@ -41,7 +42,7 @@ POSITIVE = (
     "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
     "sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
     "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
-    "activations.group_size activations.group_strength"
+    "activations.group_size activations.group_strength cache.shard_chunks"
 ).split()
 NOT_NEGATIVE = (
     "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "
@@ -67,6 +68,7 @@ UNREAD = {
     ("tokens.kind", "hf"): ("tokens.path",),
     ("activations.kind", "llm"): ("activations.path", "activations.key", *SYNTHETIC_ONLY),
     ("activations.kind", "file"): (*TEXT_ONLY, *SYNTHETIC_ONLY),
+    ("activations.kind", "cache"): ("activations.key", *SYNTHETIC_ONLY),
     ("activations.kind", "synthetic"): (*TEXT_ONLY, "activations.path", "activations.key"),
     ("activations.groups", "independent"): ("activations.group_size", "activations.group_strength"),
     ("activations.groups", "apart"): ("activations.group_strength",),
@@ -171,7 +173,8 @@ def _unread(cfg: RunConfig) -> Iterator[str]:
                 where = f"; use {GROUP_OF[key]} or" if key in GROUP_OF and group == key.split(".")[0] else ";"
                 yield f"{key}={value} is not read with {kind_key}={kind}{where} leave {key} out"
     if cfg.activations.kind != "llm" and cfg.topology.producers:
-        how = "reads the file" if cfg.activations.kind == "file" else "makes its own activations"
+        reads = {"file": "reads the file", "cache": "reads its own lanes of the cache"}
+        how = reads.get(cfg.activations.kind, "makes its own activations")
         yield (
             f"topology.producers={cfg.topology.producers} needs a language model; with activations.kind="
             f"{cfg.activations.kind} every rank {how}: use topology.producers=0"
@@ -185,6 +188,7 @@ def _needed(cfg: RunConfig) -> Iterator[str]:
         yield "llm.name is empty; give a model's name or folder, such as llm.name=gpt2"
     needs = [
         ("activations.kind", "file", "activations.path", "acts.npy"),
+        ("activations.kind", "cache", "activations.path", "outputs/my_cache"),
         *(("activations.kind", "synthetic", key, example) for key, example in GIVEN_BY_GROUP.items()),
         *(("activations.groups", each, "activations.group_size", "4") for each in GROUPED),
         ("activations.groups", "together", "activations.group_strength", "0.5"),

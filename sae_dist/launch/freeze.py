@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,27 @@ from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
+WORK = ("checkpoints/step_*", "shards/*.tar")
 SPARE_BYTES = 64 << 20
 SHOWN_DIFFERENCES = 4
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """What a folder is made for.
+
+    Attributes:
+        noun: what to call it; config: the name of its frozen config.
+        identity: the values that make it what it is, of a resolved config.
+        is_finished: whether nothing is left to do in it.
+        space: bytes that it needs, what for, and how to need fewer, by config and width of the rows.
+    """
+
+    noun: str
+    config: str
+    identity: Callable[[RunConfig], dict[str, Any]]
+    is_finished: Callable[[Path], bool]
+    space: Callable[[RunConfig, int], tuple[int, str, str]]
 
 
 @dataclass(frozen=True)
@@ -34,34 +53,38 @@ class Frozen:
     made: tuple[Path, ...] = ()
 
     def discard(self) -> None:
-        """Take back what this command made, unless something trained is in it."""
-        if any(self.folder.glob("checkpoints/step_*")):
+        """Take back what this command made, unless work is in it."""
+        if any(any(self.folder.glob(pattern)) for pattern in WORK):
             return
         if self.made:
             shutil.rmtree(self.folder, ignore_errors=True)
         _remove_empty(self.made[1:])
 
 
-def freeze(cfg: RunConfig, width: int) -> Frozen:
-    """Make the run folder of a resolved config, or find it.
+def freeze(cfg: RunConfig, width: int, kind: FolderKind | None = None) -> Frozen:
+    """Make the folder of a resolved config, or find it.
 
     Args:
         width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
             need is known.
+        kind: None: a run.
 
     Raises:
         ConfigError: the folder belongs to another config or to something else, is unfinished without
             `resume=auto`, cannot be written, or has too little space.
     """
     assert cfg.name is not None, "filled in by core.resolve"
+    kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
     try:
-        if (folder / CONFIG).is_file():
-            return _reopen(cfg, folder)
+        if (folder / kind.config).is_file():
+            return _reopen(cfg, folder, kind)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(f"{folder} exists and is no run folder; choose another name= or output=")
-        _check_space(cfg, folder, width)
-        return Frozen(folder, made=_write_new(cfg, folder))
+            raise ConfigError(
+                f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
+            )
+        _check_space(cfg, folder, kind.noun, kind.space(cfg, width))
+        return Frozen(folder, made=_write_new(cfg, folder, kind))
     except OSError as error:
         raise ConfigError(
             f"output={cfg.output} with name={cfg.name} cannot be written: {error.strerror or error}; "
@@ -77,8 +100,8 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
-def _reopen(cfg: RunConfig, folder: Path) -> Frozen:
-    before, now = identity(load_config(folder / CONFIG)), identity(cfg)
+def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
+    before, now = kind.identity(load_config(folder / kind.config)), kind.identity(cfg)
     differing = [
         f"{key} is {there} there and {now[key]} here" for key, there in before.items() if there != now[key]
     ]
@@ -86,14 +109,14 @@ def _reopen(cfg: RunConfig, folder: Path) -> Frozen:
         more = len(differing) - SHOWN_DIFFERENCES
         shown = "; ".join(differing[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
         raise ConfigError(f"{folder} belongs to another config ({shown}); choose another name= or output=")
-    if is_finished(folder):
+    if kind.is_finished(folder):
         return Frozen(folder, finished=True)
     if cfg.resume != "auto":
         raise ConfigError(f"{folder} is unfinished; continue it with resume=auto, or choose another name=")
     try:
-        temporary = folder / f".{CONFIG}.tmp"
+        temporary = folder / f".{kind.config}.tmp"
         save_config(cfg, temporary)
-        os.replace(temporary, folder / CONFIG)
+        os.replace(temporary, folder / kind.config)
         starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         _write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
@@ -101,13 +124,13 @@ def _reopen(cfg: RunConfig, folder: Path) -> Frozen:
     return Frozen(folder)
 
 
-def _write_new(cfg: RunConfig, folder: Path) -> tuple[Path, ...]:
+def _write_new(cfg: RunConfig, folder: Path, kind: FolderKind) -> tuple[Path, ...]:
     """Complete or absent: written beside its place, then renamed. Returns the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        save_config(cfg, temporary / CONFIG)
+        save_config(cfg, temporary / kind.config)
         _write_json(temporary / PROVENANCE, provenance())
         os.rename(temporary, folder)
     except BaseException:
@@ -123,20 +146,27 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _check_space(cfg: RunConfig, folder: Path, width: int) -> None:
+def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
     """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
     assert cfg.sae.num_latents is not None
     per_latent = (width if cfg.target_hook else 2 * width) + 1
     weights = per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
     written = cfg.train_tokens // cfg.checkpoint.every + 1 if cfg.checkpoint.every else 1
     kept = min(cfg.checkpoint.keep + 1, written)
-    needed = 3 * weights * kept + weights + SPARE_BYTES
+    return 3 * weights * kept + weights, f"{kept} checkpoints and the export", "lower checkpoint.keep"
+
+
+RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)
+
+
+def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
+    needed, what, fewer = space[0] + SPARE_BYTES, *space[1:]
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"output={cfg.output} has {_gib(free)} free and this run needs about {_gib(needed)} for "
-            f"{kept} checkpoints and the export; make room, lower checkpoint.keep, or choose another output="
+            f"output={cfg.output} has {_gib(free)} free and this {noun} needs about {_gib(needed)} for "
+            f"{what}; make room, {fewer}, or choose another output="
         )
 
 

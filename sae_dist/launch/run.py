@@ -82,9 +82,9 @@ def multirun_command(overrides: list[str]) -> None:
     if launched():
         raise ConfigError("-m starts its own processes; run it without a launcher around it")
     keys, jobs = sweep_keys(overrides), expand(overrides)
-    configs = [compose_config(job) for job in jobs]
+    configs = [composed(job) for job in jobs]
     for cfg in configs:
-        validate(parse_counts(cfg))
+        validate(cfg)
     base = configs[0]
     sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)
     for number, job in enumerate(jobs):
@@ -114,7 +114,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     Raises:
         ConfigError: the input is wrong; nothing was written.
     """
-    cfg = parse_counts(compose_config(overrides))
+    cfg = composed(overrides)
     validate(cfg, world_size)
     cfg, width, note = settle(cfg)
     validate(cfg, world_size)
@@ -125,6 +125,20 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     if frozen.finished:
         print(f"{frozen.folder} is finished; see summary.json there, or choose another name")
     return frozen
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    """The config with its counts parsed; trained from a cache, with what that settles.
+
+    Raises:
+        ConfigError: see `compose_config` and `from_cache`.
+    """
+    cfg = parse_counts(compose_config(overrides))
+    if cfg.activations.kind == "cache" and cfg.activations.path:
+        from sae_dist.launch.cached import from_cache
+
+        return from_cache(cfg, overrides)
+    return cfg
 
 
 def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
@@ -150,6 +164,10 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
 
         width = GroundTruth.of(cfg.activations, cfg.seed).width
         return resolve(cfg, None, width), width, None
+    if cfg.activations.kind == "cache":
+        from sae_dist.launch.cached import settle_cached
+
+        return settle_cached(cfg)
     from sae_dist.llm.facts import llm_facts
 
     facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
@@ -213,13 +231,20 @@ def train_here(folder: Path) -> None:
 
 
 def run_rank(folder: Path) -> None:
-    """One rank's training; afterwards signals mean again what they mean elsewhere."""
+    """One rank's training."""
     from sae_dist.train import run
 
+    with own_signals():
+        run.run_rank(folder)
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Afterwards signals mean again what they mean elsewhere."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        run.run_rank(folder)
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

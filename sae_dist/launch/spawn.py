@@ -24,8 +24,8 @@ class RankFailed(SaeDistError):
         self.exit_code = exit_code
 
 
-def spawn(folder: Path, world: int) -> None:
-    """Run `sae-dist rank FOLDER` in `world` processes, to their end.
+def spawn(folder: Path, world: int, role: str = "rank") -> None:
+    """Run `sae-dist rank FOLDER`, or another role's command, in `world` processes, to their end.
 
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
     system chose. Signals are passed on to the ranks. Ranks notice the end of this process through a pipe.
@@ -42,7 +42,7 @@ def spawn(folder: Path, world: int) -> None:
     for left_over in logs.glob("rank_*.error"):
         left_over.unlink()
     ours, theirs = os.pipe()
-    ranks = [_start(folder, logs, rank, world, store.port, ours) for rank in range(world)]
+    ranks = [_start(role, folder, logs, rank, world, store.port, ours) for rank in range(world)]
     os.close(ours)
     try:
         with _passing_on_signals(ranks) as passed_on:
@@ -51,7 +51,9 @@ def spawn(folder: Path, world: int) -> None:
         os.close(theirs)
 
 
-def _start(folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int) -> subprocess.Popen[bytes]:
+def _start(
+    role: str, folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int
+) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -62,7 +64,7 @@ def _start(folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world, 1)))
-    command = [sys.executable, "-m", "sae_dist.cli", "rank", str(folder), PARENT_PIPE, str(pipe)]
+    command = [sys.executable, "-m", "sae_dist.cli", role, str(folder), PARENT_PIPE, str(pipe)]
     with open(logs / f"rank_{rank}.log", "ab") as log:
         return subprocess.Popen(
             command,

@@ -38,6 +38,16 @@ def resolve_name(name: str) -> str:
     return name if _hub_answers() else _from_cache(name)
 
 
+def revision(path: str, trust_remote_code: bool) -> str | None:
+    """The commit of a model of the Hub, by the path that `resolve_name` gave; None: a folder."""
+    from transformers import AutoConfig
+
+    with loading(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    snapshot = Path(path).parent.name == "snapshots"
+    return getattr(config, "_commit_hash", None) or (Path(path).name if snapshot else None)
+
+
 @contextmanager
 def loading(name: str, what: str = "it") -> Iterator[None]:
     """Load a model, or `what` of it, in here: no bars, no warnings, and any failure is a ConfigError."""

@@ -28,6 +28,8 @@ from sae_dist.shuffle.scale import estimate
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.state import Agreement, Progress, Run
+from sae_dist.transport.cache import CachedChunkSource
+from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.collective import RemoteChunks, Stream
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
@@ -36,11 +38,13 @@ from sae_dist.transport.synthetic import SyntheticChunkSource
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
     """What is known of the LLM before its weights are loaded; None where there is no LLM."""
+    if cfg.activations.kind == "cache":
+        return read_manifest(cfg.activations.path or "").facts
     return llm_facts(cfg.llm, cfg.hook, cfg.target_hook)[0] if cfg.activations.kind == "llm" else None
 
 
 def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -> ChunkSource:
-    """Tokens -> frozen LLM -> activation chunks; or chunks of a file; or synthetic ones."""
+    """Tokens -> frozen LLM -> activation chunks; or chunks of a cache or a file; or synthetic ones."""
     wire = Precision.of(cfg.precision).wire
     if cfg.activations.kind == "synthetic":
         return SyntheticChunkSource(
@@ -51,6 +55,9 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
             held_out=False,
             dtype=wire,
         )
+    if cfg.activations.kind == "cache":
+        assert cfg.activations.path is not None
+        return CachedChunkSource(cfg.activations.path, read_manifest(cfg.activations.path), dtype=wire)
     if facts is None:
         assert cfg.activations.path is not None
         array = open_array(cfg.activations.path, cfg.activations.key)

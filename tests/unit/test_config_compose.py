@@ -16,6 +16,7 @@ GIVEN = {
     "tokens=webdataset": ["tokens.path=shards/{000..031}.tar"],
     "tokens=hf": ["tokens.dataset=json"],
     "activations=file": ["activations.path=acts.npy"],
+    "activations=cache": ["activations.path=outputs/cache"],
 }
 """What an option asks for."""
 

@@ -1,0 +1,65 @@
+"""Training from an activation cache: its manifest stands in for the LLM and the text."""
+
+from omegaconf import OmegaConf
+
+from sae_dist.core.cached import check_length, fill
+from sae_dist.core.config import LlmConfig, RunConfig, flat
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.resolve import resolve
+from sae_dist.launch.compose import compose_config, data_folder, parse
+from sae_dist.llm.facts import llm_facts
+from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest
+
+
+def from_cache(cfg: RunConfig, overrides: list[str]) -> RunConfig:
+    """The config with what the manifest of `activations.path` settles.
+
+    Raises:
+        ConfigError: no manifest, or the command asks for something else than it holds.
+    """
+    manifest, given = read_manifest(cfg.activations.path or ""), given_keys(cfg, overrides)
+    same_hooks = _other_names(cfg, manifest, given)
+    return fill(cfg, manifest.settings, given=given, other_names=same_hooks)
+
+
+def settle_cached(cfg: RunConfig) -> tuple[RunConfig, int, None]:
+    """See `launch.run.settle`. The LLM itself is needed for evaluation alone, and not looked for here.
+
+    Raises:
+        ConfigError: the cache is too short for the run, or a shard is not there.
+    """
+    path = cfg.activations.path or ""
+    manifest = read_manifest(path)
+    check_length(cfg, manifest.chunks_per_lane)
+    check_files(path, manifest)
+    return resolve(cfg, manifest.facts, manifest.facts.width), manifest.facts.columns, None
+
+
+def given_keys(cfg: RunConfig, overrides: list[str]) -> set[str]:
+    """Keys that the command sets: itself, by a group's file, or by an experiment, which shows as a change."""
+    given: set[str] = set()
+    for override in map(parse, overrides):
+        name = override.key_or_group
+        given.add(name)
+        if name in ("llm", "tokens"):
+            file = data_folder("conf") / name / f"{override.value()!s}.yaml"
+            given |= {f"{name}.{key}" for key in map(str, OmegaConf.load(file))}
+    usual = flat(compose_config([]))
+    return given | {key for key, value in flat(cfg).items() if value != usual[key]}
+
+
+def _other_names(cfg: RunConfig, manifest: Manifest, given: set[str]) -> dict[str, str]:
+    """The hooks as the command spells them, where that means the manifest's: only its LLM can tell."""
+    asked = {key: getattr(cfg, key) for key in ("hook", "target_hook")}
+    there = {key: manifest.settings[key] for key in asked}
+    if not given & {*asked} or asked == there:
+        return {}
+    settings = {key.removeprefix("llm."): value for key, value in manifest.settings.items() if "llm." in key}
+    llm = LlmConfig(**settings, trust_remote_code=cfg.llm.trust_remote_code)
+    try:
+        facts, _ = llm_facts(llm, *(asked[key] or there[key] for key in asked))
+    except ConfigError:
+        # No such hook, or no such LLM here: what was asked for can only be compared letter by letter.
+        return {}
+    found = {"hook": facts.hook, "target_hook": facts.target_hook}
+    return {key: asked[key] for key in asked if asked[key] is not None and found[key] == there[key]}

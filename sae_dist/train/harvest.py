@@ -1,0 +1,119 @@
+"""What one rank of a harvest does: run the frozen LLM over its lanes, keep the activations."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from sae_dist.core.cached import chunks_needed, settled_keys
+from sae_dist.core.config import RunConfig, flat, load_config
+from sae_dist.core.errors import Preempted
+from sae_dist.core.types import LlmFacts
+from sae_dist.dist import runtime
+from sae_dist.llm.hub import revision
+from sae_dist.train.build import build_facts, build_source
+from sae_dist.transport.cache_manifest import (
+    DTYPES,
+    HARVEST,
+    MANIFEST,
+    Manifest,
+    Shard,
+    read_manifest,
+    write_manifest,
+)
+from sae_dist.transport.cache_writer import Gathering, LaneWriter
+
+SAID_EVERY_S = 30.0
+
+
+def harvest_rank(folder: Path) -> None:
+    """Write the shards of lanes v with v mod world = rank; rank 0 writes the manifest once all are there.
+
+    Raises:
+        SaeDistError: see `core.errors`.
+    """
+    cfg = load_config(folder / HARVEST)
+    stop, where = runtime.StopRequest(), runtime.place()
+    device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
+    gathering = Gathering(where.rank, where.world, cfg.topology.timeout_s)
+    progress = Progress(stop, gathering)
+    try:
+        facts = build_facts(cfg)
+        assert facts is not None, "a harvest has an LLM"
+        source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
+        known = _known(folder)
+        shards: list[Shard] = []
+        for lane in range(where.rank, cfg.shuffle.lanes, where.world):
+            shards += LaneWriter(
+                folder,
+                source,
+                lane,
+                lanes=cfg.shuffle.lanes,
+                chunks=lane_chunks(cfg),
+                shard_chunks=cfg.cache.shard_chunks,
+                dtype=DTYPES[cfg.cache.dtype],
+                known=known,
+                tick=progress.tick,
+            ).write()
+        gathering.bring(shards)
+        if where.rank == 0:
+            write_manifest(folder, _manifest(cfg, facts, gathering.collect(progress.check)))
+    except Preempted:
+        runtime.finish()
+        raise
+    runtime.finish()
+
+
+def lane_chunks(cfg: RunConfig) -> int:
+    """Chunks of each lane: enough for every run of `train_tokens` or less, whatever its batch."""
+    shuffle = cfg.shuffle
+    sizes = {key: getattr(shuffle, key) for key in ("lanes", "chunk_rows", "block_chunks")}
+    return chunks_needed(cfg.train_tokens, **sizes)
+
+
+class Progress:
+    """After each chunk: say that this rank lives, what rank 0 has done, and stop if asked to."""
+
+    def __init__(self, stop: runtime.StopRequest, gathering: Gathering):
+        self.stop, self.gathering, self.rows = stop, gathering, 0
+        self.started = self.said = time.monotonic()
+
+    def tick(self, rows: int) -> None:
+        """`rows` more are written.
+
+        Raises:
+            Preempted: a signal asked to stop.
+        """
+        self.rows += rows
+        self.gathering.beat()
+        now = time.monotonic()
+        if self.gathering.rank == 0 and now - self.said > SAID_EVERY_S:
+            rate = self.rows / (now - self.started)
+            print(f"  rank 0: {self.rows:,} activations, {rate:,.0f}/s", file=sys.stderr, flush=True)
+            self.said = now
+        self.check()
+
+    def check(self) -> None:
+        """As `tick`, while nothing is written."""
+        if self.stop.wanted:
+            raise Preempted("stopped on request; run the same command with resume=auto")
+
+
+def _known(folder: Path) -> dict[str, str]:
+    """Checksums of an earlier manifest, of a cache that lost shards since."""
+    if not (folder / MANIFEST).is_file():
+        return {}
+    return {shard.name: shard.sha256 for shard in read_manifest(str(folder)).shards}
+
+
+def _manifest(cfg: RunConfig, facts: LlmFacts, shards: list[Shard]) -> Manifest:
+    values = flat(cfg)
+    return Manifest(
+        settings={key: values[key] for key in settled_keys(cfg)},
+        revision=revision(facts.path, cfg.llm.trust_remote_code),
+        facts=facts,
+        dtype=cfg.cache.dtype,
+        shard_chunks=cfg.cache.shard_chunks,
+        chunks_per_lane=lane_chunks(cfg),
+        shards=tuple(shards),
+    )

@@ -1,0 +1,97 @@
+"""Activation chunks from a cache that `sae-dist harvest` wrote: the very chunks that it computed."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import torch
+from safetensors.torch import load
+
+from sae_dist.core.errors import DataError
+from sae_dist.core.types import ActivationChunk, Position
+from sae_dist.transport.cache_manifest import DTYPES, Location, Manifest, Shard, mend, sha256_of
+
+
+class CachedChunkSource:
+    """Chunks of a cache, lane by lane, from any place on.
+
+    A shard is read twice: against its checksum, the first time that this process uses it, and for its
+    chunks, one at a time. One that lies elsewhere is copied to an unnamed temporary file meanwhile; each
+    lane that is open needs room for one.
+
+    Args:
+        dtype: rows are given in it, whatever they are kept in.
+    """
+
+    def __init__(self, path: str, manifest: Manifest, *, dtype: torch.dtype):
+        self.location, self.manifest, self.dtype = Location(path), manifest, dtype
+        self.width = sum(manifest.widths)
+        self.checked: set[str] = set()
+        self.shards: dict[int, list[Shard]] = {lane: [] for lane in range(manifest.lanes)}
+        for shard in sorted(manifest.shards, key=lambda shard: shard.chunks):
+            self.shards[shard.lane].append(shard)
+
+    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
+        """See `ChunkSource.open`. Chunks end where the cache does.
+
+        Raises:
+            DataError: a shard is missing, or not as it was written; names it with its chunks.
+        """
+        first = (start["chunk"] if start else 0) * self.manifest.lanes + lane
+        for shard in self.shards[lane]:
+            if shard.chunks[-1] >= first:
+                yield from self._read(shard, first)
+
+    def _read(self, shard: Shard, first: int) -> Iterator[ActivationChunk]:
+        """The chunks of one shard, from number `first` on."""
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        with self._verified(shard) as file:
+            samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": file}]))
+            for number, sample in zip(shard.chunks, samples, strict=True):
+                if number >= first:
+                    yield self._decode(shard, number, sample)
+
+    def _decode(self, shard: Shard, number: int, sample: dict[str, Any]) -> ActivationChunk:
+        header, tensors = json.loads(sample["json"]), load(sample["safetensors"])
+        rows_RD, ids_R = tensors["rows"], tensors["ids"]
+        shape, dtype = (self.manifest.rows, self.width), DTYPES[self.manifest.dtype]
+        if header["number"] != number or rows_RD.shape != shape or rows_RD.dtype != dtype:
+            raise DataError(f"shard {shard.describe()} of {self.location.path} holds other chunks; {mend()}")
+        return ActivationChunk(
+            number=number,
+            lane=shard.lane,
+            rows_RD=rows_RD.to(self.dtype),
+            ids_R=ids_R,
+            start=header["start"],
+            excluded=header["excluded"],
+            repeated=header["repeated"],
+        )
+
+    def _verified(self, shard: Shard) -> BinaryIO:
+        """A shard, open at its beginning, whose bytes are those that were written."""
+        from webdataset import gopen
+
+        local = self.location.local(shard.name)
+        try:
+            if local is None:
+                with gopen(self.location.url(shard.name)) as stream:
+                    file: Any = tempfile.TemporaryFile()
+                    digest = sha256_of(stream, file)
+            else:
+                file = open(local, "rb")
+                digest = shard.sha256 if shard.name in self.checked else sha256_of(file)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0][:200]
+            message = f"shard {shard.describe()} of {self.location.path} cannot be read ({reason}); {mend()}"
+            raise DataError(message) from None
+        if digest != shard.sha256:
+            file.close()
+            raise DataError(
+                f"shard {shard.describe()} of {self.location.path} is damaged: its sha256 is {digest[:16]} "
+                f"and the manifest's {shard.sha256[:16]}; {mend()}"
+            )
+        self.checked.add(shard.name)
+        file.seek(0)
+        return file

@@ -1,0 +1,232 @@
+"""The manifest of an activation cache: of which chunks it consists, and where they came from.
+
+<cache>/manifest.json           written last: a folder without it is an unfinished harvest
+<cache>/shards/lane_<v>_<n>.tar  chunks n * shard_chunks and on of lane v, whoever computed them
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.types import LlmFacts
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+HARVEST = "harvest.yaml"
+PIECE_BYTES = 1 << 20
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a cache lies: a folder, a URL, or a pattern in which {} stands for a file's name."""
+
+    path: str
+
+    def url(self, name: str) -> str:
+        """What to open for one of its files."""
+        if "{}" in self.path:
+            return self.path.replace("{}", name)
+        return f"{self.path.removesuffix(MANIFEST).rstrip('/') or '/'}/{name}"
+
+    def local(self, name: str) -> Path | None:
+        """The file's path on this machine; None: it is elsewhere."""
+        url = urlparse(self.url(name))
+        if url.scheme == "":
+            return Path(self.url(name)).expanduser()
+        return Path(url.path) if url.scheme == "file" else None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file. `chunks` are the numbers of its chunks, in order; `sha256` is that of the whole file."""
+
+    name: str
+    lane: int
+    chunks: tuple[int, ...]
+    sha256: str
+    bytes: int
+
+    def describe(self) -> str:
+        """Its name and chunks, for messages."""
+        first, last = self.chunks[0], self.chunks[-1]
+        which = f"chunk {first}" if first == last else f"chunks {first} to {last}"
+        return f"{self.name} ({which} of lane {self.lane}, {len(self.chunks)} in all)"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What manifest.json says.
+
+    Attributes:
+        settings: every setting that decides which chunks there are, by its key in the config
+            (`core.cached.settled_keys`), as it was resolved for the harvest.
+        revision: commit of a model of the Hugging Face Hub; None: a folder, which has none.
+        facts: of the LLM; its `path` is that of the machine that harvested.
+    """
+
+    settings: dict[str, Any]
+    revision: str | None
+    facts: LlmFacts
+    dtype: str
+    shard_chunks: int
+    chunks_per_lane: int
+    shards: tuple[Shard, ...] = field(repr=False)
+
+    @property
+    def lanes(self) -> int:
+        return self.settings["shuffle.lanes"]
+
+    @property
+    def rows(self) -> int:
+        """Rows of each chunk, R."""
+        return self.settings["shuffle.chunk_rows"]
+
+    @property
+    def widths(self) -> list[int]:
+        """Columns of a row, hook by hook."""
+        facts = self.facts
+        return [facts.width] if facts.target_width is None else [facts.width, facts.target_width]
+
+    def content(self) -> dict[str, Any]:
+        """What the file holds, JSON-able."""
+        content = {"schema": SCHEMA} | dataclasses.asdict(self)
+        del content["facts"]["path"]
+        shards = content.pop("shards")
+        derived = {"widths": self.widths, "num_chunks": self.lanes * self.chunks_per_lane}
+        return content | derived | {"shards": shards}
+
+
+def layout(lane: int, *, lanes: int, chunks: int, shard_chunks: int) -> dict[str, tuple[int, ...]]:
+    """Shards of a lane of `chunks` chunks: name -> chunk numbers. Nothing else decides what a shard holds."""
+    return {
+        f"shards/lane_{lane:0{len(str(lanes - 1))}d}_{part:05d}.tar": tuple(
+            index * lanes + lane for index in range(first, min(first + shard_chunks, chunks))
+        )
+        for part, first in enumerate(range(0, chunks, shard_chunks))
+    }
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Complete or absent."""
+    temporary = folder / f".{MANIFEST}.tmp"
+    content = manifest.content()
+    # A line for each shard: there may be many, with many chunks.
+    shards = ",\n".join(f"  {json.dumps(each)}" for each in content.pop("shards"))
+    head = json.dumps(content, indent=1).removesuffix("\n}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(f'{head},\n "shards": [\n{shards}\n ]\n}}\n')
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+
+
+def read_manifest(path: str) -> Manifest:
+    """The manifest of the cache at `path`.
+
+    Raises:
+        ConfigError: there is none, it is of another version, or it is damaged.
+    """
+    asked, location = f"activations.path={path}", Location(path)
+    text = _read(location, asked)
+    try:
+        content = json.loads(text)
+        schema = content.get("schema")
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{asked}: its {MANIFEST} is not readable; harvest the cache again") from None
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"{asked}: its {MANIFEST} has schema {schema}, and this version of sae-dist reads {SCHEMA}; "
+            "harvest the cache again, or use the version that made it"
+        )
+    try:
+        manifest = _parse(content)
+        _check(manifest)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{asked}: its {MANIFEST} is damaged ({reason}); harvest the cache again") from None
+    return manifest
+
+
+def check_files(path: str, manifest: Manifest) -> None:
+    """Whether every shard is there in its full length, where that can be seen without reading it.
+
+    Raises:
+        ConfigError: one is not; names it with its chunks.
+    """
+    location = Location(path)
+    for shard in manifest.shards:
+        file = location.local(shard.name)
+        if file is None:
+            return
+        found = file.stat().st_size if file.is_file() else None
+        if found != shard.bytes:
+            state = "is missing" if found is None else f"is damaged: {found} bytes of {shard.bytes}"
+            raise ConfigError(f"activations.path={path}: shard {shard.describe()} {state}; {mend()}")
+
+
+def mend() -> str:
+    """What to do about a shard that is not as it should be."""
+    return "delete it and run the same sae-dist harvest with resume=auto, or copy it again"
+
+
+def sha256_of(source: Any, copy: Any = None) -> str:
+    """The sha256 of a stream, read to its end; `copy` gets its bytes."""
+    digest = hashlib.sha256()
+    while piece := source.read(PIECE_BYTES):
+        digest.update(piece)
+        if copy is not None:
+            copy.write(piece)
+    return digest.hexdigest()
+
+
+def _read(location: Location, asked: str) -> bytes:
+    from webdataset import gopen
+
+    local = location.local(MANIFEST)
+    if local is not None:
+        if not local.is_file():
+            unfinished = (local.parent / HARVEST).is_file()
+            fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
+            raise ConfigError(f"{asked} is no cache: it has no {MANIFEST}; {fix}")
+        return local.read_bytes()
+    try:
+        with gopen(location.url(MANIFEST)) as stream:
+            return stream.read()
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(
+            f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
+            "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"
+        ) from None
+
+
+def _parse(content: Mapping[str, Any]) -> Manifest:
+    facts = content["facts"]
+    special = {key: tuple(facts[key]) for key in ("prefix", "suffix")}
+    values = {key: content[key] for key in (each.name for each in dataclasses.fields(Manifest))}
+    values["facts"] = LlmFacts(**facts | special, path=facts["name"])
+    values["shards"] = tuple(Shard(**each | {"chunks": tuple(each["chunks"])}) for each in content["shards"])
+    return Manifest(**values)
+
+
+def _check(manifest: Manifest) -> None:
+    """The shards are those that the layout asks for: names from elsewhere never reach an opener."""
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype {manifest.dtype}")
+    sizes = {"chunks": manifest.chunks_per_lane, "shard_chunks": manifest.shard_chunks}
+    expected: dict[str, tuple[int, ...]] = {}
+    for lane in range(manifest.lanes):
+        expected |= layout(lane, lanes=manifest.lanes, **sizes)
+    found = {shard.name: shard.chunks for shard in manifest.shards}
+    if found != expected or len(manifest.shards) != len(found):
+        raise ValueError("shards that do not make up its chunks")
