@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
 from sae_dist.core.resolve import parse_counts, resolve
-from sae_dist.core.validate import validate, world_size_of
+from sae_dist.core.sharding import world_formula, world_size_of
+from sae_dist.core.validate import validate
 from sae_dist.launch.compose import compose_config, expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen, freeze
 
@@ -196,8 +197,8 @@ def check_devices(cfg: RunConfig, world_size: int | None) -> None:
     needed, found = world_size_of(cfg), torch.cuda.device_count()
     if needed > found:
         raise ConfigError(
-            f"device=cuda: topology.producers + topology.shard x topology.dp = {needed} processes need a GPU "
-            f"each, and there are {found}; use fewer, or device=cpu"
+            f"device=cuda: {world_formula(cfg)} = {needed} processes need a GPU each, and there are {found}; "
+            "use fewer, or device=cpu"
         )
 
 
