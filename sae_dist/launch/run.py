@@ -151,10 +151,15 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
 
         width = GroundTruth.of(cfg.activations, cfg.seed).width
         return resolve(cfg, None, width), width, None
+    from sae_dist.dist.runtime import place
     from sae_dist.llm.facts import llm_facts
+    from sae_dist.llm.fit import check_memory
+    from sae_dist.llm.tensor_parallel import check_plan
 
     facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     cfg = resolve(cfg, facts, facts.width)
+    check_plan(cfg.llm, facts)
+    check_memory(cfg, facts, place().local_world if launched() else None)
     check_tokens(cfg, facts)
     return cfg, facts.columns, note
 

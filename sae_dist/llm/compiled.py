@@ -29,7 +29,8 @@ class CompiledForward:
 
     def _run(self, inputs: dict[str, Any]) -> Tensor:
         self.base(**inputs)
-        return torch.cat([self.caught[hook] for hook in self.hooks], -1)
+        # Emptied: what is left would be a reason to recompile.
+        return torch.cat([self.caught.pop(hook) for hook in self.hooks], -1)
 
     def batches(self, chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
         """Ids, segments, positions and kept places, as many sequences each as the first chunk had."""

@@ -118,8 +118,7 @@ def build_chunks(
         build_stream(cfg, topology, facts.columns, device),
         lanes=topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
         ahead=2 * cfg.shuffle.block_chunks + 1,
-        # Groups in step want the credits of a whole round before they compute it.
-        in_flight=cfg.topology.in_flight + (topology.num_producers if topology.in_step else 0),
+        in_flight=cfg.topology.in_flight,
     )
 
 

@@ -173,6 +173,9 @@ class RemoteChunks:
 
     def __init__(self, stream: Stream, *, lanes: list[int], ahead: int, in_flight: int):
         self.stream, self.lanes, self.width = stream, lanes, stream.width
+        # Groups in step want the credits of a whole round before they compute any of it.
+        self.at_least = stream.topology.num_producers if stream.topology.in_step else 1
+        in_flight += self.at_least - 1
         self.in_flight = in_flight
         self.room = threading.Semaphore(ahead * len(lanes) + in_flight)
         self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = {
@@ -218,21 +221,34 @@ class RemoteChunks:
     def _receive(self) -> None:
         """The thread: grant credits up to `in_flight` ahead, receive, sort into lanes."""
         granted: deque[int] = deque()
+        stopped = False
         if self.stream.device.type == "cuda":
             torch.cuda.set_device(self.stream.device)
         try:
-            while granted or (self.open_lanes and not self.closing.is_set()):
-                while len(granted) < self.in_flight and self.open_lanes and not self.closing.is_set():
-                    if not self.room.acquire(blocking=not granted):
+            while granted or self._wants_more():
+                while (open_credits := self._open(granted)) < self.in_flight and self._wants_more():
+                    if not self.room.acquire(blocking=open_credits < self.at_least):
                         break
                     if not self.closing.is_set():
                         granted.append(self._grant("go"))
+                if not stopped and not self._wants_more():
+                    # Before what is still to come: it may share a round with what is not wanted any more.
+                    self._stop()
+                    stopped = True
                 if granted:
                     self._receive_one(granted.popleft())
-            self._stop()
+            if not stopped:
+                self._stop()
         except Exception as error:
             for lane in self.lanes:
                 self.arrived[lane].put(error)
+
+    def _wants_more(self) -> bool:
+        return bool(self.open_lanes) and not self.closing.is_set()
+
+    def _open(self, granted: deque[int]) -> int:
+        """Credits granted for chunks that may come: a lane may have ended since."""
+        return sum(number % self.stream.lanes in self.open_lanes for number in granted)
 
     def _stop(self) -> None:
         """Instead of the next credit, every lane that has not ended gets a stop."""
