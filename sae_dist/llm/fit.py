@@ -11,7 +11,6 @@ from sae_dist.core.sharding import world_size_of
 from sae_dist.core.types import LlmFacts
 
 USABLE = 0.9  # of the memory: activations, masks and the dictionary want some
-LARGEST_GROUP = 64
 
 
 def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> None:
@@ -70,8 +69,6 @@ def _fix(cfg: RunConfig, facts: LlmFacts, weights: int, memory: int) -> str:
         return f"hold it once: llm.shard=zero3 llm.shard_size={size} topology.producers=1"
     needed = math.ceil(weights / (USABLE * memory))
     over = " over that many machines" if cfg.device == "cpu" else ""
-    if needed > LARGEST_GROUP:
-        return "use a smaller llm.dtype, or a smaller model"
     split = next((each for each in facts.tp_sizes or () if each >= needed), None)
     tp = f", or llm.shard=tp llm.shard_size={split}" if split else ""
     return f"use llm.shard=zero3 llm.shard_size={needed} topology.producers=1{tp}{over}"
