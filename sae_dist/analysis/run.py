@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.resolve import resolve
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
 from sae_dist.tokens.source import TokenSource, open_tokens
@@ -99,6 +101,9 @@ def _measure_llm(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode:
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     assert cfg.llm.dtype is not None, "filled in by core.resolve"
     dtype = getattr(torch, cfg.llm.dtype)
+    if cfg.llm.shard != "none" and (reason := why_not_whole(facts, cfg.llm.dtype, device)):
+        print(f"not evaluated: {reason}", file=sys.stderr)
+        return ce.no_cross_entropy(reason)
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
     source = _activations(cfg, facts, llm)
     excluded: list[int] = []

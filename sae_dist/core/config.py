@@ -23,6 +23,10 @@ class LlmConfig:
     dtype: str | None = None  # null: float64 with precision=float64, else float32 (CPU) or bfloat16 (CUDA)
     attn: str = "sdpa"  # transformers' attn_implementation: sdpa or eager
     trust_remote_code: bool = False
+    shard: str = "none"  # none | zero3 | tp: how the ranks of a producer group hold the model together
+    shard_size: int = 1  # ranks of a producer group; 1 with shard=none
+    offload: bool = False  # zero3: parameters stay in host memory, and visit the device layer by layer
+    compile: bool = False  # torch.compile of the truncated forward; shard=none only
 
 
 @dataclass
@@ -85,9 +89,9 @@ class ShuffleConfig:
 
 @dataclass
 class TopologyConfig:
-    """Who does what. World = producers + shard * dp; producers = 0: the same ranks alternate."""
+    """Who does what. World = producers * llm.shard_size + shard * dp; producers = 0: ranks do both."""
 
-    producers: int = 0
+    producers: int = 0  # groups of llm.shard_size ranks that run the LLM
     shard: int = 1
     dp: int = 1
     in_flight: int = 2  # chunks sent ahead of the one being received, per producer and consumer

@@ -20,7 +20,9 @@ DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
 DEAD_AFTER_AT_MOST = 10_000_000
 SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache")
-"""Keys that may change between the beginning of a run and its continuation."""
+"""Sections and keys that may change between the beginning of a run and its continuation."""
+SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
+"""The same, within sections that else may not."""
 
 
 def parse_counts(cfg: RunConfig) -> RunConfig:
@@ -66,7 +68,11 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
 
 def identity(cfg: RunConfig) -> dict[str, Any]:
     """The values of a resolved config that make the run what it is, by full key."""
-    return {key: value for key, value in flat(cfg).items() if key.split(".")[0] not in SAME_RUN}
+    return {
+        key: value
+        for key, value in flat(cfg).items()
+        if key.split(".")[0] not in SAME_RUN and key not in SAME_RUN_KEYS
+    }
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:

@@ -146,6 +146,10 @@ class LlmFacts:
     context   the model's own limit on tokens per sequence (None: it states none)
     prefix    special tokens put before every segment (BOS or CLS); never kept as activations
     suffix    special tokens put after every segment (SEP); never kept
+    architecture      the class of the base model
+    parameters        numbers in the layers up to the last hook, and in what comes before them
+    whole_parameters  numbers in all layers, with the LM head
+    tp_sizes          group sizes that tensor parallelism can have (None: there is no plan for it)
 
     For a transcoder also:
 
@@ -166,6 +170,10 @@ class LlmFacts:
     target_hook: str | None = None
     target_width: int | None = None
     target_first: bool = False
+    architecture: str = ""
+    parameters: int = 0
+    whole_parameters: int = 0
+    tp_sizes: tuple[int, ...] | None = None
 
     @property
     def columns(self) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
+from sae_dist.core.sharding import sharding_problems, world_formula, world_size_of
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 
 CHOICES = {
@@ -17,6 +18,7 @@ CHOICES = {
     "kernels": ("auto", "torch", "reference"),
     "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
     "llm.attn": ("sdpa", "eager"),
+    "llm.shard": ("none", "zero3", "tp"),
     "tokens.kind": ("text", "webdataset", "hf"),
     "activations.kind": ("llm", "file", "cache", "synthetic"),
     "cache.dtype": ("bfloat16", "float32", "float64"),
@@ -38,7 +40,7 @@ MAY_BE_OPEN = (
 )
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
-    "shuffle.chunk_rows shuffle.block_chunks topology.shard topology.dp topology.in_flight "
+    "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.in_flight "
     "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
     "sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
     "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
@@ -107,6 +109,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _sae(cfg)
     yield from _target(cfg)
     yield from _sharing(cfg)
+    yield from sharding_problems(cfg)
     yield from _world(cfg, world_size)
     yield from _device(cfg)
 
@@ -255,11 +258,6 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
         yield (f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}")
     if cfg.batch % consumers:
         yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"
-    if topology.producers > lanes:
-        yield (
-            f"topology.producers={topology.producers} is more than shuffle.lanes={lanes}; "
-            f"use at most {lanes} producers or more lanes"
-        )
 
 
 def _target(cfg: RunConfig) -> Iterator[str]:
@@ -272,12 +270,12 @@ def _target(cfg: RunConfig) -> Iterator[str]:
 def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     topology, needed = cfg.topology, world_size_of(cfg)
     if world_size is not None and world_size != needed:
-        shard, rest = divmod(world_size - topology.producers, topology.dp)
+        producing = needed - topology.shard * topology.dp
+        shard, rest = divmod(world_size - producing, topology.dp)
         fix = f", or set topology.shard={shard}" if shard > 0 and rest == 0 else ""
         yield (
-            f"WORLD_SIZE={world_size} does not match topology.producers + topology.shard x topology.dp = "
-            f"{topology.producers} + {topology.shard} x {topology.dp} = {needed}; "
-            f"start {needed} ranks{fix}"
+            f"WORLD_SIZE={world_size} does not match {world_formula(cfg)} = "
+            f"{producing} + {topology.shard} x {topology.dp} = {needed}; start {needed} ranks{fix}"
         )
 
 
@@ -292,8 +290,3 @@ def _device(cfg: RunConfig) -> Iterator[str]:
 def _nearest(value: int, divisor: int) -> str:
     below = value // divisor * divisor
     return f"{below} or {below + divisor}" if below else str(divisor)
-
-
-def world_size_of(cfg: RunConfig) -> int:
-    """Ranks of a run: producers + shard * dp."""
-    return cfg.topology.producers + cfg.topology.shard * cfg.topology.dp

@@ -3,6 +3,9 @@
 World = shard * dp consumers, ranks 0 .. C-1, then the producers. Consumer index = dp_rank * shard +
 shard_rank. Lanes are dealt out round robin: lane v belongs to consumer v mod C and, where there are
 producers, is computed by producer v mod P. So a rank owns exactly 1/C of the rows of every batch.
+
+A producer group ("team") holds one LLM together, on consecutive ranks. With tensor parallelism it computes
+each chunk together and is one producer, whose first rank sends; with ZeRO-3 each of its ranks is a producer.
 """
 
 from datetime import timedelta
@@ -21,17 +24,30 @@ class Topology:
 
     Attributes:
         shard, dp, consumers: the axes (`Axis`) this rank belongs to; absent on producers.
+        team: the axis of the producer group this rank belongs to; None on consumers and groups of one.
         mesh: DeviceMesh with axes ("shard", "dp") over the consumers, only to label tensors for
             checkpoints: labelled the other way round, a resharded load permutes rows.
     """
 
-    def __init__(self, cfg: TopologyConfig, where: Place, device_type: str):
-        self.num_shards, self.num_replicas, self.num_producers = cfg.shard, cfg.dp, cfg.producers
+    def __init__(
+        self, cfg: TopologyConfig, where: Place, device_type: str, *, team_size: int = 1, in_step: bool = False
+    ):
+        """Make every group.
+
+        Args:
+            team_size: ranks of a producer group, `llm.shard_size`.
+            in_step: every rank of a producer group sends chunks of its own (ZeRO-3), else the first sends all.
+        """
+        self.num_shards, self.num_replicas = cfg.shard, cfg.dp
         self.num_consumers = cfg.shard * cfg.dp
+        self.team_size, self.in_step = team_size, in_step
+        self.stride = 1 if in_step else team_size
+        self.num_producers = cfg.producers * team_size // self.stride
         self.rank, self.world = where.rank, where.world
-        assert self.world == self.num_consumers + self.num_producers, "checked by core.validate"
+        assert self.world == self.num_consumers + cfg.producers * team_size, "checked by core.validate"
         self.is_consumer = self.rank < self.num_consumers
-        self.producer_index = self.rank - self.num_consumers
+        self.producer_index, follows = divmod(self.rank - self.num_consumers, self.stride)
+        self.is_sender = not self.is_consumer and follows == 0
 
         # A group made without a timeout takes torch's default, not that of the world.
         timeout = timedelta(seconds=cfg.timeout_s)
@@ -42,18 +58,28 @@ class Topology:
         self.mesh = DeviceMesh(device_type, ranks.t().contiguous(), mesh_dim_names=("shard", "dp"))
         self.stream_groups = {
             (producer, consumer): dist.new_group([consumer, self.producer_rank(producer)], timeout=timeout)
-            for producer in range(cfg.producers)
+            for producer in range(self.num_producers)
             for consumer in range(self.num_consumers)
         }
+        self.team = self._team(cfg.producers, timeout) if team_size > 1 else None
         if self.is_consumer:
             self.consumers = Axis("consumers", self.consumer_group)
             dp_rank, shard_rank = divmod(self.rank, cfg.shard)
             self.shard = Axis("shard", shard_groups[dp_rank])
             self.dp = Axis("dp", dp_groups[shard_rank])
 
+    def _team(self, teams: int, timeout: timedelta) -> Axis | None:
+        mine = None
+        for first in range(self.num_consumers, self.num_consumers + teams * self.team_size, self.team_size):
+            ranks = list(range(first, first + self.team_size))
+            group = dist.new_group(ranks, timeout=timeout)
+            if self.rank in ranks:
+                mine = Axis("team", group)
+        return mine
+
     def producer_rank(self, producer: int) -> int:
-        """World rank of a producer."""
-        return self.num_consumers + producer
+        """World rank of a producer; of one that is a group, the rank that sends."""
+        return self.num_consumers + producer * self.stride
 
     def lanes_of_consumer(self, consumer: int, num_lanes: int) -> list[int]:
         """Lanes whose rows a consumer draws."""
@@ -66,6 +92,14 @@ class Topology:
     def describe(self) -> str:
         """One phrase for the log."""
         consumers = f"{self.num_replicas} x {self.num_shards} consumers (dp x shard)"
+        if self.team_size > 1:
+            teams = self.num_producers * self.stride // self.team_size
+            return f"{teams} producer groups of {self.team_size} ranks, {consumers}"
         if self.num_producers:
             return f"{self.num_producers} producers, {consumers}"
         return f"{consumers}, each makes or reads the activations of its own lanes"
+
+
+def team_mesh(team: Axis, device_type: str) -> DeviceMesh:
+    """The ranks of a producer group as a mesh of one axis, `tp`."""
+    return DeviceMesh.from_group(team.group, device_type, mesh_dim_names=("tp",))

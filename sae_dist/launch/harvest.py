@@ -77,6 +77,11 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
             f"activations.kind={cfg.activations.kind}: a harvest keeps the activations of a language model; "
             "leave activations out"
         )
+    if cfg.llm.shard != "none":
+        raise ConfigError(
+            f"llm.shard={cfg.llm.shard}: in a harvest every rank holds the whole model; leave llm.shard "
+            "out, or train without a cache"
+        )
     ranks = max(cfg.topology.producers, 1)
     if world_size not in (None, ranks):
         raise ConfigError(

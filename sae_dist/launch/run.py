@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
 from sae_dist.core.resolve import parse_counts, resolve
-from sae_dist.core.validate import validate, world_size_of
+from sae_dist.core.sharding import world_formula, world_size_of
+from sae_dist.core.validate import validate
 from sae_dist.launch.compose import compose_config, expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen, freeze
 
@@ -168,10 +169,15 @@ def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
         from sae_dist.launch.cached import settle_cached
 
         return settle_cached(cfg)
+    from sae_dist.dist.runtime import place
     from sae_dist.llm.facts import llm_facts
+    from sae_dist.llm.fit import check_memory
+    from sae_dist.llm.tensor_parallel import check_plan
 
     facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     cfg = resolve(cfg, facts, facts.width)
+    check_plan(cfg.llm, facts)
+    check_memory(cfg, facts, place().local_world if launched() else None)
     check_tokens(cfg, facts)
     return cfg, facts.columns, note
 
@@ -214,8 +220,8 @@ def check_devices(cfg: RunConfig, world_size: int | None) -> None:
     needed, found = world_size_of(cfg), torch.cuda.device_count()
     if needed > found:
         raise ConfigError(
-            f"device=cuda: topology.producers + topology.shard x topology.dp = {needed} processes need a GPU "
-            f"each, and there are {found}; use fewer, or device=cpu"
+            f"device=cuda: {world_formula(cfg)} = {needed} processes need a GPU each, and there are {found}; "
+            "use fewer, or device=cpu"
         )
 
 

@@ -64,6 +64,10 @@ class LlmChunkSource:
         for chunk in self.tokens.open(lane, start):
             yield self.compute(chunk)
 
+    def idle(self) -> None:
+        """Take part in what other ranks of this LLM's group compute, without a chunk."""
+        self.llm.idle()
+
     def compute(self, chunk: TokenChunk) -> ActivationChunk:
         """The rows of one token chunk."""
         x_RD = self.llm.activations(chunk)

@@ -1,5 +1,7 @@
 """What can be known of an LLM before its weights are loaded."""
 
+import math
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -67,8 +69,40 @@ def llm_facts(
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
         target_first=next(iter(widths)) == "target_hook",
+        architecture=type(model).__name__,
+        tp_sizes=_tp_sizes(model, text_config),
+        **_sizes(model, config, hooks, causal),
     )
     return facts, "\n".join(lines) or None
+
+
+def last_layer(hooks: Iterable[str]) -> int | None:
+    """The number of the last layer that hooks need; None: a hook is in no layer."""
+    numbers = [_layer(hook.split(":")[0]) for hook in hooks]
+    return max((n for n in numbers if n is not None), default=None) if None not in numbers else None
+
+
+def _layer(path: str) -> int | None:
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
+def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -> dict[str, int]:
+    """How many parameters are needed up to the last hook, and how many there are."""
+    last, text = last_layer(hooks.values()), config.get_text_config()
+    counts = [(_layer(name), each.numel()) for name, each in model.named_parameters()]
+    whole = sum(count for _, count in counts)
+    needed = sum(n for layer, n in counts if last is None or layer is None or layer <= last)
+    head = text.vocab_size * text.hidden_size if causal and not config.tie_word_embeddings else 0
+    return {"parameters": needed, "whole_parameters": whole + head}
+
+
+def _tp_sizes(model: Any, config: Any) -> tuple[int, ...] | None:
+    """Sizes that divide the heads, of queries and of keys; None without a plan of transformers'."""
+    if not getattr(model, "tp_plan", None):
+        return None
+    heads = config.num_attention_heads
+    shared = math.gcd(heads, getattr(config, "num_key_value_heads", None) or heads)
+    return tuple(size for size in range(2, shared + 1) if shared % size == 0)
 
 
 def position_offset(model: nn.Module) -> int:

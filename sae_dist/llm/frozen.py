@@ -13,10 +13,14 @@ from torch import Tensor
 from sae_dist.core.config import LlmConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import LlmFacts, TokenChunk
-from sae_dist.llm.facts import position_offset
+from sae_dist.dist.collectives import Axis
+from sae_dist.llm.compiled import CompiledForward
+from sae_dist.llm.facts import last_layer, position_offset
 from sae_dist.llm.hooks import Stop, attach
 from sae_dist.llm.hub import cannot_pack, loading
 from sae_dist.llm.masks import packed_masks
+from sae_dist.llm.tensor_parallel import check_not_split, load_split
+from sae_dist.llm.zero3 import Partitioned, load_partitioned
 
 # Mean relative difference of a packed segment from the same segment alone. Rounding stays far below it, and
 # attention that crosses segments far above.
@@ -29,7 +33,9 @@ TRIM_BELOW = 0.75
 class FrozenLlm:
     """A language model that is only read. `load` makes one."""
 
-    def __init__(self, model: Any, facts: LlmFacts, *, with_head: bool):
+    def __init__(
+        self, model: Any, facts: LlmFacts, *, with_head: bool, partitioned: Partitioned | None = None
+    ):
         self.model = model.eval().requires_grad_(False)
         self.facts, self.with_head = facts, with_head
         self.base = model.base_model
@@ -37,14 +43,24 @@ class FrozenLlm:
         self.first_position = position_offset(model)
         weights = next(model.parameters())
         self.device, self.dtype = weights.device, weights.dtype
+        self.partitioned = partitioned
+        self.compiled: CompiledForward | None = None
 
     @classmethod
     def load(
-        cls, cfg: LlmConfig, facts: LlmFacts, *, device: torch.device, dtype: torch.dtype, with_head: bool
+        cls,
+        cfg: LlmConfig,
+        facts: LlmFacts,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        with_head: bool,
+        team: Axis | None = None,
     ) -> "FrozenLlm":
         """Load the weights: without head only the layers up to the last hook, with head the whole model.
 
-        Encoders have no head; theirs is the whole model.
+        Encoders have no head; theirs is the whole model. The ranks of a `team` hold the model together, as
+        `llm.shard` says; without one this rank holds all of it.
 
         Raises:
             ConfigError: the weights do not load, or the model lets packed documents see each other.
@@ -57,36 +73,57 @@ class FrozenLlm:
             config = AutoConfig.from_pretrained(facts.path, trust_remote_code=remote)
             if not with_head:
                 _trim(config.get_text_config(), facts.hooks)
-            model, report = auto.from_pretrained(
-                facts.path,
-                config=config,
-                dtype=dtype,
-                attn_implementation=cfg.attn,
-                trust_remote_code=remote,
-                output_loading_info=True,
-            )
+            how = {"dtype": dtype, "attn_implementation": cfg.attn, "trust_remote_code": remote}
+            model: Any
+            partitioned = None
+            if team is None:
+                model, report = auto.from_pretrained(
+                    facts.path, config=config, output_loading_info=True, **how
+                )
+                model, lacking = model.to(device), report["missing_keys"]
+            elif cfg.shard == "tp":
+                model, lacking = load_split(auto, config, facts.path, team=team, device=device, **how)
+            else:
+                model, lacking = load_partitioned(
+                    auto, config, facts.path, team=team, device=device, offload=cfg.offload, **how
+                )
+                partitioned = Partitioned(model.base_model, team)
             model.config.use_cache = False
-            llm = cls(model.to(device), facts, with_head=with_head)
-        missing = sorted(key for key in report["missing_keys"] if "pooler" not in key)
+            llm = cls(model, facts, with_head=with_head, partitioned=partitioned)
+        missing = sorted(key for key in lacking if "pooler" not in key)
         if missing:
             raise ConfigError(
                 f"llm.name={cfg.name} has no weights for {len(missing)} parameters, {missing[0]} among them; "
                 "give a folder with all of its weights"
             )
         llm._prove_packing()
+        if cfg.compile and not with_head:
+            llm.compiled = CompiledForward(llm.base, facts.hooks)
         return llm
 
     @torch.no_grad()
     def activations(self, chunk: TokenChunk) -> Tensor:
         """Rows of the kept tokens, in reading order; one forward captures both hooks of a transcoder."""
+        batches = list(self.compiled.batches(chunk) if self.compiled else _full_and_rest(chunk))
+        padding = self.partitioned.most(len(batches)) - len(batches) if self.partitioned else 0
+        run = self.compiled.run if self.compiled else self._capture
         parts = []
-        for part, width in _full_and_rest(chunk):
-            ids, segment, position, keep = (
-                each[part, :width].to(self.device)
-                for each in (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
-            )
-            parts.append(self._capture(self._inputs(ids, segment, position))[keep])
+        for batch in batches:
+            ids, segment, position, keep = (each.to(self.device) for each in batch)
+            parts.append(run(self._inputs(ids, segment, position))[keep])
+        self._pad(padding)
         return torch.cat(parts)
+
+    @torch.no_grad()
+    def idle(self) -> None:
+        """What a rank of a ZeRO-3 group does while the others compute a chunk and it has none."""
+        assert self.partitioned is not None
+        self._pad(self.partitioned.most(0))
+
+    def _pad(self, forwards: int) -> None:
+        for _ in range(forwards):
+            one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+            self._capture(self._inputs(one, one, one))
 
     def logits(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
         """Next-token logits [N, S, V].
@@ -152,7 +189,11 @@ class FrozenLlm:
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.cat([caught[hook] for hook in hooks], -1)
+            if self.partitioned is not None:
+                self.partitioned.release()
+        found = torch.cat([caught[hook] for hook in hooks], -1)
+        check_not_split(self.facts, found.shape[-1])
+        return found
 
     def _inputs(self, ids: Tensor, segment: Tensor, position: Tensor) -> dict[str, Any]:
         masks = packed_masks(segment, position, self.config, causal=self.facts.causal, dtype=self.dtype)
@@ -169,6 +210,8 @@ class FrozenLlm:
         name = self.facts.name
         try:
             packed = self._last(self._inputs(ids, segment, position))
+        except ConfigError:
+            raise
         except Exception as error:
             raise cannot_pack(name, error) from error
         alone = torch.cat([self._last({"input_ids": part}) for part in ids.split(lengths, 1)], 1)
@@ -212,12 +255,9 @@ class FrozenLlm:
 
 def _trim(config: Any, hooks: tuple[str, ...]) -> None:
     """Leave out the layers after the last hook's: they are neither loaded nor run."""
-    number = -1
-    for hook in hooks:
-        found = next((int(part) for part in hook.split(":")[0].split(".") if part.isdigit()), None)
-        if found is None:
-            return
-        number = max(number, found)
+    number = last_layer(hooks)
+    if number is None:
+        return
     layers = config.num_hidden_layers
     for key, value in list(vars(config).items()):
         if isinstance(value, list) and len(value) == layers:
@@ -225,13 +265,13 @@ def _trim(config: Any, hooks: tuple[str, ...]) -> None:
     config.num_hidden_layers = number + 1
 
 
-def _full_and_rest(chunk: TokenChunk) -> Iterator[tuple[slice, int]]:
-    """(sequences, width) to run: the last sequence is on its own if much of it is padding."""
+def _full_and_rest(chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
+    """Ids, segments, positions, kept places: the last sequence is on its own if much of it is padding."""
+    tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
     last = int((chunk.segment_NS[-1] > 0).sum())
-    sequences, context = chunk.ids_NS.shape
-    if last > TRIM_BELOW * context:
-        yield slice(0, sequences), context
+    if last > TRIM_BELOW * chunk.ids_NS.shape[1]:
+        yield tensors
         return
-    if sequences > 1:
-        yield slice(0, sequences - 1), context
-    yield slice(sequences - 1, sequences), last
+    if len(chunk.ids_NS) > 1:
+        yield tuple(each[:-1] for each in tensors)
+    yield tuple(each[-1:, :last] for each in tensors)

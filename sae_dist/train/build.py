@@ -2,6 +2,8 @@
 
 import importlib
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.config import RunConfig
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.base import Dictionary, Setting
+from sae_dist.dist.collectives import Axis
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import StopRequest
 from sae_dist.kernels.resolve import resolve
@@ -30,9 +33,10 @@ from sae_dist.train.meter import RunMeter
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
-from sae_dist.transport.collective import RemoteChunks, Stream
+from sae_dist.transport.collective import RemoteChunks, Stream, produce
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
+from sae_dist.transport.in_step import produce_in_step
 from sae_dist.transport.synthetic import SyntheticChunkSource
 
 
@@ -43,8 +47,14 @@ def build_facts(cfg: RunConfig) -> LlmFacts | None:
     return llm_facts(cfg.llm, cfg.hook, cfg.target_hook)[0] if cfg.activations.kind == "llm" else None
 
 
-def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -> ChunkSource:
-    """Tokens -> frozen LLM -> activation chunks; or chunks of a cache or a file; or synthetic ones."""
+def build_source(
+    cfg: RunConfig, facts: LlmFacts | None, device: torch.device, team: Axis | None = None
+) -> ChunkSource:
+    """Tokens -> frozen LLM -> activation chunks; or chunks of a cache or a file; or synthetic ones.
+
+    Args:
+        team: the ranks that hold the LLM together with this one.
+    """
     wire = Precision.of(cfg.precision).wire
     if cfg.activations.kind == "synthetic":
         return SyntheticChunkSource(
@@ -80,7 +90,7 @@ def build_source(cfg: RunConfig, facts: LlmFacts | None, device: torch.device) -
     )
     assert cfg.llm.dtype is not None, "filled in by core.resolve"
     dtype = getattr(torch, cfg.llm.dtype)
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=False)
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=False, team=team)
     return LlmChunkSource(
         llm,
         tokens,
@@ -117,6 +127,19 @@ def build_chunks(
         ahead=2 * cfg.shuffle.block_chunks + 1,
         in_flight=cfg.topology.in_flight,
     )
+
+
+def build_producer(
+    cfg: RunConfig, facts: LlmFacts | None, topology: Topology, device: torch.device
+) -> Callable[[], int]:
+    """A producer's whole life, ready to begin: alone, or in a group that holds the LLM together."""
+    assert facts is not None, "checked by core.validate"
+    source = build_source(cfg, facts, device, topology.team)
+    stream = build_stream(cfg, topology, facts.columns, device)
+    if not topology.in_step:
+        return partial(produce, stream, source, cfg.topology.in_flight)
+    assert isinstance(source, LlmChunkSource)
+    return partial(produce_in_step, stream, source, cfg.topology.in_flight)
 
 
 def build_run(

@@ -13,10 +13,10 @@ from sae_dist.core.errors import Preempted
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
-from sae_dist.train.build import build_chunks, build_facts, build_run, build_source, build_stream
+from sae_dist.train.build import build_chunks, build_facts, build_producer, build_run
 from sae_dist.train.loop import train
 from sae_dist.train.state import Run
-from sae_dist.transport.collective import RemoteChunks, produce
+from sae_dist.transport.collective import RemoteChunks
 
 
 def run_rank(folder: Path) -> None:
@@ -29,7 +29,13 @@ def run_rank(folder: Path) -> None:
     stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
-    topology = Topology(cfg.topology, where, device.type)
+    topology = Topology(
+        cfg.topology,
+        where,
+        device.type,
+        team_size=cfg.llm.shard_size,
+        in_step=cfg.llm.shard == "zero3",
+    )
     facts = build_facts(cfg)
     try:
         if topology.is_consumer:
@@ -37,9 +43,7 @@ def run_rank(folder: Path) -> None:
             consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
         else:
             # A producer ends when its consumers say so: to stop is agreed among them.
-            assert facts is not None
-            source = build_source(cfg, facts, device)
-            produce(build_stream(cfg, topology, facts.columns, device), source, cfg.topology.in_flight)
+            build_producer(cfg, facts, topology, device)()
     except Preempted:
         runtime.finish()
         raise

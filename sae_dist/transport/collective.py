@@ -26,6 +26,9 @@ from sae_dist.dist.mesh import Topology
 HEADER_BYTES = 512
 POLL_S = 0.001
 
+Sends = list[tuple[dist.Work, Tensor]]
+"""What is under way, and the tensors that have to stay alive until then."""
+
 
 def _pack(chunk: ActivationChunk) -> Tensor:
     """Ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
@@ -81,49 +84,73 @@ class Stream:
             time.sleep(POLL_S)
         return self.store.get(key).decode()
 
+    def starts(self, lanes: list[int]) -> dict[int, Position | None]:
+        """Where each lane begins, as its consumer says."""
+        consumers = self.topology.num_consumers
+        return {v: json.loads(self.wait(f"start/{v}", f"consumer rank {v % consumers}")) for v in lanes}
+
+    def credit(self, number: int) -> bool:
+        """Wait until a chunk's consumer has room for it; False: it wants no more."""
+        consumer = number % self.lanes % self.topology.num_consumers
+        word = self.wait(f"credit/{number}", f"consumer rank {consumer}")
+        self.store.delete_key(f"credit/{number}")
+        return word == "go"
+
+    def send(self, number: int, chunk: ActivationChunk | None) -> Sends:
+        """Begin to send a chunk that has its credit; None: say that its lane has ended."""
+        if chunk is None:
+            self.store.set(f"size/{number}", "0")
+            return []
+        rows = chunk.rows_RD.to(self.device, self.dtype).contiguous()
+        packed = _pack(chunk).to(self.device)
+        self.store.set(f"size/{number}", str(len(packed)))
+        consumer = number % self.lanes % self.topology.num_consumers
+        group = self.topology.stream_groups[self.topology.producer_index, consumer]
+        return [(_under_way(dist.isend(each, consumer, group=group)), each) for each in (packed, rows)]
+
 
 def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
     """A producer rank's whole life: compute chunks and send them until every consumer has enough.
 
+    A group that computes its chunks together walks these lines together; its first rank alone sends.
+
     Returns:
-        The number of chunks sent.
+        The number of chunks sent, by the group.
     """
     topology, me = stream.topology, stream.topology.producer_index
     lanes = topology.lanes_of_producer(me, stream.lanes)
-    starts: dict[int, Position | None] = {
-        lane: json.loads(stream.wait(f"start/{lane}", f"consumer {lane % topology.num_consumers}"))
-        for lane in lanes
-    }
+    starts = stream.starts(lanes)
     chunks = {lane: source.open(lane, starts[lane]) for lane in lanes}
     index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
-    sending: deque[list[tuple[dist.Work, Tensor]]] = deque()
+    sending: deque[Sends] = deque()
     sent = 0
     while lanes:
         lane = min(lanes, key=lambda v: (index[v], v))
         consumer = lane % topology.num_consumers
         number = index[lane] * stream.lanes + lane
         chunk = next(chunks[lane], None)
-        credit = stream.wait(f"credit/{number}", f"consumer rank {consumer}")
-        stream.store.delete_key(f"credit/{number}")
-        if credit == "stop":
+        if not _wanted(stream, number):
             lanes = [v for v in lanes if v % topology.num_consumers != consumer]
             continue
+        if topology.is_sender:
+            sending.append(stream.send(number, chunk))
         if chunk is None:
-            stream.store.set(f"size/{number}", "0")
             lanes.remove(lane)
             continue
-        rows = chunk.rows_RD.to(stream.device, stream.dtype).contiguous()
-        packed = _pack(chunk).to(stream.device)
-        stream.store.set(f"size/{number}", str(len(packed)))
-        group = topology.stream_groups[me, consumer]
-        sending.append([(_under_way(dist.isend(t, consumer, group=group)), t) for t in (packed, rows)])
         while len(sending) > in_flight:
-            _await(sending.popleft())
+            await_sent(sending.popleft())
         index[lane] += 1
         sent += 1
     for pair in sending:
-        _await(pair)
+        await_sent(pair)
     return sent
+
+
+def _wanted(stream: Stream, number: int) -> bool:
+    """Whether the consumer takes this chunk: the sender knows, and tells its group."""
+    topology = stream.topology
+    wanted = torch.tensor([int(topology.is_sender and stream.credit(number))])
+    return bool(topology.team.max(wanted) if topology.team else wanted)
 
 
 def _under_way(work: dist.Work | None) -> dist.Work:
@@ -131,7 +158,7 @@ def _under_way(work: dist.Work | None) -> dist.Work:
     return work
 
 
-def _await(pair: list[tuple[dist.Work, Tensor]]) -> None:
+def await_sent(pair: Sends) -> None:
     """Wait for sends; their tensors had to stay alive until now."""
     for work, _ in pair:
         work.wait()
@@ -146,6 +173,9 @@ class RemoteChunks:
 
     def __init__(self, stream: Stream, *, lanes: list[int], ahead: int, in_flight: int):
         self.stream, self.lanes, self.width = stream, lanes, stream.width
+        # Groups in step want the credits of a whole round before they compute any of it.
+        self.at_least = stream.topology.num_producers if stream.topology.in_step else 1
+        in_flight += self.at_least - 1
         self.in_flight = in_flight
         self.room = threading.Semaphore(ahead * len(lanes) + in_flight)
         self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = {
@@ -191,21 +221,34 @@ class RemoteChunks:
     def _receive(self) -> None:
         """The thread: grant credits up to `in_flight` ahead, receive, sort into lanes."""
         granted: deque[int] = deque()
+        stopped = False
         if self.stream.device.type == "cuda":
             torch.cuda.set_device(self.stream.device)
         try:
-            while granted or (self.open_lanes and not self.closing.is_set()):
-                while len(granted) < self.in_flight and self.open_lanes and not self.closing.is_set():
-                    if not self.room.acquire(blocking=not granted):
+            while granted or self._wants_more():
+                while (open_credits := self._open(granted)) < self.in_flight and self._wants_more():
+                    if not self.room.acquire(blocking=open_credits < self.at_least):
                         break
                     if not self.closing.is_set():
                         granted.append(self._grant("go"))
+                if not stopped and not self._wants_more():
+                    # Before what is still to come: it may share a round with what is not wanted any more.
+                    self._stop()
+                    stopped = True
                 if granted:
                     self._receive_one(granted.popleft())
-            self._stop()
+            if not stopped:
+                self._stop()
         except Exception as error:
             for lane in self.lanes:
                 self.arrived[lane].put(error)
+
+    def _wants_more(self) -> bool:
+        return bool(self.open_lanes) and not self.closing.is_set()
+
+    def _open(self, granted: deque[int]) -> int:
+        """Credits granted for chunks that may come: a lane may have ended since."""
+        return sum(number % self.stream.lanes in self.open_lanes for number in granted)
 
     def _stop(self) -> None:
         """Instead of the next credit, every lane that has not ended gets a stop."""

@@ -1,6 +1,7 @@
 """Wrong input: exit code 2, one line that names field and fix, and nothing written."""
 
 import io
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -8,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import GPT2Config, LlamaConfig
 
 from sae_dist import cli
 from tests.commands import sae_dist
+from tests.unit.tiny_llms import EMBEDDED
 
 
 def make_inputs(folder: Path) -> None:
@@ -46,6 +49,16 @@ def make_inputs(folder: Path) -> None:
             tar.addfile(member, io.BytesIO(content))
     (folder / "cut.tar").write_bytes((folder / "shard.tar").read_bytes()[:5000])
     (folder / "a_file").write_text("")
+    save_configs(folder)
+
+
+def save_configs(folder: Path) -> None:
+    """Models without weights: one that tensor parallelism has no plan for, one that no machine holds."""
+    sizes = dict(hidden_size=32768, intermediate_size=131072, num_hidden_layers=48, num_attention_heads=256)
+    for name, config in (("gpt2", GPT2Config(n_layer=2)), ("huge", LlamaConfig(**sizes))):
+        config.save_pretrained(folder / name)
+        for file in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(EMBEDDED / file, folder / name)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +91,18 @@ TABLE = [
     ("kernels=triton", "kernels=triton", "torch"),
     ("resume=yes", "resume=yes", "never, auto"),
     ("hook=layers.9", "hook=layers.9", "nearest: layers."),
+    ("llm.shard=zero2", "llm.shard=zero2", "none, zero3, tp"),
+    ("llm.shard=zero3 topology=split", "llm.shard_size=1", "llm.shard_size=2"),
+    ("llm.shard_size=2", "llm.shard_size=2", "llm.shard=zero3 or llm.shard=tp"),
+    ("llm.shard=zero3 llm.shard_size=2", "llm.shard=zero3", "set topology.producers=1"),
+    ("llm.shard=tp llm.shard_size=2 topology=split llm.offload=true", "llm.offload=true", "llm.shard=zero3"),
+    ("llm.offload=true", "llm.offload=true", "llm.shard=zero3"),
+    ("llm.shard=tp llm.shard_size=2 topology=split llm.compile=true", "llm.compile=true", "leave it out"),
+    ("llm.shard=tp llm.shard_size=3 topology=split", "llm.shard_size=3", "2, 4"),
+    ("llm.shard=tp llm.shard_size=2 topology=split llm.name={inputs}/gpt2", "GPT2Model", "llm.shard=zero3"),
+    ("llm.shard=zero3 llm.shard_size=5 topology.producers=2", "llm.shard_size=5", "shuffle.lanes=8"),
+    ("llm.name={inputs}/huge", "in float32, and this machine has", "llm.shard=zero3 llm.shard_size="),
+    ("activations=synthetic llm.shard=tp", "llm.shard=tp", "leave llm.shard out"),
     ("target_hook=layers.9", "target_hook=layers.9", "nearest: layers."),
     ("hook=layers.1 target_hook=layers.1:out", "target_hook=layers.1:out", "leave target_hook out"),
     ("sae.skip=true", "sae.skip=true", "give target_hook"),

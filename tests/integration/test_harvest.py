@@ -230,6 +230,7 @@ def test_one_line_and_nothing_written(overrides, names, fix, caches, tmp_path, m
         ("topology.producers=9 shuffle.lanes=8", "use at most 8 producers"),
         ("train_tokens=100T", "GiB free and this cache needs"),
         ("hook=layers.9", "nearest: layers."),
+        ("llm.shard=tp llm.shard_size=2 topology.producers=1", "every rank holds the whole model"),
         ("name=live output={folder}/outputs", "is no cache folder"),
     ],
 )

@@ -5,10 +5,10 @@ from itertools import islice
 import pytest
 import torch
 from tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms
+from tiny_llms import packed_chunk as chunk
 
 from sae_dist.core.config import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.core.types import TokenChunk
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -26,23 +26,6 @@ def tiny(tmp_path_factory):
 def load(name, *, hook=None, head=False, dtype=torch.float32, attn="eager") -> FrozenLlm:
     cfg = LlmConfig(name=name, attn=attn)
     return FrozenLlm.load(cfg, llm_facts(cfg, hook)[0], device=CPU, dtype=dtype, with_head=head)
-
-
-def chunk(lengths=((9, 20, 6), (30,)), context=40, prefix=1) -> TokenChunk:
-    """Random packed sequences; the first token of each segment is special."""
-    random = torch.Generator().manual_seed(3)
-    shape = (len(lengths), context)
-    ids = torch.randint(6, 2000, shape, generator=random)
-    segment, position = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    keep = torch.zeros(shape, dtype=torch.bool)
-    for n, row in enumerate(lengths):
-        at = 0
-        for number, length in enumerate(row, start=1):
-            segment[n, at : at + length] = number
-            position[n, at : at + length] = torch.arange(length)
-            keep[n, at + prefix : at + length] = True
-            at += length
-    return TokenChunk(7, 1, ids, segment, position, keep, segment - 1, {"chunk": 0})
 
 
 def close(a, b, tolerance=1e-5):

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 import sae_dist.llm
+from sae_dist.core.types import TokenChunk
 
 EMBEDDED = Path(sae_dist.llm.__file__).parent / "embedded"
 LAYERS, WIDTH, CONTEXT = 4, 32, 64
@@ -60,6 +61,23 @@ def save_tiny(kind: str, folder: Path) -> str:
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+def packed_chunk(lengths=((9, 20, 6), (30,)), context=40, prefix=1) -> TokenChunk:
+    """Random packed sequences; the first token of each segment is special."""
+    random = torch.Generator().manual_seed(3)
+    shape = (len(lengths), context)
+    ids = torch.randint(6, 2000, shape, generator=random)
+    segment, position = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
+    keep = torch.zeros(shape, dtype=torch.bool)
+    for n, row in enumerate(lengths):
+        at = 0
+        for number, length in enumerate(row, start=1):
+            segment[n, at : at + length] = number
+            position[n, at : at + length] = torch.arange(length)
+            keep[n, at + prefix : at + length] = True
+            at += length
+    return TokenChunk(7, 1, ids, segment, position, keep, segment - 1, {"chunk": 0})
 
 
 class TinyLlms:
