@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.core.errors import CheckpointError
+from sae_dist.core.files import sync_folder
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
@@ -133,7 +134,7 @@ class Checkpoints:
             os.replace(temporary, final)
             _write_synced(self._folder / ".latest.tmp", final.name + "\n")
             os.replace(self._folder / ".latest.tmp", self._folder / "latest")
-            _sync_folder(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
@@ -225,11 +226,3 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

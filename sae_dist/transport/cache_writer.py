@@ -19,6 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 
 from sae_dist.core.errors import DataError, TransportError
+from sae_dist.core.files import sync_folder
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.cache_manifest import Shard, layout, sha256_of
 
@@ -123,7 +124,7 @@ class LaneWriter:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
         return hashing.sha256.hexdigest(), hashing.bytes
 
 
@@ -193,12 +194,3 @@ def _last_start(path: Path) -> Position:
     with open(path, "rb") as file:
         *_, last = tar_file_iterator(file, select_files=lambda name: name.endswith(".json"))
     return json.loads(last["data"])["start"]
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename last."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

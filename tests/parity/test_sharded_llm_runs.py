@@ -5,7 +5,7 @@ import pytest
 from tests.commands import train
 from tests.parity.test_world_size import relative, values
 
-RUN = ["train_tokens=23040", "sae.num_latents=512"]
+RUN = ["train_tokens=23040", "sae.num_latents=512", "optim.lr=5e-3"]
 GROUPS = {
     "zero3": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1"],
     "offload": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "llm.offload=true"],
