@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.core.sharding import sharding_problems, world_formula, world_size_of
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
@@ -47,8 +48,9 @@ POSITIVE = (
     "activations.group_size activations.group_strength cache.shard_chunks"
 ).split()
 NOT_NEGATIVE = (
-    "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "
-    "optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf activations.noise"
+    "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "
+    "optim.beta2 optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf "
+    "activations.noise"
 ).split()
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
@@ -101,6 +103,12 @@ def validate(cfg: RunConfig, world_size: int | None = None) -> None:
 
 
 def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+    if varied(cfg):
+        yield from grid_problems(cfg)
+        for member in members(cfg):
+            for problem in _problems(member, world_size):
+                yield f"{problem} (in the grid: {member.name})"
+        return
     yield from _choices(cfg)
     yield from _ranges(cfg)
     yield from _unread(cfg)
@@ -153,8 +161,9 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             f"tokens.max_norm_multiple={multiple:g} would leave out ordinary activations; "
             "use more than 1, such as 10, or null"
         )
-    if cfg.seed > LARGEST_SEED:
-        yield f"seed={cfg.seed} must be at most {LARGEST_SEED}"
+    for key in ("seed", "sae.seed"):
+        if (get(cfg, key) or 0) > LARGEST_SEED:
+            yield f"{key}={get(cfg, key)} must be at most {LARGEST_SEED}"
     warmup = cfg.optim.warmup or 0.0
     if warmup + cfg.optim.decay > 1:
         yield (

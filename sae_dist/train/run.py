@@ -5,18 +5,24 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from sae_dist.core.config import load_config
-from sae_dist.core.errors import Preempted
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.errors import NumericsError, Preempted
+from sae_dist.core.grid import member_folders
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
-from sae_dist.train.build import build_chunks, build_facts, build_producer, build_run
+from sae_dist.train.build import build_chunks, build_facts, build_producer, build_runs
 from sae_dist.train.loop import train
 from sae_dist.train.state import Run
 from sae_dist.transport.collective import RemoteChunks
+
+SUMMARY = "summary.json"
+DIVERGED = "diverged"
 
 
 def run_rank(folder: Path) -> None:
@@ -40,7 +46,8 @@ def run_rank(folder: Path) -> None:
     try:
         if topology.is_consumer:
             chunks = build_chunks(cfg, facts, topology, device)
-            consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
+            folders = unfinished(cfg, folder)
+            consume(build_runs(cfg, folders, chunks, facts, topology, stop, device), chunks)
         else:
             # A producer ends when its consumers say so: to stop is agreed among them.
             build_producer(cfg, facts, topology, device)()
@@ -50,21 +57,54 @@ def run_rank(folder: Path) -> None:
     runtime.finish()
 
 
-def consume(run: Run, chunks: ChunkSource) -> None:
+def unfinished(cfg: RunConfig, folder: Path) -> list[Path]:
+    """The dictionaries to train: with `resume=auto` not those of a grid that were given up.
+
+    Raises:
+        NumericsError: all were.
+    """
+    folders = member_folders(cfg, folder)
+    if cfg.resume != "auto" or len(folders) == 1:
+        return folders
+    left = [each for each in folders if status(each) != DIVERGED]
+    if not left:
+        raise NumericsError(
+            f"every dictionary of {folder} was given up; choose lower rates and another name="
+        )
+    return left
+
+
+def status(folder: Path) -> str | None:
+    """What summary.json says, if there is one."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()).get("status") if path.exists() else None
+
+
+def consume(runs: list[Run], chunks: ChunkSource) -> None:
     """A consumer's life: train, write down what came of it."""
-    if run.topology.rank == 0:
-        announce(run)
-    trained_before = run.progress.step == run.steps and (run.folder / "summary.json").exists()
+    if runs[0].topology.rank == 0:
+        announce(runs)
+    trained_before = [run.progress.step == run.steps and (run.folder / SUMMARY).exists() for run in runs]
     try:
-        train(run)
-        if not trained_before:
-            write_summary(run)
+        trained = train(runs, give_up)
+        for run, before in zip(runs, trained_before, strict=True):
+            if run in trained and not before:
+                write_summary(run)
     except Preempted:
         close(chunks)
         raise
     finally:
-        run.meter.close()
+        for run in runs:
+            run.meter.close()
     close(chunks)
+
+
+def give_up(run: Run, error: NumericsError) -> None:
+    """One dictionary of a grid is over; the rest of the grid goes on."""
+    if run.topology.rank == 0:
+        tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
+        write(run.folder, summary | {"status": DIVERGED, "reason": str(error)})
 
 
 def close(chunks: ChunkSource) -> None:
@@ -73,18 +113,21 @@ def close(chunks: ChunkSource) -> None:
         chunks.close()
 
 
-def announce(run: Run) -> None:
+def announce(runs: list[Run]) -> None:
     """What was chosen, said once."""
-    cfg = run.cfg
-    law = f"the law for {run.steps} steps and {cfg.sae.num_latents} latents"
+    first, cfg = runs[0], runs[0].cfg
     print(
-        f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, "
-        f"{cfg.kernels} kernels\n  {run.steps} steps of {cfg.batch}, from step {run.progress.step}; "
-        f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x "
-        + ", ".join(f"{scale:.4g}" for scale in run.scales),
+        f"{first.folder if len(runs) == 1 else first.folder.parent}\n  {first.topology.describe()}; "
+        f"{first.device.type}, {cfg.precision}, {cfg.kernels} kernels\n  {first.steps} steps of {cfg.batch}, "
+        f"from step {first.progress.step}",
         file=sys.stderr,
-        flush=True,
     )
+    for run in runs:
+        sae, lr = run.cfg.sae, run.cfg.optim.lr
+        law = f"the law for {run.steps} steps and {sae.num_latents} latents" if lr is None else "given"
+        scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
+        name = f"{run.folder.name}: " if len(runs) > 1 else ""
+        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr, flush=True)
 
 
 def write_summary(run: Run) -> None:
@@ -101,11 +144,18 @@ def write_summary(run: Run) -> None:
         "world_size": run.topology.world,
         "lr": run.lr,
         "scales": run.scales,
+        "stream_seconds": run.shuffle.seconds(),
+        "dictionary_seconds": run.seconds,
         "status": "trained",
     }
-    temporary = run.folder / "summary.json.tmp"
+    write(run.folder, summary)
+
+
+def write(folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json: complete or absent."""
+    temporary = folder / f"{SUMMARY}.tmp"
     temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, run.folder / "summary.json")
+    os.replace(temporary, folder / SUMMARY)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
