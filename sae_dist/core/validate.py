@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae_dist.core.config import RunConfig
+from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
@@ -226,7 +227,7 @@ def _sae(cfg: RunConfig) -> Iterator[str]:
         by = f"topology.shard={shard}" + (f" x topology.dp={dp}" if dp > 1 else "")
         yield (
             f"sae.num_latents={sae.num_latents} is not divisible by {by}; "
-            f"nearest: {_nearest(sae.num_latents, shard * dp)}"
+            f"nearest: {nearest(sae.num_latents, shard * dp)}"
         )
 
 
@@ -266,7 +267,7 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
         possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         yield (f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}")
     if cfg.batch % consumers:
-        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"
+        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {nearest(cfg.batch, consumers)}"
 
 
 def _target(cfg: RunConfig) -> Iterator[str]:
@@ -294,8 +295,3 @@ def _device(cfg: RunConfig) -> Iterator[str]:
 
         if not torch.cuda.is_available():
             yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
-
-
-def _nearest(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
-    return f"{below} or {below + divisor}" if below else str(divisor)
