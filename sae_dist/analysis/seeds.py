@@ -30,7 +30,8 @@ def compare_seeds(configs: list[RunConfig], folder: Path) -> list[dict[str, Any]
 
     Returns:
         For each pair: names, the share `matched` of the first's latents that fire and have a partner with
-        cosine above 0.7, the same in `quarters` of these latents by firing rate (rarest first), and the file.
+        cosine above 0.7, the same in `quarters` of these latents by firing rate (rarest first; none without
+        evaluation), and the file.
     """
     found = []
     for one, other in itertools.combinations(configs, 2):
@@ -44,6 +45,8 @@ def _compare(one: Path, other: Path, folder: Path) -> dict[str, Any]:
     first, second = load_exported(one / "export"), load_exported(other / "export")
     nearest_F, cosine_F, mutual_F = partners(first.W_dec_FE, second.W_dec_FE)
     rate_F = load_firing_rates(one / "export")
+    if rate_F is None:  # eval.tokens=0: nobody looked, and every latent counts
+        rate_F = torch.full_like(cosine_F, torch.nan)
     folder.mkdir(exist_ok=True)
     path = folder / f"{one.name} and {other.name}.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
@@ -54,15 +57,16 @@ def _compare(one: Path, other: Path, folder: Path) -> dict[str, Any]:
             [latent, f"{rate:.3e}", nearest, f"{cosine:.4f}", int(mutual)]
             for latent, (rate, nearest, cosine, mutual) in enumerate(zip(*columns, strict=True))
         )
-    fires_F = rate_F > 0
+    fires_F = rate_F != 0
     matched_F = mutual_F & (cosine_F > MATCHED_ABOVE)
+    known = bool(fires_F.any()) and not bool(rate_F.isnan().any())
     by_rate = matched_F[fires_F][rate_F[fires_F].argsort()].double()
     return {
         "first": one.name,
         "second": other.name,
         "above": MATCHED_ABOVE,
         "matched": float(by_rate.mean()) if len(by_rate) else 0.0,
-        "quarters": [float(part.mean()) for part in by_rate.chunk(QUARTERS)] if len(by_rate) else [],
+        "quarters": [float(part.mean()) for part in by_rate.chunk(QUARTERS)] if known else [],
         "file": str(path.relative_to(folder.parent)),
     }
 

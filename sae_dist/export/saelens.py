@@ -188,13 +188,9 @@ def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
     os.replace(temporary, folder / FIRING)
 
 
-def load_firing_rates(folder: Path) -> Tensor:
-    """How often each latent fires [F], float32, exactly 0 for silent ones.
-
-    Raises:
-        ConfigError: there is no such file yet.
-    """
+def load_firing_rates(folder: Path) -> Tensor | None:
+    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured."""
     if not (folder / FIRING).is_file():
-        raise ConfigError(f"{folder / FIRING} is missing; make it with: sae-dist eval {folder.parent}")
+        return None
     log_F = load_file(folder / FIRING)["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

@@ -86,10 +86,9 @@ def format_grid(result: dict[str, Any]) -> str:
             )
         )
     for each in result["seeds"]:
-        table.append(
-            "{first} and {second}: {matched:.1%} of the latents that fire have a partner with cosine > "
-            "{above:g}; by how often they fire, rarest quarter first: {quarters} ({file})".format(
-                **each | {"quarters": ", ".join(f"{q:.0%}" for q in each["quarters"])}
-            )
-        )
+        quarters = ", ".join(f"{share:.0%}" for share in each["quarters"])
+        pair = f"{each['first']} and {each['second']}"
+        share = f"{each['matched']:.1%} of the latents have a partner with cosine > {each['above']:g}"
+        detail = f"; by how often they fire, rarest quarter first: {quarters}" if quarters else ""
+        table.append(f"{pair}: {share}{detail} ({each['file']})")
     return "\n".join(table)

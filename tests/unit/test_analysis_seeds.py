@@ -4,6 +4,9 @@ import torch
 from torch.nn.functional import normalize
 
 from sae_dist.analysis import seeds
+from sae_dist.core.config import RunConfig
+from sae_dist.export.saelens import export_firing_rates, export_saelens, load_firing_rates
+from tests.dictionaries import random_sae
 
 
 def test_partners_are_each_others_nearest(monkeypatch):
@@ -25,3 +28,26 @@ def test_a_dictionary_is_its_own_partner_whatever_the_order():
     assert (
         torch.equal(order[nearest], torch.arange(50)) and bool(mutual.all()) and float(cosine.min()) > 0.999
     )
+
+
+def test_only_latents_that_fire_are_counted_where_that_is_known(tmp_path):
+    configs = [RunConfig(name=name) for name in ("seed=0", "seed=1", "other")]
+    for number, cfg in enumerate(configs):
+        cfg.sae.seed = number
+    configs[2].sae.k = 3
+    torch.manual_seed(0)
+    sae = random_sae("topk")
+    for cfg in configs:
+        export_saelens(tmp_path / cfg.name / "export", sae)
+    (found,) = seeds.compare_seeds(configs, tmp_path)
+    assert (found["matched"], found["quarters"]) == (1.0, [])
+    half = torch.rand(sae.num_latents)
+    half[::2] = 0
+    export_firing_rates(tmp_path / "seed=0" / "export", half)
+    sae.W_dec_FE[1::4] *= -1
+    export_saelens(tmp_path / "seed=1" / "export", sae)
+    (found,) = seeds.compare_seeds(configs, tmp_path)
+    flipped = int((torch.arange(sae.num_latents) % 4 == 1).sum())
+    fires = sae.num_latents // 2
+    assert found["matched"] == 1 - flipped / fires and len(found["quarters"]) == 4
+    assert torch.allclose(load_firing_rates(tmp_path / "seed=0" / "export"), half, rtol=1e-5)
