@@ -89,11 +89,12 @@ class ShuffleConfig:
 
 @dataclass
 class TopologyConfig:
-    """Who does what. World = producers * llm.shard_size + shard * dp; producers = 0: ranks do both."""
+    """Who does what. World = producers * llm.shard_size + groups * shard * dp."""
 
-    producers: int = 0  # groups of llm.shard_size ranks that run the LLM
+    producers: int = 0  # groups of llm.shard_size ranks that run the LLM; 0: consumers run it in between
     shard: int = 1
     dp: int = 1
+    groups: int = 1  # groups of shard * dp consumers, among which the dictionaries of a grid are shared out
     in_flight: int = 2  # chunks sent ahead of the one being received, per producer and consumer
     timeout_s: float = 600.0
 

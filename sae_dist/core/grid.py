@@ -44,6 +44,7 @@ def members(cfg: RunConfig) -> list[RunConfig]:
             setattr(getattr(member, section) if section else member, name, value)
         if "num_latents" in chosen:
             member.sae.expansion = None
+        member.topology.groups = 1
         member.output = str(Path(cfg.output) / (cfg.name or ""))
         member.name = member_name(chosen)
         member.metrics.group = cfg.metrics.group or cfg.name
@@ -61,6 +62,17 @@ def member_folders(cfg: RunConfig, folder: Path) -> list[Path]:
     return [folder / (member.name or "") for member in members(cfg)] if varied(cfg) else [folder]
 
 
+def shared_out(cfg: RunConfig, group: int) -> list[int]:
+    """Numbers of the dictionaries that a group of consumers trains: each, widest first, goes to the idlest."""
+    costs = [(member.sae.num_latents or 0) + 1 for member in members(cfg)]
+    loads, found = [0] * cfg.topology.groups, [list[int]() for _ in range(cfg.topology.groups)]
+    for number in sorted(range(len(costs)), key=lambda n: -costs[n]):
+        idlest = loads.index(min(loads))
+        loads[idlest] += costs[number]
+        found[idlest].append(number)
+    return sorted(found[group])
+
+
 def captured(cfg: RunConfig) -> tuple[str | None, list[str]]:
     """The hooks that the LLM is read at: the first, which may be open, and those that a grid adds."""
     return (cfg.grid.hook[0], cfg.grid.hook[1:]) if cfg.grid.hook else (cfg.hook, [])
@@ -74,7 +86,17 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
         twice = [value for value in values if values.count(value) > 1]
         if twice:
             yield f"grid.{key}={_written(values)} holds {twice[0]} twice; a grid trains each once"
-    grid = cfg.grid
+    grid, groups = cfg.grid, cfg.topology.groups
+    number = len(members(cfg))
+    if groups > number:
+        yield f"topology.groups={groups} is more than the grid's {number} dictionaries; use at most {number}"
+    if groups > 1 and cfg.topology.producers == 0 and cfg.activations.kind == "llm":
+        yield (
+            f"topology.groups={groups} with topology.producers=0: every group would run the LLM for itself; "
+            "use topology.producers=1"
+        )
+    if groups > 1 and cfg.llm.shard == "zero3":
+        yield f"topology.groups={groups} is not possible with llm.shard=zero3; use topology.groups=1"
     if cfg.checkpoint.keep < 2:
         yield (
             f"checkpoint.keep={cfg.checkpoint.keep} with a grid: its dictionaries save in turn, and go on "

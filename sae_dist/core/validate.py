@@ -10,7 +10,7 @@ from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
-from sae_dist.core.sharding import sharding_problems, world_formula, world_size_of
+from sae_dist.core.sharding import sharding_problems, world_problems
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 
 CHOICES = {
@@ -42,9 +42,9 @@ MAY_BE_OPEN = (
 )
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
-    "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.in_flight "
-    "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
-    "sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
+    "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
+    "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale "
+    "sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
     "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
     "activations.group_size activations.group_strength cache.shard_chunks"
 ).split()
@@ -106,8 +106,9 @@ def validate(cfg: RunConfig, world_size: int | None = None) -> None:
 def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     if varied(cfg):
         yield from grid_problems(cfg)
+        yield from world_problems(cfg, world_size)
         for member in members(cfg):
-            for problem in _problems(member, world_size):
+            for problem in _problems(member, None):
                 yield f"{problem} (in the grid: {member.name})"
         return
     yield from _choices(cfg)
@@ -119,7 +120,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _target(cfg)
     yield from _sharing(cfg)
     yield from sharding_problems(cfg)
-    yield from _world(cfg, world_size)
+    yield from world_problems(cfg, world_size)
     yield from _device(cfg)
 
 
@@ -275,18 +276,6 @@ def _target(cfg: RunConfig) -> Iterator[str]:
         yield f"target_hook={cfg.target_hook} is hook itself; leave target_hook out to train an autoencoder"
     if cfg.sae.skip and cfg.target_hook is None:
         yield "sae.skip=true leads from a transcoder's input to its output; give target_hook, or leave it out"
-
-
-def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
-    topology, needed = cfg.topology, world_size_of(cfg)
-    if world_size is not None and world_size != needed:
-        producing = needed - topology.shard * topology.dp
-        shard, rest = divmod(world_size - producing, topology.dp)
-        fix = f", or set topology.shard={shard}" if shard > 0 and rest == 0 else ""
-        yield (
-            f"WORLD_SIZE={world_size} does not match {world_formula(cfg)} = "
-            f"{producing} + {topology.shard} x {topology.dp} = {needed}; start {needed} ranks{fix}"
-        )
 
 
 def _device(cfg: RunConfig) -> Iterator[str]:

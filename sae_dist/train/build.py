@@ -127,7 +127,7 @@ def build_chunks(
     assert facts is not None, "checked by core.validate"
     return RemoteChunks(
         build_stream(cfg, topology, facts.columns, device),
-        lanes=topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
         ahead=2 * cfg.shuffle.block_chunks + 1,
         in_flight=cfg.topology.in_flight,
     )
@@ -164,7 +164,7 @@ def build_runs(
     steps = cfg.train_tokens // cfg.batch
     shuffle = Shuffle(
         chunks,
-        topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
         num_lanes=cfg.shuffle.lanes,
         rows_per_step=cfg.batch // topology.num_consumers,
         steps=steps,
@@ -179,7 +179,7 @@ def build_runs(
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         runs.append(build_run(member, folder, Columns(stream, columns), widths, topology, stop, device))
     start(runs)
-    if topology.rank == 0:
+    if topology.leads:
         step = runs[0].progress.step
         console = make_console(cfg, step, len(runs))
         for run in runs:

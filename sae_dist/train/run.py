@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted
-from sae_dist.core.grid import member_folders
+from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
@@ -46,7 +46,7 @@ def run_rank(folder: Path) -> None:
     try:
         if topology.is_consumer:
             chunks = build_chunks(cfg, facts, topology, device)
-            folders = unfinished(cfg, folder)
+            folders = unfinished(cfg, folder, topology.group)
             consume(build_runs(cfg, folders, chunks, facts, topology, stop, device), chunks)
         else:
             # A producer ends when its consumers say so: to stop is agreed among them.
@@ -57,14 +57,14 @@ def run_rank(folder: Path) -> None:
     runtime.finish()
 
 
-def unfinished(cfg: RunConfig, folder: Path) -> list[Path]:
-    """The dictionaries to train: with `resume=auto` not those of a grid that were given up.
+def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
+    """The dictionaries that a group of consumers trains: with `resume=auto` not those that were given up.
 
     Raises:
         NumericsError: all were.
     """
-    folders = member_folders(cfg, folder)
-    if cfg.resume != "auto" or len(folders) == 1:
+    folders = [member_folders(cfg, folder)[number] for number in shared_out(cfg, group)]
+    if cfg.resume != "auto" or not varied(cfg):
         return folders
     left = [each for each in folders if status(each) != DIVERGED]
     if not left:
@@ -82,7 +82,7 @@ def status(folder: Path) -> str | None:
 
 def consume(runs: list[Run], chunks: ChunkSource) -> None:
     """A consumer's life: train, write down what came of it."""
-    if runs[0].topology.rank == 0:
+    if runs and runs[0].topology.leads:
         announce(runs)
     trained_before = [run.progress.step == run.steps and (run.folder / SUMMARY).exists() for run in runs]
     try:
@@ -101,7 +101,7 @@ def consume(runs: list[Run], chunks: ChunkSource) -> None:
 
 def give_up(run: Run, error: NumericsError) -> None:
     """One dictionary of a grid is over; the rest of the grid goes on."""
-    if run.topology.rank == 0:
+    if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
         write(run.folder, summary | {"status": DIVERGED, "reason": str(error)})
@@ -134,7 +134,7 @@ def write_summary(run: Run) -> None:
     """summary.json as far as training knows it; evaluation adds its part."""
     memory = torch.tensor([peak_memory_bytes(run.device)], dtype=torch.int64)
     memory = run.topology.consumers.max(memory.to(run.device))
-    if run.topology.rank:
+    if not run.topology.leads:
         return
     summary = {
         "tokens": run.progress.tokens,
