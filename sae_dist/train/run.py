@@ -8,10 +8,11 @@ from pathlib import Path
 
 import torch
 
-from sae_dist.core.config import load_config
+from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import Preempted
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
+from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
 from sae_dist.train.build import build_chunks, build_facts, build_producer, build_run
 from sae_dist.train.loop import train
@@ -29,6 +30,25 @@ def run_rank(folder: Path) -> None:
     stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
+    control = Control(cfg.topology.timeout_s)
+    try:
+        play(cfg, folder, where, device, stop)
+    except Preempted:
+        runtime.finish()
+        raise
+    except Exception as error:
+        # Others wait for this rank: they end with the reason, not with its silence.
+        cause = control.tell(where.rank, error)
+        if cause is error:
+            raise
+        raise cause from error
+    runtime.finish()
+
+
+def play(
+    cfg: RunConfig, folder: Path, where: runtime.Place, device: torch.device, stop: runtime.StopRequest
+) -> None:
+    """Train, or produce, whichever this rank is for."""
     topology = Topology(
         cfg.topology,
         where,
@@ -37,17 +57,12 @@ def run_rank(folder: Path) -> None:
         in_step=cfg.llm.shard == "zero3",
     )
     facts = build_facts(cfg)
-    try:
-        if topology.is_consumer:
-            chunks = build_chunks(cfg, facts, topology, device)
-            consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
-        else:
-            # A producer ends when its consumers say so: to stop is agreed among them.
-            build_producer(cfg, facts, topology, device)()
-    except Preempted:
-        runtime.finish()
-        raise
-    runtime.finish()
+    if topology.is_consumer:
+        chunks = build_chunks(cfg, facts, topology, device)
+        consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
+    else:
+        # A producer ends when its consumers say so: to stop is agreed among them.
+        build_producer(cfg, facts, topology, device)()
 
 
 def consume(run: Run, chunks: ChunkSource) -> None:
