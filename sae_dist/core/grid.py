@@ -63,7 +63,7 @@ def member_folders(cfg: RunConfig, folder: Path) -> list[Path]:
 
 
 def shared_out(cfg: RunConfig, group: int) -> list[int]:
-    """Numbers of the dictionaries that a group of consumers trains: each, widest first, goes to the idlest."""
+    """Numbers of the dictionaries that a group of consumers trains: widest first, each to the idlest one."""
     costs = [(member.sae.num_latents or 0) + 1 for member in members(cfg)]
     loads, found = [0] * cfg.topology.groups, [list[int]() for _ in range(cfg.topology.groups)]
     for number in sorted(range(len(costs)), key=lambda n: -costs[n]):

@@ -43,10 +43,10 @@ MAY_BE_OPEN = (
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
     "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
-    "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale "
-    "sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
-    "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
-    "activations.group_size activations.group_strength cache.shard_chunks"
+    "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after "
+    "sae.encoder_scale sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr "
+    "optim.eps optim.clip metrics.every checkpoint.keep activations.num_features activations.width "
+    "activations.mean_active activations.group_size activations.group_strength cache.shard_chunks"
 ).split()
 NOT_NEGATIVE = (
     "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "

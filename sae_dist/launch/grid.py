@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import NumericsError
 from sae_dist.core.grid import member_folders, members, varied
 
 COLUMNS = (
@@ -20,7 +21,11 @@ COLUMNS = (
 
 
 def finish_grid(cfg: RunConfig, folder: Path) -> str:
-    """Export and evaluate what was trained to its end; write the run's summary.json; its table."""
+    """Export and evaluate what was trained to its end; write the run's summary.json; its table.
+
+    Raises:
+        NumericsError: every dictionary was given up.
+    """
     from sae_dist.analysis.run import evaluate_runs
     from sae_dist.analysis.seeds import compare_seeds
     from sae_dist.train.finish import export_run
@@ -38,6 +43,9 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
         summary = json.loads((each / "summary.json").read_text(encoding="utf-8"))
         found[each.name] = {key: summary.get(key) for key in ("status", "reason", *(c[1] for c in COLUMNS))}
         found[each.name] |= {"stream_seconds": summary.get("stream_seconds")}
+    if all(each["status"] == DIVERGED for each in found.values()):
+        reasons = {each["reason"] for each in found.values()}
+        raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
     result: dict[str, Any] = {"status": "finished", "dictionaries": found}
     result["cost"] = cost(cfg, list(found.values()))
     trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]

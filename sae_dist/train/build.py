@@ -178,6 +178,8 @@ def build_runs(
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         runs.append(build_run(member, folder, Columns(stream, columns), widths, topology, stop, device))
+    if not runs:
+        return runs
     start(runs)
     if topology.leads:
         step = runs[0].progress.step

@@ -8,19 +8,18 @@ from sae_dist.optim.schedule import factor
 from sae_dist.train.state import Run
 
 
-def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None]) -> list[Run]:
+def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None) -> list[Run]:
     """Train until the run's tokens are spent.
 
     Args:
         runs: dictionaries that stand at the same step of one stream.
-        give_up: told of a dictionary of several whose numbers broke; the others go on.
+        give_up: told of a dictionary of a grid whose numbers broke; the others go on. None: there is no grid.
 
     Returns:
         Those that came to the end.
 
     Raises:
-        NumericsError: a non-finite loss or gradient, one step later; the update was skipped. Of a grid: of
-            every dictionary.
+        NumericsError: a non-finite loss or gradient, one step later; the update was skipped.
         Preempted: the ranks agreed to stop; checkpoints were saved.
     """
     live = list(runs)
@@ -32,16 +31,16 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None]) -> lis
             try:
                 answers.append(act(run))
             except NumericsError as error:
-                if len(live) == 1:
+                if give_up is None:
                     raise
                 live.remove(run)
                 give_up(run, error)
         return any(answers)
 
-    while (step := live[0].progress.step) < live[0].steps:
+    while live and (step := live[0].progress.step) < live[0].steps:
         stop = attempt(advance)
-        if stop or (step + 1) % live[0].save_every == 0 and step + 1 < live[0].steps:
-            for run in live:
+        for run in live:
+            if stop or (step + 1) % run.save_every == 0 and step + 1 < run.steps:
                 run.save()
         if stop:
             raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")

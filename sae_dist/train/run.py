@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import torch
 from tqdm import tqdm
 
 from sae_dist.core.config import RunConfig, load_config
-from sae_dist.core.errors import NumericsError, Preempted
+from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
+from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
 from sae_dist.train.build import build_chunks, build_facts, build_producer, build_runs
 from sae_dist.train.loop import train
@@ -23,6 +26,7 @@ from sae_dist.transport.collective import RemoteChunks
 
 SUMMARY = "summary.json"
 DIVERGED = "diverged"
+POLL_S = 0.05
 
 
 def run_rank(folder: Path) -> None:
@@ -35,6 +39,30 @@ def run_rank(folder: Path) -> None:
     stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
+    control = Control(cfg.topology.timeout_s)
+    try:
+        play(cfg, folder, where, device, stop, control)
+    except Preempted:
+        runtime.finish()
+        raise
+    except Exception as error:
+        # Others wait for this rank: they end with the reason, not with its silence.
+        cause = control.tell(where.rank, error)
+        if cause is error:
+            raise
+        raise cause from error
+    runtime.finish()
+
+
+def play(
+    cfg: RunConfig,
+    folder: Path,
+    where: runtime.Place,
+    device: torch.device,
+    stop: runtime.StopRequest,
+    control: Control,
+) -> None:
+    """Train, or produce, whichever this rank is for."""
     topology = Topology(
         cfg.topology,
         where,
@@ -43,35 +71,38 @@ def run_rank(folder: Path) -> None:
         in_step=cfg.llm.shard == "zero3",
     )
     facts = build_facts(cfg)
-    try:
-        if topology.is_consumer:
-            chunks = build_chunks(cfg, facts, topology, device)
-            folders = unfinished(cfg, folder, topology.group)
-            consume(build_runs(cfg, folders, chunks, facts, topology, stop, device), chunks)
-        else:
-            # A producer ends when its consumers say so: to stop is agreed among them.
-            build_producer(cfg, facts, topology, device)()
-    except Preempted:
-        runtime.finish()
-        raise
-    runtime.finish()
+    if topology.is_consumer:
+        chunks = build_chunks(cfg, facts, topology, device)
+        folders = unfinished(cfg, folder, topology.group)
+        runs = build_runs(cfg, folders, chunks, facts, topology, stop, device)
+        consume(runs, chunks, give_up if varied(cfg) else None)
+        await_groups(topology, control)
+    else:
+        # A producer ends when its consumers say so: to stop is agreed among them.
+        build_producer(cfg, facts, topology, device)()
+
+
+def await_groups(topology: Topology, control: Control) -> None:
+    """Rank 0, which may host the store of all and finishes the grid, stays until every group has trained.
+
+    Raises:
+        TransportError: a rank of another group failed.
+    """
+    if topology.leads:
+        control.set(f"trained/{topology.group}", "")
+    groups = range(topology.num_groups) if topology.rank == 0 else ()
+    while not all(control.check(f"trained/{group}") for group in groups):
+        if failure := control.failure():
+            raise TransportError(failure)
+        time.sleep(POLL_S)
 
 
 def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
-    """The dictionaries that a group of consumers trains: with `resume=auto` not those that were given up.
-
-    Raises:
-        NumericsError: all were.
-    """
+    """The dictionaries that a group of consumers trains: with `resume=auto` not those that were given up."""
     folders = [member_folders(cfg, folder)[number] for number in shared_out(cfg, group)]
     if cfg.resume != "auto" or not varied(cfg):
         return folders
-    left = [each for each in folders if status(each) != DIVERGED]
-    if not left:
-        raise NumericsError(
-            f"every dictionary of {folder} was given up; choose lower rates and another name="
-        )
-    return left
+    return [each for each in folders if status(each) != DIVERGED]
 
 
 def status(folder: Path) -> str | None:
@@ -80,7 +111,9 @@ def status(folder: Path) -> str | None:
     return json.loads(path.read_text()).get("status") if path.exists() else None
 
 
-def consume(runs: list[Run], chunks: ChunkSource) -> None:
+def consume(
+    runs: list[Run], chunks: ChunkSource, give_up: Callable[[Run, NumericsError], None] | None
+) -> None:
     """A consumer's life: train, write down what came of it."""
     if runs and runs[0].topology.leads:
         announce(runs)

@@ -66,10 +66,12 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
     assert f"{cost['share']:.0%} of the" in printed and 0.25 < cost["share"] < 1
 
 
-def test_producers_and_shards_train_the_same_grid(folder, whole):
+def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
     run, _ = whole
-    done = sae_dist(folder, *WORDS[:-1], "name=split", *GRID, "topology.producers=1", "topology.shard=2")
+    ranks = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
+    done = sae_dist(folder, *WORDS[:-1], "name=split", *GRID, *ranks)
     assert done.returncode == 0, done.stderr
+    assert "2 groups of 1 x 2 consumers" in done.stderr
     for each in ("num_latents=512,k=16", "num_latents=1024,k=8"):
         split, alone = rows(folder / "outputs" / "split" / each), rows(run / each)
         assert [row["stream/batch_hash"] for row in split] == [row["stream/batch_hash"] for row in alone]

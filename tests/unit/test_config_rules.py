@@ -51,6 +51,13 @@ def resolved(*overrides, facts=FACTS):
         ("grid.k=[8,16,8]", r"grid.k=\[8,16,8\] holds 8 twice"),
         ("grid.k=[8,16] sae=relu", "grid.k=.* is not read with sae.kind=relu"),
         ("grid.num_latents=[64,8] grid.k=[16]", r"sae.k=16 .* use at most 8 .*grid: num_latents=8,k=16"),
+        ("topology.groups=2", "topology.groups=2 shares out the dictionaries of a grid; give a grid"),
+        ("grid.k=[8,16] topology.groups=2", "topology.groups=2 with topology.producers=0: every group"),
+        ("grid.k=[8,16] topology.groups=3 topology.producers=1", "more than the grid's 2 .* use at most 2"),
+        (
+            "grid.k=[8,16] topology.groups=2 topology.producers=1 llm.shard=zero3 llm.shard_size=2",
+            "topology.groups=2 is not possible with llm.shard=zero3",
+        ),
         ("grid.lr=[1e-3,-1]", r"optim.lr=-1.0 must be greater than 0 .*lr=-1.0"),
         ("grid.seed=[0,1] checkpoint.keep=1", "checkpoint.keep=1 with a grid.* use checkpoint.keep=2"),
         ("grid.hook=[h.1,h.2] hook=h.3", "grid.hook=.* and hook=h.3 are both given"),
