@@ -29,6 +29,7 @@ from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.shuffle.scale import estimate
 from sae_dist.tokens.source import open_tokens
+from sae_dist.train.balance import Balance
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.transport.cache import CachedChunkSource
@@ -38,6 +39,7 @@ from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
 from sae_dist.transport.in_step import produce_in_step
 from sae_dist.transport.synthetic import SyntheticChunkSource
+from sae_dist.transport.timed import Timed
 
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
@@ -153,8 +155,9 @@ def build_run(
 ) -> Run:
     """Shuffle -> dictionary -> optimizer -> checkpoints and metrics, new or resumed."""
     steps = cfg.train_tokens // cfg.batch
+    timed = Timed(chunks)
     shuffle = Shuffle(
-        chunks,
+        timed,
         topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
         num_lanes=cfg.shuffle.lanes,
         rows_per_step=cfg.batch // topology.num_consumers,
@@ -164,7 +167,8 @@ def build_run(
     )
     widths = (facts.width, facts.target_width) if facts and facts.target_width else (chunks.width,)
     dictionary = build_dictionary(cfg, widths, topology, device)
-    meter = RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)))
+    balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
+    meter = RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance)
     checkpoints = Checkpoints(folder, topology, cfg.checkpoint.keep)
     assert cfg.sae.num_latents is not None
     run = Run(

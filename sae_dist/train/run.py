@@ -88,7 +88,7 @@ def announce(run: Run) -> None:
 
 
 def write_summary(run: Run) -> None:
-    """summary.json as far as training knows it; evaluation adds its part."""
+    """summary.json as far as training knows it, and a line on who waited; evaluation adds its part."""
     memory = torch.tensor([peak_memory_bytes(run.device)], dtype=torch.int64)
     memory = run.topology.consumers.max(memory.to(run.device))
     if run.topology.rank:
@@ -103,6 +103,9 @@ def write_summary(run: Run) -> None:
         "scales": run.scales,
         "status": "trained",
     }
+    summary |= run.meter.summary()
+    if balance := run.meter.balance_in_words():
+        print(balance, file=sys.stderr, flush=True)
     temporary = run.folder / "summary.json.tmp"
     temporary.write_text(json.dumps(summary, indent=1))
     os.replace(temporary, run.folder / "summary.json")

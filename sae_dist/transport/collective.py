@@ -22,6 +22,7 @@ from torch import Tensor
 from sae_dist.core.errors import TransportError
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.dist.mesh import Topology
+from sae_dist.transport.timed import Timed
 
 HEADER_BYTES = 512
 POLL_S = 0.001
@@ -119,8 +120,8 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
     """
     topology, me = stream.topology, stream.topology.producer_index
     lanes = topology.lanes_of_producer(me, stream.lanes)
-    starts = stream.starts(lanes)
-    chunks = {lane: source.open(lane, starts[lane]) for lane in lanes}
+    starts, timed = stream.starts(lanes), Timed(source)
+    chunks = {lane: timed.open(lane, starts[lane]) for lane in lanes}
     index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
     sending: deque[Sends] = deque()
     sent = 0
@@ -129,6 +130,8 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
         consumer = lane % topology.num_consumers
         number = index[lane] * stream.lanes + lane
         chunk = next(chunks[lane], None)
+        if topology.is_sender:
+            timed.tell(stream.store, me)
         if not _wanted(stream, number):
             lanes = [v for v in lanes if v % topology.num_consumers != consumer]
             continue

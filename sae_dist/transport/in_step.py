@@ -14,6 +14,7 @@ import torch
 
 from sae_dist.core.types import ChunkSource
 from sae_dist.transport.collective import Sends, Stream, await_sent
+from sae_dist.transport.timed import Timed
 
 
 class InStepSource(ChunkSource, Protocol):
@@ -31,10 +32,10 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
     first = topology.producer_index - team.rank
     members = range(first, first + team.size)
     lanes = [v for each in members for v in topology.lanes_of_producer(each, stream.lanes)]
-    starts = stream.starts(lanes)
+    starts, timed = stream.starts(lanes), Timed(source)
     index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
     mine = topology.lanes_of_producer(topology.producer_index, stream.lanes)
-    chunks = {lane: source.open(lane, starts[lane]) for lane in mine}
+    chunks = {lane: timed.open(lane, starts[lane]) for lane in mine}
     sending: deque[Sends] = deque()
     sent = 0
     while lanes:
@@ -45,6 +46,7 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
         wanted = _told(stream, go)
         done = {turn[member] % topology.num_consumers for member in turn if not wanted[member]}
         chunk = next(chunks[lane], None) if go and lane is not None else None
+        timed.tell(stream.store, topology.producer_index)
         if any(wanted) and chunk is None:
             source.idle()
         ended = _told(stream, go and chunk is None)
