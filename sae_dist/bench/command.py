@@ -273,6 +273,7 @@ def stream(words: list[str]) -> None:
     parser.add_argument("--widths", default="256,4096", help="wire: D of the activations (256,4096)")
     parser.add_argument("--chunks", default="200", help="wire: chunks of a round (200)")
     parser.add_argument("--latents", default="1024,8192", help="split: one or several (1024,8192)")
+    parser.add_argument("--batch", default="2048", help="split: activations of a step (2048)")
     parser.add_argument("--steps", default="180", help="split: of each run (180)")
     parser.add_argument("--rounds", default="5", help="(5)")
     parser.add_argument("--device", default="auto", choices=DEVICES)
@@ -282,7 +283,8 @@ def stream(words: list[str]) -> None:
         if part not in ("wire", "capture", "split"):
             raise ConfigError(f"--only {part}: the parts are wire, capture, split")
     widths, latents = counts(given.widths, "--widths"), counts(given.latents, "--latents")
-    sizes = {name: count(getattr(given, name), f"--{name}") for name in ("rows", "chunks", "steps", "rounds")}
+    names = ("rows", "chunks", "batch", "steps", "rounds")
+    sizes = {name: count(getattr(given, name), f"--{name}") for name in names}
     where = device(given.device)
     from sae_dist.bench.stream import StreamPlan, run_stream
 

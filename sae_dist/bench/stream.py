@@ -28,7 +28,7 @@ from sae_dist.launch.spawn import spawn
 from sae_dist.metrics.sinks import read_rows
 
 HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")
-ROW_STEPS, BATCH = 10, 2048
+ROW_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StreamPlan:
 
     rows            activations of a chunk
     widths, chunks  D of the activations on the wire, and how many chunks a round moves
-    latents, steps  of the runs that are timed
+    latents, batch, steps   of the runs that are timed
     """
 
     folder: Path
@@ -46,6 +46,7 @@ class StreamPlan:
     widths: tuple[int, ...]
     chunks: int
     latents: tuple[int, ...]
+    batch: int
     steps: int
     rounds: int
     device: str
@@ -139,8 +140,8 @@ def split_figures(plan: StreamPlan) -> Iterator[Figure]:
     for latents in plan.latents:
         alone, apart = [], []
         for _ in range(plan.rounds):
-            alone.append(steady(train_rows(plan, latents, 0)))
-            apart.append(steady(train_rows(plan, latents, 1)))
+            alone.append(steady(train_rows(plan, latents, 0), plan.batch))
+            apart.append(steady(train_rows(plan, latents, 1), plan.batch))
         made = median(each["make"] for each in alone)
         rest = median(each["step"] - each["make"] for each in alone)
         longer = [max(each["make"], each["step"] - each["make"]) for each in alone]
@@ -166,8 +167,8 @@ def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str,
                 f"topology.producers={producers}",
                 f"sae.num_latents={latents}",
                 f"shuffle.chunk_rows={plan.rows}",
-                f"train_tokens={plan.steps * BATCH}",
-                f"batch={BATCH}",
+                f"train_tokens={plan.steps * plan.batch}",
+                f"batch={plan.batch}",
                 f"metrics.every={ROW_STEPS}",
                 "metrics.wandb=off",
                 "metrics.console=false",
@@ -181,10 +182,10 @@ def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str,
         return read_rows(frozen.folder / "metrics.jsonl")
 
 
-def steady(rows: list[dict[str, Any]]) -> dict[str, float]:
+def steady(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
     """Median seconds of a step, of making its chunks, of waiting for them; the first third is left out."""
     rows = rows[len(rows) // 3 :]
-    step = [BATCH / row["perf/tokens_per_second"] for row in rows]
+    step = [batch / row["perf/tokens_per_second"] for row in rows]
     found = {"step": median(step)}
     for name, key in (("make", "perf/make_chunks_s"), ("wait", "perf/wait_for_chunks_s")):
         found[name] = median(row.get(key, 0.0) / ROW_STEPS for row in rows)

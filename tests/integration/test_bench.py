@@ -76,14 +76,14 @@ def test_the_command_answers_wrong_words_with_one_line(tmp_path):
 
 
 def test_stream_measures_transport_capture_and_split_topology(tmp_path):
-    sizes = "--rows 256 --widths 16 --chunks 16 --latents 512 --steps 20 --rounds 1 --device cpu"
+    sizes = "--rows 128 --widths 16 --chunks 16 --latents 512 --batch 384 --steps 20 --rounds 1 --device cpu"
     done = sae_dist(tmp_path, "bench", "stream", "--folder", "out", *sizes.split())
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "stream.csv", newline="") as file:
         found = {row[""]: row for row in csv.DictReader(file)}
     assert [name.split(":")[0] for name in found] == [
-        "wire, 256 x 16 float32",
-        "wire, 256 x 16 bfloat16",
+        "wire, 128 x 16 float32",
+        "wire, 128 x 16 bfloat16",
         "capture",
         "capture",
         "split, 512 latents",
@@ -97,7 +97,7 @@ def test_stream_measures_transport_capture_and_split_topology(tmp_path):
             times = float(row["sae_dist"]) / float(row["against"])
             assert float(row["ratio"]) == pytest.approx(times, rel=0.02, abs=0.001)
     assert 0 <= float(stalled["sae_dist"]) <= 100
-    assert "| wire, 256 x 16 float32 |" in (tmp_path / "out" / "stream.md").read_text()
+    assert "| wire, 128 x 16 float32 |" in (tmp_path / "out" / "stream.md").read_text()
 
 
 @pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])
