@@ -10,6 +10,7 @@ import torch
 
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import Preempted
+from sae_dist.core.memory import consumer_memory
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
@@ -81,9 +82,19 @@ def announce(run: Run) -> None:
         f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, "
         f"{cfg.kernels} kernels\n  {run.steps} steps of {cfg.batch}, from step {run.progress.step}; "
         f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x "
-        + ", ".join(f"{scale:.4g}" for scale in run.scales),
+        + ", ".join(f"{scale:.4g}" for scale in run.scales)
+        + f"\n  {memory_in_words(run)}",
         file=sys.stderr,
         flush=True,
+    )
+
+
+def memory_in_words(run: Run) -> str:
+    """What a consumer will hold."""
+    held = consumer_memory(run.cfg, sum(run.widths), run.widths[-1])
+    gib = [f"{count / 2**30:.2f}" for count in (held.dictionary, held.rows)]
+    return (
+        f"each consumer holds {gib[0]} GiB of dictionary and optimizer, {gib[1]} GiB of activations that wait"
     )
 
 
