@@ -124,7 +124,7 @@ def dispatch(words: list[str]) -> int:
             raise ConfigError(f"sae-dist {command} takes one run folder, such as outputs/my_run")
         else:
             on_run(command, Path(rest[0]))
-    elif command in ("rank", "harvest-rank"):
+    elif command in ("rank", "harvest-rank", "bench-rank"):
         rank(command, Path(rest[0]), int(rest[2]))
     else:
         raise ConfigError(f"there is no command {command}; see sae-dist --help")
@@ -205,6 +205,8 @@ def rank(command: str, folder: Path, pipe: int) -> None:
     """One spawned rank. Its reason for failing, in one line, is left where the parent finds it."""
     if command == "rank":
         from sae_dist.train.run import run_rank as work
+    elif command == "bench-rank":
+        from sae_dist.bench.stream_ranks import bench_rank as work
     else:
         from sae_dist.train.harvest import harvest_rank as work
 

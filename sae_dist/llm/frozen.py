@@ -105,7 +105,7 @@ class FrozenLlm:
     @torch.no_grad()
     def activations(self, chunk: TokenChunk) -> Tensor:
         """Rows of the kept tokens, in reading order; one forward captures every hook."""
-        batches = list(self.compiled.batches(chunk) if self.compiled else _full_and_rest(chunk))
+        batches = list(self.compiled.batches(chunk) if self.compiled else full_and_rest(chunk))
         padding = self.partitioned.most(len(batches)) - len(batches) if self.partitioned else 0
         run = self.compiled.run if self.compiled else self._capture
         parts = []
@@ -263,7 +263,7 @@ def _trim(config: Any, hooks: tuple[str, ...]) -> None:
     config.num_hidden_layers = number + 1
 
 
-def _full_and_rest(chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
+def full_and_rest(chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
     """Ids, segments, positions, kept places: the last sequence is on its own if much of it is padding."""
     tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
     last = int((chunk.segment_NS[-1] > 0).sum())

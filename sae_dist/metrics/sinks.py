@@ -15,6 +15,8 @@ from sae_dist.core.counts import parse_count
 from sae_dist.metrics.wandb_sink import WandbSink
 
 PLAIN_LINE_EVERY_S = 10.0
+WAITS_EVERY_S = 60.0
+WAITS = {"perf/wait_for_chunks_s": "consumers", "perf/wait_for_credit_s": "producers"}
 
 
 class Sink(Protocol):
@@ -82,7 +84,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class ConsoleSink:
-    """A progress bar on stderr; plain lines, ten seconds apart, where stderr is no terminal."""
+    """A progress bar on stderr; plain lines, ten seconds apart, where stderr is no terminal.
+
+    Once a minute, of a run with producers, a line says how long they and the consumers waited for each other.
+    """
 
     def __init__(self, total_tokens: int, start_tokens: int):
         self._total = total_tokens
@@ -90,6 +95,7 @@ class ConsoleSink:
         self._start_tokens = start_tokens
         self._last_line = -math.inf
         self._unprinted: list[dict[str, Any]] | None = None
+        self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), self._started
         self._bar = (
             tqdm(total=total_tokens, initial=start_tokens, unit="tok", unit_scale=True, file=sys.stderr)
             if sys.stderr.isatty()
@@ -101,6 +107,7 @@ class ConsoleSink:
 
     def show(self, rows: list[dict[str, Any]]) -> None:
         """One line, or one move of the bar, for rows of one step."""
+        self._say_waits(rows[0])
         if self._bar is not None:
             self._bar.set_postfix_str(_quality(rows), refresh=False)
             self._bar.update(rows[0]["tokens"] - self._bar.n)
@@ -114,6 +121,15 @@ class ConsoleSink:
             self._bar.close()
         elif self._unprinted is not None:
             self._print_line()
+
+    def _say_waits(self, row: dict[str, Any]) -> None:
+        for key in WAITS:
+            self._waits[key] += row.get(key, 0.0)
+        seconds = time.monotonic() - self._waits_since
+        if seconds >= WAITS_EVERY_S and any(key in row for key in WAITS):
+            shares = (f"{WAITS[key]} {waited / seconds:.1%}" for key, waited in self._waits.items())
+            tqdm.write(f"waited of the last {seconds:.0f} s: {', '.join(shares)}", file=sys.stderr)
+            self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     def _print_line(self) -> None:
         rows, self._unprinted, self._last_line = self._unprinted, None, time.monotonic()

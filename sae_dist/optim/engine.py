@@ -104,6 +104,8 @@ class Engine:
             The global gradient norm before clipping, and a flag (1.0 where it was not finite), both
             equal on all ranks and left on the device.
         """
+        for owned in self.owned.values():
+            owned.grad = None  # the last step's, before this step's is made
         total.backward()
         self._reduce()
         for name in self.model.unit_rows:

@@ -28,17 +28,20 @@ from sae_dist.optim.row_adam import RowAdam
 from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.tokens.source import open_tokens
+from sae_dist.train.balance import Balance
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.start import start
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.train.stream import Columns, SharedStream
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
-from sae_dist.transport.collective import RemoteChunks, Stream, produce
+from sae_dist.transport.collective import RemoteChunks, produce
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
 from sae_dist.transport.in_step import produce_in_step
 from sae_dist.transport.synthetic import SyntheticChunkSource
+from sae_dist.transport.timed import Timed
+from sae_dist.transport.wire import Stream
 
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
@@ -162,8 +165,9 @@ def build_runs(
         folders: of the dictionaries, each with its own config.
     """
     steps = cfg.train_tokens // cfg.batch
+    timed = Timed(chunks)
     shuffle = Shuffle(
-        chunks,
+        timed,
         topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
         num_lanes=cfg.shuffle.lanes,
         rows_per_step=cfg.batch // topology.num_consumers,
@@ -177,7 +181,9 @@ def build_runs(
         member = load_config(folder / "config.yaml")
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
-        runs.append(build_run(member, folder, Columns(stream, columns), widths, topology, stop, device))
+        balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
+        draw = Columns(stream, columns)
+        runs.append(build_run(member, folder, draw, widths, topology, stop, device, balance))
     if not runs:
         return runs
     start(runs)
@@ -199,6 +205,7 @@ def build_run(
     topology: Topology,
     stop: StopRequest,
     device: torch.device,
+    balance: Balance,
 ) -> Run:
     """One dictionary with all that it has for itself."""
     steps = cfg.train_tokens // cfg.batch
@@ -211,7 +218,7 @@ def build_run(
         shuffle=draw,
         dictionary=dictionary,
         optimizer=build_optimizer(cfg, dictionary, topology),
-        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values))),
+        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance),
         checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep),
         agreement=Agreement(topology, stop),
         device=device,

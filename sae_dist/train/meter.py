@@ -4,7 +4,10 @@ Row: `loss/total` mean over the steps; `loss/fvu` squared error over squared dev
 batch's mean, pooled over the window; `sparsity/l0` mean number of codes above zero;
 `latents/dead_fraction` share not fired for `sae.dead_after` tokens; `stream/batch_hash` equal for equal
 data; `stream/excluded_rows` and `stream/repeated_rows` since the run began, over all ranks;
-`perf/tokens_per_second` since the last row.
+`perf/tokens_per_second` since the last row. With producers `perf/wait_for_chunks_s`, seconds since the last
+row that the consumer that waited longest waited for chunks, and `perf/wait_for_credit_s`, seconds in which
+producers, on average, did not compute; without, `perf/make_chunks_s`, seconds that the slowest consumer spent
+on computing or reading its chunks.
 """
 
 import time
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.types import Batch, LossTerms
+from sae_dist.train.balance import Balance
 from sae_dist.train.state import Run
 
 HASH_PRIME = 2147483647
@@ -39,8 +43,8 @@ class Sink(Protocol):
 class RunMeter:
     """Records on every consumer rank; the rank that is given sinks writes."""
 
-    def __init__(self, recorder: Recorder):
-        self.recorder = recorder
+    def __init__(self, recorder: Recorder, balance: Balance):
+        self.recorder, self.balance = recorder, balance
         self.sinks: Sequence[Sink] = ()
         self.steps = 0
         self.since = time.monotonic()
@@ -62,6 +66,7 @@ class RunMeter:
         record("optim/lr", lr, "last")
         record("stream/batch_hash", batch_hash(run, batch.ids_B), "sum")
         self.steps += 1
+        self.balance.step()
 
     def flush(self, run: Run) -> None:
         """Reduce over ranks and steps, derive the row, write it. Nothing if no step was recorded."""
@@ -70,6 +75,7 @@ class RunMeter:
         counts = run.shuffle.counts()
         self.recorder.record("stream/excluded_rows", float(counts.excluded), "sum")
         self.recorder.record("stream/repeated_rows", float(counts.repeated), "sum")
+        self.recorder.record(self.balance.column, self.balance.spent(), "max")
         sums = self.recorder.flush()
         rows = self.steps * run.cfg.batch
         seconds = time.monotonic() - self.since
@@ -82,9 +88,19 @@ class RunMeter:
             "sparsity/l0": sums.pop("codes") / rows,
             "perf/tokens_per_second": rows / max(seconds, 1e-9),
         } | sums
+        row |= self.balance.row(sums[self.balance.column])
         for sink in self.sinks:
             sink.write(row)
         self.steps, self.since = 0, time.monotonic()
+
+    def balance_in_words(self) -> str | None:
+        """Who waited for whom, and which topology would change that; None where there are no producers."""
+        waits = self.balance.waits()
+        return waits.in_words() if waits else None
+
+    def summary(self) -> dict[str, Any]:
+        """What the meter adds to summary.json."""
+        return self.balance.summary()
 
     def close(self) -> None:
         """Close the sinks."""

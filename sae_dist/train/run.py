@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.grid import member_folders, shared_out, varied
+from sae_dist.core.memory import consumer_memory
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
 from sae_dist.dist.control import Control
@@ -123,6 +124,8 @@ def consume(
         for run, before in zip(runs, trained_before, strict=True):
             if run in trained and not before:
                 write_summary(run)
+        if trained and trained[0].topology.leads and (balance := trained[0].meter.balance_in_words()):
+            print(balance, file=sys.stderr, flush=True)
     except Preempted:
         close(chunks)
         raise
@@ -160,7 +163,19 @@ def announce(runs: list[Run]) -> None:
         law = f"the law for {run.steps} steps and {sae.num_latents} latents" if lr is None else "given"
         scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
         name = f"{run.folder.name}: " if len(runs) > 1 else ""
-        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr, flush=True)
+        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
+    print(f"  {memory_in_words(runs)}", file=sys.stderr, flush=True)
+
+
+def memory_in_words(runs: list[Run]) -> str:
+    """What a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
+    held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
+    rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(rows.values()))
+    gib = [f"{count / 2**30:.2f}" for count in parts]
+    return (
+        f"each consumer holds {gib[0]} GiB of dictionary and optimizer, {gib[1]} GiB of activations that wait"
+    )
 
 
 def write_summary(run: Run) -> None:
@@ -181,7 +196,7 @@ def write_summary(run: Run) -> None:
         "dictionary_seconds": run.seconds,
         "status": "trained",
     }
-    write(run.folder, summary)
+    write(run.folder, summary | run.meter.summary())
 
 
 def write(folder: Path, summary: dict[str, Any]) -> None:

@@ -59,6 +59,10 @@ class Meter(Protocol):
 
     def flush(self, run: "Run") -> None: ...
 
+    def balance_in_words(self) -> str | None: ...
+
+    def summary(self) -> dict[str, Any]: ...
+
     def close(self) -> None: ...
 
 
@@ -144,9 +148,9 @@ class Agreement:
         return bool(facts[2])
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """The parts that `loop.train` walks through, on a consumer rank."""
+    """The parts that `loop.train` walks through for one dictionary, on a consumer rank."""
 
     cfg: RunConfig
     folder: Path

@@ -14,6 +14,7 @@ import torch
 
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.sender import Sender, side_stream
+from sae_dist.transport.timed import Timed
 from sae_dist.transport.wire import Stream, Transfer
 
 
@@ -33,13 +34,15 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
     starts = {lane: stream.starts(lane) for lane in lanes}
     firsts = {lane: [first_chunk(start) for start in starts[lane]] for lane in lanes}
     index = {lane: min(firsts[lane]) for lane in lanes}
-    chunks = {lane: source.open(lane, min(starts[lane], key=first_chunk)) for lane in lanes}
+    timed = Timed(source)
+    chunks = {lane: timed.open(lane, min(starts[lane], key=first_chunk)) for lane in lanes}
     sender = Sender(stream, in_flight, firsts) if topology.is_sender else None
     try:
         while lanes := _still_wanted(lanes, stream, sender):
             lane = min(lanes, key=lambda v: (index[v], v))
             chunk = next(chunks[lane], None)
             if sender:
+                timed.tell(stream.control, me)
                 sender.put(index[lane] * stream.lanes + lane, chunk)
             if chunk is None:
                 lanes.remove(lane)

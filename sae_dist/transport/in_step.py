@@ -14,6 +14,7 @@ import torch
 
 from sae_dist.core.types import ChunkSource
 from sae_dist.transport.collective import first_chunk
+from sae_dist.transport.timed import Timed
 from sae_dist.transport.wire import Stream, Transfer
 
 
@@ -35,7 +36,8 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
     starts = {lane: stream.starts(lane)[0] for lane in lanes}
     index = {lane: first_chunk(start) for lane, start in starts.items()}
     mine = topology.lanes_of_producer(topology.producer_index, stream.lanes)
-    chunks = {lane: source.open(lane, starts[lane]) for lane in mine}
+    timed = Timed(source)
+    chunks = {lane: timed.open(lane, starts[lane]) for lane in mine}
     sending: deque[Transfer] = deque()
     sent = 0
     while lanes:
@@ -46,6 +48,7 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
         wanted = _told(stream, go)
         done = {turn[member] % topology.num_consumers for member in turn if not wanted[member]}
         chunk = next(chunks[lane], None) if go and lane is not None else None
+        timed.tell(stream.control, topology.producer_index)
         if any(wanted) and chunk is None:
             source.idle()
         ended = _told(stream, go and chunk is None)

@@ -1,5 +1,7 @@
 """Real trials on a tiny array: ours always, a peer's where its environment is given."""
 
+import csv
+
 import numpy as np
 import pytest
 import torch
@@ -67,10 +69,35 @@ def test_a_missing_peer_says_how_to_get_it(plan):
 
 
 def test_the_command_answers_wrong_words_with_one_line(tmp_path):
-    for words in ("quality --only mine", "sweep", "scaling --k 0", "peers --only mine"):
+    for words in ("quality --only mine", "sweep", "scaling --k 0", "peers --only mine", "stream --only x"):
         done = sae_dist(tmp_path, "bench", *words.split())
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert done.stderr.startswith("sae-dist: error: ") and not list(tmp_path.iterdir())
+
+
+def test_stream_measures_transport_capture_and_split_topology(tmp_path):
+    sizes = "--rows 128 --widths 16 --chunks 16 --latents 512 --batch 384 --steps 20 --rounds 1 --device cpu"
+    done = sae_dist(tmp_path, "bench", "stream", "--folder", "out", *sizes.split())
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "stream.csv", newline="") as file:
+        found = {row[""]: row for row in csv.DictReader(file)}
+    assert [name.split(":")[0] for name in found] == [
+        "wire, 128 x 16 float32",
+        "wire, 128 x 16 bfloat16",
+        "capture",
+        "capture",
+        "split, 512 latents",
+        "split, 512 latents",
+    ]
+    *figures, stalled = found.values()
+    for row in figures:
+        assert float(row["sae_dist"]) > 0 and float(row["against"]) > 0, row
+        # Of one round the ratio is that of the two figures.
+        if row["rounds"] == "1":
+            times = float(row["sae_dist"]) / float(row["against"])
+            assert float(row["ratio"]) == pytest.approx(times, rel=0.02, abs=0.001)
+    assert 0 <= float(stalled["sae_dist"]) <= 100
+    assert "| wire, 128 x 16 float32 |" in (tmp_path / "out" / "stream.md").read_text()
 
 
 @pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])

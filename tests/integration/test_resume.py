@@ -1,5 +1,6 @@
 """Kill a rank after a checkpoint, run the same command with resume=auto: nothing lost, nothing twice."""
 
+import json
 import os
 import signal
 import time
@@ -64,6 +65,12 @@ def test_killed_rank(victim, folder, whole):
     hashes = [row["stream/batch_hash"] for row in found]
     assert hashes == [row["stream/batch_hash"] for row in whole]
     assert abs(found[-1]["loss/fvu"] / whole[-1]["loss/fvu"] - 1) < 0.03
+
+    assert "producers waited" in done.stderr
+    balance = json.loads((run / "summary.json").read_text())["balance"]
+    assert 0 <= balance["consumers_waited"] <= 1 and 0 <= balance["producers_waited"] <= 1
+    assert balance["chunk_busy_s"] > 0 and balance["step_busy_s"] > 0
+    assert sum(row["perf/wait_for_credit_s"] for row in found) > 0
 
 
 def test_resume_of_one_process_is_bitwise(folder, whole):

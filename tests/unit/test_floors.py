@@ -31,7 +31,7 @@ DOORS = {
     "scipy": ("analysis",),
     "matplotlib": ("metrics", "analysis", "bench"),
     "hydra": ("core/config", "launch"),
-    "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state"),
+    "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state", "bench/raw_wire"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

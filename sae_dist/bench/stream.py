@@ -1,0 +1,240 @@
+"""`sae-dist bench stream`: the way from the LLM to the dictionary, as ratios of times taken in turn.
+
+wire     a chunk from producer to consumer, beside the same bytes by bare isend and irecv
+capture  the producer's work on a chunk, beside the bare truncated forward of transformers
+split    a step of one producer and one consumer, a core each, beside the longer of the two phases of one
+         process on one of these cores
+"""
+
+import csv
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from sae_dist.bench.capture import time_capture
+from sae_dist.bench.plan import make_folder
+from sae_dist.bench.stream_ranks import JOB, OUT
+from sae_dist.launch.compose import compose_config
+from sae_dist.launch.run import prepare
+from sae_dist.launch.spawn import spawn
+from sae_dist.metrics.sinks import read_rows
+
+HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")
+ROW_STEPS = 10
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What is measured.
+
+    rows            activations of a chunk
+    widths, chunks  D of the activations on the wire, and how many chunks a round moves
+    latents, batch, steps   of the runs that are timed
+    """
+
+    folder: Path
+    parts: tuple[str, ...]
+    rows: int
+    widths: tuple[int, ...]
+    chunks: int
+    latents: tuple[int, ...]
+    batch: int
+    steps: int
+    rounds: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line: medians of what was taken in turn, and the ratio of each round."""
+
+    what: str
+    unit: str
+    ours: float
+    against: float | None
+    ratios: list[float]
+
+    def row(self) -> tuple[str, ...]:
+        """As in HEAD."""
+        ratios = self.ratios or [float("nan")]
+        shown = [f"{each:.3f}" if self.ratios else "" for each in (median(ratios), min(ratios), max(ratios))]
+        against = "" if self.against is None else f"{self.against:.4g}"
+        return (self.what, f"{self.ours:.4g}", against, self.unit, *shown, str(len(self.ratios) or ""))
+
+
+def run_stream(plan: StreamPlan) -> str:
+    """Measure; write stream.csv and stream.md; returns the table.
+
+    Raises:
+        SaeDistError: the ranks of a measurement failed.
+    """
+    make_folder(plan.folder)
+    parts: dict[str, Callable[[StreamPlan], Iterator[Figure]]] = {
+        "wire": wire_figures,
+        "capture": capture_figures,
+        "split": split_figures,
+    }
+    figures: list[Figure] = []
+    for part in plan.parts:
+        for figure in parts[part](plan):
+            figures.append(figure)
+            print("  ".join(figure.row()), file=sys.stderr, flush=True)
+            write(plan, figures)
+    return f"{about(plan)}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
+
+
+def wire_figures(plan: StreamPlan) -> Iterator[Figure]:
+    """Bytes per second of the stream and of isend and irecv."""
+    if plan.device == "cuda" and torch.cuda.device_count() < 2:
+        print("wire: two ranks need two GPUs over NCCL; left out", file=sys.stderr)
+        return
+    for width in plan.widths:
+        job = {
+            "part": "wire",
+            "device": plan.device,
+            "cores": cores(plan),
+            "rows": plan.rows,
+            "width": width,
+            "chunks": plan.chunks,
+            "rounds": plan.rounds,
+            "dtypes": ["float32", "bfloat16"],
+            "in_flight": 2,
+        }
+        for dtype, pairs in start_ranks(2, job).items():
+            mega = plan.chunks * plan.rows * width * (4 if dtype == "float32" else 2) / 1e6
+            yield Figure(
+                f"wire, {plan.rows} x {width} {dtype}",
+                "MB/s",
+                mega / median(ours for ours, _ in pairs),
+                mega / median(bare for _, bare in pairs),
+                [bare / ours for ours, bare in pairs],
+            )
+
+
+def capture_figures(plan: StreamPlan) -> Iterator[Figure]:
+    """Tokens per second of the producer and of the bare forward."""
+    cfg = compose_config([f"device={plan.device}", f"shuffle.chunk_rows={plan.rows}"])
+    times = time_capture(cfg, torch.device(plan.device), max(plan.chunks // 4, 5))
+    tokens = cfg.shuffle.chunk_rows
+    for name, added in (("forward, hooks, choice of rows", ()), ("the same with tokenising", ("tokens",))):
+        ours = [sum(each) for each in zip(times["capture"], *(times[part] for part in added), strict=True)]
+        yield Figure(
+            f"capture: {name}",
+            "tokens/s",
+            tokens / median(ours),
+            tokens / median(times["forward"]),
+            [bare / each for each, bare in zip(ours, times["forward"], strict=True)],
+        )
+
+
+def split_figures(plan: StreamPlan) -> Iterator[Figure]:
+    """Step of the split topology beside the colocated run's phases, and how long the consumer stalled."""
+    for latents in plan.latents:
+        alone, apart = [], []
+        for _ in range(plan.rounds):
+            alone.append(steady(train_rows(plan, latents, 0), plan.batch))
+            apart.append(steady(train_rows(plan, latents, 1), plan.batch))
+        made = median(each["make"] for each in alone)
+        rest = median(each["step"] - each["make"] for each in alone)
+        longer = [max(each["make"], each["step"] - each["make"]) for each in alone]
+        what = f"split, {latents} latents"
+        yield Figure(
+            f"{what}: step (chunks {1e3 * made:.0f} ms, dictionary {1e3 * rest:.0f} ms)",
+            "ms",
+            1e3 * median(each["step"] for each in apart),
+            1e3 * median(longer),
+            [each["step"] / long for each, long in zip(apart, longer, strict=True)],
+        )
+        stalled = median(each["wait"] / each["step"] for each in apart)
+        yield Figure(f"{what}: consumer waited", "% of the time", 100 * stalled, None, [])
+
+
+def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str, Any]]:
+    """Metrics of a short run of the default configuration, each rank on one thread and one core."""
+    with tempfile.TemporaryDirectory() as folder:
+        frozen = prepare(
+            [
+                f"output='{folder}'",
+                "name=run",
+                f"topology.producers={producers}",
+                f"sae.num_latents={latents}",
+                f"shuffle.chunk_rows={plan.rows}",
+                f"train_tokens={plan.steps * plan.batch}",
+                f"batch={plan.batch}",
+                f"metrics.every={ROW_STEPS}",
+                "metrics.wandb=off",
+                "metrics.console=false",
+                "checkpoint.every=null",
+                "eval.tokens=0",
+                f"device={plan.device}",
+            ],
+            1 + producers,
+        )
+        start_ranks(1 + producers, {"part": "train", "run": str(frozen.folder), "cores": cores(plan)})
+        return read_rows(frozen.folder / "metrics.jsonl")
+
+
+def steady(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
+    """Median seconds of a step, of making its chunks, of waiting for them; the first third is left out."""
+    rows = rows[len(rows) // 3 :]
+    step = [batch / row["perf/tokens_per_second"] for row in rows]
+    found = {"step": median(step)}
+    for name, key in (("make", "perf/make_chunks_s"), ("wait", "perf/wait_for_chunks_s")):
+        found[name] = median(row.get(key, 0.0) / ROW_STEPS for row in rows)
+    return found
+
+
+def start_ranks(world: int, job: dict[str, Any]) -> Any:
+    """Run `bench.stream_ranks` on so many ranks; what rank 0 wrote, if it wrote anything.
+
+    Raises:
+        RankFailed: a rank failed, with its reason.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
+        spawn(folder, world, "bench-rank")
+        out = folder / OUT
+        return json.loads(out.read_text(encoding="utf-8")) if out.exists() else None
+
+
+def cores(plan: StreamPlan) -> list[int]:
+    """A core for each of two ranks; none where there are fewer, or where a GPU does the work."""
+    if plan.device != "cpu" or not hasattr(os, "sched_getaffinity"):
+        return []
+    allowed = sorted(os.sched_getaffinity(0))
+    return allowed[:2] if len(allowed) > 1 else []
+
+
+def about(plan: StreamPlan) -> str:
+    """Where it was measured."""
+    pinned = ", a core for each rank" if cores(plan) else ""
+    load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
+    return f"{plan.device}, {plan.rounds} rounds in turn, one thread{pinned}{load}; torch {torch.__version__}"
+
+
+def write(plan: StreamPlan, figures: list[Figure]) -> None:
+    """stream.csv and stream.md."""
+    rows = [figure.row() for figure in figures]
+    with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([HEAD, *rows])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    text = "\n".join([f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines, "", f"{about(plan)}.", ""])
+    (plan.folder / "stream.md").write_text(text, encoding="utf-8")
+
+
+def format_figures(figures: list[Figure]) -> str:
+    """For the terminal."""
+    rows = [HEAD, *(figure.row() for figure in figures)]
+    wide = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,56 @@
+"""How long chunks take to come: what a consumer waits for producers, and what producers work.
+
+A producer tells the store `busy/<producer>`: the seconds it has computed, and its chunks. So consumers learn
+how much of the time it waited without a collective.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+
+from sae_dist.core.types import ActivationChunk, ChunkSource, Position
+from sae_dist.dist.control import Control
+
+TELL_EVERY_S = 0.1
+
+
+class Timed:
+    """A `ChunkSource` that counts the seconds spent in pulling chunks, and the chunks pulled.
+
+    Of a source that computes these are seconds of work; of one whose chunks come from elsewhere, of waiting.
+    """
+
+    def __init__(self, source: ChunkSource):
+        self.source, self.width = source, source.width
+        self.seconds, self.chunks = 0.0, 0
+        self.told = float("-inf")
+
+    def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
+        """See `ChunkSource.open`."""
+        return self._timed(self.source.open(lane, start))
+
+    def _timed(self, chunks: Iterator[ActivationChunk]) -> Iterator[ActivationChunk]:
+        while True:
+            before = time.monotonic()
+            chunk = next(chunks, None)
+            self.seconds += time.monotonic() - before
+            if chunk is None:
+                return
+            self.chunks += 1
+            yield chunk
+
+    def tell(self, control: Control, producer: int) -> None:
+        """Let consumers know, at most every TELL_EVERY_S."""
+        now = time.monotonic()
+        if now - self.told >= TELL_EVERY_S:
+            self.told = now
+            control.set(f"busy/{producer}", json.dumps([self.seconds, self.chunks]))
+
+
+def work_of_producers(control: Control, producers: int) -> tuple[float, int] | None:
+    """(seconds computed, chunks), summed over producers; None: one has told nothing yet."""
+    keys = [f"busy/{producer}" for producer in range(producers)]
+    if not all(control.check(key) for key in keys):
+        return None
+    told = [json.loads(control.get(key)) for key in keys]
+    return sum(seconds for seconds, _ in told), sum(chunks for _, chunks in told)
