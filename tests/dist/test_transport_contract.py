@@ -116,7 +116,7 @@ def sends_without_receives(cfg):
     remote = remote_chunks(stream)
     chunks = [remote.open(lane, None) for lane in remote.lanes]
     for number in (0, 1):
-        stream.control.set(f"credit/{number}", "go")
+        stream.grant(number, "go")
     both = poll(lambda: stream.is_sent(0) and stream.is_sent(1))
     third = poll(lambda: stream.is_sent(2), 0.3)
     # Then as a consumer that has these under way.
@@ -223,9 +223,9 @@ def timed(cfg, chunks):
         return None
     times, send, finish, irecv = {}, stream.send, stream.finish, torch.distributed.irecv
 
-    def timed_send(number, chunk):
+    def timed_send(number, chunk, group):
         times[number] = time.monotonic()
-        return send(number, chunk)
+        return send(number, chunk, group)
 
     def slow_irecv(*arguments, **options):
         time.sleep(FORWARD_S / 2)

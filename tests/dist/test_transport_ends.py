@@ -132,12 +132,12 @@ def silent(cfg, who):
             remote.open(lane, None)
         if who.endswith("within a chunk"):
             for lane in remote.lanes:
-                stream.control.set(f"credit/{lane}", "go")
+                stream.grant(lane, "go")
         return None
     if who.startswith("consumer"):
         return ended(produce, stream, Numbers(LANES, ROWS), cfg.in_flight)
     if who.endswith("within a chunk"):
-        stream.control.set("size/0", "576")
+        stream.control.set("size/0/0", "576")
         time.sleep(TIMEOUT_S + 1)  # with its connection open
     return None
 
@@ -145,8 +145,8 @@ def silent(cfg, who):
 @pytest.mark.parametrize(
     "who,said",
     [
-        ("producer", "producer rank 1 was silent for 1.5 s (topology.timeout_s), while size/0"),
-        ("consumer", "consumer rank 0 was silent for 1.5 s (topology.timeout_s), while credit/0"),
+        ("producer", "producer rank 1 was silent for 1.5 s (topology.timeout_s), while size/0/0"),
+        ("consumer", "consumer rank 0 was silent for 1.5 s (topology.timeout_s), while credit/0/0"),
         ("producer within a chunk", "producer rank 1 was silent for 1.5 s (topology.timeout_s), in the middle"),
         ("consumer within a chunk", "consumer rank 0 was silent for 1.5 s (topology.timeout_s), in the middle"),
     ],
