@@ -20,7 +20,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.train.build import build_run
 from tests.ranks import close_worlds, run_ranks
 
-WIDTH, STEPS, DRAWS, M_MMAP_THRESHOLD = 256, 4, 60, -3
+WIDTH, STEPS, DRAWS = 256, 4, 60
 SMALL = ["sae.num_latents=512", "sae.k=8", "shuffle.chunk_rows=16", "shuffle.lanes=8", "batch=128"]
 
 
@@ -46,18 +46,21 @@ def steps(cfg: RunConfig) -> int:
             run.progress.step += 1
         run.meter.close()
         del batch, terms
-        gc.collect()
-        return psutil.Process().memory_info().rss
+        return resident()
+
+
+def resident() -> int:
+    """Bytes that this process holds, without what it has freed and kept."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
 
 
 def growth(overrides: list[str]) -> int:
     """Bytes that a run of this config holds beyond what a tiny one left behind."""
-    if sys.platform == "linux":
-        # Blocks from 1 MB on go back to the system when they are freed.
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
     steps(config([]))
-    gc.collect()
-    before = psutil.Process().memory_info().rss
+    before = resident()
     return steps(config(overrides)) - before
 
 
