@@ -45,6 +45,8 @@ Main keys (key=value; all of them: --cfg job):
   sae.num_latents=65536         or sae.expansion=32 times the width
   sae.k=32                      codes per activation
   optim.lr=null                 null: a law of steps, latents and width
+  grid.num_latents=[4096,8192]  many dictionaries on one stream, the LLM runs once for all: every combination
+                                of grid.num_latents, grid.k, grid.lr, grid.hook and grid.seed
   topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
                                 the LLM; topology.dp=2 doubles the whole
   resume=auto                   continue an unfinished run
@@ -57,6 +59,7 @@ Examples:
   sae-dist train llm=minilm hook=encoder.layer.2 sae.num_latents=12288
   sae-dist train activations=file activations.path=acts.npy sae.expansion=16
   sae-dist train activations=cache activations.path=outputs/cache    what sae-dist harvest wrote
+  sae-dist train 'grid.num_latents=[4096,16384]' 'grid.k=[16,32]'
   sae-dist train experiment=toy_superposition
 """
 

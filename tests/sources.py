@@ -8,16 +8,15 @@ from sae_dist.core.types import ActivationChunk, Position
 
 
 class Numbers:
-    """Activations that are their own row numbers; counts the chunks it was asked for."""
+    """Activations that are their own row numbers, in every column; counts the chunks it was asked for."""
 
-    width = 1
-
-    def __init__(self, lanes: int, rows: int, chunks: int = 10**6):
-        self.lanes, self.rows, self.chunks, self.asked = lanes, rows, chunks, 0
+    def __init__(self, lanes: int, rows: int, chunks: int = 10**6, width: int = 1):
+        self.lanes, self.rows, self.chunks, self.width, self.asked = lanes, rows, chunks, width, 0
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         for index in range(start["chunk"] if start else 0, self.chunks):
             self.asked += 1
             number = index * self.lanes + lane
             ids = torch.arange(number * self.rows, (number + 1) * self.rows)
-            yield ActivationChunk(number, lane, ids[:, None].double(), ids, {"chunk": index}, excluded=1)
+            rows_RD = ids[:, None].double().expand(-1, self.width)
+            yield ActivationChunk(number, lane, rows_RD, ids, {"chunk": index}, excluded=1)

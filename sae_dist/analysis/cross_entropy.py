@@ -5,6 +5,7 @@ Letters: N sequences, S tokens per sequence, R kept activations, D width of the 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from sae_dist.export.exported import Encode, ExportedSae
 
 Replace = Callable[[Tensor], Tensor]
 KEYS = ("ce_clean", "ce_sae", "ce_mean_ablated", "ce_zero_ablated", "ce_recovered", "ce_recovered_zero")
+ABLATIONS = ("mean_ablated", "zero_ablated")
 LOGIT_ROWS = 4096
 
 
@@ -30,17 +32,21 @@ class Spliceable(Protocol):
 
 def cross_entropy(
     llm: Spliceable, chunks: Iterator[TokenChunk], replacements: dict[str, Replace], tokens: int
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
     """Nats per next token: clean, with each replacement at the kept positions, and what is recovered.
 
     ce_recovered = (ce_mean_ablated - ce_sae) / (ce_mean_ablated - ce_clean); ce_recovered_zero against
     zero ablation. A token is a target if it is kept and its predecessor is in the same segment.
 
     Args:
-        replacements: `sae`, `mean_ablated`, `zero_ablated`: rows -> [R, E].
+        replacements: rows -> [R, E]: `mean_ablated`, `zero_ablated`, and dictionaries by any other name.
         tokens: activations to read, at least.
+
+    Returns:
+        The numbers of each dictionary, by its name.
     """
     arms: dict[str, Replace | None] = {"clean": None, **replacements}
+    dictionaries = [name for name in replacements if name not in ABLATIONS]
     sums = {name: 0.0 for name in arms}
     num_targets = num_kept = 0
     for chunk in chunks:
@@ -52,30 +58,42 @@ def cross_entropy(
         if num_kept >= tokens:
             break
     if num_targets == 0:
-        return no_cross_entropy("there are no held-out tokens")
-    result: dict[str, Any] = {f"ce_{name}": total / num_targets for name, total in sums.items()}
-    for key, ablated in (("ce_recovered", "ce_mean_ablated"), ("ce_recovered_zero", "ce_zero_ablated")):
-        gap = result[ablated] - result["ce_clean"]
-        result[key] = (result[ablated] - result["ce_sae"]) / gap if gap > 0 else None
+        return {name: no_cross_entropy("there are no held-out tokens") for name in dictionaries}
+    nats = {name: total / num_targets for name, total in sums.items()}
+    common = {f"ce_{name}": nats[name] for name in ("clean", *ABLATIONS)} | {"ce_tokens": num_targets}
+    return {name: common | {"ce_sae": nats[name]} | _recovered(nats, nats[name]) for name in dictionaries}
+
+
+def _recovered(nats: dict[str, float], spliced: float) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, ablated in (("ce_recovered", "mean_ablated"), ("ce_recovered_zero", "zero_ablated")):
+        gap = nats[ablated] - nats["clean"]
+        result[key] = (nats[ablated] - spliced) / gap if gap > 0 else None
         if gap <= 0:
-            result["ce_reason"] = f"{ablated} is not above ce_clean: the hook does not matter to the loss"
-    return result | {"ce_tokens": num_targets}
+            result["ce_reason"] = f"ce_{ablated} is not above ce_clean: the hook does not matter to the loss"
+    return result
 
 
 def embedding_cosine(
-    llm: Spliceable, chunks: Iterator[TokenChunk], replace: Replace, tokens: int
-) -> dict[str, Any]:
-    """Mean cosine of the mean-pooled final embedding of a segment, with and without `replace`."""
-    total, num_segments, num_kept = 0.0, 0, 0
+    llm: Spliceable, chunks: Iterator[TokenChunk], dictionaries: dict[str, Replace], tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Mean cosine of a segment's mean-pooled final embedding, clean and with each dictionary, by name."""
+    sums = dict.fromkeys(dictionaries, 0.0)
+    num_segments = num_kept = 0
     for chunk in chunks:
-        clean, spliced = (_pooled(llm.final_hidden(chunk, how), chunk) for how in (None, replace))
-        total += float(cosine_similarity(clean, spliced, dim=1).sum(dtype=torch.float64))
+        clean = _pooled(llm.final_hidden(chunk, None), chunk)
+        for name, replace in dictionaries.items():
+            spliced = _pooled(llm.final_hidden(chunk, replace), chunk)
+            sums[name] += float(cosine_similarity(clean, spliced, dim=1).sum(dtype=torch.float64))
         num_segments += len(clean)
         num_kept += int(chunk.keep_NS.sum())
         if num_kept >= tokens:
             break
-    result = no_cross_entropy("the LLM is an encoder: it predicts no next token")
-    return result | {"embedding_cosine": total / num_segments if num_segments else None}
+    common = no_cross_entropy("the LLM is an encoder: it predicts no next token")
+    return {
+        name: common | {"embedding_cosine": total / num_segments if num_segments else None}
+        for name, total in sums.items()
+    }
 
 
 def no_cross_entropy(reason: str) -> dict[str, Any]:
@@ -84,35 +102,31 @@ def no_cross_entropy(reason: str) -> dict[str, Any]:
 
 
 def replacements(
-    sae: ExportedSae, mean_E: Tensor, encode: Encode, max_norm_multiple: float | None
+    saes: dict[str, ExportedSae], mean_E: Tensor, encode: Encode, max_norm_multiple: float | None
 ) -> dict[str, Replace]:
-    """The reconstruction and the two ablations, of the activation or of a transcoder's target.
+    """The two ablations and each dictionary's reconstruction, of the activation or of a transcoder's target.
 
-    Rows whose input is longer than `max_norm_multiple` times the median stay as they are in all three: the
-    dictionary was never shown such rows.
+    Rows whose input is longer than `max_norm_multiple` times the median stay as they are in all of them: the
+    dictionaries were never shown such rows.
     """
+    width = next(iter(saes.values())).width
 
-    def reconstruct(x_RD: Tensor) -> Tensor:
+    def reconstruct(x_RD: Tensor, sae: ExportedSae) -> Tensor:
         return sae.decode(sae.encode(x_RD, encode), x_RD)
 
-    def sparing_outliers(replace: Replace) -> Replace:
-        def act(rows: Tensor) -> Tensor:
-            raw = rows.to(mean_E)
-            x_RD, y_RE = raw[:, : sae.width], raw[:, -len(mean_E) :]
-            new_RE = replace(x_RD)
-            if max_norm_multiple is not None:
-                norm_R = x_RD.norm(dim=1, keepdim=True)
-                new_RE = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RE, new_RE)
-            return new_RE.to(rows)
+    def sparing_outliers(rows: Tensor, replace: Replace) -> Tensor:
+        raw = rows.to(mean_E)
+        x_RD, y_RE = raw[:, :width], raw[:, -len(mean_E) :]
+        new_RE = replace(x_RD)
+        if max_norm_multiple is not None:
+            norm_R = x_RD.norm(dim=1, keepdim=True)
+            new_RE = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RE, new_RE)
+        return new_RE.to(rows)
 
-        return act
-
-    acts: dict[str, Replace] = {
-        "sae": reconstruct,
-        "mean_ablated": lambda x_RD: mean_E.expand(len(x_RD), -1),
-        "zero_ablated": lambda x_RD: torch.zeros_like(mean_E).expand(len(x_RD), -1),
-    }
-    return {name: sparing_outliers(act) for name, act in acts.items()}
+    acts: dict[str, Replace] = {name: partial(reconstruct, sae=sae) for name, sae in saes.items()}
+    acts["mean_ablated"] = lambda x_RD: mean_E.expand(len(x_RD), -1)
+    acts["zero_ablated"] = lambda x_RD: torch.zeros_like(mean_E).expand(len(x_RD), -1)
+    return {name: partial(sparing_outliers, replace=act) for name, act in acts.items()}
 
 
 def _targets(chunk: TokenChunk) -> Tensor:

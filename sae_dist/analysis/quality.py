@@ -3,8 +3,7 @@
 Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
 """
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from sae_dist.analysis.moments import LeastSquares, Moments
 from sae_dist.core.config import RunConfig
-from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import DataError
 from sae_dist.export.exported import Encode, ExportedSae
 
@@ -86,10 +84,8 @@ class Baselines:
         return result
 
 
-def evaluate(
-    cfg: RunConfig, sae: ExportedSae, rows: Iterator[Tensor], *, encode: Encode
-) -> tuple[dict[str, Any], Tensor]:
-    """FVU, L0, dead latents and baselines over `cfg.eval.tokens` rows (or all there are).
+class Evaluation:
+    """One dictionary's part in a pass over held-out rows.
 
     Errors are those of the input, of a transcoder those of its target:
 
@@ -104,45 +100,73 @@ def evaluate(
     fvu_linear          of transcoders: the best affine map from input to target, fitted on these very rows
     fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
                         first 64k rows; of topk autoencoders
-
-    Args:
-        rows: batches [R, D] of held-out activations, of a transcoder [R, D + E] with its targets beside
-            them; raw, on any device.
-
-    Returns:
-        The numbers, and the mean of the input, or of the target [E].
-
-    Raises:
-        DataError: there is not one row, or the rows are not finite or all equal.
     """
-    wanted = parse_count(cfg.eval.tokens, "eval.tokens")
-    first = next(rows, None)
-    if first is None or len(first) == 0:
-        raise DataError("evaluation: no held-out activations; give more text or rows, or set eval.tokens=0")
-    x_RD, y_RE = _split(sae, first)
-    moments = Moments(y_RE.mean(0), with_covariance=cfg.eval.baselines and not sae.transcoder)
-    trained = Reconstruction(sae, encode)
-    baselines = Baselines(cfg, sae, encode, x_RD, y_RE)
-    for batch in itertools.chain([first], rows):
-        x_RD, y_RE = _split(sae, batch[: wanted - moments.rows])
-        moments.add(y_RE)
-        trained.add(x_RD, y_RE)
-        baselines.add(x_RD, y_RE)
-        if moments.rows >= wanted:
+
+    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode):
+        self.cfg, self.sae, self.encode = cfg, sae, encode
+        self.trained = Reconstruction(sae, encode)
+        self.moments: Moments | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Take in held-out rows [R, D], of a transcoder [R, D + E] with the targets; raw, on any device."""
+        sae = self.sae
+        x_RD, y_RE = _split(sae, rows)
+        if self.moments is None:
+            baselines = self.cfg.eval.baselines and not sae.transcoder
+            self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
+            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
+        self.moments.add(y_RE)
+        self.trained.add(x_RD, y_RE)
+        self.baselines.add(x_RD, y_RE)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the rows so far say.
+
+        Raises:
+            DataError: there was not one row, or they are not finite or all equal.
+        """
+        moments, trained = self.moments, self.trained
+        if moments is None:
+            raise DataError(
+                "evaluation: no held-out activations; give more text or rows, or set eval.tokens=0"
+            )
+        deviations_E = moments.deviations()
+        if not 0 < float(deviations_E.sum()) < float("inf"):
+            raise DataError(
+                "evaluation: the held-out activations are all equal or not finite; look at the hook"
+            )
+        varies_E = deviations_E > 0
+        result: dict[str, Any] = {
+            "eval_tokens": moments.rows,
+            "fvu": float(trained.error_E.sum() / deviations_E.sum()),
+            "explained_variance": float((1 - trained.error_E / deviations_E)[varies_E].mean()),
+            "cosine": float(trained.cosine / moments.rows),
+            "l0": trained.l0(),
+        }
+        result |= self.baselines.results(moments, trained.l0())
+        return result | _firing(trained.fired_F, moments.rows)
+
+    def firing_rates(self) -> Tensor:
+        """Share of the rows on which each latent fires [F], float32."""
+        return (self.trained.fired_F.double() / max(self.trained.rows, 1)).float()
+
+    def mean(self) -> Tensor:
+        """Mean of the input, or of the target [E]."""
+        assert self.moments is not None
+        return self.moments.mean().to(self.sae.W_dec_FE)
+
+
+def evaluate(parts: Sequence[Evaluation], batches: Iterator[Tensor], tokens: int) -> None:
+    """Show `tokens` rows of the batches, or all there are, to every part: one pass for all dictionaries."""
+    seen = 0
+    for batch in batches:
+        rows = batch[: tokens - seen]
+        seen += len(rows)
+        for part in parts:
+            if len(rows):
+                part.add(rows)
+        if seen >= tokens:
             break
-    deviations_E = moments.deviations()
-    if not 0 < float(deviations_E.sum()) < float("inf"):
-        raise DataError("evaluation: the held-out activations are all equal or not finite; look at the hook")
-    varies_E = deviations_E > 0
-    result: dict[str, Any] = {
-        "eval_tokens": moments.rows,
-        "fvu": float(trained.error_E.sum() / deviations_E.sum()),
-        "explained_variance": float((1 - trained.error_E / deviations_E)[varies_E].mean()),
-        "cosine": float(trained.cosine / moments.rows),
-        "l0": trained.l0(),
-    }
-    result |= baselines.results(moments, trained.l0())
-    return result | _firing(trained.fired_F, moments.rows), moments.mean().to(y_RE)
 
 
 def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:

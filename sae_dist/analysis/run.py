@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,14 @@ from torch import Tensor
 from sae_dist.analysis import cross_entropy as ce
 from sae_dist.analysis.ahead import ahead
 from sae_dist.analysis.plots import plot_density
-from sae_dist.analysis.quality import evaluate
+from sae_dist.analysis.quality import Evaluation, evaluate
 from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import ChunkSource, LlmFacts
-from sae_dist.export.exported import Encode, ExportedSae
-from sae_dist.export.saelens import load_exported
+from sae_dist.export.exported import Encode
+from sae_dist.export.saelens import export_firing_rates, load_exported
 from sae_dist.kernels.resolve import resolve
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
@@ -37,7 +37,7 @@ ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "toke
 
 
 def evaluate_run(folder: Path) -> dict[str, Any]:
-    """Evaluate `folder`/export on held-out tokens; write summary.json and plots.
+    """Evaluate `folder`/export on held-out tokens; write summary.json, firing rates and plots.
 
     Returns:
         What summary.json now holds. Fields with no value are None, with a reason beside them.
@@ -47,19 +47,39 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
             run is finished without the numbers that need them).
         DataError: there are no held-out activations.
     """
-    cfg = load_config(folder / "config.yaml")
-    device = _device(cfg)
-    sae = load_exported(folder / "export").to(device)
+    return evaluate_runs([folder])[0]
+
+
+def evaluate_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them."""
+    configs = [load_config(folder / "config.yaml") for folder in folders]
+    cfg = configs[0]
+    device, encode = _device(cfg), resolve(cfg.kernels).encode_topk
+    saes = [load_exported(folder / "export").to(device) for folder in folders]
+    parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
+    started = time.monotonic()
+    with torch.no_grad(), _half_the_cores():
+        results = _measure(cfg, parts, device, encode)
+    if cfg.activations.kind == "synthetic":
+        with torch.no_grad():
+            for each, folder, result, sae in zip(configs, folders, results, saes, strict=True):
+                result |= evaluate_recovery(each, sae, encode, folder)
+    seconds = (time.monotonic() - started) / len(folders)
+    for folder, part in zip(folders, parts, strict=True):
+        if part.trained.rows:
+            export_firing_rates(folder / "export", part.firing_rates())
+    return [
+        _write(folder, result | {"eval_seconds": seconds})
+        for folder, result in zip(folders, results, strict=True)
+    ]
+
+
+def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """summary.json with what was measured, and plots of it."""
     path = folder / "summary.json"
     summary: dict[str, Any] = {key: None for key in ALWAYS}
     summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    started = time.monotonic()
-    with torch.no_grad(), _half_the_cores():
-        summary |= _measure(cfg, sae, device, resolve(cfg.kernels).encode_topk)
-    if cfg.activations.kind == "synthetic":
-        with torch.no_grad():
-            summary |= evaluate_recovery(cfg, sae, resolve(cfg.kernels).encode_topk, folder)
-    summary["eval_seconds"] = time.monotonic() - started
+    summary |= result
     if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
         summary["status"] = "finished"
     temporary = folder / ".summary.json.tmp"
@@ -72,52 +92,64 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     return summary
 
 
-def _measure(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Encode) -> dict[str, Any]:
-    if parse_count(cfg.eval.tokens, "eval.tokens") == 0:
-        return ce.no_cross_entropy("eval.tokens=0")
+def _measure(
+    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+) -> list[dict[str, Any]]:
+    """Numbers of each part, all of one stream, which is `cfg`'s."""
+    tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    if tokens == 0:
+        return [ce.no_cross_entropy("eval.tokens=0") for _ in parts]
     if cfg.activations.kind == "file":
         assert cfg.activations.path is not None, "checked by core.validate"
         array = open_array(cfg.activations.path, cfg.activations.key)
         rows = FileChunkSource(
             array, lanes=1, rows=cfg.shuffle.chunk_rows, seed=0, held_out=True, dtype=torch.float32
         )
-        result, _ = evaluate(cfg, sae, _rows(rows, device, []), encode=encode)
-        return result | ce.no_cross_entropy("activations come from a file: there is no LLM to splice into")
+        evaluate(parts, _rows(rows, device, []), tokens)
+        reason = "activations come from a file: there is no LLM to splice into"
+        return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
     if cfg.activations.kind == "synthetic":
-        result, _ = evaluate(cfg, sae, _rows(held_out(cfg), device, []), encode=encode)
-        return result | ce.no_cross_entropy("activations are synthetic: there is no LLM to splice into")
+        evaluate(parts, _rows(held_out(cfg), device, []), tokens)
+        reason = "activations are synthetic: there is no LLM to splice into"
+        return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
     try:
-        return _measure_llm(cfg, sae, device, encode)
+        return _measure_llm(cfg, parts, device, encode)
     except ConfigError as error:
         if cfg.activations.kind != "cache":
             raise
         # Training needed neither the LLM nor the text: they may be on another machine.
         reason = f"the cache's language model or text is not here: {error}"
-        return ce.no_cross_entropy(reason) | {"fvu_reason": reason}
+        return [ce.no_cross_entropy(reason) | {"fvu_reason": reason} for _ in parts]
 
 
-def _measure_llm(cfg: RunConfig, sae: ExportedSae, device: torch.device, encode: Encode) -> dict[str, Any]:
+def _measure_llm(
+    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+) -> list[dict[str, Any]]:
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     assert cfg.llm.dtype is not None, "filled in by core.resolve"
     dtype = getattr(torch, cfg.llm.dtype)
     if cfg.llm.shard != "none" and (reason := why_not_whole(facts, cfg.llm.dtype, device)):
         print(f"not evaluated: {reason}", file=sys.stderr)
-        return ce.no_cross_entropy(reason)
+        return [ce.no_cross_entropy(reason) for _ in parts]
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
     source = _activations(cfg, facts, llm)
     excluded: list[int] = []
-    result, mean_E = evaluate(cfg, sae, ahead(_rows(source, device, excluded)), encode=encode)
-    result["eval_excluded"] = sum(excluded)
-    if ce_tokens == 0:
-        return result | ce.no_cross_entropy("eval.ce_tokens=0")
-    if facts.target_first:
-        return result | ce.no_cross_entropy("the LLM reaches target_hook before hook, too early to splice")
-    acts = ce.replacements(sae, mean_E, encode, cfg.tokens.max_norm_multiple)
+    evaluate(parts, ahead(_rows(source, device, excluded)), parse_count(cfg.eval.tokens, "eval.tokens"))
+    results = [part.numbers() | {"eval_excluded": sum(excluded)} for part in parts]
+    if ce_tokens == 0 or facts.target_first:
+        early = "the LLM reaches target_hook before hook, too early to splice"
+        reason = "eval.ce_tokens=0" if ce_tokens == 0 else early
+        return [result | ce.no_cross_entropy(reason) for result in results]
+    names = [f"sae {number}" for number in range(len(parts))]
+    saes = {name: part.sae for name, part in zip(names, parts, strict=True)}
+    acts = ce.replacements(saes, parts[0].mean(), encode, cfg.tokens.max_norm_multiple)
     chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None)
     if facts.causal:
-        return result | ce.cross_entropy(llm, chunks, acts, ce_tokens)
-    return result | ce.embedding_cosine(llm, chunks, acts["sae"], ce_tokens)
+        costs = ce.cross_entropy(llm, chunks, acts, ce_tokens)
+    else:
+        costs = ce.embedding_cosine(llm, chunks, {name: acts[name] for name in names}, ce_tokens)
+    return [result | costs[name] for name, result in zip(names, results, strict=True)]
 
 
 def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:

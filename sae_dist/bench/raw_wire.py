@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sae_dist.transport.collective import Stream
+from sae_dist.transport.wire import Stream
 
 
 def move_raw(stream: Stream, tensors: list[Tensor], chunks: int, in_flight: int) -> float | None:

@@ -18,13 +18,13 @@ from statistics import median
 import torch
 
 from sae_dist.bench.plan import make_folder
-from sae_dist.core.config import RunConfig, SaeConfig
+from sae_dist.core.config import RunConfig, SaeConfig, save_config
 from sae_dist.core.resolve import resolve
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.launch.compose import compose_config
-from sae_dist.train.build import build_run
+from sae_dist.train.build import build_runs
 from sae_dist.train.state import Run
 
 WIDTHS = (4096, 16384, 65536, 262144)
@@ -118,9 +118,11 @@ def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, devi
     cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
     cfg.metrics.console = False
     cfg = resolve(cfg, None, width)
+    save_config(cfg, folder / "config.yaml")
     topology = Topology(cfg.topology, runtime.place(), device.type)
     source = RandomRows(width, cfg.shuffle.chunk_rows)
-    return build_run(cfg, folder, source, None, topology, runtime.StopRequest(), device)
+    (run,) = build_runs(cfg, [folder], source, None, topology, runtime.StopRequest(), device)
+    return run
 
 
 def one_step(run: Run, x_BD: torch.Tensor) -> None:

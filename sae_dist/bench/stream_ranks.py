@@ -15,7 +15,8 @@ from sae_dist.core.config import TopologyConfig
 from sae_dist.core.types import ActivationChunk, Position, Precision
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
-from sae_dist.transport.collective import RemoteChunks, Stream, produce
+from sae_dist.transport.collective import RemoteChunks, produce
+from sae_dist.transport.wire import Stream
 
 JOB, OUT = "job.json", "out.json"
 LANES = 8

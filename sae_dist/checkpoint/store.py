@@ -39,7 +39,7 @@ PLACEMENTS: dict[str, list[Any]] = {"sharded": [Shard(0), Replicate()], "owned":
 class HasMesh(Protocol):
     """What `Checkpoints` needs of the topology."""
 
-    rank: int
+    leads: bool
     consumer_group: Any
     mesh: DeviceMesh
 
@@ -55,7 +55,7 @@ class Checkpoints:
     def __init__(self, folder: Path, topology: HasMesh, keep: int):
         self._folder, self._topology, self._keep = folder / CHECKPOINTS, topology, keep
         self._group = topology.consumer_group
-        self._leads = topology.rank == 0
+        self._leads = topology.leads
 
     def save(self, step: int, tensors: Tensors, scalars: dict[str, Any]) -> Path:
         """Write `step_<n>`: into a temporary folder, renamed when every rank is done.
@@ -145,14 +145,14 @@ class Checkpoints:
         return "published"
 
     def _together(self, act: Callable[[], str]) -> str:
-        """Rank 0 acts; every rank gets its answer, or raises what it raised."""
+        """The first rank acts; every rank gets its answer, or raises what it raised."""
         outcome: list[Any] = [None, None]
         if self._leads:
             try:
                 outcome[0] = act()
             except (CheckpointError, OSError) as error:
                 outcome[1] = str(error)
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        dist.broadcast_object_list(outcome, group_src=0, group=self._group)
         if outcome[1] is not None:
             raise CheckpointError(outcome[1])
         return outcome[0]

@@ -89,11 +89,12 @@ class ShuffleConfig:
 
 @dataclass
 class TopologyConfig:
-    """Who does what. World = producers * llm.shard_size + shard * dp; producers = 0: ranks do both."""
+    """Who does what. World = producers * llm.shard_size + groups * shard * dp."""
 
-    producers: int = 0  # groups of llm.shard_size ranks that run the LLM
+    producers: int = 0  # groups of llm.shard_size ranks that run the LLM; 0: consumers run it in between
     shard: int = 1
     dp: int = 1
+    groups: int = 1  # groups of shard * dp consumers, among which the dictionaries of a grid are shared out
     in_flight: int = 2  # chunks sent ahead of the one being received, per producer and consumer
     timeout_s: float = 600.0
 
@@ -109,6 +110,7 @@ class SaeConfig:
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125
     dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
+    seed: int | None = None  # of the initial weights alone; null: `seed`, which the order of data follows too
     encoder_scale: float = 0.8  # encoder init = this times decoder^T
     skip: bool = False  # transcoder: add a linear path from input to output
     threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference
@@ -140,11 +142,23 @@ class OptimConfig:
 
 
 @dataclass
+class GridConfig:
+    """Many dictionaries on one stream of activations: every combination of these lists. null: not varied."""
+
+    hook: list[str] | None = None  # values of hook
+    num_latents: list[int] | None = None  # of sae.num_latents
+    k: list[int] | None = None  # of sae.k
+    lr: list[float] | None = None  # of optim.lr
+    seed: list[int] | None = None  # of sae.seed: the data and their order are the same
+
+
+@dataclass
 class MetricsConfig:
     every: int = 10  # steps per line of metrics.jsonl
     console: bool = True
     wandb: str = "auto"  # auto (online with a key, else offline) | online | offline | off
     project: str = "sae_dist"
+    group: str | None = None  # W&B's group; the dictionaries of a grid have its name here
 
 
 @dataclass
@@ -183,6 +197,7 @@ class RunConfig:
     topology: TopologyConfig = field(default_factory=TopologyConfig)
     sae: SaeConfig = field(default_factory=SaeConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    grid: GridConfig = field(default_factory=GridConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)

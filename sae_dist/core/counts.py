@@ -36,3 +36,9 @@ def format_count(number: int) -> str:
 
 def _bad(value: Any, key: str) -> ConfigError:
     return ConfigError(f"{key}={value} is not a count; write a whole number such as 4096, 500k, 2M or 1e9")
+
+
+def nearest(value: int, divisor: int) -> str:
+    """The multiples of `divisor` around a value that is none, for messages."""
+    below = value // divisor * divisor
+    return f"{below} or {below + divisor}" if below else str(divisor)

@@ -28,7 +28,7 @@ class ConsumerMemory:
     lanes       L x 2 groups x block_chunks x R rows, each C numbers in the wire dtype and an id of 8 bytes
     in_flight   with producers, chunks that have arrived ahead: up to L (2 block_chunks + 1) + in_flight
 
-    A step needs more for a while: half of the gradients, as they are projected, tiles of scores, the rows.
+    A step needs more for a while: half of the gradients, as they are projected, tiles of scores, the batch.
     """
 
     weights: int

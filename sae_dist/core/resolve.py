@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import members, varied
 from sae_dist.core.kinds import SELECTED
 
 if TYPE_CHECKING:
@@ -58,12 +59,27 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
     if facts is not None:
         cfg.hook, cfg.target_hook = facts.hook, facts.target_hook
         cfg.tokens.context = _context(cfg.tokens.context, facts)
+        if cfg.grid.hook is not None:
+            cfg.grid.hook = list(facts.hooks)
     _resolve_machine(cfg)
-    _resolve_sae(cfg, width)
+    if not varied(cfg):
+        _resolve_sae(cfg, width)
     if cfg.optim.warmup is None:
         cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.2)
     cfg.name = cfg.name or run_name(cfg, facts)
     return cfg
+
+
+def resolved_members(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> list[RunConfig]:
+    """The configs of a resolved grid's dictionaries, each resolved as if it were trained alone.
+
+    Raises:
+        ConfigError: see `resolve`.
+    """
+    found = members(cfg)
+    for member in found:
+        _resolve_sae(member, width if facts is None else facts.only(member.hook).width)
+    return found
 
 
 def identity(cfg: RunConfig) -> dict[str, Any]:
@@ -76,7 +92,9 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
-    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`; a transcoder's hook is `<hook>-to-<target_hook>`.
+    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`; of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
+
+    A transcoder's hook is `<hook>-to-<target_hook>`.
 
     In place of LLM and hook: a file's stem, or `synthetic-<features>in<width>`.
     """
@@ -88,8 +106,11 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
         hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
         source = f"{Path(facts.name).name}-{hooks}"
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    k = f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else ""
-    readable = f"{source}-{cfg.sae.kind}-{cfg.sae.num_latents}{k}"
+    if varied(cfg):
+        what = f"grid-of-{len(members(cfg))}"
+    else:
+        what = f"{cfg.sae.num_latents}" + (f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else "")
+    readable = f"{source}-{cfg.sae.kind}-{what}"
     return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{readable[:200]}-{digest}").lstrip(".")
 
 

@@ -3,17 +3,34 @@
 from collections.abc import Iterator
 
 from sae_dist.core.config import RunConfig
+from sae_dist.core.grid import varied
 
 
 def world_size_of(cfg: RunConfig) -> int:
-    """Ranks of a run: producers * llm.shard_size + shard * dp."""
-    return cfg.topology.producers * cfg.llm.shard_size + cfg.topology.shard * cfg.topology.dp
+    """Ranks of a run: producers * llm.shard_size + groups * shard * dp."""
+    topology = cfg.topology
+    return topology.producers * cfg.llm.shard_size + topology.groups * topology.shard * topology.dp
 
 
 def world_formula(cfg: RunConfig) -> str:
     """How the keys make up the number of ranks, for messages."""
     size = " x llm.shard_size" if cfg.llm.shard_size > 1 else ""
-    return f"topology.producers{size} + topology.shard x topology.dp"
+    groups = "topology.groups x " if cfg.topology.groups > 1 else ""
+    return f"topology.producers{size} + {groups}topology.shard x topology.dp"
+
+
+def world_problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+    """Whether the ranks that a launcher started are those that the keys ask for; None: it started none."""
+    topology, needed = cfg.topology, world_size_of(cfg)
+    if world_size is not None and world_size != needed:
+        consuming = topology.groups * topology.shard * topology.dp
+        shard, rest = divmod(world_size - (needed - consuming), topology.groups * topology.dp)
+        fix = f", or set topology.shard={shard}" if shard > 0 and rest == 0 else ""
+        groups = f"{topology.groups} x " if topology.groups > 1 else ""
+        yield (
+            f"WORLD_SIZE={world_size} does not match {world_formula(cfg)} = {needed - consuming} + "
+            f"{groups}{topology.shard} x {topology.dp} = {needed}; start {needed} ranks{fix}"
+        )
 
 
 def sharding_problems(cfg: RunConfig) -> Iterator[str]:
@@ -36,6 +53,11 @@ def sharding_problems(cfg: RunConfig) -> Iterator[str]:
         yield (
             f"topology.producers={topology.producers}{size} is more than shuffle.lanes={lanes}; "
             f"use at most {lanes} producers or more lanes"
+        )
+    if topology.groups > 1 and not varied(cfg):
+        yield (
+            f"topology.groups={topology.groups} shares out the dictionaries of a grid; give a grid, such as "
+            "'grid.k=[16,32]', or use topology.shard and topology.dp for one dictionary"
         )
     if llm.shard == "none":
         return

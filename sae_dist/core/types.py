@@ -5,7 +5,7 @@ activation, B rows of a batch, F latents held by this rank, K active latents per
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -156,6 +156,10 @@ class LlmFacts:
     target_hook   resolved hook of what is to be predicted from the activation at `hook`
     target_width  the size of its last dimension
     target_first  whether a forward reaches target_hook before hook
+
+    For a grid of hooks also:
+
+    more      the other hooks, each with its width; one dictionary reads the columns of one hook
     """
 
     name: str
@@ -170,17 +174,41 @@ class LlmFacts:
     target_hook: str | None = None
     target_width: int | None = None
     target_first: bool = False
+    more: tuple[tuple[str, int], ...] = ()
     architecture: str = ""
     parameters: int = 0
     whole_parameters: int = 0
     tp_sizes: tuple[int, ...] | None = None
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """Of every place that is captured, in the order of the columns."""
+        target = () if self.target_width is None else (self.target_width,)
+        return (self.width, *target, *(width for _, width in self.more))
+
+    @property
     def columns(self) -> int:
-        """Width of the rows that flow: the activation, for a transcoder followed by its target."""
-        return self.width + (self.target_width or 0)
+        """Width of the rows that flow: the activation, its target if it has one, those of more hooks."""
+        return sum(self.widths)
 
     @property
     def hooks(self) -> tuple[str, ...]:
         """Every place that is captured, in the order of the columns."""
-        return (self.hook,) if self.target_hook is None else (self.hook, self.target_hook)
+        target = () if self.target_hook is None else (self.target_hook,)
+        return (self.hook, *target, *(hook for hook, _ in self.more))
+
+    def only(self, hook: str | None) -> "LlmFacts":
+        """The same LLM with one hook of a grid's."""
+        if not self.more:
+            return self
+        assert hook is not None
+        return replace(self, hook=hook, width=self.widths[self.hooks.index(hook)], more=())
+
+    def stretch(self, hook: str | None) -> slice:
+        """The columns that a dictionary at one hook of a grid's reads; without a grid of hooks all."""
+        if not self.more:
+            return slice(0, self.columns)
+        assert hook is not None
+        place = self.hooks.index(hook)
+        first = sum(self.widths[:place])
+        return slice(first, first + self.widths[place])

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae_dist.core.config import RunConfig
+from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
-from sae_dist.core.sharding import sharding_problems, world_formula, world_size_of
+from sae_dist.core.sharding import sharding_problems, world_problems
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 
 CHOICES = {
@@ -40,15 +42,16 @@ MAY_BE_OPEN = (
 )
 POSITIVE = (
     "train_tokens batch tokens.context tokens.epochs tokens.max_norm_multiple shuffle.lanes "
-    "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.in_flight "
-    "topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after sae.encoder_scale sae.target_l0 "
-    "sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr optim.eps optim.clip "
-    "metrics.every checkpoint.keep activations.num_features activations.width activations.mean_active "
-    "activations.group_size activations.group_strength cache.shard_chunks"
+    "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
+    "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after "
+    "sae.encoder_scale sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr "
+    "optim.eps optim.clip metrics.every checkpoint.keep activations.num_features activations.width "
+    "activations.mean_active activations.group_size activations.group_strength cache.shard_chunks"
 ).split()
 NOT_NEGATIVE = (
-    "seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 optim.beta2 "
-    "optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf activations.noise"
+    "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "
+    "optim.beta2 optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf "
+    "activations.noise"
 ).split()
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
@@ -101,6 +104,13 @@ def validate(cfg: RunConfig, world_size: int | None = None) -> None:
 
 
 def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+    if varied(cfg):
+        yield from grid_problems(cfg)
+        yield from world_problems(cfg, world_size)
+        for member in members(cfg):
+            for problem in _problems(member, None):
+                yield f"{problem} (in the grid: {member.name})"
+        return
     yield from _choices(cfg)
     yield from _ranges(cfg)
     yield from _unread(cfg)
@@ -110,7 +120,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _target(cfg)
     yield from _sharing(cfg)
     yield from sharding_problems(cfg)
-    yield from _world(cfg, world_size)
+    yield from world_problems(cfg, world_size)
     yield from _device(cfg)
 
 
@@ -153,8 +163,9 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             f"tokens.max_norm_multiple={multiple:g} would leave out ordinary activations; "
             "use more than 1, such as 10, or null"
         )
-    if cfg.seed > LARGEST_SEED:
-        yield f"seed={cfg.seed} must be at most {LARGEST_SEED}"
+    for key in ("seed", "sae.seed"):
+        if (get(cfg, key) or 0) > LARGEST_SEED:
+            yield f"{key}={get(cfg, key)} must be at most {LARGEST_SEED}"
     warmup = cfg.optim.warmup or 0.0
     if warmup + cfg.optim.decay > 1:
         yield (
@@ -217,7 +228,7 @@ def _sae(cfg: RunConfig) -> Iterator[str]:
         by = f"topology.shard={shard}" + (f" x topology.dp={dp}" if dp > 1 else "")
         yield (
             f"sae.num_latents={sae.num_latents} is not divisible by {by}; "
-            f"nearest: {_nearest(sae.num_latents, shard * dp)}"
+            f"nearest: {nearest(sae.num_latents, shard * dp)}"
         )
 
 
@@ -257,7 +268,7 @@ def _sharing(cfg: RunConfig) -> Iterator[str]:
         possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
         yield (f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}")
     if cfg.batch % consumers:
-        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {_nearest(cfg.batch, consumers)}"
+        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {nearest(cfg.batch, consumers)}"
 
 
 def _target(cfg: RunConfig) -> Iterator[str]:
@@ -267,26 +278,9 @@ def _target(cfg: RunConfig) -> Iterator[str]:
         yield "sae.skip=true leads from a transcoder's input to its output; give target_hook, or leave it out"
 
 
-def _world(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
-    topology, needed = cfg.topology, world_size_of(cfg)
-    if world_size is not None and world_size != needed:
-        producing = needed - topology.shard * topology.dp
-        shard, rest = divmod(world_size - producing, topology.dp)
-        fix = f", or set topology.shard={shard}" if shard > 0 and rest == 0 else ""
-        yield (
-            f"WORLD_SIZE={world_size} does not match {world_formula(cfg)} = "
-            f"{producing} + {topology.shard} x {topology.dp} = {needed}; start {needed} ranks{fix}"
-        )
-
-
 def _device(cfg: RunConfig) -> Iterator[str]:
     if cfg.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
             yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
-
-
-def _nearest(value: int, divisor: int) -> str:
-    below = value // divisor * divisor
-    return f"{below} or {below + divisor}" if below else str(divisor)

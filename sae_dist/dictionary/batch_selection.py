@@ -81,6 +81,6 @@ def row_of_batch(rows: int, topology: Topology) -> Tensor:
     Consumer c drew rows c, c + C, c + 2 C, ... of the batch.
     """
     own = rows // topology.num_shards
-    consumer = topology.rank // topology.num_shards * topology.num_shards + torch.arange(topology.num_shards)
+    consumer = topology.index // topology.num_shards * topology.num_shards + torch.arange(topology.num_shards)
     row_TO = consumer[:, None] + torch.arange(own) * topology.num_consumers
     return row_TO.flatten()

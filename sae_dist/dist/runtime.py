@@ -10,6 +10,8 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from sae_dist.dist.control import Control
+
 LEAVE_WITHIN_S = 60.0
 
 
@@ -70,15 +72,19 @@ def slurm_rendezvous() -> None:
 
 
 def finish() -> None:
-    """Leave the process group, once every rank is ready to: rank 0 may host the store of all."""
+    """Leave the process group, once every rank is ready to: rank 0 may host the store of all.
+
+    Raises:
+        TransportError: the store is gone before that.
+    """
     if not dist.is_initialized():
         return
-    store, world = dist.distributed_c10d._get_default_store(), dist.get_world_size()
-    left = store.add("left", 1)
+    control, world = Control(LEAVE_WITHIN_S), dist.get_world_size()
+    left = control.add("left", 1)
     until = time.monotonic() + LEAVE_WITHIN_S
     while dist.get_rank() == 0 and left < world and time.monotonic() < until:
         time.sleep(0.01)
-        left = store.add("left", 0)
+        left = control.add("left", 0)
     dist.destroy_process_group()
 
 

@@ -6,6 +6,7 @@ Transcoders of other kinds are written in the same way, as `topk_transcoder`, `t
 """
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export.exported import ExportedSae
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
-WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
+WEIGHTS, CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+SILENT = 1e-10
 OWN_TENSORS = {
     "topk": {"b_enc": "b_enc_F"},
     "relu": {"b_enc": "b_enc_F"},
@@ -176,3 +179,18 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ConfigError(
             f"{folder / WEIGHTS} is not a safetensors file ({error}); export it again"
         ) from None
+
+
+def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
+    """Write how often each latent fires, as SAELens does: sparsity.safetensors, log10(rate + 1e-10)."""
+    temporary = folder / f".{FIRING}.tmp"
+    save_file({"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()}, temporary)
+    os.replace(temporary, folder / FIRING)
+
+
+def load_firing_rates(folder: Path) -> Tensor | None:
+    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured."""
+    if not (folder / FIRING).is_file():
+        return None
+    log_F = load_file(folder / FIRING)["sparsity"].double()
+    return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

@@ -5,7 +5,7 @@ from omegaconf import OmegaConf
 from sae_dist.core.cached import check_length, fill
 from sae_dist.core.config import LlmConfig, RunConfig, flat
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import resolve
+from sae_dist.core.types import LlmFacts
 from sae_dist.launch.compose import compose_config, data_folder, parse
 from sae_dist.llm.facts import llm_facts
 from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest
@@ -22,8 +22,8 @@ def from_cache(cfg: RunConfig, overrides: list[str]) -> RunConfig:
     return fill(cfg, manifest.settings, given=given, other_names=same_hooks)
 
 
-def settle_cached(cfg: RunConfig) -> tuple[RunConfig, int, None]:
-    """See `launch.run.settle`. The LLM itself is needed for evaluation alone, and not looked for here.
+def check_cached(cfg: RunConfig) -> LlmFacts:
+    """Facts of the LLM whose activations a cache holds; the LLM is needed for evaluation alone.
 
     Raises:
         ConfigError: the cache is too short for the run, or a shard is not there.
@@ -32,7 +32,7 @@ def settle_cached(cfg: RunConfig) -> tuple[RunConfig, int, None]:
     manifest = read_manifest(path)
     check_length(cfg, manifest.chunks_per_lane)
     check_files(path, manifest)
-    return resolve(cfg, manifest.facts, manifest.facts.width), manifest.facts.columns, None
+    return manifest.facts
 
 
 def given_keys(cfg: RunConfig, overrides: list[str]) -> set[str]:

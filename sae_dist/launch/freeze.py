@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
-WORK = ("checkpoints/step_*", "shards/*.tar")
+WORK = ("checkpoints/step_*", "*/checkpoints/step_*", "shards/*.tar")
 SPARE_BYTES = 64 << 20
 SHOWN_DIFFERENCES = 4
 
@@ -61,10 +61,13 @@ class Frozen:
         _remove_empty(self.made[1:])
 
 
-def freeze(cfg: RunConfig, width: int, kind: FolderKind | None = None) -> Frozen:
+def freeze(
+    cfg: RunConfig, width: int, kind: FolderKind | None = None, members: Sequence[RunConfig] = ()
+) -> Frozen:
     """Make the folder of a resolved config, or find it.
 
     Args:
+        members: configs of a grid's dictionaries, with folders of their own in it.
         width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
             need is known.
         kind: None: a run.
@@ -78,13 +81,14 @@ def freeze(cfg: RunConfig, width: int, kind: FolderKind | None = None) -> Frozen
     folder = Path(cfg.output).expanduser() / cfg.name
     try:
         if (folder / kind.config).is_file():
-            return _reopen(cfg, folder, kind)
+            return _reopen(cfg, folder, kind, members)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
-        _check_space(cfg, folder, kind.noun, kind.space(cfg, width))
-        return Frozen(folder, made=_write_new(cfg, folder, kind))
+        spaces = [kind.space(each, width) for each in members or [cfg]]
+        _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
+        return Frozen(folder, made=_write_new(cfg, folder, kind, members))
     except OSError as error:
         raise ConfigError(
             f"output={cfg.output} with name={cfg.name} cannot be written: {error.strerror or error}; "
@@ -100,7 +104,7 @@ def is_finished(folder: Path) -> bool:
         return False
 
 
-def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
+def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]) -> Frozen:
     before, now = kind.identity(load_config(folder / kind.config)), kind.identity(cfg)
     differing = [
         f"{key} is {there} there and {now[key]} here" for key, there in before.items() if there != now[key]
@@ -114,9 +118,10 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
     if cfg.resume != "auto":
         raise ConfigError(f"{folder} is unfinished; continue it with resume=auto, or choose another name=")
     try:
-        temporary = folder / f".{kind.config}.tmp"
-        save_config(cfg, temporary)
-        os.replace(temporary, folder / kind.config)
+        for each, its in [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]:
+            temporary = its / f".{kind.config}.tmp"
+            save_config(each, temporary)
+            os.replace(temporary, its / kind.config)
         starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         _write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
@@ -124,7 +129,9 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind) -> Frozen:
     return Frozen(folder)
 
 
-def _write_new(cfg: RunConfig, folder: Path, kind: FolderKind) -> tuple[Path, ...]:
+def _write_new(
+    cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]
+) -> tuple[Path, ...]:
     """Complete or absent: written beside its place, then renamed. Returns the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -132,6 +139,9 @@ def _write_new(cfg: RunConfig, folder: Path, kind: FolderKind) -> tuple[Path, ..
         temporary.mkdir(parents=True)
         save_config(cfg, temporary / kind.config)
         _write_json(temporary / PROVENANCE, provenance())
+        for member in members:
+            (temporary / (member.name or "")).mkdir()
+            save_config(member, temporary / (member.name or "") / kind.config)
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

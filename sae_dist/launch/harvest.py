@@ -10,11 +10,13 @@ from pathlib import Path
 from sae_dist.core.cached import harvest_identity
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError, Preempted
+from sae_dist.core.grid import varied
 from sae_dist.core.resolve import parse_counts
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
-from sae_dist.launch.run import launched, leaving_nothing, own_signals, settle
+from sae_dist.launch.run import leaving_nothing, own_signals
+from sae_dist.launch.settle import launched, settle
 
 
 def harvest_command(overrides: list[str]) -> None:
@@ -77,6 +79,8 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
             f"activations.kind={cfg.activations.kind}: a harvest keeps the activations of a language model; "
             "leave activations out"
         )
+    if varied(cfg):
+        raise ConfigError("grid is not read by a harvest; train with grid keys from the cache that it makes")
     if cfg.llm.shard != "none":
         raise ConfigError(
             f"llm.shard={cfg.llm.shard}: in a harvest every rank holds the whole model; leave llm.shard "
@@ -89,13 +93,14 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
             f"has no other ranks; start {ranks}, or set topology.producers={world_size}"
         )
     name = cfg.name
-    cfg, width, note = settle(cfg)
+    settled = settle(cfg)
+    cfg = settled.cfg
     validate(cfg)
     _check_devices(cfg, ranks, world_size)
     cfg.name = name or _name(cfg)
-    frozen = freeze(cfg, width, _cache_folder())
-    if note:
-        print(note, file=sys.stderr)
+    frozen = freeze(cfg, settled.columns, _cache_folder())
+    if settled.note:
+        print(settled.note, file=sys.stderr)
     if frozen.finished:
         print(f"{frozen.folder} is finished: train with activations=cache activations.path={frozen.folder}")
     return frozen, ranks

@@ -1,6 +1,5 @@
 """compose -> facts -> resolve -> validate -> freeze -> spawn here, or join -> export -> evaluate."""
 
-import dataclasses
 import os
 import re
 import signal
@@ -8,18 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
-from sae_dist.core.resolve import parse_counts, resolve
-from sae_dist.core.sharding import world_formula, world_size_of
+from sae_dist.core.grid import varied
+from sae_dist.core.sharding import world_size_of
 from sae_dist.core.validate import validate
-from sae_dist.launch.compose import compose_config, expand, sweep_keys
+from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen, freeze
-
-if TYPE_CHECKING:
-    from sae_dist.core.types import LlmFacts
+from sae_dist.launch.settle import check_devices, composed, launched, settle
 
 
 def train_command(overrides: list[str]) -> None:
@@ -96,16 +92,6 @@ def multirun_command(overrides: list[str]) -> None:
         train_command([*rest, f"output={Path(base.output) / sweep}", f"name='{name}'"])
 
 
-def launched() -> bool:
-    """Whether torchrun or a Slurm step of several tasks started this process.
-
-    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `dist.runtime.place`, here
-    without torch: wrong input is answered before that is imported.
-    """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
-    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
-
-
 def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     """Check everything that can be checked before a process starts, and freeze the run folder.
 
@@ -117,112 +103,16 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     """
     cfg = composed(overrides)
     validate(cfg, world_size)
-    cfg, width, note = settle(cfg)
-    validate(cfg, world_size)
-    check_devices(cfg, world_size)
-    frozen = freeze(cfg, width)
-    if note:
-        print(note, file=sys.stderr)
+    settled = settle(cfg)
+    for each in (settled.cfg, *settled.members):
+        validate(each, world_size)
+    check_devices(settled.cfg, world_size)
+    frozen = freeze(settled.cfg, settled.columns, members=settled.members)
+    if settled.note:
+        print(settled.note, file=sys.stderr)
     if frozen.finished:
         print(f"{frozen.folder} is finished; see summary.json there, or choose another name")
     return frozen
-
-
-def composed(overrides: list[str]) -> RunConfig:
-    """The config with its counts parsed; trained from a cache, with what that settles.
-
-    Raises:
-        ConfigError: see `compose_config` and `from_cache`.
-    """
-    cfg = parse_counts(compose_config(overrides))
-    if cfg.activations.kind == "cache" and cfg.activations.path:
-        from sae_dist.launch.cached import from_cache
-
-        return from_cache(cfg, overrides)
-    return cfg
-
-
-def settle(cfg: RunConfig) -> tuple[RunConfig, int, str | None]:
-    """The config with nothing left open, the width of the rows that flow, and how hooks' names were read.
-
-    Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
-
-    Raises:
-        ConfigError: the model, the hook or the source of data is wrong.
-    """
-    if cfg.activations.kind == "file":
-        import torch
-
-        from sae_dist.transport.file import FileChunkSource, open_array
-
-        array = open_array(cfg.activations.path or "", cfg.activations.key)
-        lanes, rows = cfg.shuffle.lanes, cfg.shuffle.chunk_rows
-        source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
-        cfg.shuffle.chunk_rows = source.rows
-        return resolve(cfg, None, source.width), source.width, None
-    if cfg.activations.kind == "synthetic":
-        from sae_dist.transport.ground_truth import GroundTruth
-
-        width = GroundTruth.of(cfg.activations, cfg.seed).width
-        return resolve(cfg, None, width), width, None
-    if cfg.activations.kind == "cache":
-        from sae_dist.launch.cached import settle_cached
-
-        return settle_cached(cfg)
-    from sae_dist.dist.runtime import place
-    from sae_dist.llm.facts import llm_facts
-    from sae_dist.llm.fit import check_memory
-    from sae_dist.llm.tensor_parallel import check_plan
-
-    facts, note = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-    cfg = resolve(cfg, facts, facts.width)
-    check_plan(cfg.llm, facts)
-    check_memory(cfg, facts, place().local_world if launched() else None)
-    check_tokens(cfg, facts)
-    return cfg, facts.columns, note
-
-
-def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
-    """Read the first chunk to train on, and the first held-out one as evaluation will.
-
-    Raises:
-        ConfigError: the source of tokens is wrong, or has too little to evaluate on.
-    """
-    from sae_dist.llm.capture import spare_rows
-    from sae_dist.tokens.source import open_tokens
-
-    rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
-    lanes = cfg.shuffle.lanes
-    tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)
-    next(tokens.open(0, None), None)
-    if cfg.eval.tokens == 0:
-        return
-    once = dataclasses.replace(cfg.tokens, epochs=1)
-    tokens = open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
-    if next(tokens.open(0, None), None) is None:
-        raise ConfigError(
-            f"{tokens.field}: the held-out part (one document in eight) has too little text for one chunk of "
-            f"shuffle.chunk_rows={cfg.shuffle.chunk_rows}; give more text, make shuffle.chunk_rows smaller, "
-            "or switch evaluation off with eval.tokens=0 eval.ce_tokens=0"
-        )
-
-
-def check_devices(cfg: RunConfig, world_size: int | None) -> None:
-    """Every rank that this command starts needs a GPU of its own.
-
-    Raises:
-        ConfigError: there are fewer.
-    """
-    if cfg.device != "cuda" or world_size is not None:
-        return
-    import torch
-
-    needed, found = world_size_of(cfg), torch.cuda.device_count()
-    if needed > found:
-        raise ConfigError(
-            f"device=cuda: {world_formula(cfg)} = {needed} processes need a GPU each, and there are {found}; "
-            "use fewer, or device=cpu"
-        )
 
 
 def train_here(folder: Path) -> None:
@@ -256,8 +146,8 @@ def own_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def finish(folder: Path) -> dict[str, Any]:
-    """Export the newest checkpoint, evaluate the export, print the table.
+def finish(folder: Path) -> None:
+    """Export the newest checkpoint, evaluate the export, print the table: of each dictionary of a grid.
 
     Raises:
         Preempted: SIGTERM or SIGUSR2 asked to stop.
@@ -266,11 +156,16 @@ def finish(folder: Path) -> dict[str, Any]:
     from sae_dist.analysis.table import format_table
     from sae_dist.train.finish import export_run
 
+    cfg = load_config(folder / CONFIG)
     with stopping_on_request():
-        export_run(folder)
-        summary = evaluate_run(folder)
-    print(f"{os.path.relpath(folder)}\n{format_table(summary)}")
-    return summary
+        if varied(cfg):
+            from sae_dist.launch.grid import finish_grid
+
+            table = finish_grid(cfg, folder)
+        else:
+            export_run(folder)
+            table = format_table(evaluate_run(folder))
+    print(f"{os.path.relpath(folder)}\n{table}")
 
 
 @contextmanager

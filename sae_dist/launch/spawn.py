@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int]
 def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
     """The rank that others failed after: one that was killed, else the one that wrote its reason first.
 
-    A rank writes its reason before its connections close, so before others can fail for it.
+    A rank tells the others before it writes its reason: one that says no more than what it was told is later.
     """
 
     def order(rank: int) -> tuple[int, float]:
@@ -110,8 +111,9 @@ def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
         if code is not None and code < 0:
             return 0, 0.0
         if reason.exists():
-            return 1, reason.stat().st_mtime_ns
-        return (2, 0.0) if code else (3, 0.0)
+            told = re.match(r"rank \d+ failed: ", reason.read_text(encoding="utf-8"))
+            return (2 if told else 1), reason.stat().st_mtime_ns
+        return (3, 0.0) if code else (4, 0.0)
 
     return min(range(len(ranks)), key=order)
 

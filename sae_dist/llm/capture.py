@@ -31,7 +31,8 @@ class LlmChunkSource:
         rows: activations per chunk.
         spare: activations at the end of a chunk that stand in for excluded ones, else go unused.
         max_norm_multiple: rows whose activation is longer than this multiple of the chunk's median norm are
-            excluded, whatever a transcoder's target is; None: none.
+            excluded, whatever a transcoder's target is, and in a grid of hooks if they are so at any of them;
+            None: none.
         wire: dtype that rows are given in, whether they travel to another rank or not; None: the LLM's.
     """
 
@@ -72,14 +73,16 @@ class LlmChunkSource:
         """The rows of one token chunk."""
         x_RD = self.llm.activations(chunk)
         facts = self.llm.facts
-        norms = [_norms(x_RD[:, : facts.width]), _norms(x_RD[:, facts.width :])]
-        for hook, norm_R in zip(facts.hooks, norms, strict=False):
+        norms = [_norms(part) for part in x_RD.split(facts.widths, 1)]
+        for hook, norm_R in zip(facts.hooks, norms, strict=True):
             if not torch.isfinite(norm_R).all():
                 raise DataError(
                     f"the activations at {hook} of chunk {chunk.number} (lane {chunk.lane}) are not finite; "
                     "try llm.dtype=float32"
                 )
-        index_R, excluded, repeated = self._choose(norms[0])
+        # A transcoder's target has no say: it comes last of two, and a grid of hooks has none.
+        inputs = norms[:1] if facts.target_hook else norms
+        index_R, excluded, repeated = self._choose(inputs)
         ids_R = chunk.ids_NS[chunk.keep_NS].to(x_RD.device)
         return ActivationChunk(
             number=chunk.number,
@@ -91,15 +94,17 @@ class LlmChunkSource:
             repeated=repeated,
         )
 
-    def _choose(self, norm_R: Tensor) -> tuple[Tensor, int, int]:
+    def _choose(self, norms: list[Tensor]) -> tuple[Tensor, int, int]:
         """Rows to give, how many before the last of them were excluded, and how many stand twice."""
+        rows, device = len(norms[0]), norms[0].device
         if self.max_norm_multiple is None:
-            return torch.arange(self.rows, device=norm_R.device), 0, 0
-        fit = torch.nonzero(norm_R <= self.max_norm_multiple * norm_R.median()).squeeze(1)
+            return torch.arange(self.rows, device=device), 0, 0
+        fits = [norm_R <= self.max_norm_multiple * norm_R.median() for norm_R in norms]
+        fit = torch.nonzero(torch.stack(fits).all(0)).squeeze(1)
         repeated = max(self.rows - len(fit), 0)
         if repeated:
             index_R = fit[torch.arange(self.rows, device=fit.device) % len(fit)]
-            return index_R, len(norm_R) - len(fit), repeated
+            return index_R, rows - len(fit), repeated
         index_R = fit[: self.rows]
         return index_R, int(index_R[-1]) + 1 - self.rows, 0
 

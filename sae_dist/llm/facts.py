@@ -1,7 +1,7 @@
 """What can be known of an LLM before its weights are loaded."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,13 +19,14 @@ PROBE_TOKENS = 4
 
 
 def llm_facts(
-    cfg: LlmConfig, hook: str | None, target_hook: str | None = None
+    cfg: LlmConfig, hook: str | None, target_hook: str | None = None, more: Sequence[str] = ()
 ) -> tuple[LlmFacts, str | None]:
     """Facts of the LLM that `cfg` names, from its config, its tokenizer, and its modules without weights.
 
     Args:
         hook: see `names.resolve_hook`; None: the output of the middle layer.
         target_hook: likewise, of a transcoder; None: an autoencoder.
+        more: further hooks, of a grid.
 
     Returns:
         The facts; and lines that say how hooks' names were read (None: as they stand).
@@ -48,6 +49,7 @@ def llm_facts(
     causal = _is_causal(config, cfg.name)
     text_config = config.get_text_config()
     given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
+    given |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
     read = {key: resolve_hook(each, model, text_config.num_hidden_layers, key) for key, each in given.items()}
     hooks = {key: resolved for key, (resolved, _) in read.items()}
     widths = _probe_widths(model.eval(), hooks, cfg.name)
@@ -69,6 +71,7 @@ def llm_facts(
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
         target_first=next(iter(widths)) == "target_hook",
+        more=tuple((hooks[key], widths[key]) for key in given if key.startswith("grid.")),
         architecture=type(model).__name__,
         tp_sizes=_tp_sizes(model, text_config),
         **_sizes(model, config, hooks, causal),

@@ -1,6 +1,7 @@
 """The frozen LLM: runs packed chunks up to the last hook, or through to the end with activations replaced.
 
-Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + E].
+Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + E], in
+a grid of hooks by those of the others.
 """
 
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ class FrozenLlm:
 
     @torch.no_grad()
     def activations(self, chunk: TokenChunk) -> Tensor:
-        """Rows of the kept tokens, in reading order; one forward captures both hooks of a transcoder."""
+        """Rows of the kept tokens, in reading order; one forward captures every hook."""
         batches = list(self.compiled.batches(chunk) if self.compiled else full_and_rest(chunk))
         padding = self.partitioned.most(len(batches)) - len(batches) if self.partitioned else 0
         run = self.compiled.run if self.compiled else self._capture
@@ -224,11 +225,8 @@ class FrozenLlm:
                 )
 
     def _apart(self, used: Tensor) -> tuple[Tensor, ...]:
-        """What `_last` gave, in float64: the tensors of two hooks apart, as one may be far larger."""
-        target = self.facts.target_width
-        if self.with_head or target is None:
-            return (used.double(),)
-        return used.double().split([self.facts.width, target], -1)
+        """What `_last` gave, in float64: the tensors of several hooks apart, as one may be far larger."""
+        return (used.double(),) if self.with_head else used.double().split(self.facts.widths, -1)
 
     def _proof_batch(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
         """Ids, segments and positions [1, S] of random text, and the lengths of its segments."""

@@ -27,20 +27,28 @@ class Sink(Protocol):
     def close(self) -> None: ...
 
 
-def make_sinks(cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str) -> list[Sink]:
+def make_sinks(
+    cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str, console: "Sink | None" = None
+) -> list[Sink]:
     """The sinks the config asks for; only the rank that writes metrics calls this.
 
     Args:
+        console: of a grid, which its dictionaries share; None: this run's own.
         resume_step: step the run continues from; 0 for a new run.
         run_id: the W&B run's id; kept by the caller, so that a resumed run continues its curves.
     """
     sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", resume_step)]
     if cfg.metrics.console:
-        total = parse_count(cfg.train_tokens, "train_tokens")
-        sinks.append(ConsoleSink(total, resume_step * cfg.batch))
+        sinks.append(console or make_console(cfg, resume_step))
     if cfg.metrics.wandb != "off":
         sinks.append(WandbSink(cfg, folder, run_id))
     return sinks
+
+
+def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
+    """One console for all dictionaries that are trained together."""
+    console = ConsoleSink(parse_count(cfg.train_tokens, "train_tokens"), resume_step * cfg.batch)
+    return console if dictionaries == 1 else GridConsole(console)
 
 
 class JsonlSink:
@@ -86,7 +94,7 @@ class ConsoleSink:
         self._started = time.monotonic()
         self._start_tokens = start_tokens
         self._last_line = -math.inf
-        self._unprinted: dict[str, Any] | None = None
+        self._unprinted: list[dict[str, Any]] | None = None
         self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), self._started
         self._bar = (
             tqdm(total=total_tokens, initial=start_tokens, unit="tok", unit_scale=True, file=sys.stderr)
@@ -95,12 +103,16 @@ class ConsoleSink:
         )
 
     def write(self, row: dict[str, Any]) -> None:
-        self._say_waits(row)
+        self.show([row])
+
+    def show(self, rows: list[dict[str, Any]]) -> None:
+        """One line, or one move of the bar, for rows of one step."""
+        self._say_waits(rows[0])
         if self._bar is not None:
-            self._bar.set_postfix_str(_quality(row), refresh=False)
-            self._bar.update(row["tokens"] - self._bar.n)
+            self._bar.set_postfix_str(_quality(rows), refresh=False)
+            self._bar.update(rows[0]["tokens"] - self._bar.n)
             return
-        self._unprinted = row
+        self._unprinted = rows
         if time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
             self._print_line()
 
@@ -120,27 +132,56 @@ class ConsoleSink:
             self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     def _print_line(self) -> None:
-        row, self._unprinted, self._last_line = self._unprinted, None, time.monotonic()
-        assert row is not None
+        rows, self._unprinted, self._last_line = self._unprinted, None, time.monotonic()
+        assert rows is not None
+        row = rows[0]
         done = row["tokens"] - self._start_tokens
         left_s = (time.monotonic() - self._started) / max(done, 1) * (self._total - row["tokens"])
         rate = row.get("perf/tokens_per_second")
         print(
             f"step {row['step']}  tokens {row['tokens']:,} of {self._total:,}  "
             + (f"{rate:,.0f} tok/s  " if rate else "")
-            + f"ETA {_clock(left_s)}  {_quality(row)}",
+            + f"ETA {_clock(left_s)}  {_quality(rows)}",
             file=sys.stderr,
             flush=True,
         )
 
 
-def _quality(row: dict[str, Any]) -> str:
+class GridConsole:
+    """One line for all dictionaries of a grid: the range of each number."""
+
+    def __init__(self, console: ConsoleSink):
+        self._console = console
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        if self._rows and row["step"] != self._rows[0]["step"]:
+            self._pass_on()
+        self._rows.append(row)
+
+    def close(self) -> None:
+        if self._rows:
+            self._pass_on()
+        self._console.close()
+
+    def _pass_on(self) -> None:
+        self._console.show(self._rows)
+        self._rows = []
+
+
+def _quality(rows: list[dict[str, Any]]) -> str:
     shown = (
         ("FVU", "loss/fvu", ".4f"),
         ("L0", "sparsity/l0", ".1f"),
         ("dead", "latents/dead_fraction", ".1%"),
     )
-    return " ".join(f"{word} {row[key]:{form}}" for word, key, form in shown if row.get(key) is not None)
+    words = []
+    for word, key, form in shown:
+        values = sorted(row[key] for row in rows if row.get(key) is not None)
+        ends = values[:1] + values[-1:] if len(values) > 1 else values
+        if ends:
+            words.append(f"{word} " + " to ".join(f"{value:{form}}" for value in ends))
+    return " ".join(words)
 
 
 def _clock(seconds: float) -> str:

@@ -81,6 +81,7 @@ def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
         run = wandb.init(
             project=cfg.metrics.project,
             name=cfg.name or folder.name,
+            group=cfg.metrics.group,
             id=run_id,
             resume="allow" if mode == "online" else None,
             dir=str(folder),

@@ -10,8 +10,8 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig
 from sae_dist.dist.mesh import Topology
-from sae_dist.transport.collective import Stream
 from sae_dist.transport.timed import Timed, work_of_producers
+from sae_dist.transport.wire import Stream
 
 CLOSE = 1.1
 """A proportion of small numbers is close enough if it is off by less than this factor."""
@@ -54,7 +54,7 @@ class Waits:
 
 
 class Balance:
-    """Counts on every consumer rank; rank 0 knows of the producers."""
+    """Counts on every consumer rank; the first of a group knows of the producers."""
 
     def __init__(self, cfg: RunConfig, topology: Topology, chunks: Timed, stream: Stream | None):
         """See above.
@@ -82,7 +82,7 @@ class Balance:
         return self.pulled - before
 
     def row(self, waited: float) -> dict[str, float]:
-        """What a row of metrics adds on rank 0, {} elsewhere.
+        """What a row of metrics adds on the first rank of a group, {} elsewhere.
 
         Args:
             waited: `spent`, the most of all consumers.
@@ -100,7 +100,7 @@ class Balance:
         return {"perf/wait_for_credit_s": max(seconds - worked / self.topology.num_producers, 0.0)}
 
     def waits(self) -> Waits | None:
-        """Of the steps so far, on rank 0; None: there are no producers, or too few steps to tell."""
+        """Of the steps so far, on the first rank of a group; None: no producers, or too few steps to tell."""
         if self.stream is None or self.steps < 1 or self.work is None or not self.work[1]:
             return None
         cfg, senders = self.cfg, self.topology.num_producers
@@ -123,9 +123,9 @@ class Balance:
         return {"balance": asdict(waits)} if waits else {}
 
     def _work(self) -> tuple[float, int] | None:
-        if self.stream is None or self.topology.rank:
+        if self.stream is None or not self.topology.leads:
             return None
-        return work_of_producers(self.stream.store, self.topology.num_producers)
+        return work_of_producers(self.stream.control, self.topology.num_producers)
 
 
 def proportion(ratio: float) -> tuple[int, int]:

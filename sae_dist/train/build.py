@@ -2,15 +2,15 @@
 
 import importlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sae_dist.checkpoint.store import Checkpoints
-from sae_dist.core.config import RunConfig
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.grid import captured
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.base import Dictionary, Setting
 from sae_dist.dist.collectives import Axis
@@ -21,32 +21,37 @@ from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.recorder import Recorder
-from sae_dist.metrics.sinks import make_sinks
+from sae_dist.metrics.sinks import make_console, make_sinks
 from sae_dist.optim.engine import Engine, FusedAdam
 from sae_dist.optim.offload import HostAdam
 from sae_dist.optim.row_adam import RowAdam
 from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
-from sae_dist.shuffle.scale import estimate
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
 from sae_dist.train.meter import RunMeter
+from sae_dist.train.start import start
 from sae_dist.train.state import Agreement, Progress, Run
+from sae_dist.train.stream import Columns, SharedStream
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
-from sae_dist.transport.collective import RemoteChunks, Stream, produce
+from sae_dist.transport.collective import RemoteChunks, produce
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
 from sae_dist.transport.in_step import produce_in_step
 from sae_dist.transport.synthetic import SyntheticChunkSource
 from sae_dist.transport.timed import Timed
+from sae_dist.transport.wire import Stream
 
 
 def build_facts(cfg: RunConfig) -> LlmFacts | None:
     """What is known of the LLM before its weights are loaded; None where there is no LLM."""
     if cfg.activations.kind == "cache":
         return read_manifest(cfg.activations.path or "").facts
-    return llm_facts(cfg.llm, cfg.hook, cfg.target_hook)[0] if cfg.activations.kind == "llm" else None
+    if cfg.activations.kind != "llm":
+        return None
+    hook, more = captured(cfg)
+    return llm_facts(cfg.llm, hook, cfg.target_hook, more)[0]
 
 
 def build_source(
@@ -125,7 +130,7 @@ def build_chunks(
     assert facts is not None, "checked by core.validate"
     return RemoteChunks(
         build_stream(cfg, topology, facts.columns, device),
-        lanes=topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
         ahead=2 * cfg.shuffle.block_chunks + 1,
         in_flight=cfg.topology.in_flight,
     )
@@ -144,42 +149,77 @@ def build_producer(
     return partial(produce_in_step, stream, source, cfg.topology.in_flight)
 
 
-def build_run(
+def build_runs(
     cfg: RunConfig,
-    folder: Path,
+    folders: Sequence[Path],
     chunks: ChunkSource,
     facts: LlmFacts | None,
     topology: Topology,
     stop: StopRequest,
     device: torch.device,
-) -> Run:
-    """Shuffle -> dictionary -> optimizer -> checkpoints and metrics, new or resumed."""
+) -> list[Run]:
+    """Shuffle -> dictionaries -> optimizers -> checkpoints and metrics, new or resumed.
+
+    Args:
+        cfg: of the stream, which every dictionary shares.
+        folders: of the dictionaries, each with its own config.
+    """
     steps = cfg.train_tokens // cfg.batch
     timed = Timed(chunks)
     shuffle = Shuffle(
         timed,
-        topology.lanes_of_consumer(topology.rank, cfg.shuffle.lanes),
+        topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
         num_lanes=cfg.shuffle.lanes,
         rows_per_step=cfg.batch // topology.num_consumers,
         steps=steps,
         seed=cfg.seed,
         block_chunks=cfg.shuffle.block_chunks,
     )
-    widths = (facts.width, facts.target_width) if facts and facts.target_width else (chunks.width,)
+    stream = SharedStream(shuffle)
+    runs = []
+    for folder in folders:
+        member = load_config(folder / "config.yaml")
+        columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
+        widths = facts.only(member.hook).widths if facts else (chunks.width,)
+        balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
+        draw = Columns(stream, columns)
+        runs.append(build_run(member, folder, draw, widths, topology, stop, device, balance))
+    if not runs:
+        return runs
+    start(runs)
+    if topology.leads:
+        step = runs[0].progress.step
+        console = make_console(cfg, step, len(runs))
+        for run in runs:
+            run.meter.sinks = make_sinks(
+                run.cfg, run.folder, resume_step=step, run_id=run.wandb_id, console=console
+            )
+    return runs
+
+
+def build_run(
+    cfg: RunConfig,
+    folder: Path,
+    draw: Columns,
+    widths: tuple[int, ...],
+    topology: Topology,
+    stop: StopRequest,
+    device: torch.device,
+    balance: Balance,
+) -> Run:
+    """One dictionary with all that it has for itself."""
+    steps = cfg.train_tokens // cfg.batch
     dictionary = build_dictionary(cfg, widths, topology, device)
-    balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
-    meter = RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance)
-    checkpoints = Checkpoints(folder, topology, cfg.checkpoint.keep)
     assert cfg.sae.num_latents is not None
-    run = Run(
+    return Run(
         cfg=cfg,
         folder=folder,
         topology=topology,
-        shuffle=shuffle,
+        shuffle=draw,
         dictionary=dictionary,
         optimizer=build_optimizer(cfg, dictionary, topology),
-        meter=meter,
-        checkpoints=checkpoints,
+        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance),
+        checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep),
         agreement=Agreement(topology, stop),
         device=device,
         progress=Progress(),
@@ -191,14 +231,6 @@ def build_run(
         shift_C=torch.zeros(sum(widths), dtype=Precision.of(cfg.precision).master, device=device),
         wandb_id=secrets.token_hex(4),
     )
-    newest = checkpoints.newest(folder) if cfg.resume == "auto" else None
-    if newest is None:
-        begin(run)
-    else:
-        resume(run, newest)
-    if topology.rank == 0:
-        meter.sinks = make_sinks(cfg, folder, resume_step=run.progress.step, run_id=run.wandb_id)
-    return run
 
 
 def build_dictionary(
@@ -212,7 +244,7 @@ def build_dictionary(
             widths=widths,
             rows=cfg.batch,
             tokens=cfg.train_tokens,
-            seed=cfg.seed,
+            seed=cfg.seed if cfg.sae.seed is None else cfg.sae.seed,
             topology=topology,
             kernels=resolve(cfg.kernels),
             device=device,
@@ -226,24 +258,3 @@ def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) 
     if cfg.optim.kind == "row_adam":
         return RowAdam(cfg.optim, dictionary, topology)
     return Engine(cfg.optim, dictionary, topology, HostAdam if cfg.optim.kind == "offload" else FusedAdam)
-
-
-def begin(run: Run) -> None:
-    """Estimate shift, scales, mean and variance from the first batch, which is then trained on."""
-    run.first = run.shuffle.draw(0)
-    raw = run.to_master(run.first[0])
-    scaling, consumers = run.cfg.activations.scaling, run.topology.consumers
-    found = [estimate(scaling, part, consumers) for part in raw.split(list(run.widths), dim=1)]
-    run.scales = [scale for _, scale in found]
-    run.shift_C.copy_(torch.cat([shift_D for shift_D, _ in found]))
-    run.dictionary.start_from(run.normalise(run.first[0]))
-
-
-def resume(run: Run, checkpoint: Path) -> None:
-    """Continue from a checkpoint, on whatever topology it was written."""
-    scalars: dict[str, Any] = run.checkpoints.load(checkpoint, run.tensors())
-    run.optimizer.updates = scalars["updates"]
-    run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
-    run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
-    run.agreement.restore(scalars["any_dead"], scalars["pending"])
-    run.shuffle.restore(scalars["lanes"])

@@ -1,33 +1,74 @@
-"""The loop. Every consumer rank walks the same lines."""
+"""The loop. Every consumer rank walks the same lines, for one dictionary or for those of a grid in turn."""
 
+import time
+from collections.abc import Callable
+
+from sae_dist.core.errors import NumericsError, Preempted
 from sae_dist.optim.schedule import factor
 from sae_dist.train.state import Run
 
 
-def train(run: Run) -> None:
+def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None) -> list[Run]:
     """Train until the run's tokens are spent.
+
+    Args:
+        runs: dictionaries that stand at the same step of one stream.
+        give_up: told of a dictionary of a grid whose numbers broke; the others go on. None: there is no grid.
+
+    Returns:
+        Those that came to the end.
 
     Raises:
         NumericsError: a non-finite loss or gradient, one step later; the update was skipped.
-        Preempted: the ranks agreed to stop; a checkpoint was saved.
+        Preempted: the ranks agreed to stop; checkpoints were saved.
+    """
+    live = list(runs)
+
+    def attempt(act: Callable[[Run], bool]) -> bool:
+        """Act on each dictionary that is left; whether any of them answers yes."""
+        answers = []
+        for run in list(live):
+            try:
+                answers.append(act(run))
+            except NumericsError as error:
+                if give_up is None:
+                    raise
+                live.remove(run)
+                give_up(run, error)
+        return any(answers)
+
+    while live and (step := live[0].progress.step) < live[0].steps:
+        stop = attempt(advance)
+        for run in live:
+            if stop or (step + 1) % run.save_every == 0 and step + 1 < run.steps:
+                run.save()
+        if stop:
+            raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")
+    attempt(lambda run: run.agreement.read())
+    for run in live:
+        run.save()
+    return live
+
+
+def advance(run: Run) -> bool:
+    """One step; whether the ranks agreed to stop after it.
+
+    Raises:
+        NumericsError: see `train`.
     """
     cfg, progress, agreement = run.cfg, run.progress, run.agreement
-    while progress.step < run.steps:
-        batch = run.next_batch()
-        progress.tokens += cfg.batch
-        terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead)
-        lr = run.lr * factor(progress.step, run.steps, cfg.optim.warmup or 0.0, cfg.optim.decay)
-        norm, not_finite = run.optimizer.step(terms.total, lr)
-        progress.step += 1
+    batch = run.next_batch()
+    began = time.perf_counter()
+    progress.tokens += cfg.batch
+    terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead)
+    lr = run.lr * factor(progress.step, run.steps, cfg.optim.warmup or 0.0, cfg.optim.decay)
+    norm, not_finite = run.optimizer.step(terms.total, lr)
+    progress.step += 1
 
-        stop = agreement.read()
-        agreement.post(progress.step, terms, not_finite)
-        run.meter.record(run, batch, terms, norm, lr)
-        if progress.step % cfg.metrics.every == 0:
-            run.meter.flush(run)
-        if stop:
-            run.preempt()
-        if progress.step % run.save_every == 0 and progress.step < run.steps:
-            run.save()
-    agreement.read()
-    run.save()
+    stop = agreement.read()
+    agreement.post(progress.step, terms, not_finite)
+    run.meter.record(run, batch, terms, norm, lr)
+    if progress.step % cfg.metrics.every == 0:
+        run.meter.flush(run)
+    run.seconds += time.perf_counter() - began
+    return stop

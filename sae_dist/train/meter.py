@@ -114,7 +114,7 @@ def batch_hash(run: Run, ids_B: Tensor) -> Tensor:
     Row j of this rank's batch is row step * batch + rank + j * C of the run. Sums of up to 2**22 rows
     stay below 2**53 and are exact in fp64.
     """
-    first = (run.progress.step - 1) * run.cfg.batch + run.topology.rank
+    first = (run.progress.step - 1) * run.cfg.batch + run.topology.index
     row = first + torch.arange(len(ids_B), device=ids_B.device) * run.topology.num_consumers
     mixed = (row % HASH_PRIME * 48271 + ids_B * 69621 + 12345) % HASH_PRIME
     return ((mixed * mixed) % HASH_PRIME).sum().double()

@@ -4,20 +4,30 @@ import json
 import os
 import resource
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from sae_dist.core.config import load_config
-from sae_dist.core.errors import Preempted
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.errors import NumericsError, Preempted, TransportError
+from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.memory import consumer_memory
 from sae_dist.core.types import ChunkSource
 from sae_dist.dist import runtime
+from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
-from sae_dist.train.build import build_chunks, build_facts, build_producer, build_run
+from sae_dist.train.build import build_chunks, build_facts, build_producer, build_runs
 from sae_dist.train.loop import train
 from sae_dist.train.state import Run
 from sae_dist.transport.collective import RemoteChunks
+
+SUMMARY = "summary.json"
+DIVERGED = "diverged"
+POLL_S = 0.05
 
 
 def run_rank(folder: Path) -> None:
@@ -30,6 +40,30 @@ def run_rank(folder: Path) -> None:
     stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
+    control = Control(cfg.topology.timeout_s)
+    try:
+        play(cfg, folder, where, device, stop, control)
+    except Preempted:
+        runtime.finish()
+        raise
+    except Exception as error:
+        # Others wait for this rank: they end with the reason, not with its silence.
+        cause = control.tell(where.rank, error)
+        if cause is error:
+            raise
+        raise cause from error
+    runtime.finish()
+
+
+def play(
+    cfg: RunConfig,
+    folder: Path,
+    where: runtime.Place,
+    device: torch.device,
+    stop: runtime.StopRequest,
+    control: Control,
+) -> None:
+    """Train, or produce, whichever this rank is for."""
     topology = Topology(
         cfg.topology,
         where,
@@ -38,34 +72,75 @@ def run_rank(folder: Path) -> None:
         in_step=cfg.llm.shard == "zero3",
     )
     facts = build_facts(cfg)
-    try:
-        if topology.is_consumer:
-            chunks = build_chunks(cfg, facts, topology, device)
-            consume(build_run(cfg, folder, chunks, facts, topology, stop, device), chunks)
-        else:
-            # A producer ends when its consumers say so: to stop is agreed among them.
-            build_producer(cfg, facts, topology, device)()
-    except Preempted:
-        runtime.finish()
-        raise
-    runtime.finish()
+    if topology.is_consumer:
+        chunks = build_chunks(cfg, facts, topology, device)
+        folders = unfinished(cfg, folder, topology.group)
+        runs = build_runs(cfg, folders, chunks, facts, topology, stop, device)
+        consume(runs, chunks, give_up if varied(cfg) else None)
+        await_groups(topology, control)
+    else:
+        # A producer ends when its consumers say so: to stop is agreed among them.
+        build_producer(cfg, facts, topology, device)()
 
 
-def consume(run: Run, chunks: ChunkSource) -> None:
+def await_groups(topology: Topology, control: Control) -> None:
+    """Rank 0, which may host the store of all and finishes the grid, stays until every group has trained.
+
+    Raises:
+        TransportError: a rank of another group failed.
+    """
+    if topology.leads:
+        control.set(f"trained/{topology.group}", "")
+    groups = range(topology.num_groups) if topology.rank == 0 else ()
+    while not all(control.check(f"trained/{group}") for group in groups):
+        if failure := control.failure():
+            raise TransportError(failure)
+        time.sleep(POLL_S)
+
+
+def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
+    """The dictionaries that a group of consumers trains: with `resume=auto` not those that were given up."""
+    folders = [member_folders(cfg, folder)[number] for number in shared_out(cfg, group)]
+    if cfg.resume != "auto" or not varied(cfg):
+        return folders
+    return [each for each in folders if status(each) != DIVERGED]
+
+
+def status(folder: Path) -> str | None:
+    """What summary.json says, if there is one."""
+    path = folder / SUMMARY
+    return json.loads(path.read_text()).get("status") if path.exists() else None
+
+
+def consume(
+    runs: list[Run], chunks: ChunkSource, give_up: Callable[[Run, NumericsError], None] | None
+) -> None:
     """A consumer's life: train, write down what came of it."""
-    if run.topology.rank == 0:
-        announce(run)
-    trained_before = run.progress.step == run.steps and (run.folder / "summary.json").exists()
+    if runs and runs[0].topology.leads:
+        announce(runs)
+    trained_before = [run.progress.step == run.steps and (run.folder / SUMMARY).exists() for run in runs]
     try:
-        train(run)
-        if not trained_before:
-            write_summary(run)
+        trained = train(runs, give_up)
+        for run, before in zip(runs, trained_before, strict=True):
+            if run in trained and not before:
+                write_summary(run)
+        if trained and trained[0].topology.leads and (balance := trained[0].meter.balance_in_words()):
+            print(balance, file=sys.stderr, flush=True)
     except Preempted:
         close(chunks)
         raise
     finally:
-        run.meter.close()
+        for run in runs:
+            run.meter.close()
     close(chunks)
+
+
+def give_up(run: Run, error: NumericsError) -> None:
+    """One dictionary of a grid is over; the rest of the grid goes on."""
+    if run.topology.leads:
+        tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
+        write(run.folder, summary | {"status": DIVERGED, "reason": str(error)})
 
 
 def close(chunks: ChunkSource) -> None:
@@ -74,35 +149,40 @@ def close(chunks: ChunkSource) -> None:
         chunks.close()
 
 
-def announce(run: Run) -> None:
+def announce(runs: list[Run]) -> None:
     """What was chosen, said once."""
-    cfg = run.cfg
-    law = f"the law for {run.steps} steps and {cfg.sae.num_latents} latents"
+    first, cfg = runs[0], runs[0].cfg
     print(
-        f"{run.folder}\n  {run.topology.describe()}; {run.device.type}, {cfg.precision}, "
-        f"{cfg.kernels} kernels\n  {run.steps} steps of {cfg.batch}, from step {run.progress.step}; "
-        f"lr {run.lr:.2e} ({law if cfg.optim.lr is None else 'given'}); activations x "
-        + ", ".join(f"{scale:.4g}" for scale in run.scales)
-        + f"\n  {memory_in_words(run)}",
+        f"{first.folder if len(runs) == 1 else first.folder.parent}\n  {first.topology.describe()}; "
+        f"{first.device.type}, {cfg.precision}, {cfg.kernels} kernels\n  {first.steps} steps of {cfg.batch}, "
+        f"from step {first.progress.step}",
         file=sys.stderr,
-        flush=True,
     )
+    for run in runs:
+        sae, lr = run.cfg.sae, run.cfg.optim.lr
+        law = f"the law for {run.steps} steps and {sae.num_latents} latents" if lr is None else "given"
+        scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
+        name = f"{run.folder.name}: " if len(runs) > 1 else ""
+        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
+    print(f"  {memory_in_words(runs)}", file=sys.stderr, flush=True)
 
 
-def memory_in_words(run: Run) -> str:
-    """What a consumer will hold."""
-    held = consumer_memory(run.cfg, sum(run.widths), run.widths[-1])
-    gib = [f"{count / 2**30:.2f}" for count in (held.dictionary, held.rows)]
+def memory_in_words(runs: list[Run]) -> str:
+    """What a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
+    held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
+    rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(rows.values()))
+    gib = [f"{count / 2**30:.2f}" for count in parts]
     return (
         f"each consumer holds {gib[0]} GiB of dictionary and optimizer, {gib[1]} GiB of activations that wait"
     )
 
 
 def write_summary(run: Run) -> None:
-    """summary.json as far as training knows it, and a line on who waited; evaluation adds its part."""
+    """summary.json as far as training knows it; evaluation adds its part."""
     memory = torch.tensor([peak_memory_bytes(run.device)], dtype=torch.int64)
     memory = run.topology.consumers.max(memory.to(run.device))
-    if run.topology.rank:
+    if not run.topology.leads:
         return
     summary = {
         "tokens": run.progress.tokens,
@@ -112,14 +192,18 @@ def write_summary(run: Run) -> None:
         "world_size": run.topology.world,
         "lr": run.lr,
         "scales": run.scales,
+        "stream_seconds": run.shuffle.seconds(),
+        "dictionary_seconds": run.seconds,
         "status": "trained",
     }
-    summary |= run.meter.summary()
-    if balance := run.meter.balance_in_words():
-        print(balance, file=sys.stderr, flush=True)
-    temporary = run.folder / "summary.json.tmp"
+    write(run.folder, summary | run.meter.summary())
+
+
+def write(folder: Path, summary: dict[str, Any]) -> None:
+    """summary.json: complete or absent."""
+    temporary = folder / f"{SUMMARY}.tmp"
     temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, run.folder / "summary.json")
+    os.replace(temporary, folder / SUMMARY)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -1,6 +1,7 @@
 """What a run is made of while it trains: the parts, its progress, and what the ranks agree on."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.config import RunConfig
-from sae_dist.core.errors import NumericsError, Preempted
+from sae_dist.core.errors import NumericsError
 from sae_dist.core.types import Batch, LossTerms, Precision
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import StopRequest
 
 
 class Draw(Protocol):
-    """The shuffle: this rank's raw rows of a step, and their ids."""
+    """The stream: this rank's raw rows of a step and their ids, as often as they are asked for."""
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]: ...
 
@@ -25,6 +26,8 @@ class Draw(Protocol):
     def state(self) -> dict[str, Any]: ...
 
     def restore(self, states: dict[str, Any]) -> None: ...
+
+    def seconds(self) -> float: ...
 
 
 class Dictionary(Protocol):
@@ -49,6 +52,8 @@ class Optimizer(Protocol):
 
 class Meter(Protocol):
     """Metrics of the steps since the last flush."""
+
+    sinks: Sequence[Any]
 
     def record(self, run: "Run", batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None: ...
 
@@ -143,9 +148,9 @@ class Agreement:
         return bool(facts[2])
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """The parts that `loop.train` walks through, on a consumer rank."""
+    """The parts that `loop.train` walks through for one dictionary, on a consumer rank."""
 
     cfg: RunConfig
     folder: Path
@@ -165,12 +170,11 @@ class Run:
     scales: list[float]
     shift_C: Tensor
     wandb_id: str
-    first: tuple[Tensor, Tensor] | None = None
+    seconds: float = 0.0
 
     def next_batch(self) -> Batch:
         """This rank's rows of the step, scaled, in the master dtype."""
-        raw, ids = self.first or self.shuffle.draw(self.progress.step)
-        self.first = None
+        raw, ids = self.shuffle.draw(self.progress.step)
         return Batch(self.normalise(raw), ids)
 
     def normalise(self, raw: Tensor) -> Tensor:
@@ -211,17 +215,6 @@ class Run:
         """What a checkpoint holds, with its placement."""
         shift = {"shift": (self.shift_C, "replicated")}
         return self.dictionary.state() | self.optimizer.state() | shift
-
-    def preempt(self) -> None:
-        """Save and leave, as agreed.
-
-        Raises:
-            Preempted: always.
-        """
-        self.save()
-        raise Preempted(
-            f"stopped at step {self.progress.step} on request; run the same command with resume=auto"
-        )
 
 
 def gather_dicts(own: dict[str, Any], topology: Topology) -> dict[str, Any]:

@@ -95,12 +95,13 @@ class Manifest:
     def widths(self) -> list[int]:
         """Columns of a row, hook by hook."""
         facts = self.facts
-        return [facts.width] if facts.target_width is None else [facts.width, facts.target_width]
+        return list(facts.widths)
 
     def content(self) -> dict[str, Any]:
         """What the file holds, JSON-able."""
         content = {"schema": SCHEMA} | dataclasses.asdict(self)
-        del content["facts"]["path"]
+        # Where the model lay on this machine; and a harvest reads one hook, or a transcoder's two.
+        del content["facts"]["path"], content["facts"]["more"]
         shards = content.pop("shards")
         derived = {"widths": self.widths, "num_chunks": self.lanes * self.chunks_per_lane}
         return content | derived | {"shards": shards}

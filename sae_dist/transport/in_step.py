@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 
 from sae_dist.core.types import ChunkSource
-from sae_dist.transport.collective import Sends, Stream, await_sent
+from sae_dist.transport.collective import first_chunk
 from sae_dist.transport.timed import Timed
+from sae_dist.transport.wire import Stream, Transfer
 
 
 class InStepSource(ChunkSource, Protocol):
@@ -32,11 +33,12 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
     first = topology.producer_index - team.rank
     members = range(first, first + team.size)
     lanes = [v for each in members for v in topology.lanes_of_producer(each, stream.lanes)]
-    starts, timed = stream.starts(lanes), Timed(source)
-    index = {lane: (start or {}).get("chunk", 0) for lane, start in starts.items()}
+    starts = {lane: stream.starts(lane)[0] for lane in lanes}
+    index = {lane: first_chunk(start) for lane, start in starts.items()}
     mine = topology.lanes_of_producer(topology.producer_index, stream.lanes)
+    timed = Timed(source)
     chunks = {lane: timed.open(lane, starts[lane]) for lane in mine}
-    sending: deque[Sends] = deque()
+    sending: deque[Transfer] = deque()
     sent = 0
     while lanes:
         turn = next_round(lanes, index, {v: v % topology.num_producers - first for v in lanes}, stream.lanes)
@@ -46,7 +48,7 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
         wanted = _told(stream, go)
         done = {turn[member] % topology.num_consumers for member in turn if not wanted[member]}
         chunk = next(chunks[lane], None) if go and lane is not None else None
-        timed.tell(stream.store, topology.producer_index)
+        timed.tell(stream.control, topology.producer_index)
         if any(wanted) and chunk is None:
             source.idle()
         ended = _told(stream, go and chunk is None)
@@ -54,13 +56,13 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
             sending.append(stream.send(number, chunk))
             sent += chunk is not None
         while len(sending) > in_flight:
-            await_sent(sending.popleft())
+            stream.finish(sending.popleft())
         for member, each in turn.items():
             index[each] += wanted[member]
         over = {turn[member] for member in turn if ended[member]}
         lanes = [v for v in lanes if v not in over and v % topology.num_consumers not in done]
-    for pair in sending:
-        await_sent(pair)
+    for transfer in sending:
+        stream.finish(transfer)
     return sent
 
 

@@ -8,9 +8,8 @@ import json
 import time
 from collections.abc import Iterator
 
-from torch.distributed import Store
-
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
+from sae_dist.dist.control import Control
 
 TELL_EVERY_S = 0.1
 
@@ -40,18 +39,18 @@ class Timed:
             self.chunks += 1
             yield chunk
 
-    def tell(self, store: Store, producer: int) -> None:
+    def tell(self, control: Control, producer: int) -> None:
         """Let consumers know, at most every TELL_EVERY_S."""
         now = time.monotonic()
         if now - self.told >= TELL_EVERY_S:
             self.told = now
-            store.set(f"busy/{producer}", json.dumps([self.seconds, self.chunks]))
+            control.set(f"busy/{producer}", json.dumps([self.seconds, self.chunks]))
 
 
-def work_of_producers(store: Store, producers: int) -> tuple[float, int] | None:
+def work_of_producers(control: Control, producers: int) -> tuple[float, int] | None:
     """(seconds computed, chunks), summed over producers; None: one has told nothing yet."""
     keys = [f"busy/{producer}" for producer in range(producers)]
-    if not store.check(keys):
+    if not all(control.check(key) for key in keys):
         return None
-    told = [json.loads(each) for each in store.multi_get(keys)]
+    told = [json.loads(control.get(key)) for key in keys]
     return sum(seconds for seconds, _ in told), sum(chunks for _, chunks in told)

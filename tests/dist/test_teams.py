@@ -7,9 +7,19 @@ from sae_dist.core.config import TopologyConfig
 from sae_dist.core.errors import DataError
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
-from sae_dist.transport.collective import RemoteChunks, produce
+from sae_dist.transport.collective import produce
 from sae_dist.transport.in_step import next_round, produce_in_step
-from tests.dist.test_stream import BLOCK, LANES, ROWS, STEPS, drawn_ids, interleave, open_stream, shuffle_of
+from tests.dist.streams import (
+    LANES,
+    ROWS,
+    STEPS,
+    advance,
+    ids_of_one_process,
+    interleave,
+    open_stream,
+    remote_chunks,
+    shuffle_of,
+)
 from tests.ranks import run_ranks
 from tests.sources import Numbers
 
@@ -43,14 +53,9 @@ def drawn_from_teams(cfg: TopologyConfig, size: int, in_step: bool, resume_at: i
         source = Together(topology, chunks)
         how = produce_in_step if in_step else produce
         return how(stream, source, cfg.in_flight), source.idled
-    lanes = topology.lanes_of_consumer(topology.rank, LANES)
-    remote = RemoteChunks(stream, lanes=lanes, ahead=2 * BLOCK + 1, in_flight=cfg.in_flight)
-    shuffle = shuffle_of(remote, topology)
-    if resume_at:
-        before = shuffle_of(Numbers(LANES, ROWS), topology)
-        for step in range(resume_at):
-            before.draw(step)
-        shuffle.restore(before.state())
+    remote = remote_chunks(stream, in_flight=cfg.in_flight)
+    shuffle = shuffle_of(remote, topology.rank, topology.num_consumers)
+    advance(shuffle, topology.rank, topology.num_consumers, resume_at)
     found = []
     try:
         for step in range(resume_at, STEPS):
@@ -63,7 +68,7 @@ def drawn_from_teams(cfg: TopologyConfig, size: int, in_step: bool, resume_at: i
 
 @pytest.fixture(scope="module")
 def alone():
-    return run_ranks(drawn_ids, 1, TopologyConfig(), 0)[0]
+    return ids_of_one_process()
 
 
 @pytest.mark.parametrize("resume_at", [0, 11])

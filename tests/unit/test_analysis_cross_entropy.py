@@ -52,7 +52,7 @@ def test_targets_stay_in_their_segment_and_are_no_suffix_or_padding():
     llm, chunk = TinyLm(), make_chunk()
     zero = torch.zeros_like
     acts = {"sae": lambda x: x, "mean_ablated": zero, "zero_ablated": zero}
-    result = cross_entropy(llm, iter([chunk]), acts, tokens=1)
+    result = cross_entropy(llm, iter([chunk]), acts, tokens=1)["sae"]
     assert result["ce_tokens"] == 7
     assert result["ce_clean"] == pytest.approx(by_hand(llm, chunk), rel=1e-5)
     assert result["ce_zero_ablated"] == pytest.approx(by_hand(llm, chunk, zero), rel=1e-5)
@@ -64,9 +64,9 @@ def test_recovered_is_zero_for_the_ablation_itself_and_between_for_less():
     mean = llm.embedding.mean(0)
     ablate = mean.expand_as
     acts = {"sae": ablate, "mean_ablated": ablate, "zero_ablated": torch.zeros_like}
-    assert cross_entropy(llm, iter([chunk]), acts, 1)["ce_recovered"] == 0.0
+    assert cross_entropy(llm, iter([chunk]), acts, 1)["sae"]["ce_recovered"] == 0.0
     acts["sae"] = lambda x: 0.5 * x + 0.5 * mean
-    half = cross_entropy(llm, iter([chunk]), acts, 1)
+    half = cross_entropy(llm, iter([chunk]), acts, 1)["sae"]
     assert 0.1 < half["ce_recovered"] < 0.99
     gap = half["ce_mean_ablated"] - half["ce_clean"]
     assert half["ce_recovered"] == pytest.approx((half["ce_mean_ablated"] - half["ce_sae"]) / gap)
@@ -75,24 +75,24 @@ def test_recovered_is_zero_for_the_ablation_itself_and_between_for_less():
 def test_a_hook_that_does_not_matter_gives_null_with_a_reason():
     llm, chunk = TinyLm(), make_chunk()
     acts = {name: (lambda x: x) for name in ("sae", "mean_ablated", "zero_ablated")}
-    result = cross_entropy(llm, iter([chunk]), acts, 1)
+    result = cross_entropy(llm, iter([chunk]), acts, 1)["sae"]
     assert result["ce_recovered"] is None and "does not matter" in result["ce_reason"]
-    assert cross_entropy(llm, iter([]), acts, 1)["ce_reason"] == "there are no held-out tokens"
+    assert cross_entropy(llm, iter([]), acts, 1)["sae"]["ce_reason"] == "there are no held-out tokens"
 
 
 def test_reading_stops_when_enough_tokens_were_seen():
     acts = {name: torch.zeros_like for name in ("sae", "mean_ablated", "zero_ablated")}
     chunks = iter([make_chunk() for _ in range(5)])
-    assert cross_entropy(TinyLm(), chunks, acts, tokens=8)["ce_tokens"] == 14
+    assert cross_entropy(TinyLm(), chunks, acts, tokens=8)["sae"]["ce_tokens"] == 14
     assert len(list(chunks)) == 3
 
 
 def test_encoders_get_the_cosine_of_the_pooled_embedding():
     llm, chunk = TinyLm(), make_chunk()
-    same = embedding_cosine(llm, iter([chunk]), lambda x: x, 1)
+    arms = {"same": lambda x: x, "spliced": lambda x: -x}
+    same, spliced = embedding_cosine(llm, iter([chunk]), arms, 1).values()
     assert same["embedding_cosine"] == pytest.approx(1.0) and same["ce_recovered"] is None
     assert "encoder" in same["ce_reason"]
-    spliced = embedding_cosine(llm, iter([chunk]), lambda x: -x, 1)
     clean = [llm.embedding[list(ids)].mean(0) for ids in ([0, 1, 2, 3], [0, 4, 5], [0, 6, 7, 10])]
     signs = [torch.tensor(s)[:, None] for s in ([1, -1, -1, -1], [1, -1, -1], [1, -1, -1, 1])]
     flipped = [
@@ -118,12 +118,12 @@ def test_replacements_leave_outlying_rows_alone_and_keep_the_dtype():
     mean = torch.full((D,), 0.5)
     x = torch.ones(5, D, dtype=torch.bfloat16)
     x[3] = 100.0
-    acts = replacements(sae, mean, encode_topk, max_norm_multiple=10.0)
+    acts = replacements({"sae": sae}, mean, encode_topk, max_norm_multiple=10.0)
     for name, value in (("sae", 2.0), ("mean_ablated", 0.5), ("zero_ablated", 0.0)):
         changed = acts[name](x)
         assert changed.dtype == torch.bfloat16
         assert changed[:, 0].tolist() == [value, value, value, 100.0, value]
-    without = replacements(sae, mean, encode_topk, max_norm_multiple=None)
+    without = replacements({"sae": sae}, mean, encode_topk, max_norm_multiple=None)
     assert math.isclose(float(without["sae"](x)[3, 0]), 2.0)
 
 
@@ -134,7 +134,7 @@ def test_replacements_of_a_transcoder_read_the_input_and_stand_in_for_the_target
     rows[2, :D] *= 100.0
     rows[4, D:] *= 1e4
     mean = torch.arange(3.0)
-    acts = replacements(sae, mean, encode_topk, max_norm_multiple=10.0)
+    acts = replacements({"sae": sae}, mean, encode_topk, max_norm_multiple=10.0)
     wanted = dense_output(sae, rows[:, :D])
     wanted[2] = rows[2, D:]
     torch.testing.assert_close(acts["sae"](rows), wanted)

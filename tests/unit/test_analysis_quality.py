@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from sae_dist.analysis.plots import plot_density
-from sae_dist.analysis.quality import DENSITY_EDGES, evaluate, untrained_sae
+from sae_dist.analysis.quality import DENSITY_EDGES, Evaluation, untrained_sae
+from sae_dist.analysis.quality import evaluate as evaluate_all
 from sae_dist.analysis.table import format_table
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import DataError
@@ -39,6 +40,13 @@ def config(tokens: int = N, baselines: bool = True) -> RunConfig:
     cfg = RunConfig()
     cfg.eval.tokens, cfg.eval.baselines = tokens, baselines
     return cfg
+
+
+def evaluate(cfg: RunConfig, sae: ExportedSae, batches, *, encode):
+    """Numbers and mean of one dictionary."""
+    part = Evaluation(cfg, sae, encode)
+    evaluate_all([part], batches, cfg.eval.tokens)
+    return part.numbers(), part.mean()
 
 
 def chunked(rows: torch.Tensor):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_dist.analysis.quality import evaluate
+from sae_dist.analysis.quality import Evaluation, evaluate
 from sae_dist.bench import quality, venvs
 from sae_dist.bench.command import read_plan
 from sae_dist.bench.contestants import TrialFailed
@@ -94,7 +94,9 @@ def test_the_evaluator_agrees_with_analysis(tmp_path):
     rows = next(fake_rows(True)) + torch.randn(512, D)
     cfg = RunConfig()
     cfg.eval.tokens, cfg.eval.baselines = len(rows), False
-    expected, _ = evaluate(cfg, sae, iter(rows.split(100)), encode=encode_topk)
+    part = Evaluation(cfg, sae, encode_topk)
+    evaluate([part], iter(rows.split(100)), len(rows))
+    expected = part.numbers()
     export_saelens(tmp_path, sae)
     found = measure(weights_of_export(tmp_path), rows, "cpu")
     assert found["fvu"] == pytest.approx(expected["fvu"], rel=1e-5)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from sae_dist.bench.scaling import RandomRows
-from sae_dist.core.config import RunConfig
+from sae_dist.core.config import RunConfig, save_config
 from sae_dist.core.memory import consumer_memory
 from sae_dist.core.resolve import resolve
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.launch.compose import compose_config
-from sae_dist.train.build import build_run
+from sae_dist.train.build import build_runs
 from tests.ranks import close_worlds, run_ranks
 
 WIDTH, STEPS, DRAWS = 256, 4, 60
@@ -35,15 +35,16 @@ def steps(cfg: RunConfig) -> int:
     source = RandomRows(WIDTH, cfg.shuffle.chunk_rows)
     with tempfile.TemporaryDirectory() as folder:
         args = (None, topology, runtime.StopRequest(), torch.device("cpu"))
-        run = build_run(cfg, Path(folder), source, *args)
+        save_config(cfg, Path(folder) / "config.yaml")
+        (run,) = build_runs(cfg, [Path(folder)], source, *args)
         for step in range(DRAWS):
             batch = run.next_batch()
             run.progress.tokens += cfg.batch
+            run.progress.step += 1
             if step >= STEPS:
                 continue
             terms = run.dictionary.loss(batch.x_BD, run.progress.tokens, True)
             run.optimizer.step(terms.total, 1e-3)
-            run.progress.step += 1
         run.meter.close()
         del batch, terms
         return resident()

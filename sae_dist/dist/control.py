@@ -1,0 +1,114 @@
+"""The control plane: the process group's store with a limit of time on every question, and who failed why.
+
+A TCPStore waits for ever for an answer once the network to its host is cut. So a thread asks, and whoever
+wants the answer waits for that thread no longer than the limit.
+"""
+
+import os
+import queue
+import threading
+from typing import Any
+
+import torch.distributed as dist
+
+from sae_dist.core.errors import SaeDistError, TransportError
+
+FAILED = "failed"
+LAST_WORDS_S = 3.0
+
+
+class Control:
+    """Short messages among all ranks of a run.
+
+    Args:
+        timeout_s: the longest wait for an answer of the store.
+        name: keeps the keys of several runs in one world apart.
+    """
+
+    def __init__(self, timeout_s: float, name: str = "run"):
+        self.timeout_s = timeout_s
+        self.store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+        self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
+        self.lost: TransportError | None = None
+        threading.Thread(target=self._serve, name="store", daemon=True).start()
+
+    def set(self, key: str, value: str) -> None:
+        """Write a key."""
+        self._ask("set", key, value)
+
+    def get(self, key: str) -> str:
+        """The value of a key that is there."""
+        return self._ask("get", key).decode()
+
+    def check(self, key: str) -> bool:
+        """Whether a key is there."""
+        return self._ask("check", [key])
+
+    def delete(self, key: str) -> None:
+        """Forget a key."""
+        self._ask("delete_key", key)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, 0 at first; returns what it stands at."""
+        return self._ask("add", key, amount)
+
+    def failure(self) -> str | None:
+        """Which rank failed first and why, in one phrase; None: all is well."""
+        return self.get(FAILED) if self.check(FAILED) else None
+
+    def tell(self, rank: int, error: Exception) -> Exception:
+        """Let all ranks know that this one fails, unless another has failed before.
+
+        Returns:
+            What to raise here: the other rank's failure, where `error` is only what came of it.
+        """
+        self.timeout_s = min(self.timeout_s, LAST_WORDS_S)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, SaeDistError):
+            reason = f"{type(error).__name__}: {reason}"
+        mine = f"rank {rank} failed: {reason[:500]}"
+        try:
+            first = self._ask("compare_set", FAILED, "", mine).decode()
+        except TransportError:
+            first = mine  # nobody can be told any more
+        if isinstance(error, SaeDistError):
+            return error
+        if first != mine:
+            return TransportError(first)
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            return TransportError(f"a rank that rank {rank} exchanges data with is gone or silent ({reason})")
+        return error
+
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        """The store's answer.
+
+        Raises:
+            TransportError: it did not answer in time, or its host is gone.
+        """
+        if self.lost:
+            raise self.lost
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.asked.put((operation, arguments, answer))
+        host = f"the run's store at {os.environ.get('MASTER_ADDR', 'this process')}"
+        try:
+            found = answer.get(timeout=self.timeout_s)
+        except queue.Empty:
+            self.lost = TransportError(
+                f"{host} was silent for {self.timeout_s:g} s (topology.timeout_s): that machine, where rank 0 "
+                "is, or the network to it is gone"
+            )
+            raise self.lost from None
+        if isinstance(found, Exception):
+            first = (str(found).splitlines() or [""])[0][:200]
+            self.lost = TransportError(f"{host} is gone: rank 0 or what started it has ended ({first})")
+            raise self.lost from None
+        return found
+
+    def _serve(self) -> None:
+        """The thread: one question after the other."""
+        while True:
+            operation, arguments, answer = self.asked.get()
+            try:
+                answer.put(getattr(self.store, operation)(*arguments))
+            except RuntimeError as error:
+                answer.put(error)

@@ -1,0 +1,102 @@
+"""The end of a grid: every dictionary exported and evaluated, one table, and what one stream saved."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import NumericsError
+from sae_dist.core.grid import member_folders, members, varied
+
+COLUMNS = (
+    ("FVU", "fvu", ".4f"),
+    ("L0", "l0", ".1f"),
+    ("dead", "dead_fraction", ".2%"),
+    ("CE recovered", "ce_recovered", ".2%"),
+    ("embedding cosine", "embedding_cosine", ".4f"),
+    ("lr", "lr", ".2e"),
+    ("seconds", "dictionary_seconds", ".0f"),
+)
+
+
+def finish_grid(cfg: RunConfig, folder: Path) -> str:
+    """Export and evaluate what was trained to its end; write the run's summary.json; its table.
+
+    Raises:
+        NumericsError: every dictionary was given up.
+    """
+    from sae_dist.analysis.run import evaluate_runs
+    from sae_dist.analysis.seeds import compare_seeds
+    from sae_dist.train.finish import export_run
+    from sae_dist.train.run import DIVERGED, status
+
+    by_hook: dict[str | None, list[Path]] = {}
+    for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):
+        if status(each) == "trained":
+            export_run(each)
+            by_hook.setdefault(member.hook, []).append(each)
+    for folders in by_hook.values():
+        evaluate_runs(folders)
+    found: dict[str, dict[str, Any]] = {}
+    for each in member_folders(cfg, folder):
+        summary = json.loads((each / "summary.json").read_text(encoding="utf-8"))
+        found[each.name] = {key: summary.get(key) for key in ("status", "reason", *(c[1] for c in COLUMNS))}
+        found[each.name] |= {"stream_seconds": summary.get("stream_seconds")}
+    if all(each["status"] == DIVERGED for each in found.values()):
+        reasons = {each["reason"] for each in found.values()}
+        raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
+    result: dict[str, Any] = {"status": "finished", "dictionaries": found}
+    result["cost"] = cost(cfg, list(found.values()))
+    trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
+    result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
+    temporary = folder / ".summary.json.tmp"
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "summary.json")
+    return format_grid(result)
+
+
+def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
+
+    None where producers compute the stream: there the consumers' wait for it is no cost of the LLM.
+    """
+    timed = [each for each in found if each["stream_seconds"] is not None]
+    if cfg.topology.producers or not timed:
+        return None
+    stream = timed[0]["stream_seconds"]
+    dictionaries = sum(each["dictionary_seconds"] for each in timed)
+    alone = stream * len(timed) + dictionaries
+    return {
+        "stream_seconds": stream,
+        "dictionary_seconds": dictionaries,
+        "alone_seconds": alone,
+        "share": (stream + dictionaries) / alone,
+    }
+
+
+def format_grid(result: dict[str, Any]) -> str:
+    """A row per dictionary; below, what one stream saved and how far seeds agree."""
+    found: dict[str, dict[str, Any]] = result["dictionaries"]
+    shown = [column for column in COLUMNS if any(each[column[1]] is not None for each in found.values())]
+    lines = [["dictionary", *(head for head, _, _ in shown)]]
+    for name, each in found.items():
+        cells = ["-" if each[key] is None else f"{each[key]:{form}}" for _, key, form in shown]
+        lines.append([name, *cells])
+    wide = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
+    table = ["  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines]
+    table += [f"{name}: given up: {each['reason']}" for name, each in found.items() if each["reason"]]
+    if result["cost"]:
+        table.append(
+            "one stream for all: {stream_seconds:.0f} s for the activations and {dictionary_seconds:.0f} s "
+            "for the dictionaries, {share:.0%} of the {alone_seconds:.0f} s of one run each".format(
+                **result["cost"]
+            )
+        )
+    for each in result["seeds"]:
+        quarters = ", ".join(f"{share:.0%}" for share in each["quarters"])
+        pair = f"{each['first']} and {each['second']}"
+        share = f"{each['matched']:.1%} of the latents have a partner with cosine > {each['above']:g}"
+        detail = f"; by how often they fire, rarest quarter first: {quarters}" if quarters else ""
+        table.append(f"{pair}: {share}{detail} ({each['file']})")
+    return "\n".join(table)

@@ -1,0 +1,153 @@
+"""What a run needs to know before it starts: the model, its hooks, the source of data, this machine."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import captured, varied
+from sae_dist.core.resolve import parse_counts, resolve, resolved_members
+from sae_dist.core.sharding import world_formula, world_size_of
+from sae_dist.launch.compose import compose_config
+
+if TYPE_CHECKING:
+    from sae_dist.core.types import LlmFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """A config with nothing left open.
+
+    Attributes:
+        members: of a grid, the configs of its dictionaries; of another run none.
+        columns: width of the rows that flow.
+        note: how hooks' names were read, if not as they stand.
+    """
+
+    cfg: RunConfig
+    columns: int
+    members: tuple[RunConfig, ...] = ()
+    note: str | None = None
+
+    @classmethod
+    def of(
+        cls, cfg: RunConfig, facts: "LlmFacts | None", width: int, columns: int, note: str | None = None
+    ) -> "Settled":
+        """From a config that was composed.
+
+        Raises:
+            ConfigError: see `core.resolve`.
+        """
+        cfg = resolve(cfg, facts, width)
+        found = resolved_members(cfg, facts, width) if varied(cfg) else []
+        return cls(cfg, columns, tuple(found), note)
+
+
+def launched() -> bool:
+    """Whether torchrun or a Slurm step of several tasks started this process.
+
+    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `dist.runtime.place`, here
+    without torch: wrong input is answered before that is imported.
+    """
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
+    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    """The config with its counts parsed; trained from a cache, with what that settles.
+
+    Raises:
+        ConfigError: see `compose_config` and `from_cache`.
+    """
+    cfg = parse_counts(compose_config(overrides))
+    if cfg.activations.kind == "cache" and cfg.activations.path:
+        from sae_dist.launch.cached import from_cache
+
+        return from_cache(cfg, overrides)
+    return cfg
+
+
+def settle(cfg: RunConfig) -> Settled:
+    """Fill in what the model, the data and this machine decide.
+
+    Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
+
+    Raises:
+        ConfigError: the model, the hook or the source of data is wrong.
+    """
+    if cfg.activations.kind == "file":
+        import torch
+
+        from sae_dist.transport.file import FileChunkSource, open_array
+
+        array = open_array(cfg.activations.path or "", cfg.activations.key)
+        lanes, rows = cfg.shuffle.lanes, cfg.shuffle.chunk_rows
+        source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
+        cfg.shuffle.chunk_rows = source.rows
+        return Settled.of(cfg, None, source.width, source.width)
+    if cfg.activations.kind == "synthetic":
+        from sae_dist.transport.ground_truth import GroundTruth
+
+        width = GroundTruth.of(cfg.activations, cfg.seed).width
+        return Settled.of(cfg, None, width, width)
+    if cfg.activations.kind == "cache":
+        from sae_dist.launch.cached import check_cached
+
+        facts = check_cached(cfg)
+        return Settled.of(cfg, facts, facts.width, facts.columns)
+    from sae_dist.dist.runtime import place
+    from sae_dist.llm.facts import llm_facts
+    from sae_dist.llm.fit import check_memory
+    from sae_dist.llm.tensor_parallel import check_plan
+
+    hook, more = captured(cfg)
+    facts, note = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    settled = Settled.of(cfg, facts, facts.width, facts.columns, note)
+    check_plan(cfg.llm, facts)
+    check_memory(settled.cfg, facts, place().local_world if launched() else None)
+    check_tokens(settled.cfg, facts)
+    return settled
+
+
+def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
+    """Read the first chunk to train on, and the first held-out one as evaluation will.
+
+    Raises:
+        ConfigError: the source of tokens is wrong, or has too little to evaluate on.
+    """
+    from sae_dist.llm.capture import spare_rows
+    from sae_dist.tokens.source import open_tokens
+
+    rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
+    lanes = cfg.shuffle.lanes
+    tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)
+    next(tokens.open(0, None), None)
+    if cfg.eval.tokens == 0:
+        return
+    once = dataclasses.replace(cfg.tokens, epochs=1)
+    tokens = open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
+    if next(tokens.open(0, None), None) is None:
+        raise ConfigError(
+            f"{tokens.field}: the held-out part (one document in eight) has too little text for one chunk of "
+            f"shuffle.chunk_rows={cfg.shuffle.chunk_rows}; give more text, make shuffle.chunk_rows smaller, "
+            "or switch evaluation off with eval.tokens=0 eval.ce_tokens=0"
+        )
+
+
+def check_devices(cfg: RunConfig, world_size: int | None) -> None:
+    """Every rank that this command starts needs a GPU of its own.
+
+    Raises:
+        ConfigError: there are fewer.
+    """
+    if cfg.device != "cuda" or world_size is not None:
+        return
+    import torch
+
+    needed, found = world_size_of(cfg), torch.cuda.device_count()
+    if needed > found:
+        raise ConfigError(
+            f"device=cuda: {world_formula(cfg)} = {needed} processes need a GPU each, and there are {found}; "
+            "use fewer, or device=cpu"
+        )

@@ -1,0 +1,201 @@
+"""What both ends of the stream know: how a chunk is written, credits, and what is said of a silent peer.
+
+Protocol. Chunk c of lane v (c mod V = v) goes from producer v mod P to consumer v mod C of every group g of
+consumers, and to no one else. All sides walk chunks in ascending order of c. Credits travel on the CPU (the
+process group's store): a consumer that has room for chunk c sets `credit/<g>/<c>` to "go" before it receives
+it; a producer computes ahead, but sends only against a credit, and sets `size/<g>/<c>` when it sends, so
+neither side ever launches a send or a receive that the other is not ready for: ids and header as bytes, then
+the rows. When a consumer is done it sets the next credit of each of its lanes to "stop"; a lane that has
+ended has a size of 0. Where each lane starts (a resumed run) is told by consumers through `start/<g>/<lane>`.
+A rank that fails says why in `failed`, which every wait looks at.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sae_dist.core.errors import TransportError
+from sae_dist.core.types import ActivationChunk, Position
+from sae_dist.dist.control import Control
+from sae_dist.dist.mesh import Topology
+
+HEADER_BYTES = 512
+POLL_S = 0.001
+LOOK_S = 0.1
+
+
+@dataclass
+class Transfer:
+    """A chunk under way, with the tensors that have to stay alive until then; no tensors: a lane's end."""
+
+    number: int
+    peer: str
+    works: list[dist.Work]
+    tensors: list[Tensor]
+
+
+class Stream:
+    """The link between producers and consumers, as either side sees it.
+
+    `name` keeps the keys of several streams of one world apart.
+    """
+
+    def __init__(
+        self,
+        topology: Topology,
+        *,
+        lanes: int,
+        rows: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        timeout_s: float,
+        name: str = "run",
+    ):
+        self.topology, self.lanes, self.rows, self.width = topology, lanes, rows, width
+        self.dtype, self.device, self.timeout_s = dtype, device, timeout_s
+        self.control, self.look_at = Control(timeout_s, name), 0.0
+
+    def wait(self, key: str, whom: str) -> str:
+        """The value of `key`, once it is there.
+
+        Raises:
+            TransportError: nobody set it within `timeout_s`; names `whom`. Or a rank failed; names it.
+        """
+        until = time.monotonic() + self.timeout_s
+        while not self._looking_out().check(key):
+            if time.monotonic() > until:
+                raise TransportError(f"{whom} was silent for {self._limit()}, while {key} was awaited")
+            # A blocking wait would hold the store's only connection, which other threads use too.
+            time.sleep(POLL_S)
+        return self.control.get(key)
+
+    def starts(self, lane: int) -> list[Position | None]:
+        """Where a lane begins for each group, as its consumers say."""
+        found = []
+        for group in range(self.topology.num_groups):
+            whom = f"consumer rank {self.topology.consumer_rank(lane, group)}"
+            found.append(json.loads(self.wait(f"start/{group}/{lane}", whom)))
+        return found
+
+    def consumer_of(self, number: int, group: int = 0) -> int:
+        """Rank of the consumer that a chunk is for."""
+        return self.topology.consumer_rank(number % self.lanes, group)
+
+    def credit(self, number: int, group: int = 0) -> bool:
+        """Wait until a chunk's consumer has room for it; False: it wants no more."""
+        word = self.wait(f"credit/{group}/{number}", f"consumer rank {self.consumer_of(number, group)}")
+        self.control.delete(f"credit/{group}/{number}")
+        return word == "go"
+
+    def send(self, number: int, chunk: ActivationChunk | None, group: int = 0) -> Transfer:
+        """Begin to send a chunk that has its credit; None: say that its lane has ended."""
+        consumer = self.consumer_of(number, group)
+        transfer = Transfer(number, f"consumer rank {consumer}", [], [])
+        if chunk is None:
+            self.control.set(f"size/{group}/{number}", "0")
+            return transfer
+        rows = chunk.rows_RD.to(self.device, self.dtype).contiguous()
+        packed = _pack(chunk).to(self.device)
+        self.control.set(f"size/{group}/{number}", str(len(packed)))
+        pair = self.topology.stream_groups[self.topology.producer_index, consumer]
+        transfer.tensors = [packed, rows]
+        for each in transfer.tensors:
+            transfer.works.append(_begun(dist.isend(each, consumer, group=pair)))
+        return transfer
+
+    def tell_start(self, lane: int, start: Position | None) -> None:
+        """Say where this consumer's lane begins."""
+        self.control.set(f"start/{self.topology.group}/{lane}", json.dumps(start))
+
+    def grant(self, number: int, word: str) -> None:
+        """Say that there is room for a chunk: `go`; or that no more is wanted: `stop`."""
+        self.control.set(f"credit/{self.topology.group}/{number}", word)
+
+    def is_sent(self, number: int) -> bool:
+        """Whether a chunk's producer is sending it."""
+        return self.control.check(f"size/{self.topology.group}/{number}")
+
+    def receive(self, number: int) -> Transfer:
+        """Begin to receive a chunk, or learn that its lane has ended, as soon as its producer sends."""
+        producer = number % self.lanes % self.topology.num_producers
+        rank = self.topology.producer_rank(producer)
+        transfer = Transfer(number, f"producer rank {rank}", [], [])
+        key = f"size/{self.topology.group}/{number}"
+        size = int(self.wait(key, transfer.peer))
+        self.control.delete(key)
+        if size == 0:
+            return transfer
+        pair = self.topology.stream_groups[producer, self.topology.rank]
+        transfer.tensors = [
+            torch.empty(size, dtype=torch.uint8, device=self.device),
+            torch.empty(self.rows, self.width, dtype=self.dtype, device=self.device),
+        ]
+        for each in transfer.tensors:
+            transfer.works.append(_begun(dist.irecv(each, rank, group=pair)))
+        return transfer
+
+    def finish(self, transfer: Transfer) -> Transfer:
+        """Wait until a chunk has gone over.
+
+        Raises:
+            TransportError: its peer was silent for `timeout_s`, or is gone; names it and the chunk.
+        """
+        try:
+            for work in transfer.works:
+                work.wait()
+            if self.device.type == "cuda":
+                # NCCL's wait holds up the current stream, not this thread: only now is the memory free.
+                torch.cuda.current_stream(self.device).synchronize()
+        except RuntimeError as error:
+            self._raise_failure()
+            first = (str(error).splitlines() or [""])[0][:200]
+            silent = "timed out" in first.lower()
+            what = f"was silent for {self._limit()}" if silent else f"is gone ({first})"
+            where = f"in the middle of chunk {transfer.number}"
+            raise TransportError(f"{transfer.peer} {what}, {where}") from None
+        return transfer
+
+    def unpack(self, transfer: Transfer) -> ActivationChunk:
+        """The chunk that arrived."""
+        packed, rows = transfer.tensors
+        packed = packed.cpu()
+        ids = packed[:-HEADER_BYTES].view(torch.int64)
+        text = bytes(packed[-HEADER_BYTES:].tolist()).rstrip(b"\0")
+        excluded, repeated, start = json.loads(text)
+        number, lane = transfer.number, transfer.number % self.lanes
+        return ActivationChunk(number, lane, rows, ids, start, excluded, repeated)
+
+    def _looking_out(self) -> Control:
+        """The store; now and then after a look whether a rank has failed, even one not waited for."""
+        if time.monotonic() > self.look_at:
+            self._raise_failure()
+            self.look_at = time.monotonic() + LOOK_S
+        return self.control
+
+    def _raise_failure(self) -> None:
+        """End with the reason of the rank that failed first, if one has."""
+        failure = self.control.failure()
+        if failure:
+            raise TransportError(failure)
+
+    def _limit(self) -> str:
+        return f"{self.timeout_s:g} s (topology.timeout_s)"
+
+
+def _pack(chunk: ActivationChunk) -> Tensor:
+    """Ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
+    text = json.dumps([chunk.excluded, chunk.repeated, chunk.start]).encode()
+    assert len(text) <= HEADER_BYTES, "a position is a handful of integers"
+    header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+    header[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    return torch.cat([chunk.ids_R.cpu().contiguous().view(torch.uint8), header])
+
+
+def _begun(work: dist.Work | None) -> dist.Work:
+    assert work is not None, "both ranks are in the group"
+    return work

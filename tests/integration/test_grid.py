@@ -1,0 +1,131 @@
+"""Many dictionaries on one stream: each is the dictionary that a run of its own would have trained."""
+
+import csv
+import json
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.commands import TINY, rows, sae_dist, start, train
+from tests.integration.test_resume import wait_for_checkpoint
+
+LENGTH = "train_tokens=15360"
+WORDS = ["train", *TINY, LENGTH, "name=grid"]
+GRID = ["grid.num_latents=[512,1024]", "grid.k=[8,16]"]
+CURVE = (
+    "step loss/total loss/fvu loss/aux sparsity/l0 latents/dead_fraction optim/lr stream/batch_hash".split()
+)
+
+
+def curve(run, keys=CURVE):
+    return [[row[key] for key in keys] for row in rows(run)]
+
+
+def weights(run):
+    return load_file(run / "export" / "sae_weights.safetensors")
+
+
+def equal(one, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("grid")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """A grid's folder, and what the command printed."""
+    done = sae_dist(folder, *WORDS, *GRID)
+    assert done.returncode == 0, done.stderr
+    return folder / "outputs" / "grid", done.stdout
+
+
+def test_each_dictionary_is_the_one_trained_alone(folder, whole):
+    run, _ = whole
+    for latents, k in ((512, 16), (1024, 8)):
+        name = f"num_latents={latents},k={k}"
+        train(folder, f"alone{k}", LENGTH, f"sae.num_latents={latents}", f"sae.k={k}")
+        alone = folder / "outputs" / f"alone{k}"
+        assert len(curve(alone)) == 20 and curve(run / name) == curve(alone)
+        assert equal(weights(run / name), weights(alone))
+    assert curve(run / "num_latents=512,k=16") != curve(run / "num_latents=512,k=8")
+
+
+def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
+    run, printed = whole
+    summary = json.loads((run / "summary.json").read_text())
+    names = [f"num_latents={latents},k={k}" for latents in (512, 1024) for k in (8, 16)]
+    assert summary["status"] == "finished" and list(summary["dictionaries"]) == names
+    assert all(name in printed for name in names)
+    cost = summary["cost"]
+    assert cost["alone_seconds"] == pytest.approx(4 * cost["stream_seconds"] + cost["dictionary_seconds"])
+    assert f"{cost['share']:.0%} of the" in printed and 0.25 < cost["share"] < 1
+
+
+def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
+    run, _ = whole
+    ranks = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
+    done = sae_dist(folder, *WORDS[:-1], "name=split", *GRID, *ranks)
+    assert done.returncode == 0, done.stderr
+    assert "2 groups of 1 x 2 consumers" in done.stderr
+    for each in ("num_latents=512,k=16", "num_latents=1024,k=8"):
+        split, alone = rows(folder / "outputs" / "split" / each), rows(run / each)
+        assert [row["stream/batch_hash"] for row in split] == [row["stream/batch_hash"] for row in alone]
+        off = [abs(a["loss/total"] / b["loss/total"] - 1) for a, b in zip(split, alone, strict=True)]
+        assert max(off[:3]) < 1e-4, off
+    assert json.loads((folder / "outputs" / "split" / "summary.json").read_text())["cost"] is None
+
+
+def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
+    run, _ = whole
+    words = [*WORDS[:-1], "name=killed", *GRID, "checkpoint.every=3840"]
+    process = start(folder, *words)
+    killed = folder / "outputs" / "killed"
+    wait_for_checkpoint(process, killed / "num_latents=512,k=8")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = sae_dist(folder, *words, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    for each in ("num_latents=512,k=8", "num_latents=1024,k=16"):
+        assert curve(killed / each) == curve(run / each)
+        assert equal(weights(killed / each), weights(run / each))
+
+
+def test_a_rate_that_breaks_one_dictionary_leaves_the_others(folder, whole):
+    run, _ = whole
+    words = ["name=broken", "sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null"]
+    done = sae_dist(folder, *WORDS[:-1], *words)
+    assert done.returncode == 0, done.stderr
+    broken = folder / "outputs" / "broken"
+    found = json.loads((broken / "summary.json").read_text())["dictionaries"]
+    assert found["lr=1e+30"]["status"] == "diverged" and "not finite" in found["lr=1e+30"]["reason"]
+    assert found["lr=0.005"]["status"] == "finished" and "lr=1e+30: given up: step" in done.stdout
+    train(folder, "lr", LENGTH, "sae.num_latents=512", "optim.lr=5e-3", "optim.clip=null")
+    assert curve(broken / "lr=0.005") == curve(folder / "outputs" / "lr")
+
+
+def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
+    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=20k"]
+    words += ["eval.ce_tokens=2k"]
+    hooks = "grid.hook=[layers.0,layers.1.mlp:in]"
+    done = sae_dist(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
+    assert done.returncode == 0, done.stderr
+    run = folder / "outputs" / "hooks"
+    name = "hook=layers.1.mlp_in,seed=0"
+    done = sae_dist(folder, *words, "name=one", "hook=layers.1.mlp:in")
+    assert done.returncode == 0, done.stderr
+    alone = folder / "outputs" / "one"
+    assert curve(run / name) == curve(alone) and equal(weights(run / name), weights(alone))
+    ours, theirs = (json.loads((each / "summary.json").read_text()) for each in (run / name, alone))
+    assert [ours[key] for key in ("fvu", "ce_recovered")] == [theirs[key] for key in ("fvu", "ce_recovered")]
+    seeds = json.loads((run / "summary.json").read_text())["seeds"]
+    assert len(seeds) == 2 and all(0 < each["matched"] < 1 for each in seeds)
+    with open(run / seeds[0]["file"], newline="") as file:
+        table = list(csv.DictReader(file))
+    fires = [row for row in table if float(row["firing_rate"]) > 0]
+    partners = [row for row in fires if row["partners"] == "1" and float(row["cosine"]) > 0.7]
+    assert len(table) == 512 and len(partners) / len(fires) == pytest.approx(seeds[0]["matched"])
