@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
+from sae_dist.bench.flow import mixing, stream
 from sae_dist.bench.plan import Plan
-from sae_dist.bench.words import DEVICES, Parser, count, counts, device, pairs
+from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs
 from sae_dist.core.errors import ConfigError
 
 USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
@@ -15,12 +16,12 @@ sae-dist bench defaults [--folder F] [--study S] ...        our own settings, on
 sae-dist bench law [--folder F] ...                         the best learning rate by length, batch, latents
 sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
 sae-dist bench stream [--folder F] ...                      the way from the LLM to the dictionary
+sae-dist bench mixing [--folder F] ...                      how well blocks of several sizes are mixed
 
 quality trains SAELens, sparsify and dictionary_learning by their own trainers, and sae_dist, on the same
 activations: a sweep of the learning rate for each, then several seeds at the best. It may be stopped at any
 time; the same command goes on, and so do defaults and law. --help after any of them says more.
 """
-FOLDER = "bench"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def bench(words: list[str]) -> None:
         "law": law,
         "scaling": scaling,
         "stream": stream,
+        "mixing": mixing,
     }
     if command in ("--help", "-h"):
         print(USAGE, end="")
@@ -257,35 +259,3 @@ def scaling(words: list[str]) -> None:
     from sae_dist.bench.scaling import run_scaling
 
     print(run_scaling(given.folder, latents, device=where, **sizes))
-
-
-def stream(words: list[str]) -> None:
-    """`sae-dist bench stream`."""
-    parser = Parser(
-        prog="sae-dist bench stream",
-        description="The transport beside bare isend and irecv, the capture beside the bare forward of "
-        "transformers, and the step of a producer and a consumer beside the longer phase of one process: "
-        "taken in turn, medians.",
-    )
-    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets stream.csv, .md ({FOLDER})")
-    parser.add_argument("--only", default="wire,capture,split", help="some of wire,capture,split")
-    parser.add_argument("--rows", default="1024", help="activations of a chunk (1024)")
-    parser.add_argument("--widths", default="256,4096", help="wire: D of the activations (256,4096)")
-    parser.add_argument("--chunks", default="200", help="wire: chunks of a round (200)")
-    parser.add_argument("--latents", default="1024,8192", help="split: one or several (1024,8192)")
-    parser.add_argument("--batch", default="2048", help="split: activations of a step (2048)")
-    parser.add_argument("--steps", default="180", help="split: of each run (180)")
-    parser.add_argument("--rounds", default="5", help="(5)")
-    parser.add_argument("--device", default="auto", choices=DEVICES)
-    given = parser.parse_args(words)
-    parts = tuple(given.only.split(","))
-    for part in parts:
-        if part not in ("wire", "capture", "split"):
-            raise ConfigError(f"--only {part}: the parts are wire, capture, split")
-    widths, latents = counts(given.widths, "--widths"), counts(given.latents, "--latents")
-    names = ("rows", "chunks", "batch", "steps", "rounds")
-    sizes = {name: count(getattr(given, name), f"--{name}") for name in names}
-    where = device(given.device)
-    from sae_dist.bench.stream import StreamPlan, run_stream
-
-    print(run_stream(StreamPlan(given.folder, parts, widths=widths, latents=latents, device=where, **sizes)))

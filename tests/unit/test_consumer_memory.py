@@ -20,7 +20,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.train.build import build_runs
 from tests.ranks import close_worlds, run_ranks
 
-WIDTH, STEPS, DRAWS, M_MMAP_THRESHOLD = 256, 4, 60, -3
+WIDTH, STEPS, DRAWS = 256, 4, 60
 SMALL = ["sae.num_latents=512", "sae.k=8", "shuffle.chunk_rows=16", "shuffle.lanes=8", "batch=128"]
 
 
@@ -47,11 +47,11 @@ def steps(cfg: RunConfig) -> int:
             run.optimizer.step(terms.total, 1e-3)
         run.meter.close()
         del batch, terms
-        return held()
+        return resident()
 
 
-def held() -> int:
-    """Bytes that this process holds, without what it has freed and not given back."""
+def resident() -> int:
+    """Bytes that this process holds, without what it has freed and kept."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -60,11 +60,8 @@ def held() -> int:
 
 def growth(overrides: list[str]) -> int:
     """Bytes that a run of this config holds beyond what a tiny one left behind."""
-    if sys.platform == "linux":
-        # Blocks from 1 MB on go back to the system when they are freed.
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
     steps(config([]))
-    before = held()
+    before = resident()
     return steps(config(overrides)) - before
 
 
