@@ -7,8 +7,9 @@ import tarfile
 import time
 
 from tests.commands import TINY, rows, sae_dist, start, train
-from tests.integration.test_resume import LENGTH, rank_process, wait_for_checkpoint, weights
+from tests.integration.test_resume import rank_process, wait_for_checkpoint, weights
 
+LENGTH = ["train_tokens=38400", "checkpoint.every=15360"]
 SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
 TIMES = ("perf/", "system/")
 
