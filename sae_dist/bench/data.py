@@ -30,6 +30,7 @@ from sae_dist.tokens.source import open_tokens
 from sae_dist.transport.file import FileChunkSource
 
 HARVEST_ROWS = 1024
+BLOCK_CHUNKS = 2
 SAID_EVERY = 200 * HARVEST_ROWS
 Rows = Callable[[bool], Iterator[torch.Tensor]]
 """Batches [R, D] of activations: of held-out documents (True) or of the others."""
@@ -124,7 +125,7 @@ def run_order(num_rows: int, plan: Plan, seed: int) -> np.ndarray:
         rows_per_step=plan.batch,
         steps=plan.steps,
         seed=seed,
-        block_chunks=RunConfig().shuffle.block_chunks,
+        block_chunks=BLOCK_CHUNKS,
     )
     order = torch.cat([shuffle.draw(step)[1] for step in range(plan.steps)]).numpy()
     assert len(np.unique(order)) == len(order), "file_rows leaves room for every lane"

@@ -121,6 +121,7 @@ def settings(plan: MixingPlan, block: int, chunk_rows: int) -> RunConfig:
 def shuffle_of(pool: Pool, cfg: RunConfig, steps: int) -> Shuffle:
     """The lanes of a run in one process."""
     lanes = cfg.shuffle.lanes
+    assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
     return Shuffle(
         pool,
         list(range(lanes)),

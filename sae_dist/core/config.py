@@ -84,7 +84,8 @@ class ShuffleConfig:
 
     lanes: int = 48  # fixed per run; a multiple of the number of consumer ranks
     chunk_rows: int = 1024  # activations per chunk, the unit of transport
-    block_chunks: int = 2  # chunks per block; a larger block mixes better and holds more memory
+    # chunks per block: larger ones mix better, hold more memory; null: 8, or what a fifth of the run fills
+    block_chunks: int | None = None
 
 
 @dataclass

@@ -56,7 +56,7 @@ def consumer_memory(cfg: RunConfig, columns: int, target: int) -> ConsumerMemory
         target: width of what is reconstructed, D or E.
     """
     topology, shuffle, sae, optim = cfg.topology, cfg.shuffle, cfg.sae, cfg.optim
-    assert sae.num_latents is not None
+    assert sae.num_latents is not None and shuffle.block_chunks is not None, "filled in by core.resolve"
     latents = sae.num_latents // topology.shard
     source = columns if cfg.target_hook is None else columns - target
     numbers = latents * (source + target + EXTRA_PER_LATENT.get(sae.kind, 1))

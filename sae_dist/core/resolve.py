@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 DEFAULT_EXPANSION = 16
 DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
+LARGEST_BLOCK = 8
 DEAD_AFTER_AT_MOST = 10_000_000
 SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache")
 """Sections and keys that may change between the beginning of a run and its continuation."""
@@ -61,6 +62,7 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
             cfg.grid.hook = list(facts.hooks)
+    resolve_shuffle(cfg)
     _resolve_machine(cfg)
     if not varied(cfg):
         _resolve_sae(cfg, width)
@@ -122,6 +124,14 @@ def _context(given: int | None, facts: "LlmFacts") -> int:
             f"tokens.context={given} is more than llm.name={facts.name} takes; use at most {facts.context}"
         )
     return given
+
+
+def resolve_shuffle(cfg: RunConfig) -> None:
+    """Fill in the size of a block: training begins once every lane has its first."""
+    shuffle = cfg.shuffle
+    if shuffle.block_chunks is None:
+        fifth = cfg.train_tokens // (5 * shuffle.lanes * shuffle.chunk_rows)
+        shuffle.block_chunks = min(max(fifth, 1), LARGEST_BLOCK)
 
 
 def _resolve_machine(cfg: RunConfig) -> None:

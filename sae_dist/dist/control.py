@@ -100,7 +100,7 @@ class Control:
             raise self.lost from None
         if isinstance(found, Exception):
             first = (str(found).splitlines() or [""])[0][:200]
-            self.lost = TransportError(f"{host} is gone: rank 0 or what started it has ended ({first})")
+            self.lost = TransportError(f"{host} is gone ({first}): rank 0, what started it, or the network to it")
             raise self.lost from None
         return found
 

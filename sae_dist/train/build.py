@@ -128,6 +128,7 @@ def build_chunks(
     if topology.num_producers == 0:
         return build_source(cfg, facts, device)
     assert facts is not None, "checked by core.validate"
+    assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
     return RemoteChunks(
         build_stream(cfg, topology, facts.columns, device),
         lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
@@ -164,6 +165,7 @@ def build_runs(
         cfg: of the stream, which every dictionary shares.
         folders: of the dictionaries, each with its own config.
     """
+    assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
     steps = cfg.train_tokens // cfg.batch
     timed = Timed(chunks)
     shuffle = Shuffle(

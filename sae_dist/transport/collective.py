@@ -104,7 +104,7 @@ class RemoteChunks:
         return self._chunks(lane)
 
     def _chunks(self, lane: int) -> Iterator[ActivationChunk]:
-        if not self.thread.is_alive():
+        if self.thread.ident is None:
             assert len(self.index) == len(self.lanes), "all lanes are opened before any is read"
             self.thread.start()
         while True:

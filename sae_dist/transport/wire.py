@@ -24,7 +24,7 @@ from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
 
 HEADER_BYTES = 512
-POLL_S = 0.001
+FIRST_POLL_S, LONGEST_POLL_S = 0.0001, 0.002
 LOOK_S = 0.1
 
 
@@ -66,12 +66,13 @@ class Stream:
         Raises:
             TransportError: nobody set it within `timeout_s`; names `whom`. Or a rank failed; names it.
         """
-        until = time.monotonic() + self.timeout_s
+        until, pause = time.monotonic() + self.timeout_s, FIRST_POLL_S
         while not self._looking_out().check(key):
             if time.monotonic() > until:
                 raise TransportError(f"{whom} was silent for {self._limit()}, while {key} was awaited")
             # A blocking wait would hold the store's only connection, which other threads use too.
-            time.sleep(POLL_S)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_POLL_S)
         return self.control.get(key)
 
     def starts(self, lane: int) -> list[Position | None]:

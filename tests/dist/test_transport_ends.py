@@ -70,6 +70,26 @@ def test_tokens_run_out(producers, dp, in_flight):
     assert all(threads == [] for _, _, threads in results[: dp + producers])
 
 
+def short_lanes(cfg):
+    """Every lane ends after one chunk, with many credits given ahead; most are read when all has arrived."""
+    topology = topology_of(cfg)
+    if topology.rank >= topology.world:
+        return None
+    stream = open_stream(topology, "short lanes")
+    if not topology.is_consumer:
+        return produce(stream, Numbers(LANES, ROWS, 1), cfg.in_flight)
+    remote = remote_chunks(stream, in_flight=cfg.in_flight, ahead=1)
+    chunks = [remote.open(lane, None) for lane in remote.lanes]
+    found = [chunk.number for lane in chunks for chunk in lane]
+    remote.close()
+    return found
+
+
+def test_lanes_that_have_ended_before_they_are_read():
+    results = run_ranks(short_lanes, WORLD, TopologyConfig(producers=1, in_flight=20), timeout_s=30)
+    assert results[:2] == [list(range(LANES)), LANES]
+
+
 def drawn_until_the_end(cfg, chunks):
     """Steps that this rank can draw from lanes of so many chunks."""
     topology = topology_of(cfg)
@@ -200,7 +220,7 @@ def one_fails(cfg, who):
 def test_a_failure_is_told_to_all(who, reason):
     # A rank of the tests lives on with its connections open, so a send to it ends by the groups' timeout.
     cfg = TopologyConfig(producers=2, dp=2, timeout_s=3.0)
-    results = run_ranks(one_fails, WORLD, cfg, who, timeout_s=60)
+    results = run_ranks(one_fails, WORLD, cfg, who, timeout_s=40)
     others = [result for rank, result in enumerate(results) if rank != who]
     # Consumers wait for chunks, producers for credits, and none of them for its timeout of 30 s.
     assert [error for error, _, _ in others] == [reason] * 3
