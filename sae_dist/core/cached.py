@@ -1,6 +1,7 @@
 """Training from a cache: what its manifest settles, and how many chunks of each lane a run draws."""
 
 import copy
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,7 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.resolve import resolve_shuffle
 
 LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn")
 """Fields of the LLM that its activations depend on. `llm.trust_remote_code` is not among them: whether code
@@ -83,17 +85,27 @@ def check_length(cfg: RunConfig, chunks: int) -> None:
     Raises:
         ConfigError: it is not; says what would be.
     """
-    shuffle, rows = cfg.shuffle, cfg.train_tokens // cfg.batch * cfg.batch
-    sizes = {key: getattr(shuffle, key) for key in ("lanes", "chunk_rows", "block_chunks")}
-    needed = chunks_needed(rows, **sizes)
+    needed = _needed(cfg, cfg.train_tokens)
     if needed <= chunks:
         return
-    most = rows_served(chunks, **sizes)
-    fix = f"train on at most train_tokens={most}, or " if most >= cfg.batch else ""
+    blocks = [cfg.shuffle.block_chunks] if cfg.shuffle.block_chunks else range(1, chunks + 1)
+    sizes = {"lanes": cfg.shuffle.lanes, "chunk_rows": cfg.shuffle.chunk_rows}
+    served = [rows_served(chunks, block_chunks=block, **sizes) for block in blocks]
+    most = max((rows for rows in served if rows >= cfg.batch and _needed(cfg, rows) <= chunks), default=0)
+    fix = f"train on at most train_tokens={most}, or " if most else ""
     raise ConfigError(
         f"train_tokens={cfg.train_tokens} needs {needed} chunks of each lane and the cache at "
         f"activations.path={cfg.activations.path} has {chunks}; {fix}harvest a longer one"
     )
+
+
+def _needed(cfg: RunConfig, tokens: int) -> int:
+    """Chunks of each lane for a run of so many tokens, with the block that such a run has."""
+    run = dataclasses.replace(cfg, train_tokens=tokens, shuffle=dataclasses.replace(cfg.shuffle))
+    resolve_shuffle(run)
+    shuffle, rows = run.shuffle, tokens // cfg.batch * cfg.batch
+    sizes = {key: getattr(shuffle, key) for key in ("lanes", "chunk_rows", "block_chunks")}
+    return chunks_needed(rows, **sizes)
 
 
 def _plain(value: Any) -> str:

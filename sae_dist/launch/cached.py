@@ -5,7 +5,6 @@ from omegaconf import OmegaConf
 from sae_dist.core.cached import check_length, fill
 from sae_dist.core.config import LlmConfig, RunConfig, flat
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import resolve_shuffle
 from sae_dist.core.types import LlmFacts
 from sae_dist.launch.compose import compose_config, data_folder, parse
 from sae_dist.llm.facts import llm_facts
@@ -31,7 +30,6 @@ def check_cached(cfg: RunConfig) -> LlmFacts:
     """
     path = cfg.activations.path or ""
     manifest = read_manifest(path)
-    resolve_shuffle(cfg)
     check_length(cfg, manifest.chunks_per_lane)
     check_files(path, manifest)
     return manifest.facts

@@ -264,10 +264,13 @@ def test_a_cache_that_is_too_short_says_what_it_is_enough_for():
     cfg = RunConfig(train_tokens=10_000, batch=24)
     cfg.activations.path = "somewhere"
     cfg.shuffle.lanes, cfg.shuffle.chunk_rows = LANES, ROWS
-    with pytest.raises(ConfigError, match="train_tokens=10000 needs .* has 8; .*at most train_tokens=288"):
+    with pytest.raises(ConfigError, match="train_tokens=10000 needs .* has 8; .*at most train_tokens=336"):
         check_length(cfg, 8)
-    cfg.train_tokens = 288
+    cfg.train_tokens = 336
     check_length(cfg, 8)
+    cfg.train_tokens, cfg.shuffle.block_chunks = 10_000, 2
+    with pytest.raises(ConfigError, match="at most train_tokens=288"):
+        check_length(cfg, 8)
 
 
 @pytest.mark.parametrize(
