@@ -5,6 +5,8 @@ from pathlib import Path
 from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device
 from sae_dist.core.errors import ConfigError
 
+PARTS = ("wire", "capture", "split", "grid")
+
 
 def stream(words: list[str]) -> None:
     """`sae-dist bench stream`."""
@@ -12,30 +14,35 @@ def stream(words: list[str]) -> None:
         prog="sae-dist bench stream",
         description="The transport beside bare isend and irecv, the capture beside the bare forward of "
         "transformers, and the step of a producer and a consumer beside the longer phase of one process: "
-        "taken in turn, medians.",
+        "taken in turn, medians. And a grid of dictionaries beside the same in runs of their own.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets stream.csv, .md ({FOLDER})")
-    parser.add_argument("--only", default="wire,capture,split", help="some of wire,capture,split")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
     parser.add_argument("--rows", default="1024", help="activations of a chunk (1024)")
     parser.add_argument("--widths", default="256,4096", help="wire: D of the activations (256,4096)")
     parser.add_argument("--chunks", default="200", help="wire: chunks of a round (200)")
-    parser.add_argument("--latents", default="1024,8192", help="split: one or several (1024,8192)")
-    parser.add_argument("--batch", default="2048", help="split: activations of a step (2048)")
-    parser.add_argument("--steps", default="180", help="split: of each run (180)")
+    parser.add_argument("--latents", default="1024,8192", help="split, grid (its first): (1024,8192)")
+    parser.add_argument("--batch", default="2048", help="split, grid: activations of a step (2048)")
+    parser.add_argument("--steps", default="180", help="split, grid: of each run (180)")
     parser.add_argument("--rounds", default="5", help="(5)")
+    parser.add_argument("--llm", default="embedded", help="grid: llm=embedded or llm=minilm (embedded)")
+    parser.add_argument("--dictionaries", default="8", help="grid: how many (8)")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     given = parser.parse_args(words)
     parts = tuple(given.only.split(","))
     for part in parts:
-        if part not in ("wire", "capture", "split"):
-            raise ConfigError(f"--only {part}: the parts are wire, capture, split")
+        if part not in PARTS:
+            raise ConfigError(f"--only {part}: the parts are {', '.join(PARTS)}")
     widths, latents = counts(given.widths, "--widths"), counts(given.latents, "--latents")
-    names = ("rows", "chunks", "batch", "steps", "rounds")
+    names = ("rows", "chunks", "batch", "steps", "rounds", "dictionaries")
     sizes = {name: count(getattr(given, name), f"--{name}") for name in names}
     where = device(given.device)
     from sae_dist.bench.stream import StreamPlan, run_stream
 
-    print(run_stream(StreamPlan(given.folder, parts, widths=widths, latents=latents, device=where, **sizes)))
+    plan = StreamPlan(
+        given.folder, parts, widths=widths, latents=latents, device=where, llm=given.llm, **sizes
+    )
+    print(run_stream(plan))
 
 
 def mixing(words: list[str]) -> None:

@@ -4,6 +4,7 @@ wire     a chunk from producer to consumer, beside the same bytes by bare isend 
 capture  the producer's work on a chunk, beside the bare truncated forward of transformers
 split    a step of one producer and one consumer, a core each, beside the longer of the two phases of one
          process on one of these cores
+grid     a grid of dictionaries beside the same dictionaries, each in a run of its own
 """
 
 import csv
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from sae_dist.bench.capture import time_capture
+from sae_dist.bench.grid import time_grid
 from sae_dist.bench.plan import make_folder
 from sae_dist.bench.stream_ranks import JOB, OUT
 from sae_dist.launch.compose import compose_config
@@ -38,6 +40,7 @@ class StreamPlan:
     rows            activations of a chunk
     widths, chunks  D of the activations on the wire, and how many chunks a round moves
     latents, batch, steps   of the runs that are timed
+    llm, dictionaries       of the grid, whose dictionaries have the first number of latents
     """
 
     folder: Path
@@ -50,6 +53,8 @@ class StreamPlan:
     steps: int
     rounds: int
     device: str
+    llm: str = "embedded"
+    dictionaries: int = 8
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def run_stream(plan: StreamPlan) -> str:
         "wire": wire_figures,
         "capture": capture_figures,
         "split": split_figures,
+        "grid": grid_figures,
     }
     figures: list[Figure] = []
     for part in plan.parts:
@@ -155,6 +161,25 @@ def split_figures(plan: StreamPlan) -> Iterator[Figure]:
         )
         stalled = median(each["wait"] / each["step"] for each in apart)
         yield Figure(f"{what}: consumer waited", "% of the time", 100 * stalled, None, [])
+
+
+def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
+    """Training time of a grid beside that of its runs, and what their LLM and dictionaries make expect."""
+    words = [
+        f"llm={plan.llm}",
+        f"sae.num_latents={plan.latents[0]}",
+        f"shuffle.chunk_rows={plan.rows}",
+        f"train_tokens={plan.steps * plan.batch}",
+        f"batch={plan.batch}",
+        f"device={plan.device}",
+    ]
+    saving = time_grid(words, plan.dictionaries)
+    what = f"grid of {plan.dictionaries} x {plan.latents[0]} latents on {plan.llm}"
+    times = (saving.grid_s, saving.alone_s)
+    yield Figure(f"{what}, and as many runs: training", "s", *times, [saving.share])
+    parts = f"LLM {saving.llm_s:.1f} s a run, dictionaries {saving.trained_s:.1f} s in all"
+    shares = (saving.share, saving.expected)
+    yield Figure(f"{what}: that share, and by its parts ({parts})", "", *shares, [shares[0] / shares[1]])
 
 
 def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str, Any]]:

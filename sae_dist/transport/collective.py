@@ -3,6 +3,8 @@
 `wire.py` has the protocol. A producer computes on one thread and sends on another, so the LLM goes on while
 credits are awaited and chunks are on the wire; a consumer receives on a thread of its own, and so trains
 meanwhile. Both ends are bounded: no one is ever further ahead than its room.
+
+On CUDA each thread has a stream of its own, with events between them; that has not been run on a GPU yet.
 """
 
 import queue
