@@ -21,6 +21,7 @@ from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import check_single
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode
 from sae_dist.export.saelens import export_firing_rates, load_exported
@@ -53,6 +54,8 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
 def evaluate_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them."""
     configs = [load_config(folder / "config.yaml") for folder in folders]
+    for each, folder in zip(configs, folders, strict=True):
+        check_single(each, folder)
     cfg = configs[0]
     device, encode = _device(cfg), resolve(cfg.kernels).encode_topk
     saes = [load_exported(folder / "export").to(device) for folder in folders]

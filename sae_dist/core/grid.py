@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.config import GridConfig, RunConfig
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.kinds import SELECTED
 
 VARIES = {
@@ -60,6 +61,19 @@ def member_name(chosen: dict[str, Any]) -> str:
 def member_folders(cfg: RunConfig, folder: Path) -> list[Path]:
     """Where each dictionary's own config, metrics, checkpoints and export lie."""
     return [folder / (member.name or "") for member in members(cfg)] if varied(cfg) else [folder]
+
+
+def check_single(cfg: RunConfig, folder: Path) -> None:
+    """One dictionary is wanted.
+
+    Raises:
+        ConfigError: the folder is a grid's.
+    """
+    if varied(cfg):
+        found = member_folders(cfg, folder)
+        raise ConfigError(
+            f"{folder} is a grid of {len(found)} dictionaries; give the folder of one: {found[0]}"
+        )
 
 
 def shared_out(cfg: RunConfig, group: int) -> list[int]:

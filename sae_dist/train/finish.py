@@ -5,6 +5,7 @@ from pathlib import Path
 from sae_dist.checkpoint.store import Checkpoints, load_full
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import check_single
 from sae_dist.dictionary.levels import levels
 from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.saelens import export_saelens
@@ -23,6 +24,7 @@ def export_run(folder: Path) -> Path:
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
     cfg = load_config(folder / "config.yaml")
+    check_single(cfg, folder)
     newest = Checkpoints.newest(folder)
     if newest is None:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")

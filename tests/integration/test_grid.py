@@ -64,6 +64,9 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
     cost = summary["cost"]
     assert cost["alone_seconds"] == pytest.approx(4 * cost["stream_seconds"] + cost["dictionary_seconds"])
     assert f"{cost['share']:.0%} of the" in printed and 0.25 < cost["share"] < 1
+    for command in ("eval", "export"):
+        done = sae_dist(run, command, ".")
+        assert done.returncode == 2 and "is a grid of 4 dictionaries; give the folder of one" in done.stderr
 
 
 def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
