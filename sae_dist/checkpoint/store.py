@@ -97,6 +97,20 @@ class Checkpoints:
             raise CheckpointError(f"cannot read checkpoint {path}: {_first_cause(error)}") from None
         return _scalars(path)
 
+    def forget_after(self, path: Path | None) -> None:
+        """Remove checkpoints newer than `path`, None: all: this run goes back and writes them again.
+
+        Raises:
+            CheckpointError: one could not be removed.
+        """
+        self._together(lambda: self._forget_after(path))
+
+    def _forget_after(self, path: Path | None) -> str:
+        found = complete(self._folder)
+        for doomed in found[found.index(path) + 1 :] if path else found:
+            self._remove(doomed)
+        return "removed"
+
     @staticmethod
     def newest(folder: Path) -> Path | None:
         """The newest complete checkpoint of a run folder, if there is one."""
@@ -138,11 +152,14 @@ class Checkpoints:
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
-            # Renamed first: half removed under its own name it would still look complete.
-            doomed = self._folder / f".{path.name}.tmp"
-            os.replace(path, doomed)
-            shutil.rmtree(doomed)
+            self._remove(path)
         return "published"
+
+    def _remove(self, path: Path) -> None:
+        # Renamed first: half removed under its own name it would still look complete.
+        doomed = self._folder / f".{path.name}.tmp"
+        os.replace(path, doomed)
+        shutil.rmtree(doomed)
 
     def _together(self, act: Callable[[], str]) -> str:
         """The first rank acts; every rank gets its answer, or raises what it raised."""

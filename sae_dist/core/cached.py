@@ -1,7 +1,6 @@
 """Training from a cache: what its manifest settles, and how many chunks of each lane a run draws."""
 
 import copy
-import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +8,7 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import resolve_shuffle
+from sae_dist.core.resolve import block_of
 
 LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn")
 """Fields of the LLM that its activations depend on. `llm.trust_remote_code` is not among them: whether code
@@ -80,32 +79,25 @@ def fill(
 
 
 def check_length(cfg: RunConfig, chunks: int) -> None:
-    """Whether a cache of `chunks` in each lane is enough for the run.
+    """Whether a cache of `chunks` in each lane is enough for the run; an open block is made small enough.
 
     Raises:
         ConfigError: it is not; says what would be.
     """
-    needed = _needed(cfg, cfg.train_tokens)
-    if needed <= chunks:
-        return
-    blocks = [cfg.shuffle.block_chunks] if cfg.shuffle.block_chunks else range(1, chunks + 1)
+    given, rows = cfg.shuffle.block_chunks, cfg.train_tokens // cfg.batch * cfg.batch
     sizes = {"lanes": cfg.shuffle.lanes, "chunk_rows": cfg.shuffle.chunk_rows}
-    served = [rows_served(chunks, block_chunks=block, **sizes) for block in blocks]
-    most = max((rows for rows in served if rows >= cfg.batch and _needed(cfg, rows) <= chunks), default=0)
-    fix = f"train on at most train_tokens={most}, or " if most else ""
+    blocks = [given] if given else range(block_of(cfg), 0, -1)
+    needed = {block: chunks_needed(rows, block_chunks=block, **sizes) for block in blocks}
+    for block in blocks:
+        if needed[block] <= chunks:
+            cfg.shuffle.block_chunks = block
+            return
+    most = max(rows_served(chunks, block_chunks=block, **sizes) for block in blocks)
+    fix = f"train on at most train_tokens={most}, or " if most >= cfg.batch else ""
     raise ConfigError(
-        f"train_tokens={cfg.train_tokens} needs {needed} chunks of each lane and the cache at "
+        f"train_tokens={cfg.train_tokens} needs {min(needed.values())} chunks of each lane and the cache at "
         f"activations.path={cfg.activations.path} has {chunks}; {fix}harvest a longer one"
     )
-
-
-def _needed(cfg: RunConfig, tokens: int) -> int:
-    """Chunks of each lane for a run of so many tokens, with the block that such a run has."""
-    run = dataclasses.replace(cfg, train_tokens=tokens, shuffle=dataclasses.replace(cfg.shuffle))
-    resolve_shuffle(run)
-    shuffle, rows = run.shuffle, tokens // cfg.batch * cfg.batch
-    sizes = {key: getattr(shuffle, key) for key in ("lanes", "chunk_rows", "block_chunks")}
-    return chunks_needed(rows, **sizes)
 
 
 def _plain(value: Any) -> str:

@@ -101,6 +101,8 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
         if twice:
             yield f"grid.{key}={_written(values)} holds {twice[0]} twice; a grid trains each once"
     grid, groups = cfg.grid, cfg.topology.groups
+    if groups < 1:
+        yield f"topology.groups={groups} must be greater than 0"
     number = len(members(cfg))
     if groups > number:
         yield f"topology.groups={groups} is more than the grid's {number} dictionaries; use at most {number}"

@@ -26,7 +26,7 @@ class ConsumerMemory:
     moments     twice as many, of the rows that this replica owns; with row_adam once where beta1 = 0, and 8
                 bytes for each owned latent. With dp > 1 and adam a copy of the owned rows is counted here too
     lanes       L x 2 groups x block_chunks x R rows, each C numbers in the wire dtype and an id of 8 bytes
-    in_flight   with producers, chunks that have arrived ahead: up to L (2 block_chunks + 1) + in_flight
+    in_flight   with producers, chunks that have arrived ahead: L (2 block_chunks + 1) + in_flight x producers
 
     A step needs more for a while: half of the gradients, as they are projected, tiles of scores, the batch.
     """
@@ -68,7 +68,8 @@ def consumer_memory(cfg: RunConfig, columns: int, target: int) -> ConsumerMemory
         gradients, moments = owned, 2 * owned + (owned if topology.dp > 1 else 0)
     lanes = shuffle.lanes // (topology.shard * topology.dp)
     chunk = shuffle.chunk_rows * (columns * WIRE_BYTES[cfg.precision] + ID_BYTES)
-    ahead = lanes * (2 * shuffle.block_chunks + 1) + topology.in_flight
+    senders = topology.producers * (cfg.llm.shard_size if cfg.llm.shard == "zero3" else 1)
+    ahead = lanes * (2 * shuffle.block_chunks + 1) + topology.in_flight * senders
     return ConsumerMemory(
         weights=numbers * size + 8 * latents,
         gradients=gradients,

@@ -62,7 +62,7 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
             cfg.grid.hook = list(facts.hooks)
-    resolve_shuffle(cfg)
+    cfg.shuffle.block_chunks = cfg.shuffle.block_chunks or block_of(cfg)
     _resolve_machine(cfg)
     if not varied(cfg):
         _resolve_sae(cfg, width)
@@ -126,12 +126,10 @@ def _context(given: int | None, facts: "LlmFacts") -> int:
     return given
 
 
-def resolve_shuffle(cfg: RunConfig) -> None:
-    """Fill in the size of a block: training begins once every lane has its first."""
-    shuffle = cfg.shuffle
-    if shuffle.block_chunks is None:
-        fifth = cfg.train_tokens // (5 * shuffle.lanes * shuffle.chunk_rows)
-        shuffle.block_chunks = min(max(fifth, 1), LARGEST_BLOCK)
+def block_of(cfg: RunConfig) -> int:
+    """Chunks of a block that is left open: training begins once every lane has filled its first."""
+    fifth = cfg.train_tokens // (5 * cfg.shuffle.lanes * cfg.shuffle.chunk_rows)
+    return min(max(fifth, 1), LARGEST_BLOCK)
 
 
 def _resolve_machine(cfg: RunConfig) -> None:

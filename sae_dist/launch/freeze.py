@@ -62,12 +62,16 @@ class Frozen:
 
 
 def freeze(
-    cfg: RunConfig, width: int, kind: FolderKind | None = None, members: Sequence[RunConfig] = ()
+    cfg: RunConfig,
+    width: int,
+    kind: FolderKind | None = None,
+    members: Sequence[RunConfig] = (),
+    widths: Sequence[int] = (),
 ) -> Frozen:
     """Make the folder of a resolved config, or find it.
 
     Args:
-        members: configs of a grid's dictionaries, with folders of their own in it.
+        members: configs of a grid's dictionaries, with folders of their own in it; `widths` as `width`.
         width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
             need is known.
         kind: None: a run.
@@ -86,7 +90,8 @@ def freeze(
             raise ConfigError(
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
-        spaces = [kind.space(each, width) for each in members or [cfg]]
+        parts = zip(members, widths, strict=True) if members else [(cfg, width)]
+        spaces = [kind.space(each, columns) for each, columns in parts]
         _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
         return Frozen(folder, made=_write_new(cfg, folder, kind, members))
     except OSError as error:

@@ -9,6 +9,8 @@ from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.grid import member_folders, members, varied
 
+EVALUATED_BYTES = 4 << 30
+"""Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
 COLUMNS = (
     ("FVU", "fvu", ".4f"),
     ("L0", "l0", ".1f"),
@@ -37,7 +39,8 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
             export_run(each)
             by_hook.setdefault(member.hook, []).append(each)
     for folders in by_hook.values():
-        evaluate_runs(folders)
+        for together in batches(folders):
+            evaluate_runs(together)
     found: dict[str, dict[str, Any]] = {}
     for each in member_folders(cfg, folder):
         summary = json.loads((each / "summary.json").read_text(encoding="utf-8"))
@@ -56,13 +59,28 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
     return format_grid(result)
 
 
+def batches(folders: list[Path]) -> list[list[Path]]:
+    """Dictionaries that are evaluated in one pass, by the size of their exports; a large one is alone."""
+    found: list[list[Path]] = []
+    room = 0
+    for folder in folders:
+        size = sum(each.stat().st_size for each in (folder / "export").iterdir())
+        if not found or size > room:
+            found.append([])
+            room = EVALUATED_BYTES
+        found[-1].append(folder)
+        room -= size
+    return found
+
+
 def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None:
     """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
 
-    None where producers compute the stream: there the consumers' wait for it is no cost of the LLM.
+    None where producers compute the stream, as the consumers' wait for it is no cost of the LLM, where
+    several groups read it, and on a GPU, whose work the host's clock does not see.
     """
     timed = [each for each in found if each["stream_seconds"] is not None]
-    if cfg.topology.producers or not timed:
+    if cfg.topology.producers or cfg.topology.groups > 1 or cfg.device != "cpu" or not timed:
         return None
     stream = timed[0]["stream_seconds"]
     dictionaries = sum(each["dictionary_seconds"] for each in timed)

@@ -107,7 +107,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     for each in (settled.cfg, *settled.members):
         validate(each, world_size)
     check_devices(settled.cfg, world_size)
-    frozen = freeze(settled.cfg, settled.columns, members=settled.members)
+    frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
     if settled.note:
         print(settled.note, file=sys.stderr)
     if frozen.finished:

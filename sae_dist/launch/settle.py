@@ -21,13 +21,14 @@ class Settled:
 
     Attributes:
         members: of a grid, the configs of its dictionaries; of another run none.
-        columns: width of the rows that flow.
+        columns: width of the rows that flow; widths: of those that each dictionary reads.
         note: how hooks' names were read, if not as they stand.
     """
 
     cfg: RunConfig
     columns: int
     members: tuple[RunConfig, ...] = ()
+    widths: tuple[int, ...] = ()
     note: str | None = None
 
     @classmethod
@@ -41,7 +42,8 @@ class Settled:
         """
         cfg = resolve(cfg, facts, width)
         found = resolved_members(cfg, facts, width) if varied(cfg) else []
-        return cls(cfg, columns, tuple(found), note)
+        widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
+        return cls(cfg, columns, tuple(found), widths, note)
 
 
 def launched() -> bool:

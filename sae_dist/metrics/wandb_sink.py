@@ -23,10 +23,13 @@ class WandbSink:
         self._mode = wandb_mode(cfg.metrics.wandb)
         if self._mode == "disabled":
             return
-        modes = ["offline"] if self._mode == "offline" else [self._mode, "offline"]
-        for self._mode in modes:
+        # W&B's service process holds on to the id of a run whose start failed.
+        tries = (
+            {self._mode: run_id} if self._mode == "offline" else {self._mode: run_id, "offline": run_id + "o"}
+        )
+        for self._mode, each in tries.items():
             try:
-                self._run = _init(cfg, folder, run_id, self._mode)
+                self._run = _init(cfg, folder, each, self._mode)
                 return
             except Exception as error:
                 _say(f"wandb ({self._mode}) failed, the run goes on: {_one_line(error)}")
@@ -77,22 +80,18 @@ def _has_key() -> bool:
 def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     import wandb
 
-    try:
-        run = wandb.init(
-            project=cfg.metrics.project,
-            name=cfg.name or folder.name,
-            group=cfg.metrics.group,
-            id=run_id,
-            resume="allow" if mode == "online" else None,
-            dir=str(folder),
-            mode=mode,  # type: ignore[arg-type]
-            config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
-            settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S),
-        )
-    except Exception:
-        # W&B's service process holds on to the id of a run whose start failed; offline needs it next.
-        wandb.teardown()
-        raise
+    run = wandb.init(
+        project=cfg.metrics.project,
+        name=cfg.name or folder.name,
+        group=cfg.metrics.group,
+        id=run_id,
+        resume="allow" if mode == "online" else None,
+        dir=str(folder),
+        mode=mode,  # type: ignore[arg-type]
+        config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+        # The dictionaries of a grid have a run each in one process.
+        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new"),
+    )
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run

@@ -104,6 +104,7 @@ class Balance:
         if self.stream is None or self.steps < 1 or self.work is None or not self.work[1]:
             return None
         cfg, senders = self.cfg, self.topology.num_producers
+        consumers = self.topology.num_groups * self.topology.num_consumers
         # Chunks that were all made before the first step ended still tell what one costs.
         worked, made = (self.worked, self.made) if self.made else self.work
         chunk_s = worked / made * cfg.topology.producers / senders
@@ -114,7 +115,7 @@ class Balance:
             producers_waited=max(1 - self.worked / senders / self.seconds, 0.0),
             chunk_busy_s=chunk_s,
             step_busy_s=step_s,
-            producers_per_consumer=chunks_per_step * chunk_s / step_s / self.topology.num_consumers,
+            producers_per_consumer=chunks_per_step * chunk_s / step_s / consumers,
         )
 
     def summary(self) -> dict[str, Any]:

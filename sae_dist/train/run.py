@@ -76,26 +76,47 @@ def play(
         chunks = build_chunks(cfg, facts, topology, device)
         folders = unfinished(cfg, folder, topology.group)
         runs = build_runs(cfg, folders, chunks, facts, topology, stop, device)
-        consume(runs, chunks, give_up if varied(cfg) else None)
-        await_groups(topology, control)
+        try:
+            consume(runs, chunks, give_up if varied(cfg) else None)
+        except Preempted:
+            await_groups(topology, control, "stopped")
+            raise
+        await_groups(topology, control, "trained")
     else:
         # A producer ends when its consumers say so: to stop is agreed among them.
         build_producer(cfg, facts, topology, device)()
 
 
-def await_groups(topology: Topology, control: Control) -> None:
-    """Rank 0, which may host the store of all and finishes the grid, stays until every group has trained.
+def await_groups(topology: Topology, control: Control, how: str) -> None:
+    """Leave only when every group has trained, or has stopped and saved; one group is every group.
+
+    A launcher that sees a rank leave soon ends the others, which may still be saving. Rank 0 may host the
+    store of all, and finishes a grid.
+
+    Args:
+        how: what this group has done: `trained` or `stopped`.
 
     Raises:
+        Preempted: another group has stopped, on rank 0.
         TransportError: a rank of another group failed.
     """
+    if topology.num_groups == 1:
+        return
     if topology.leads:
-        control.set(f"trained/{topology.group}", "")
-    groups = range(topology.num_groups) if topology.rank == 0 else ()
-    while not all(control.check(f"trained/{group}") for group in groups):
+        control.set(f"{how}/{topology.group}", "")
+    waiting, stopped = set(range(topology.num_groups)), False
+    while waiting:
         if failure := control.failure():
             raise TransportError(failure)
+        for group in list(waiting):
+            ended = [word for word in ("trained", "stopped") if control.check(f"{word}/{group}")]
+            waiting -= {group} if ended else set()
+            stopped |= "stopped" in ended
         time.sleep(POLL_S)
+    if stopped and how == "trained" and topology.rank == 0:
+        raise Preempted(
+            "another group of consumers stopped on request; run the same command with resume=auto"
+        )
 
 
 def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
@@ -136,7 +157,8 @@ def consume(
 
 
 def give_up(run: Run, error: NumericsError) -> None:
-    """One dictionary of a grid is over; the rest of the grid goes on."""
+    """One dictionary of a grid is over, and its memory free; the rest of the grid goes on."""
+    del run.dictionary, run.optimizer
     if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}

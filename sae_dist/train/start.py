@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from sae_dist.checkpoint.store import CHECKPOINTS, complete
+from sae_dist.core.errors import CheckpointError
 from sae_dist.shuffle.scale import estimate
 from sae_dist.train.state import Progress, Run
 
@@ -14,14 +15,25 @@ def start(runs: list[Run]) -> None:
     """Begin, or with `resume=auto` go on where all of these dictionaries stood last.
 
     Dictionaries of a grid save one after the other: one that was killed in between goes back a checkpoint
-    with all others.
+    with all others, and loses the newer one.
+
+    Raises:
+        CheckpointError: they stand at different steps, as those of several groups of consumers may.
     """
     found = [complete(run.folder / CHECKPOINTS) if run.cfg.resume == "auto" else [] for run in runs]
     common = set.intersection(*({path.name for path in paths} for paths in found))
+    if not common and max(map(len, found)) > 1:
+        last = [paths[-1].name if paths else "none" for paths in found]
+        stands = [f"{run.folder.name}: {name}" for run, name in zip(runs, last, strict=True)]
+        raise CheckpointError(
+            f"the dictionaries have no checkpoint of one step ({', '.join(stands)}); continue with the "
+            "topology.groups that they were trained with"
+        )
     for run, paths in zip(runs, found, strict=True):
-        newest = [path for path in paths if path.name in common]
-        if newest:
-            resume(run, newest[-1])
+        there = [path for path in paths if path.name in common]
+        run.checkpoints.forget_after(there[-1] if there else None)
+        if there:
+            resume(run, there[-1])
         else:
             begin(run)
 

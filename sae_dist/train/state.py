@@ -73,6 +73,8 @@ class Store(Protocol):
 
     def load(self, path: Path, tensors: dict[str, tuple[Tensor, str]]) -> dict[str, Any]: ...
 
+    def forget_after(self, path: Path | None) -> None: ...
+
 
 @dataclass
 class Progress:

@@ -17,7 +17,7 @@ import torch
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.sender import Sender, side_stream
 from sae_dist.transport.timed import Timed
-from sae_dist.transport.wire import Stream, Transfer
+from sae_dist.transport.wire import NEVER, Stream, Transfer
 
 
 def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
@@ -133,7 +133,7 @@ class RemoteChunks:
             # Nothing was ever read: a resumed run that had been trained to its end.
             for lane in self.open_lanes:
                 if lane not in self.index:
-                    self.open(lane, None)
+                    self.open(lane, {"chunk": NEVER})
             self._stop()
             return
         self.thread.join()

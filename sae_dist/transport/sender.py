@@ -7,7 +7,7 @@ from collections import deque
 import torch
 
 from sae_dist.core.types import ActivationChunk
-from sae_dist.transport.wire import Stream, Transfer
+from sae_dist.transport.wire import NEVER, Stream, Transfer
 
 
 class Sender:
@@ -27,6 +27,9 @@ class Sender:
     def __init__(self, stream: Stream, in_flight: int, firsts: dict[int, list[int]]):
         self.stream, self.in_flight, self.firsts = stream, in_flight, firsts
         self.served = [False] * stream.topology.num_groups * stream.topology.num_consumers
+        for lane, each in firsts.items():
+            for group, first in enumerate(each):
+                self.served[stream.topology.consumer_rank(lane, group)] |= first >= NEVER
         self.sent = 0
         self.failure: Exception | None = None
         self.slots = threading.Semaphore(in_flight)

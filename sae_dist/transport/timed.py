@@ -7,6 +7,7 @@ how much of the time it waited without a collective.
 import json
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.dist.control import Control
@@ -27,17 +28,19 @@ class Timed:
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         """See `ChunkSource.open`."""
-        return self._timed(self.source.open(lane, start))
+        # No generator: it would keep the last chunk of each lane alive.
+        return map(self._counted, iter(partial(self._next, self.source.open(lane, start)), None))
 
-    def _timed(self, chunks: Iterator[ActivationChunk]) -> Iterator[ActivationChunk]:
-        while True:
-            before = time.monotonic()
-            chunk = next(chunks, None)
-            self.seconds += time.monotonic() - before
-            if chunk is None:
-                return
-            self.chunks += 1
-            yield chunk
+    def _next(self, chunks: Iterator[ActivationChunk]) -> ActivationChunk | None:
+        before = time.monotonic()
+        chunk = next(chunks, None)
+        self.seconds += time.monotonic() - before
+        return chunk
+
+    def _counted(self, chunk: ActivationChunk | None) -> ActivationChunk:
+        assert chunk is not None
+        self.chunks += 1
+        return chunk
 
     def tell(self, control: Control, producer: int) -> None:
         """Let consumers know, at most every TELL_EVERY_S."""

@@ -24,6 +24,8 @@ from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
 
 HEADER_BYTES = 512
+NEVER = 2**40
+"""The first chunk of a lane whose consumer wants none at all: it had been trained to its end."""
 FIRST_POLL_S, LONGEST_POLL_S = 0.0001, 0.002
 LOOK_S = 0.1
 

@@ -52,6 +52,7 @@ def resolved(*overrides, facts=FACTS):
         ("grid.k=[8,16] sae=relu", "grid.k=.* is not read with sae.kind=relu"),
         ("grid.num_latents=[64,8] grid.k=[16]", r"sae.k=16 .* use at most 8 .*grid: num_latents=8,k=16"),
         ("topology.groups=2", "topology.groups=2 shares out the dictionaries of a grid; give a grid"),
+        ("grid.k=[8,16] topology.groups=0", "topology.groups=0 must be greater than 0"),
         ("grid.k=[8,16] topology.groups=2", "topology.groups=2 with topology.producers=0: every group"),
         ("grid.k=[8,16] topology.groups=3 topology.producers=1", "more than the grid's 2 .* use at most 2"),
         (

@@ -154,3 +154,18 @@ def test_curves_are_drawn_for_what_was_recorded(tmp_path):
     names = [path.name for path in plot_curves(tmp_path)]
     assert names == ["loss_fvu.png", "latents_dead_fraction.png"]
     assert (tmp_path / "plots" / "loss_fvu.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_two_runs_of_one_process_are_two_runs_of_wandb(no_wandb_key, tmp_path, capfd):
+    cfg = RunConfig(name="one")
+    cfg.metrics.wandb = "offline"
+    sinks = [WandbSink(cfg, tmp_path / name, run_id) for name, run_id in (("a", "id1"), ("b", "id2"))]
+    for sink in sinks:
+        sink.write({"step": 1, "tokens": 10, "loss/fvu": 0.5})
+    sinks[0].close()
+    sinks[1].write({"step": 2, "tokens": 20, "loss/fvu": 0.4})
+    sinks[1].close()
+    said = capfd.readouterr().err
+    assert "failed" not in said
+    for name, run_id in (("a", "id1"), ("b", "id2")):
+        assert list((tmp_path / name / "wandb").glob(f"offline-run-*-{run_id}/*.wandb"))
