@@ -21,6 +21,7 @@ from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_json
 from sae_dist.core.grid import check_single
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode
@@ -85,9 +86,7 @@ def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     summary |= result
     if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
         summary["status"] = "finished"
-    temporary = folder / ".summary.json.tmp"
-    temporary.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_json(path, summary)
     if (folder / "metrics.jsonl").exists():
         plot_curves(folder)
     if "density" in summary:

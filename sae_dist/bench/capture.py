@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sae_dist.bench.scaling import seconds
 from sae_dist.core.config import RunConfig
 from sae_dist.core.resolve import resolve
 from sae_dist.core.types import TokenChunk
@@ -64,14 +65,3 @@ def bare_forward(source: LlmChunkSource, chunk: TokenChunk) -> Callable[[], None
             llm.base(**inputs)
 
     return forward
-
-
-def seconds(act: Callable[[], object], device: torch.device) -> float:
-    """Wall time, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    act()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_dist.bench.plan import Plan, write_json
+from sae_dist.bench.plan import Plan
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.files import write_json
 
 PEERS = Path(__file__).parent / "peers"
 

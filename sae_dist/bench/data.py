@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from sae_dist.bench.plan import CHUNK_ROWS, LANES, Plan, make_folder, write_json
+from sae_dist.bench.plan import CHUNK_ROWS, LANES, Plan, make_folder
 from sae_dist.core.config import LlmConfig, RunConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_json
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm

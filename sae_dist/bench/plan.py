@@ -1,7 +1,5 @@
 """What a quality benchmark is made of: settings, presets, and the folder that holds it."""
 
-import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,10 +62,3 @@ def make_folder(folder: Path) -> None:
         raise ConfigError(
             f"--folder: {folder} cannot be made: {error.strerror}; choose another --folder"
         ) from None
-
-
-def write_json(path: Path, content: object) -> None:
-    """Complete or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

@@ -20,8 +20,9 @@ import numpy as np
 from sae_dist.bench.contestants import CONTESTANTS, Contestant, Job, TrialFailed, run_trial
 from sae_dist.bench.data import order_file, prepare_data
 from sae_dist.bench.evaluate import Weights, measure
-from sae_dist.bench.plan import Plan, write_json
+from sae_dist.bench.plan import Plan
 from sae_dist.bench.sweep import best_of, is_bracketed, sweep
+from sae_dist.core.files import write_json
 
 NOT_FINITE = "not finite"
 

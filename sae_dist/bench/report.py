@@ -8,8 +8,9 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from sae_dist.bench.data import describe
-from sae_dist.bench.plan import Plan, write_json
+from sae_dist.bench.plan import Plan
 from sae_dist.bench.quality import Outcome
+from sae_dist.core.files import write_json
 from sae_dist.launch.provenance import provenance
 
 HEAD = ("", "version", "lr", "FVU", "dead", "L0", "seconds", "seeds")

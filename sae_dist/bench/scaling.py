@@ -145,7 +145,7 @@ class Encoder:
             torch.mm(self.x_BD, tile.T, out=self.out[:, : len(tile)])
 
 
-def seconds(act: Callable[[], None], device: torch.device) -> float:
+def seconds(act: Callable[[], object], device: torch.device) -> float:
     """Wall time, the device's work included."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -13,9 +13,10 @@ import numpy as np
 
 from sae_dist.bench.contestants import CONTESTANTS, Contestant
 from sae_dist.bench.data import prepare_data
-from sae_dist.bench.plan import Plan, write_json
+from sae_dist.bench.plan import Plan
 from sae_dist.bench.quality import Outcome, compete, cost, run_quality, say
 from sae_dist.bench.sweep import rate
+from sae_dist.core.files import write_json
 
 STUDIES = {
     "rule": {

@@ -11,6 +11,7 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_json
 from sae_dist.core.resolve import identity
 from sae_dist.launch.provenance import provenance
 
@@ -128,7 +129,7 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
             save_config(each, temporary)
             os.replace(temporary, its / kind.config)
         starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        _write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
+        write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
     return Frozen(folder)
@@ -143,7 +144,7 @@ def _write_new(
     try:
         temporary.mkdir(parents=True)
         save_config(cfg, temporary / kind.config)
-        _write_json(temporary / PROVENANCE, provenance())
+        write_json(temporary / PROVENANCE, provenance())
         for member in members:
             (temporary / (member.name or "")).mkdir()
             save_config(member, temporary / (member.name or "") / kind.config)
@@ -183,12 +184,6 @@ def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str,
             f"output={cfg.output} has {_gib(free)} free and this {noun} needs about {_gib(needed)} for "
             f"{what}; make room, {fewer}, or choose another output="
         )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _gib(count: int) -> str:

@@ -1,12 +1,12 @@
 """The end of a grid: every dictionary exported and evaluated, one table, and what one stream saved."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import NumericsError
+from sae_dist.core.files import write_json
 from sae_dist.core.grid import member_folders, members, varied
 
 EVALUATED_BYTES = 4 << 30
@@ -53,9 +53,7 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
     result["cost"] = cost(cfg, list(found.values()))
     trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
     result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
-    temporary = folder / ".summary.json.tmp"
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "summary.json")
+    write_json(folder / "summary.json", result)
     return format_grid(result)
 
 

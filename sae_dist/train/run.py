@@ -1,19 +1,18 @@
 """What one rank does once the run folder is frozen: train, or produce."""
 
 import json
-import os
 import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
+from sae_dist.core.files import write_json
 from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.memory import consumer_memory
 from sae_dist.core.types import ChunkSource
@@ -162,7 +161,7 @@ def give_up(run: Run, error: NumericsError) -> None:
     if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
-        write(run.folder, summary | {"status": DIVERGED, "reason": str(error)})
+        write_json(run.folder / SUMMARY, summary | {"status": DIVERGED, "reason": str(error)})
 
 
 def close(chunks: ChunkSource) -> None:
@@ -218,14 +217,7 @@ def write_summary(run: Run) -> None:
         "dictionary_seconds": run.seconds,
         "status": "trained",
     }
-    write(run.folder, summary | run.meter.summary())
-
-
-def write(folder: Path, summary: dict[str, Any]) -> None:
-    """summary.json: complete or absent."""
-    temporary = folder / f"{SUMMARY}.tmp"
-    temporary.write_text(json.dumps(summary, indent=1))
-    os.replace(temporary, folder / SUMMARY)
+    write_json(run.folder / SUMMARY, summary | run.meter.summary())
 
 
 def peak_memory_bytes(device: torch.device) -> int:
