@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from sae_dist.core.config import OptimConfig
 from sae_dist.core.types import RowTerm
 from sae_dist.dist.mesh import Topology
+from sae_dist.kernels.row_update import normalise, remove_radial
 
 State = dict[str, tuple[Tensor, str]]
 
@@ -178,16 +179,6 @@ class Engine:
 def lr_factor(cfg: OptimConfig, model: Trainable, name: str) -> float:
     """A parameter's learning rate as a multiple of `optim.lr`, by its group: encoder, bias, or neither."""
     return {"encoder": cfg.encoder_lr, "bias": cfg.bias_lr}.get(model.lr_groups.get(name, ""), 1.0)
-
-
-def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:
-    """Remove, in place, the part of each row's gradient that only changes the row's length."""
-    grad_FD.sub_(row_FD * (grad_FD * row_FD).sum(1, keepdim=True))
-
-
-def normalise(row_FD: Tensor) -> None:
-    """Rows back to unit norm, in place."""
-    row_FD.div_(row_FD.norm(dim=1, keepdim=True))
 
 
 def _grad(parameter: Parameter) -> Tensor:
