@@ -1,5 +1,6 @@
 """Backends under test, and where they run: on a GPU if there is one, else Triton's interpreter on the CPU."""
 
+import importlib.metadata
 import importlib.util
 from types import ModuleType
 
@@ -17,11 +18,10 @@ def missing() -> str | None:
     """Why the Triton kernels cannot run here."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    import triton
-
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    found = importlib.metadata.version("triton")
+    version = tuple(int(part) for part in found.split(".")[:2])
     if DEVICE.type == "cpu" and version < (3, 7) and np.lib.NumpyVersion(np.__version__) >= "2.4.0":
-        return f"the interpreter of triton {triton.__version__} does not work with numpy {np.__version__}"
+        return f"the interpreter of triton {found} does not work with numpy {np.__version__}"
     return None
 
 

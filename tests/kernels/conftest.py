@@ -2,6 +2,15 @@
 
 import pytest
 
+from tests.kernels.backends import DEVICE
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """Without a GPU, Triton's programs run in its interpreter; see tests/conftest.py."""
+    if DEVICE.type == "cpu":
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture
 def small_windows(monkeypatch):
