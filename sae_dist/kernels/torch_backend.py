@@ -65,14 +65,19 @@ def encode_topk_dead(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """See `reference.encode_topk_dead`. Scores of dead latents are made twice."""
-    latents = dead_F.nonzero().squeeze(1)
-    found = min(dead_k, len(latents))
-    val_BK = x_BD.new_full((len(x_BD), dead_k), -torch.inf)
+    return encode_topk(x_BD, W_FD, b_F, k), encode_topk_of(x_BD, W_FD, b_F, dead_F, dead_k)
+
+
+def encode_topk_of(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of the latents with `mask_F`; where there are fewer, values end in -inf, with index 0."""
+    latents = mask_F.nonzero().squeeze(1)
+    found = min(k, len(latents))
+    val_BK = x_BD.new_full((len(x_BD), k), -torch.inf)
     idx_BK = torch.zeros(val_BK.shape, dtype=torch.int64, device=x_BD.device)
     if found:
         val, position = encode_topk(x_BD, W_FD[latents], b_F[latents], found)
         val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
-    return encode_topk(x_BD, W_FD, b_F, k), (val_BK, idx_BK)
+    return val_BK, idx_BK
 
 
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:

@@ -3,8 +3,15 @@
 With TRITON_INTERPRET=1 the same programs run on the CPU, slowly, which is how they are tested without a GPU.
 """
 
-from sae_dist.kernels.triton_select import encode_topk, encode_topk_dead, topk_rows
-from sae_dist.kernels.triton_sparse import bias_gradient, decode, latent_gradient, weight_gradient
+from sae_dist.kernels.triton_ops import (
+    bias_gradient,
+    decode,
+    encode_topk,
+    encode_topk_dead,
+    latent_gradient,
+    weight_gradient,
+)
+from sae_dist.kernels.triton_select import topk_rows
 
 __all__ = [
     "bias_gradient",

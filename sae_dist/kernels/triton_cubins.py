@@ -49,10 +49,14 @@ class Build:
         shown = {name: value for name, value in self.plan.constants.items() if value not in (False, -1)}
         return f"{self.program} {self.rows} " + " ".join(f"{name}={value}" for name, value in shown.items())
 
+    @property
+    def function(self) -> triton.JITFunction:
+        """The program itself."""
+        return getattr(triton_adam if self.program == "update_rows" else triton_jit, self.program)
+
     def source(self) -> ASTSource:
         """With every pointer aligned to 16 bytes, as torch allocates, and no size specialised."""
-        module = triton_adam if self.program == "update_rows" else triton_jit
-        program = getattr(module, self.program)
+        program = self.function
         signature = {name: self.type_of(name) for name in program.arg_names}
         pointers = [place for place, kind in enumerate(signature.values()) if kind.startswith("*")]
         attrs = {(place,): [["tt.divisibility", 16]] for place in pointers}

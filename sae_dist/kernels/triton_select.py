@@ -105,10 +105,13 @@ def _encode(
     wanted: list[tuple[Room, Tensor | None]] = [(Room.of(k), None)]
     if dead_F is not None:
         wanted.append((Room.of(dead_k), dead_F))
-    most = max(room.capacity for room, _ in wanted)
-    if W_FD.dtype == torch.float64 or len(W_FD) < 4 * most or not len(x_BD):
+    fit = [len(W_FD) >= 4 * room.capacity for room, _ in wanted]
+    if W_FD.dtype == torch.float64 or not fit[0] or not len(x_BD):
         return [_in_full(x_BD, W_FD, b_F, room.k, mask_F) for room, mask_F in wanted]
-    block = max(256, KEYS // sum(room.capacity for room, _ in wanted))
+    if not all(fit):
+        return [*_encode(x_BD, W_FD, b_F, k, None, 0), _in_full(x_BD, W_FD, b_F, dead_k, dead_F)]
+    # A power of two, so that every block's rows are aligned alike: alignment is compiled in.
+    block = 1 << (KEYS // sum(room.capacity for room, _ in wanted)).bit_length() - 1
     parts = [_sweep(x_BD[first : first + block], W_FD, b_F, wanted) for first in range(0, len(x_BD), block)]
     return [(torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
             for i in range(len(wanted))]  # fmt: skip
@@ -118,7 +121,7 @@ def _sweep(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[tuple[Room, Ten
     x16_BD, F = x_BD.bfloat16(), len(W_FD)
     picks = [Candidates.start(room, mask_F, x16_BD, W_FD, b_F) for room, mask_F in wanted]
     rows = min(ROWS, power_of_two(len(x_BD)))
-    chunk = max(512, min(SCORES // rows, 16384))
+    chunk = max(512, min(SCORES // rows, 16384, F // 32))
     plan = screen_plan(picks[0].room.capacity, picks[1].room.capacity if len(picks) > 1 else 0)
     other = picks[-1]
     for first in range(0, F, chunk):
@@ -175,9 +178,9 @@ class Candidates:
         score_BM = latent_gradient(idx_BM.flatten(), first_B, x_BD, W_FD).view(idx_BM.shape) + b_F[idx_BM]
         error_B = torch.where(filled_BM, (score_BM - screened_BM).abs(), 0.0).amax(1)
         score_BM = torch.where(filled_BM, score_BM.float(), -torch.inf)
-        sorted_BM, by_score = sort_keys(score_BM, idx_BM).sort(dim=1, descending=True)
-        del sorted_BM
-        val_BK, idx_BK = score_BM.gather(1, by_score)[:, :k], idx_BM.gather(1, by_score)[:, :k]
+        by_score = sort_keys(score_BM, idx_BM).sort(dim=1, descending=True).indices
+        best_BK = by_score[:, :k]
+        val_BK, idx_BK = score_BM.gather(1, best_BK), idx_BM.gather(1, best_BK)
         # What was left out screened at most at the last candidate with an exact score, or below the floor.
         left_out_B = torch.maximum(screened_BM[:, -1], self.floor_B)
         sure_B = (self.count_B <= self.room.capacity) & (val_BK[:, -1] >= left_out_B + TRUST * error_B)
@@ -194,8 +197,10 @@ def _in_full(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, mask_F: Tensor | N
         dtype = torch.promote_types(torch.promote_types(x_BD.dtype, W_FD.dtype), torch.float32)
         x_BD, W_FD, b_F = x_BD.to(dtype), W_FD.to(dtype), b_F.to(dtype)
     if mask_F is None:
-        return torch_backend.encode_topk(x_BD, W_FD, b_F, k)
-    return torch_backend.encode_topk_dead(x_BD, W_FD, b_F, 0, mask_F.bool(), k)[1]
+        val, idx = torch_backend.encode_topk(x_BD, W_FD, b_F, k)
+    else:
+        val, idx = torch_backend.encode_topk_of(x_BD, W_FD, b_F, mask_F.bool(), k)
+    return val.contiguous(), idx.contiguous()
 
 
 def screen(x16_BD: Tensor, W16_CD: Tensor) -> Tensor:

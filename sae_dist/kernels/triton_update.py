@@ -68,7 +68,8 @@ class FusedUpdate:
     def _run(self, step: AdamStep | None, bad: Tensor | None, scale: Tensor | None) -> Tensor:
         state, device = self.state, self.key_P.device
         dtype = state.weights["W_enc"].dtype
-        squares = torch.zeros(len(WEIGHTS), self.most, dtype=summed(dtype), device=device)
+        # Two tensors, not rows of one: their alignment is compiled in, and must not depend on the pairs.
+        squares = [torch.zeros(self.most, dtype=summed(dtype), device=device) for _ in WEIGHTS]
         one = torch.ones(1, dtype=dtype, device=device)
         numbers = _numbers(step, device) if step else one.double().expand(2, 8)
         moment1 = state.moment1 or state.moment2
@@ -89,7 +90,7 @@ class FusedUpdate:
                 one if scale is None else scale, one if bad is None else bad, numbers[decoder],
                 **plan.options,
             )  # fmt: skip
-        return squares.sum()
+        return squares[0].sum() + squares[1].sum()
 
 
 def _rows(encoder: list[PairTerm], decoder: list[PairTerm]) -> tuple[Tensor, list[Tensor]]:
