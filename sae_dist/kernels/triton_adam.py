@@ -79,7 +79,7 @@ def update_rows(
         row = tl.load(weight_FD + place, mask=on, other=0).to(grad.dtype)
         row -= tl.load(numbers_N).to(grad.dtype) * moved
         if UNIT:
-            row = row / tl.sqrt(tl.sum(row * row, 0))
+            row = row / tl.sqrt(tl.sum(tl.where(on, row * row, 0), 0))
         tl.store(weight_FD + place, row, mask=store)
         if DECODER:
             tl.store(touched_F + latent, update.to(tl.int64), mask=kept)

@@ -5,6 +5,7 @@ import torch
 
 from sae_dist.kernels import reference
 from tests.kernels.backends import DEVICE, backend, draw, needs_triton
+from tests.unit.test_memory import LargestOutput
 
 pytestmark = needs_triton()
 LATENTS, WIDTH = 8200, 19
@@ -139,6 +140,19 @@ def test_rows_in_blocks_and_no_rows(monkeypatch):
     x, W, b = problem(7)
     check(backend("triton").encode_topk(x, W, b, 1), reference.encode_topk(x, W, b, 1))
     assert backend("triton").encode_topk(x[:0], W, b, 2)[1].shape == (0, 2)
+
+
+def test_no_output_is_near_rows_times_latents():
+    """What every operation puts out, the programs' own buffers included, stays below a sixteenth of B * F."""
+    rows, latents = 6, 65536
+    x, W, b = (
+        draw(0, rows, 3, dtype=torch.float32),
+        draw(1, latents, 3, dtype=torch.float32),
+        draw(2, latents),
+    )
+    with LargestOutput() as seen:
+        backend("triton").encode_topk(x, W, b.float(), 4)
+    assert 0 < seen.largest <= rows * latents // 16
 
 
 @pytest.mark.parametrize("k", [1, 7, 64, 512, 2048])
