@@ -28,8 +28,8 @@ from sae_dist.kernels.triton_plan import (
 from sae_dist.kernels.triton_select import Room
 
 CAPABILITIES = (80, 90, 100)
-WIDTHS = (33, 384, 768, 2304, 4096, 12288, 16384)
-"""Of a MiniLM, GPT-2 and the like, up to the widest; and an odd one, whose loads cannot be wide."""
+WIDTHS = (33, 768, 2304, 12288, 16384)
+"""Of GPT-2 and the like, up to the widest; and an odd one, whose loads cannot be wide."""
 KS = (1, 64, 512)
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
 INTEGERS = ("latent", "index", "key", "start", "middle", "touched", "dead_key")
@@ -93,9 +93,9 @@ class Resources:
 
 
 def builds() -> Iterator[Build]:
-    """All that the hosts can launch, at some widths. bfloat16 rows at one width, float64 at two."""
+    """All that the hosts can launch, at some widths. bfloat16 and float64 at one width."""
     widths = [(torch.float32, D) for D in WIDTHS]
-    for dtype, D in [*widths, (torch.bfloat16, 2304), (torch.float64, 33), (torch.float64, 2304)]:
+    for dtype, D in [*widths, (torch.bfloat16, 2304), (torch.float64, 33)]:
         rows, sums = ELEMENTS[dtype], "fp64" if dtype == torch.float64 else "fp32"
         yield Build("bag", bag_plan(D, dtype, windows=False), rows, sums)
         yield Build("bag", bag_plan(D, dtype, windows=True), rows, sums)
