@@ -145,13 +145,10 @@ def test_rows_in_blocks_and_no_rows(monkeypatch):
 def test_no_output_is_near_rows_times_latents():
     """What every operation puts out, the programs' own buffers included, stays below a sixteenth of B * F."""
     rows, latents = 6, 65536
-    x, W, b = (
-        draw(0, rows, 3, dtype=torch.float32),
-        draw(1, latents, 3, dtype=torch.float32),
-        draw(2, latents),
-    )
+    shapes = ((rows, 3), (latents, 3), (latents,))
+    x, W, b = (draw(seed, *shape, dtype=torch.float32) for seed, shape in enumerate(shapes))
     with LargestOutput() as seen:
-        backend("triton").encode_topk(x, W, b.float(), 4)
+        backend("triton").encode_topk(x, W, b, 4)
     assert 0 < seen.largest <= rows * latents // 16
 
 
