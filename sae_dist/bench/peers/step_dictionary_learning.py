@@ -40,12 +40,14 @@ class DictionaryLearning:
     def squared_error(self, x_BD: Tensor) -> Tensor:
         return sum_of_squares(x_BD - self.trainer.ae(x_BD))
 
-    def revive(self, dead_F: Tensor | None) -> int:
-        since_F, most = self.trainer.num_tokens_since_fired, self.trainer.dead_feature_threshold
+    def revive(self, dead_F: Tensor | None) -> None:
+        since_F = self.trainer.num_tokens_since_fired
         since_F.zero_()
         if dead_F is not None:
-            since_F[dead_F] = most
-        return int((since_F >= most).sum())
+            since_F[dead_F] = self.trainer.dead_feature_threshold
+
+    def num_dead(self) -> int:
+        return int((self.trainer.num_tokens_since_fired >= self.trainer.dead_feature_threshold).sum())
 
     def run(self, steps: int) -> float:
         def fit() -> None:

@@ -104,12 +104,11 @@ class Contestant(Protocol):
     def squared_error(self, x_BD: Tensor) -> Tensor:
         """Of the reconstruction of rows by its own forward, summed; changes nothing."""
 
-    def revive(self, dead_F: Tensor | None) -> int:
-        """Set its counters so that just these latents count as dead in the next step; None: none do.
+    def revive(self, dead_F: Tensor | None) -> None:
+        """Set its counters so that just these latents count as dead in the next step; None: none do."""
 
-        Returns:
-            How many count as dead now, by its own rule.
-        """
+    def num_dead(self) -> int:
+        """How many count as dead, by its own rule."""
 
     def run(self, steps: int) -> float:
         """Seconds of so many training steps on the whole batch."""
@@ -252,12 +251,13 @@ class Desk:
 
     def do_step(self, ask: dict[str, Any]) -> dict[str, Any]:
         assert self.problem and self.made
-        dead = self.made.revive(self.problem.dead_F if ask["dead"] else None)
+        self.made.revive(self.problem.dead_F if ask["dead"] else None)
         if ask["warm"]:
             self.made.run(ask["warm"])
         self.memory.reset_peak()
         seconds = self.made.run(ask["steps"])
         peak = self.memory.peak()
+        dead = self.made.num_dead()
         return {"seconds": seconds, "peak": peak, "held": self.memory.held(), "dead": dead}
 
     def do_drop(self, _ask: dict[str, Any]) -> dict[str, Any]:

@@ -42,11 +42,13 @@ class SaeLens:
     def squared_error(self, x_BD: Tensor) -> Tensor:
         return sum_of_squares(x_BD - self.sae(x_BD))
 
-    def revive(self, dead_F: Tensor | None) -> int:
+    def revive(self, dead_F: Tensor | None) -> None:
         since_F = self.trainer.n_forward_passes_since_fired
         since_F.zero_()
         if dead_F is not None:
             since_F[dead_F] = self.trainer.cfg.dead_feature_window + 1
+
+    def num_dead(self) -> int:
         return int(self.trainer.dead_neurons.sum())
 
     def run(self, steps: int) -> float:

@@ -109,12 +109,15 @@ class Sparsify:
     def squared_error(self, x_BD: Tensor) -> Tensor:
         return sum_of_squares(x_BD - self.sae(x_BD).sae_out)
 
-    def revive(self, dead_F: Tensor | None) -> int:
-        since_F, most = self.trainer.num_tokens_since_fired["rows"], self.trainer.cfg.dead_feature_threshold
+    def revive(self, dead_F: Tensor | None) -> None:
+        since_F = self.trainer.num_tokens_since_fired["rows"]
         since_F.zero_()
         if dead_F is not None:
-            since_F[dead_F] = most + 1
-        return int((since_F > most).sum())
+            since_F[dead_F] = self.trainer.cfg.dead_feature_threshold + 1
+
+    def num_dead(self) -> int:
+        since_F = self.trainer.num_tokens_since_fired["rows"]
+        return int((since_F > self.trainer.cfg.dead_feature_threshold).sum())
 
     def run(self, steps: int) -> float:
         self.trainer.dataset = Steps(steps, self.batch)

@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -105,10 +105,11 @@ class Actor:
         return reply
 
     def drop(self) -> None:
-        """Give the memory back."""
+        """Give the memory back. One that breaks down over it has ended, and starts anew at its next turn."""
         if self.shape:
             self.shape = None
-            self.ask(do="drop")
+            with suppress(TrialFailed):
+                self.ask(do="drop")
 
     def _line(self) -> bytes:
         assert self.process and self.process.stdout

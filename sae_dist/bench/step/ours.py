@@ -81,14 +81,17 @@ class Ours:
         """Of the loss itself."""
         return self.dictionary.loss(x_BD, 0, False).parts["squared_error"]
 
-    def revive(self, dead_F: Tensor | None) -> int:
+    def revive(self, dead_F: Tensor | None) -> None:
         """Latents fire by the run's count of tokens; the agreement tells a step whether any is dead."""
         dead, tokens = self.dictionary.dead, self.run_state.progress.tokens
         dead.last_fired_F.fill_(tokens)
         if dead_F is not None:
             dead.last_fired_F[dead_F] = tokens - dead.dead_after - 1
         self.run_state.agreement.restore(dead_F is not None, None)
-        return int(dead.mask(tokens).sum())
+
+    def num_dead(self) -> int:
+        """At the end of the last step."""
+        return int(self.dictionary.dead.mask(self.run_state.progress.tokens).sum())
 
     def run(self, steps: int) -> float:
         """Seconds of so many steps of the loop."""

@@ -47,8 +47,11 @@ class Floor:
         """By the definition, for the others to agree with; the weights are drawn again."""
         return by_definition(x_BD, draw(self.problem.ask, self.problem.device))
 
-    def revive(self, dead_F: Tensor | None) -> int:
+    def revive(self, dead_F: Tensor | None) -> None:
         """Nothing lives here."""
+
+    def num_dead(self) -> int:
+        """Nor dies."""
         return 0
 
     def run(self, steps: int) -> float:
@@ -70,8 +73,6 @@ def by_definition(x_BD: Tensor, problem: Problem) -> Tensor:
 class Dense:
     """See `peers.step_io.Contestant`."""
 
-    settings = "float32, torch.compile, fused Adam, AuxK 1/32"
-
     def __init__(self, problem: Problem):
         torch.set_float32_matmul_precision("high")
         self.x_BD, self.k = problem.x_BD, problem.k
@@ -83,7 +84,11 @@ class Dense:
         self.adam = torch.optim.Adam(self.parameters, lr=LR, fused=True)
         self.since_F = torch.zeros(problem.latents, dtype=torch.int64, device=problem.device)
         self.compiled = torch.compile(self.loss, dynamic=False)
-        self.aux_k, self.ready = 0, {-1}
+        off = torch._dynamo.config.disable
+        compiled = "torch.compile switched off by TORCHDYNAMO_DISABLE" if off else "torch.compile"
+        self.settings = f"float32, {compiled}, fused Adam, AuxK 1/32"
+        self.aux_k = 0
+        self.ready: set[int] = set()
 
     def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scores, indices of the best, reconstruction."""
@@ -109,15 +114,16 @@ class Dense:
         """Not compiled: the same formulas."""
         return sum_of_squares(x_BD - self.forward(x_BD)[2])
 
-    def revive(self, dead_F: Tensor | None) -> int:
+    def revive(self, dead_F: Tensor | None) -> None:
         """How many latents AuxK chooses is known before the step, so that nothing waits for the device."""
         self.since_F.zero_()
-        dead = 0
         if dead_F is not None:
             self.since_F[dead_F] = DEAD_AFTER + 1
-            dead = int(dead_F.sum())
-        self.aux_k = min(self.x_BD.shape[1] // 2, dead)
-        return dead
+        self.aux_k = min(self.x_BD.shape[1] // 2, self.num_dead())
+
+    def num_dead(self) -> int:
+        """By the counters."""
+        return int((self.since_F > DEAD_AFTER).sum())
 
     def run(self, steps: int) -> float:
         """Seconds; what is compiled on the way is not counted."""

@@ -136,7 +136,8 @@ class AtShape:
         return reply, self.last_s[name]
 
     def fail(self, name: str, status: str, why: str, mode: str | None = None) -> None:
-        """Note it in one mode, or in all."""
+        """Note it in one mode, or in all; what it holds is given back."""
+        self.stage.actors[name].drop()
         say(f"{self.shape}: {CONTESTANTS[name].label}: {why}")
         for each in [mode] if mode else MODES:
             self.lines[name, each].status, self.lines[name, each].why = status, why
