@@ -207,10 +207,7 @@ class Scripted:
 
     def __init__(self, fvu: dict[str, float | Exception]):
         self.fvu, self.asked = fvu, []
-        self.actors = {
-            name: SimpleNamespace(ask=lambda name=name, **_: self.check(name), drop=lambda: None)
-            for name in fvu
-        }
+        self.actors = {name: SimpleNamespace(ask=partial(self.check, name), drop=str) for name in fvu}
 
     def ready(self, name, shape):
         return {"version": "1"}
