@@ -236,6 +236,7 @@ class Desk:
         return reply
 
     def do_make(self, ask: dict[str, Any]) -> dict[str, Any]:
+        self.problem = self.made = None
         self.problem = draw(ask, self.job.device)
         self.made = self.make(self.problem)
         self.problem.W_dec_FD = torch.empty(0)

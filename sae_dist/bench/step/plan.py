@@ -37,6 +37,7 @@ class Contestant:
         target: a script in `peers/`, or a module of ours.
         variant: passed on to it.
         floor: no training step, but what one is measured against.
+        compiled: its first step in each mode compiles it.
         copies, scores: guesses of its memory while it steps, for the first time that it does: how often it
             holds both weights, and how many tensors [B, F].
     """
@@ -47,6 +48,7 @@ class Contestant:
     target: str
     variant: str = ""
     floor: bool = False
+    compiled: bool = False
     copies: float = 5.0
     scores: float = 5.0
 
@@ -74,7 +76,7 @@ CONTESTANTS = {
         Contestant(
             "dictionary_learning", "dictionary_learning", "dictionary_learning", "step_dictionary_learning.py"
         ),
-        Contestant("dense", "dense, torch.compile", None, PLAIN, "dense"),
+        Contestant("dense", "dense, torch.compile", None, PLAIN, "dense", compiled=True),
     )
 }
 STEPPERS = tuple(name for name, each in CONTESTANTS.items() if not each.floor)

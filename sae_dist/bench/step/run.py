@@ -20,6 +20,8 @@ from sae_dist.bench.step.table import Line, format_tables, write_all
 TOLERANCE = 1e-3
 """Relative, of FVU, between a contestant and the definition."""
 SAME_DRAW = 1e-6
+REST_SHARE = 0.4
+"""Of the time for rounds that goes to those with AuxK at rest, which are shorter."""
 
 
 def run_step(plan: StepPlan) -> str:
@@ -29,8 +31,8 @@ def run_step(plan: StepPlan) -> str:
         ConfigError: the folder cannot be made. What befalls a contestant is a line of the table.
     """
     make_folder(plan.folder)
-    deadline = time.monotonic() + 60 * plan.minutes if plan.minutes else None
-    patience_s = 60 * plan.minutes / 3 if plan.minutes else PATIENCE_S
+    deadline = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
+    patience_s = PATIENCE_S if plan.minutes is None else 60 * plan.minutes / 3
     lines: list[Line] = []
     with ExitStack() as ends:
         actors = {name: Actor(CONTESTANTS[name], plan, ends, patience_s) for name in plan.names}
@@ -39,7 +41,8 @@ def run_step(plan: StepPlan) -> str:
         stage = Stage(actors)
         for number, shape in enumerate(plan.shapes):
             now = time.monotonic()
-            until = now + (deadline - now) / (len(plan.shapes) - number) if deadline else None
+            left = len(plan.shapes) - number
+            until = None if deadline is None else now + (deadline - now) / left
             one = AtShape(plan, stage, shape, until)
             one.measure()
             lines += one.lines.values()
@@ -73,14 +76,13 @@ class AtShape:
         for mode in MODES:
             for name in self.plan.names:
                 self.lines[name, mode] = Line(name, self.shape, mode)
-        if self.until and time.monotonic() > self.until:
+        if self.until is not None and time.monotonic() > self.until:
             return self.leave_out("no time left for this shape; give it --minutes of its own")
         for name in self.plan.names:
             self.prepare(name)
-        for number, mode in enumerate(MODES):
-            now = time.monotonic()
-            until = now + (self.until - now) / (len(MODES) - number) if self.until else None
-            self.rounds(mode, until)
+        now = time.monotonic()
+        self.rounds("rest", None if self.until is None else now + REST_SHARE * (self.until - now))
+        self.rounds("aux", self.until)
 
     def leave_out(self, why: str) -> None:
         for line in self.lines.values():
@@ -103,7 +105,12 @@ class AtShape:
                     return self.fail(name, "disagrees", reason)
             self.time(name, "rest", 1, warm=0)
         except TrialFailed as error:
-            self.fail(name, in_two_words(error), str(error))
+            return self.fail(name, in_two_words(error), str(error))
+        if CONTESTANTS[name].compiled:
+            try:
+                self.time(name, "aux", 1, warm=0)
+            except TrialFailed as error:
+                self.fail(name, in_two_words(error), str(error), "aux")
 
     def rounds(self, mode: str, until: float | None) -> None:
         """Everybody once in a round; at least one round, no more than fit before `until`."""
@@ -114,7 +121,7 @@ class AtShape:
                 self.sample(name, mode, turn)
             took = time.monotonic() - began
             say(f"{self.shape}, {mode}: round {turn + 1} of {len(names)} contestants took {took:.0f} s")
-            if until and time.monotonic() + took > until:
+            if until is not None and time.monotonic() + took > until:
                 break
 
     def sample(self, name: str, mode: str, turn: int) -> None:
