@@ -41,6 +41,11 @@ def llm_facts(
     path = resolve_name(cfg.name)
     with loading(cfg.name):
         config = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
+        if cfg.shard != "none" and getattr(config, "quantization_config", None):
+            raise ConfigError(
+                f"llm.shard={cfg.shard} splits plain weights, not the quantised ones of llm.name={cfg.name}; "
+                "use llm.shard=none, or the model that was quantised"
+            )
         with torch.device("meta"):
             # bfloat16: experts of mixture models run on the meta device in no other dtype.
             model = AutoModel.from_config(
