@@ -33,7 +33,7 @@ def start(folder: Path, *arguments: str, launcher: tuple[str, ...] = ()) -> subp
 
 
 def sae_dist(
-    folder: Path, *arguments: str, launcher: tuple[str, ...] = (), timeout_s: float = 300
+    folder: Path, *arguments: str, launcher: tuple[str, ...] = (), timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """As `start`, to its end."""
     process = start(folder, *arguments, launcher=launcher)

@@ -76,7 +76,7 @@ class Command:
         for process in self.processes:
             os.kill(process.pid, number)
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """Wait for the end, or for a rank that fails; what was said on stdout and stderr."""
         until = time.monotonic() + timeout
         while self.poll() is None and time.monotonic() < until:
@@ -93,7 +93,7 @@ class Command:
 
 
 def warm(
-    folder: Path, *arguments: str, ranks: int = 1, timeout_s: float = 300
+    folder: Path, *arguments: str, ranks: int = 1, timeout_s: float = 600
 ) -> subprocess.CompletedProcess[str]:
     """Run a `Command` to its end."""
     command = Command(folder, *arguments, ranks=ranks)

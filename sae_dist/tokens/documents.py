@@ -128,7 +128,7 @@ def python_documents() -> list[Document]:
 
 
 def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:
-    """All .py files under `root` but for those in folders of these names, which are not even walked through."""
+    """All .py files under `root`, but for those in folders of these names, which are not even listed."""
     for folder, folders, names in os.walk(root):
         folders[:] = set(folders) - skipped
         yield from (Path(folder, name) for name in names if name.endswith(".py"))

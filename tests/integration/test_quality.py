@@ -6,7 +6,7 @@ from tests.warm import warm
 
 
 def test_a_short_default_run_learns(tmp_path):
-    words = ["train_tokens=200k", "eval.tokens=50k", "eval.ce_tokens=16k", "metrics.wandb=off", "name=short"]
+    words = ["train_tokens=200k", "eval.tokens=20k", "eval.ce_tokens=8k", "metrics.wandb=off", "name=short"]
     done = warm(tmp_path, "train", *words)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs" / "short" / "summary.json").read_text())

@@ -59,7 +59,7 @@ def same_weights(folder, one, other):
 
 
 def test_killed_ranks(folder, whole):
-    """One after the other, the rank that writes, the producer, another consumer: bitwise as if none had been."""
+    """In turn the rank that writes, the producer, another consumer; the end is that of a run without it."""
     arguments = ["train", *TINY, *LENGTH, *SPLIT, "name=killed"]
     run, checkpoint = folder / "outputs" / "killed", None
     for victim in (0, 2, 1):
