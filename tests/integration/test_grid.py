@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import TINY, rows, sae_dist, start, train
+from tests.commands import TINY, rows, train
 from tests.integration.test_resume import wait_for_checkpoint
+from tests.warm import Command, warm
 
 LENGTH = "train_tokens=15360"
 WORDS = ["train", *TINY, LENGTH, "name=grid"]
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(folder):
     """A grid's folder, and what the command printed."""
-    done = sae_dist(folder, *WORDS, *GRID)
+    done = warm(folder, *WORDS, *GRID)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "grid", done.stdout
 
@@ -65,14 +66,14 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
     assert cost["alone_seconds"] == pytest.approx(4 * cost["stream_seconds"] + cost["dictionary_seconds"])
     assert f"{cost['share']:.0%} of the" in printed and 0.25 < cost["share"] < 1
     for command in ("eval", "export"):
-        done = sae_dist(run, command, ".")
+        done = warm(run, command, ".")
         assert done.returncode == 2 and "is a grid of 4 dictionaries; give the folder of one" in done.stderr
 
 
 def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
     run, _ = whole
-    ranks = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
-    done = sae_dist(folder, *WORDS[:-1], "name=split", *GRID, *ranks)
+    topology = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
+    done = warm(folder, *WORDS[:-1], "name=split", *GRID, *topology, ranks=5)
     assert done.returncode == 0, done.stderr
     assert "2 groups of 1 x 2 consumers" in done.stderr
     for each in ("num_latents=512,k=16", "num_latents=1024,k=8"):
@@ -86,12 +87,12 @@ def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
 def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
     run, _ = whole
     words = [*WORDS[:-1], "name=killed", *GRID, "checkpoint.every=3840"]
-    process = start(folder, *words)
+    process = Command(folder, *words)
     killed = folder / "outputs" / "killed"
     wait_for_checkpoint(process, killed / "num_latents=512,k=8")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = sae_dist(folder, *words, "resume=auto")
+    done = warm(folder, *words, "resume=auto")
     assert done.returncode == 0, done.stderr
     for each in ("num_latents=512,k=8", "num_latents=1024,k=16"):
         assert curve(killed / each) == curve(run / each)
@@ -101,7 +102,7 @@ def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
 def test_a_rate_that_breaks_one_dictionary_leaves_the_others(folder, whole):
     run, _ = whole
     words = ["name=broken", "sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null"]
-    done = sae_dist(folder, *WORDS[:-1], *words)
+    done = warm(folder, *WORDS[:-1], *words)
     assert done.returncode == 0, done.stderr
     broken = folder / "outputs" / "broken"
     found = json.loads((broken / "summary.json").read_text())["dictionaries"]
@@ -112,14 +113,14 @@ def test_a_rate_that_breaks_one_dictionary_leaves_the_others(folder, whole):
 
 
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
-    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=20k"]
-    words += ["eval.ce_tokens=2k"]
+    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=6k"]
+    words += ["eval.ce_tokens=512"]
     hooks = "grid.hook=[layers.0,layers.1.mlp:in]"
-    done = sae_dist(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
+    done = warm(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
     assert done.returncode == 0, done.stderr
     run = folder / "outputs" / "hooks"
     name = "hook=layers.1.mlp_in,seed=0"
-    done = sae_dist(folder, *words, "name=one", "hook=layers.1.mlp:in")
+    done = warm(folder, *words, "name=one", "hook=layers.1.mlp:in")
     assert done.returncode == 0, done.stderr
     alone = folder / "outputs" / "one"
     assert curve(run / name) == curve(alone) and equal(weights(run / name), weights(alone))
