@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def train(folder: Path, name: str, *overrides: str) -> list[dict[str, Any]]:
     return rows(folder / "outputs" / name)
 
 
-def ranks_of(overrides: tuple[str, ...]) -> int:
+def ranks_of(overrides: Sequence[str]) -> int:
     """Ranks of a run, by the words that name them."""
     given = dict(word.split("=", 1) for word in overrides)
     size = {key: int(given.get(f"topology.{key}", 1)) for key in ("groups", "shard", "dp")}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import TINY, rows, train
+from tests.commands import TINY, ranks_of, rows, train
 from tests.integration.test_resume import wait_for_checkpoint
 from tests.warm import Command, warm
 
@@ -99,17 +99,43 @@ def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
         assert equal(weights(killed / each), weights(run / each))
 
 
-def test_a_rate_that_breaks_one_dictionary_leaves_the_others(folder, whole):
-    run, _ = whole
-    words = ["name=broken", "sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null"]
-    done = warm(folder, *WORDS[:-1], *words)
+@pytest.mark.parametrize("topology", [[], ["topology.producers=1", "topology.groups=2"]])
+def test_a_rate_that_breaks_one_dictionary_leaves_the_others(topology, folder, without_clip):
+    """In two groups of consumers, the first has nothing left to train, and the second goes on to the end."""
+    name = "groups" if topology else "broken"
+    words = ["sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null", *topology]
+    done = warm(folder, *WORDS[:-1], f"name={name}", *words, ranks=ranks_of(topology))
     assert done.returncode == 0, done.stderr
-    broken = folder / "outputs" / "broken"
+    broken = folder / "outputs" / name
     found = json.loads((broken / "summary.json").read_text())["dictionaries"]
     assert found["lr=1e+30"]["status"] == "diverged" and "not finite" in found["lr=1e+30"]["reason"]
     assert found["lr=0.005"]["status"] == "finished" and "lr=1e+30: given up: step" in done.stdout
+    assert curve(broken / "lr=0.005") == curve(without_clip)
+
+
+@pytest.fixture(scope="module")
+def without_clip(folder):
     train(folder, "lr", LENGTH, "sae.num_latents=512", "optim.lr=5e-3", "optim.clip=null")
-    assert curve(broken / "lr=0.005") == curve(folder / "outputs" / "lr")
+    return folder / "outputs" / "lr"
+
+
+def test_groups_that_were_stopped_go_on_as_one(folder, whole):
+    run, _ = whole
+    words = [*WORDS[:-1], "name=regrouped", *GRID, "checkpoint.every=1536", "checkpoint.keep=20"]
+    process = Command(folder, *words, "topology.producers=1", "topology.groups=2", ranks=3)
+    stopped = folder / "outputs" / "regrouped"
+    for name in ("num_latents=512,k=8", "num_latents=1024,k=16"):
+        wait_for_checkpoint(process, stopped / name)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.poll() == 75, err
+    done = warm(folder, *words, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert "from step 0" not in done.stderr
+    for latents, k in ((512, 8), (512, 16), (1024, 8), (1024, 16)):
+        name = f"num_latents={latents},k={k}"
+        assert curve(stopped / name) == curve(run / name)
+        assert equal(weights(stopped / name), weights(run / name))
 
 
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):

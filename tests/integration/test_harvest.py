@@ -10,6 +10,7 @@ import pytest
 from sae_dist import cli
 from tests.commands import TINY, rows, start, train
 from tests.integration.test_resume import wait_for_checkpoint
+from tests.sources import served
 from tests.warm import Command, warm
 
 SHAPE = ["train_tokens=19200"]
@@ -59,6 +60,15 @@ def curve(found, keys=CURVE):
 def test_a_float32_cache_gives_the_live_curve_bit_for_bit(folder, live, exact):
     cached = train(folder, "cached", "train_tokens=19200", "activations=cache", f"activations.path={exact}")
     assert len(live) == 25 and curve(cached) == curve(live)
+
+
+def test_a_cache_is_trained_on_over_http(folder, live, exact, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with served(exact.parent) as url:
+        place = f"activations.path={url}/{exact.name}"
+        found = train(folder, "http", "train_tokens=19200", "activations=cache", place)
+    assert curve(found) == curve(live)
 
 
 def test_a_bfloat16_cache_gives_the_live_curve_in_bfloat16(folder, live):

@@ -66,27 +66,19 @@ def test_a_multirun_runs_every_combination(tmp_path):
     assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr
 
 
-@pytest.mark.parametrize("topology", ["colocated", "shard2"])
-def test_input_found_wrong_by_a_rank_leaves_nothing(topology, tmp_path):
+@pytest.mark.parametrize("started", ["alone", "spawned", "by a launcher"])
+def test_input_found_wrong_by_a_rank_leaves_nothing(started, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED, model)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    words = [f"llm.name={model}", "debug=tiny", f"topology.shard={1 if topology == 'colocated' else 2}"]
-    done = sae_dist(tmp_path, "train", *words)
-    assert done.returncode == 2 and "does not load" in our_line(done)
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_input_found_wrong_inside_a_launcher_leaves_nothing(tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(EMBEDDED, model)
-    weights = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    words = [f"llm.name={model}", "debug=tiny", "topology.shard=2"]
-    done = sae_dist(tmp_path, "train", *words, launcher=torchrun)
-    assert done.returncode != 0 and "does not load" in done.stderr
+    words = ["train", f"llm.name={model}", "debug=tiny", f"topology.shard={1 if started == 'alone' else 2}"]
+    if started == "spawned":
+        done = sae_dist(tmp_path, *words)
+    else:
+        done = warm(tmp_path, *words, ranks=1 if started == "alone" else 2)
+    assert done.returncode == 2 and "does not load" in done.stderr
+    assert started == "by a launcher" or our_line(done)
     assert not (tmp_path / "outputs").exists()
 
 
