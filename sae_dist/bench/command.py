@@ -175,8 +175,8 @@ def defaults(words: list[str]) -> None:
     parser = Parser(
         prog="sae-dist bench defaults",
         description="Held-out FVU and dead latents of sae_dist with one setting changed at a time, each with "
-        "a learning rate of its own or all with --lr, on the data of sae-dist bench quality. Resumable: run it "
-        "again.",
+        "a learning rate of its own or all with --lr, on the data of sae-dist bench quality. Resumable: run "
+        "it again.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
     parser.add_argument("--study", default=",".join(STUDIES), help=f"some of {','.join(STUDIES)} (all)")
