@@ -1,6 +1,7 @@
 """The words of `sae-dist bench`. Imports nothing heavy: help and wrong words are answered at once."""
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
 from sae_dist.bench.flow import mixing, stream
 from sae_dist.bench.plan import Plan
 from sae_dist.bench.step.words import step
-from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs
+from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs, positive
 from sae_dist.core.errors import ConfigError
 
 USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
@@ -177,10 +178,13 @@ def defaults(words: list[str]) -> None:
     parser = Parser(
         prog="sae-dist bench defaults",
         description="Held-out FVU and dead latents of sae_dist with one setting changed at a time, each with "
-        "a learning rate of its own, on the data of sae-dist bench quality. Resumable: run it again.",
+        "a learning rate of its own or all with --lr, on the data of sae-dist bench quality. Resumable: run "
+        "it again.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
     parser.add_argument("--study", default=",".join(STUDIES), help=f"some of {','.join(STUDIES)} (all)")
+    parser.add_argument("--only", help="some of a study's variants (all)")
+    parser.add_argument("--lr", help="one learning rate for all; otherwise a sweep for each")
     parser.add_argument("--tokens", default="1M", help="training activations (1M)")
     parser.add_argument("--latents", default="4096", help="one or several (4096)")
     parser.add_argument("--k", default="32")
@@ -191,9 +195,16 @@ def defaults(words: list[str]) -> None:
     for study in studies:
         if study not in STUDIES:
             raise ConfigError(f"--study {study}: the studies are {', '.join(STUDIES)}")
+    only = given.only.split(",") if given.only else None
+    known = [name for study in studies for name in STUDIES[study]]
+    for name in only or ():
+        if name not in known:
+            raise ConfigError(f"--only {name}: the variants are {', '.join(known)}")
     plan = own_plan(given, count(given.tokens, "--tokens"), counts(given.latents, "--latents"))
+    if given.lr:
+        plan = dataclasses.replace(plan, lr=positive(given.lr, "--lr"))
     for study in studies:
-        run_defaults(plan, study)
+        run_defaults(plan, study, only)
 
 
 def law(words: list[str]) -> None:

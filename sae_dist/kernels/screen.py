@@ -14,7 +14,7 @@ Letters: B rows, D width, F latents, K slots per row.
 import torch
 from torch import Tensor
 
-ROW_TILE = 512
+ROW_TILE = 256
 LATENT_TILE = 32768
 GROUP = 16
 PAD = 32

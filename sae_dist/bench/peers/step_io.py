@@ -35,6 +35,7 @@ SPREAD = 0.5
 DEAD_BIAS = -2.0
 """In the same units, of the latents that are to be dead: none of them comes near the k best of a row."""
 CHECKED = 1024
+TINY = {"width": 64, "latents": 512, "k": 4, "batch": 64, "dead_share": 0.1}
 LR = 1e-9
 """Of every contestant: weights stay what they are, so the same latents stay dead and no step differs."""
 
@@ -187,11 +188,19 @@ def read_job() -> SimpleNamespace:
     return job
 
 
-def serve(job: SimpleNamespace, make: Callable[[Problem], Contestant], package: str | None) -> None:
+def serve(
+    job: SimpleNamespace,
+    make: Callable[[Problem], Contestant],
+    package: str | None,
+    *,
+    rehearse: bool = True,
+) -> None:
     """Answer until stdin ends, as it does when the benchmark does.
 
     Args:
         package: distribution name of the peer, for its version.
+        rehearse: take a step of a tiny problem first, on a CPU: libraries that are imported only then are not
+            counted as memory of the step.
     """
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -201,6 +210,9 @@ def serve(job: SimpleNamespace, make: Callable[[Problem], Contestant], package: 
         return
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     about["version"] = importlib.metadata.version(package) if package else ""
+    if rehearse and job.device.type == "cpu":
+        make(draw(TINY, job.device)).run(1)
+        gc.collect()
     desk = Desk(job, make, Memory(job.device), about)
     for line in iter(sys.stdin.readline, ""):
         ask = json.loads(line)

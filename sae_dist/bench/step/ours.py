@@ -70,11 +70,11 @@ class Ours:
             )
         self.dictionary: Any = self.run_state.dictionary
         self.dictionary.start_from(problem.x_BD)
+        start = {"W_dec": problem.W_dec_FD, "W_enc": problem.W_enc_FD()}
+        start |= {"b_enc": problem.b_enc_F, "b_dec": problem.b_dec_D}
         with torch.no_grad():
-            self.dictionary.W_dec.copy_(problem.W_dec_FD)
-            self.dictionary.W_enc.copy_(problem.W_enc_FD())
-            self.dictionary.b_enc.copy_(problem.b_enc_F)
-            self.dictionary.b_dec.copy_(problem.b_dec_D)
+            for name, value in start.items():
+                getattr(self.dictionary, name).copy_(value)
         self.settings = f"float32, kernels={cfg.kernels}, optim={cfg.optim.kind}, AuxK 1/32"
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def start_not_drawn() -> Iterator[None]:
         base.unit_rows = drawing
 
 
-def undrawn(_seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
+def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
     """In place of `dictionary.init.unit_rows`."""
     return torch.empty(last - first, width)
 

@@ -130,7 +130,12 @@ class Dense:
         if self.aux_k not in self.ready:
             self.step()
             self.ready.add(self.aux_k)
-        return seconds_of(lambda: [self.step() for _ in range(steps)], self.x_BD.device)
+
+        def train() -> None:
+            for _ in range(steps):
+                self.step()
+
+        return seconds_of(train, self.x_BD.device)
 
     def step(self) -> None:
         """Loss, gradients, update, unit rows, counters."""
@@ -177,10 +182,11 @@ def maker(name: str) -> Callable[[Problem], Floor | Dense]:
 def main() -> None:
     job = read_job()
     if job.variant == "dense":
+        import torch._inductor.compile_fx
         import torch._inductor.config
 
         torch._inductor.config.compile_threads = 1  # no pool of processes that stays beside the others
-    serve(job, maker(job.variant), None)
+    serve(job, maker(job.variant), None, rehearse=False)
 
 
 if __name__ == "__main__":

@@ -71,11 +71,13 @@ class AtShape:
     reference: dict[str, Any] = field(default_factory=dict)
     last_s: dict[str, float] = field(default_factory=dict)
 
-    def measure(self) -> None:
-        """See the top of the file."""
+    def __post_init__(self) -> None:
         for mode in MODES:
             for name in self.plan.names:
                 self.lines[name, mode] = Line(name, self.shape, mode)
+
+    def measure(self) -> None:
+        """See the top of the file."""
         if self.until is not None and time.monotonic() > self.until:
             return self.leave_out("no time left for this shape; give it --minutes of its own")
         for name in self.plan.names:
