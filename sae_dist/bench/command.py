@@ -8,6 +8,7 @@ from pathlib import Path
 from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
 from sae_dist.bench.flow import mixing, stream
 from sae_dist.bench.plan import Plan
+from sae_dist.bench.step.words import step
 from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs, positive
 from sae_dist.core.errors import ConfigError
 
@@ -15,6 +16,7 @@ USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU besi
 sae-dist bench peers [--folder F]                           environments for those trainers
 sae-dist bench defaults [--folder F] [--study S] ...        our own settings, one changed at a time
 sae-dist bench law [--folder F] ...                         the best learning rate by length, batch, latents
+sae-dist bench step [--preset P] [--folder F] ...           time of a training step beside other trainers
 sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
 sae-dist bench stream [--folder F] ...                      the way from the LLM to the dictionary
 sae-dist bench mixing [--folder F] ...                      how well blocks of several sizes are mixed
@@ -56,6 +58,7 @@ def bench(words: list[str]) -> None:
         "peers": peers,
         "defaults": defaults,
         "law": law,
+        "step": step,
         "scaling": scaling,
         "stream": stream,
         "mixing": mixing,

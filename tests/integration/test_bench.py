@@ -72,11 +72,41 @@ def test_a_missing_peer_says_how_to_get_it(plan):
 
 def test_the_command_answers_wrong_words_with_one_line(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    for words in ("quality --only mine", "sweep", "scaling --k 0", "peers --only mine", "stream --only x"):
+    wrong = [
+        "quality --only mine",
+        "sweep",
+        "scaling --k 0",
+        "peers --only mine",
+        "stream --only x",
+        "step --k 0",
+    ]
+    for words in wrong:
         assert cli.main(["bench", *words.split()]) == 2
         err = capfd.readouterr().err
         assert err.count("\n") == 1 and err.startswith("sae-dist: error: "), err
         assert not list(tmp_path.iterdir())
+
+
+def test_step_times_ours_beside_a_dense_one_and_the_floor(tmp_path, monkeypatch, request):
+    given = request.config.getoption("--peer-python", default=None) or ""
+    peers = [name for name, each in CONTESTANTS.items() if f"{each.peer}=" in given]
+    only = ["ours", "ours_row_adam", "dense", *peers]
+    # Compiling takes longer than all the rest; what is timed is then the same code, uncompiled.
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    sizes = "--width 64 --latents 2048 --k 8 --batch 256 --rounds 2 --device cpu"
+    words = [*sizes.split(), "--only", ",".join(only), "--peer-python", given]
+    done = warm(tmp_path, "bench", "step", "--folder", "out", *words)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "step.csv", newline="") as file:
+        found = {(row["contestant"], row["mode"]): row for row in csv.DictReader(file)}
+    assert {name for name, _ in found} == {"product_float32", "product_bfloat16", "copy", *only}
+    for name in only:
+        rest, aux = found[name, "rest"], found[name, "aux"]
+        assert rest["status"] == aux["status"] == "timed" and rest["rounds"] == "2", done.stderr
+        assert float(rest["over_product_float32"]) > 0.5 and float(rest["peak_bytes"]) > 0
+        assert float(rest["fvu"]) == pytest.approx(float(found["product_float32", "rest"]["fvu"]), rel=1e-3)
+        assert rest["dead_latents"] == "0" and float(aux["dead_latents"]) == pytest.approx(204, abs=2)
+    assert "| sae_dist, row_adam |" in (tmp_path / "out" / "step.md").read_text()
 
 
 def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
