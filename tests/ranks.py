@@ -2,7 +2,6 @@
 
 import atexit
 import functools
-import multiprocessing
 import os
 import traceback
 from collections.abc import Callable
@@ -11,6 +10,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tests.warm import context
 
 
 def run_ranks(function: Callable[..., Any], world: int, *args: Any, timeout_s: float = 120.0) -> list[Any]:
@@ -39,12 +40,13 @@ def close_worlds() -> None:
 class _Ranks:
     def __init__(self, world: int):
         self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, world, self.store.port, theirs), daemon=True)
+            ours, theirs = context().Pipe()
+            process = context().Process(
+                target=_serve, args=(rank, world, self.store.port, theirs), daemon=True
+            )
             process.start()
             self.pipes.append(ours)
             self.processes.append(process)

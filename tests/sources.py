@@ -1,6 +1,11 @@
-"""Sources of activations for tests, whose order is known."""
+"""Sources of activations for tests: one whose order is known, and a folder served over HTTP."""
 
+import contextlib
+import functools
+import http.server
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -20,3 +25,18 @@ class Numbers:
             ids = torch.arange(number * self.rows, (number + 1) * self.rows)
             rows_RD = ids[:, None].double().expand(-1, self.width)
             yield ActivationChunk(number, lane, rows_RD, ids, {"chunk": index}, excluded=1)
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@contextlib.contextmanager
+def served(folder: Path) -> Iterator[str]:
+    """The URL of a folder, over real HTTP."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()

@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity, normalize
 from sae_dist.analysis.moments import LeastSquares, Moments
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import DataError
+from sae_dist.core.kinds import ENCODER_SCALE
 from sae_dist.export.exported import Encode, ExportedSae
 
 DEAD_TOKENS = 500_000
@@ -176,12 +177,12 @@ def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
-    """A TopK dictionary of the same size as training would start it: random unit decoder rows."""
+    """A TopK dictionary of the same size as training would start it by default: random unit decoder rows."""
     draw = torch.Generator().manual_seed(cfg.seed)
     W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)
     return ExportedSae(
         kind="topk",
-        W_enc_FD=cfg.sae.encoder_scale * W_dec_FD,
+        W_enc_FD=ENCODER_SCALE * W_dec_FD,
         b_enc_F=W_dec_FD.new_zeros(len(W_dec_FD)),
         W_dec_FE=W_dec_FD,
         b_dec_E=mean_D,

@@ -1,19 +1,22 @@
 """The words of `sae-dist bench`. Imports nothing heavy: help and wrong words are answered at once."""
 
 import argparse
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
 from sae_dist.bench.flow import mixing, stream
 from sae_dist.bench.plan import Plan
-from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs
+from sae_dist.bench.step.words import step
+from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs, positive
 from sae_dist.core.errors import ConfigError
 
 USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
 sae-dist bench peers [--folder F]                           environments for those trainers
 sae-dist bench defaults [--folder F] [--study S] ...        our own settings, one changed at a time
 sae-dist bench law [--folder F] ...                         the best learning rate by length, batch, latents
+sae-dist bench step [--preset P] [--folder F] ...           time of a training step beside other trainers
 sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
 sae-dist bench kernels [--folder F] ...                     each kernel beside its floor
 sae-dist bench stream [--folder F] ...                      the way from the LLM to the dictionary
@@ -56,6 +59,7 @@ def bench(words: list[str]) -> None:
         "peers": peers,
         "defaults": defaults,
         "law": law,
+        "step": step,
         "scaling": scaling,
         "kernels": kernels,
         "stream": stream,
@@ -176,10 +180,13 @@ def defaults(words: list[str]) -> None:
     parser = Parser(
         prog="sae-dist bench defaults",
         description="Held-out FVU and dead latents of sae_dist with one setting changed at a time, each with "
-        "a learning rate of its own, on the data of sae-dist bench quality. Resumable: run it again.",
+        "a learning rate of its own or all with --lr, on the data of sae-dist bench quality. Resumable: run "
+        "it again.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
     parser.add_argument("--study", default=",".join(STUDIES), help=f"some of {','.join(STUDIES)} (all)")
+    parser.add_argument("--only", help="some of a study's variants (all)")
+    parser.add_argument("--lr", help="one learning rate for all; otherwise a sweep for each")
     parser.add_argument("--tokens", default="1M", help="training activations (1M)")
     parser.add_argument("--latents", default="4096", help="one or several (4096)")
     parser.add_argument("--k", default="32")
@@ -190,9 +197,16 @@ def defaults(words: list[str]) -> None:
     for study in studies:
         if study not in STUDIES:
             raise ConfigError(f"--study {study}: the studies are {', '.join(STUDIES)}")
+    only = given.only.split(",") if given.only else None
+    known = [name for study in studies for name in STUDIES[study]]
+    for name in only or ():
+        if name not in known:
+            raise ConfigError(f"--only {name}: the variants are {', '.join(known)}")
     plan = own_plan(given, count(given.tokens, "--tokens"), counts(given.latents, "--latents"))
+    if given.lr:
+        plan = dataclasses.replace(plan, lr=positive(given.lr, "--lr"))
     for study in studies:
-        run_defaults(plan, study)
+        run_defaults(plan, study, only)
 
 
 def law(words: list[str]) -> None:

@@ -99,14 +99,23 @@ def command(contestant: Contestant, plan: Plan) -> list[str]:
     """
     if contestant.peer is None or contestant.script is None:
         return [sys.executable, "-m", "sae_dist.bench.ours"]
-    given = plan.peer_python.get(contestant.peer)
-    python = Path(given) if given else peer_environment(plan.folder, contestant.peer)
+    python = interpreter(contestant.peer, plan.folder, plan.peer_python)
+    return [python, str(PEERS / contestant.script)]
+
+
+def interpreter(peer: str, folder: Path, given: dict[str, str]) -> str:
+    """A peer's Python: the one that was given, or that of its environment in the benchmark's folder.
+
+    Raises:
+        TrialFailed: there is none.
+    """
+    python = Path(given[peer]) if peer in given else peer_environment(folder, peer)
     if not python.is_file():
         raise TrialFailed(
-            f"{python} does not exist; make it with sae-dist bench peers --folder {plan.folder}, or give "
-            f"--peer-python {contestant.peer}=/path/to/python"
+            f"{python} does not exist; make it with sae-dist bench peers --folder {folder}, or give "
+            f"--peer-python {peer}=/path/to/python"
         )
-    return [str(python), str(PEERS / contestant.script)]
+    return str(python)
 
 
 def peer_environment(folder: Path, peer: str) -> Path:
@@ -140,17 +149,13 @@ def run_trial(contestant: Contestant, plan: Plan, job: Job) -> dict[str, Any]:
     words = command(contestant, plan)
     write_json(folder / "job.json", asdict(job))
     log = folder / "log.txt"
-    # Ours is this very package, wherever it was imported from; a peer must not see it.
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    if contestant.peer is None:
-        environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     with open(log, "w", encoding="utf-8") as out:
         child = subprocess.Popen(
             [*words, str(folder / "job.json")],
             stdin=subprocess.PIPE,
             stdout=out,
             stderr=out,
-            env=environment | {"WANDB_MODE": "disabled", "TQDM_MININTERVAL": "30"},
+            env=environment_of(contestant.peer),
         )
         started = time.monotonic()
         with ended_with_us(child):
@@ -159,6 +164,15 @@ def run_trial(contestant: Contestant, plan: Plan, job: Job) -> dict[str, Any]:
         raise TrialFailed(last_line(log) or f"exit code {code}, and not a word")
     trained = json.loads((folder / "trained.json").read_text(encoding="utf-8"))
     return trained | {"process_seconds": time.monotonic() - started}
+
+
+def environment_of(peer: str | None) -> dict[str, str]:
+    """Environment variables of a contestant. Ours is this very package, wherever it was imported from; a
+    peer must not see it."""
+    found = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    if peer is None:
+        found["PYTHONPATH"] = str(Path(__file__).parents[2])
+    return found | {"WANDB_MODE": "disabled", "TQDM_MININTERVAL": "30"}
 
 
 @contextlib.contextmanager

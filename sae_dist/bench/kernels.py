@@ -57,7 +57,7 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
     make_folder(folder)
     where = torch.device(device)
     copied, multiplied = copy_rate(where), product_rate(where)
-    rows = [HEAD]
+    rows: list[tuple[str, ...]] = [HEAD]
     with torch.no_grad():
         for case in cases(size, backend, where):
             took = timed(case.act, where)

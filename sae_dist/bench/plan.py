@@ -21,6 +21,7 @@ class Plan:
         shapes: (latents, k) of each table.
         only: contestants, in the order of the tables.
         peer_python: interpreter of a peer, by its name.
+        lr: one learning rate for all, instead of a sweep for each.
         refine: learning rates between the best of the grid and its neighbours are tried too.
         trials: where in the folder trials live; reports are `<report>.md` and so on.
     """
@@ -33,6 +34,7 @@ class Plan:
     test_rows: int = 120_000
     only: tuple[str, ...] = WORDS
     peer_python: dict[str, str] = field(default_factory=dict)
+    lr: float | None = None
     refine: bool = False
     device: str = "cpu"
     trials: str = "trials"

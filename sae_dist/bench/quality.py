@@ -70,15 +70,18 @@ def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS)
 
 
 def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome:
-    """The sweep with one seed, then the other seeds at the best learning rate."""
+    """The sweep with one seed, or the plan's rate; then the other seeds at the best learning rate."""
     outcome = Outcome(contestant.name, contestant.label, latents, k)
     try:
         trial = partial(one_trial, plan, contestant, latents, k, outcome)
-        costs = sweep(
-            contestant.begin_at(plan.steps, latents),
-            lambda lr: cost(trial(lr, 0), contestant.dead_at_most),
-            refine=plan.refine,
-        )
+        if plan.lr:
+            costs = {plan.lr: cost(trial(plan.lr, 0), None)}
+        else:
+            costs = sweep(
+                contestant.begin_at(plan.steps, latents),
+                lambda lr: cost(trial(lr, 0), contestant.dead_at_most),
+                refine=plan.refine,
+            )
         outcome.best_lr, outcome.bracketed = best_of(costs), is_bracketed(costs)
         if outcome.best_lr is None:
             outcome.error = "no learning rate counts"

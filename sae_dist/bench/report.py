@@ -90,7 +90,7 @@ def _notes(outcome: Outcome) -> list[str]:
     notes = []
     if outcome.error:
         notes.append(f"{outcome.label}: {outcome.error}")
-    elif not outcome.bracketed:
+    elif not outcome.bracketed and len({trial["lr"] for trial in outcome.trials}) > 1:
         notes.append(f"{outcome.label}: the best learning rate lies at the edge of what was tried")
     if outcome.at_best:
         notes.append(f"{outcome.label}: {outcome.at_best[0]['settings']}")
@@ -112,14 +112,21 @@ def _caption(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     return [
         f"Data: {describe(plan)}.",
         "Every contestant trains by its own trainer with AuxK on, on the same rows in the same order, with "
-        f"its own learning rate from a sweep (factor 2{', then 1.4' if plan.refine else ''}; one seed; "
-        "extended until bracketed), chosen by FVU; "
-        "sae_dist's only among those with at most 5 % dead latents.",
+        f"{_rate(plan)}.",
         f"FVU: held out, pooled; dead: latents silent on all {rows:,} held-out rows; mean ± standard "
         "deviation over seeds; seconds: median of the training loop, reading included.",
         f"{origin['platform']}, {', '.join(origin['devices'])}; torch {torch}; {threads} threads; "
         f"{origin['time'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}.",
     ]
+
+
+def _rate(plan: Plan) -> str:
+    if plan.lr:
+        return f"the learning rate {plan.lr:g}"
+    return (
+        f"its own learning rate from a sweep (factor 2{', then 1.4' if plan.refine else ''}; one seed; "
+        "extended until bracketed), chosen by FVU; sae_dist's only among those with at most 5 % dead latents"
+    )
 
 
 def plot(shape: list[Outcome], path: Path) -> None:

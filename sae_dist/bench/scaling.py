@@ -134,10 +134,17 @@ def one_step(run: Run, x_BD: torch.Tensor) -> None:
 class Encoder:
     """x W^T in tiles of latents, each into the same memory."""
 
-    def __init__(self, latents: int, width: int, batch: int, device: torch.device):
-        self.W_FD = torch.randn(latents, width, device=device)
-        self.x_BD = torch.randn(batch, width, device=device)
-        self.out = torch.empty(batch, min(TILE, latents), device=device)
+    def __init__(
+        self,
+        latents: int,
+        width: int,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.W_FD = torch.randn(latents, width, device=device).to(dtype)
+        self.x_BD = torch.randn(batch, width, device=device).to(dtype)
+        self.out = torch.empty(batch, min(TILE, latents), device=device, dtype=dtype)
 
     def __call__(self) -> None:
         for first in range(0, len(self.W_FD), TILE):

@@ -31,6 +31,8 @@ from sae_dist.metrics.sinks import read_rows
 
 HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")
 ROW_STEPS = 10
+FEW_WAIT = ("shuffle.lanes=8", "shuffle.block_chunks=1")
+"""Blocks so small that a short run cannot live on what its consumer took in before the first step."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str,
                 f"topology.producers={producers}",
                 f"sae.num_latents={latents}",
                 f"shuffle.chunk_rows={plan.rows}",
+                *FEW_WAIT,
                 f"train_tokens={plan.steps * plan.batch}",
                 f"batch={plan.batch}",
                 f"metrics.every={ROW_STEPS}",

@@ -54,12 +54,13 @@ def variants(study: str) -> dict[str, Contestant]:
     }
 
 
-def run_defaults(plan: Plan, study: str) -> list[Outcome]:
-    """Every variant of a study: its own sweep of the learning rate, then several seeds at the best.
+def run_defaults(plan: Plan, study: str, only: Sequence[str] | None = None) -> list[Outcome]:
+    """Every variant of a study, or those named: its own sweep of the learning rate, then several seeds at the
+    best; with `plan.lr` all seeds at that rate.
 
     Writes defaults_<study>.md and so on in the plan's folder. Resumable.
     """
-    found = variants(study)
+    found = {name: each for name, each in variants(study).items() if only is None or name in only}
     plan = dataclasses.replace(plan, only=tuple(found), trials="defaults", report=f"defaults_{study}")
     return run_quality(plan, found)
 

@@ -1,6 +1,7 @@
 """How the words of `sae-dist bench` are read: counts, devices, and errors of one line."""
 
 import argparse
+import math
 import os
 from typing import NoReturn
 
@@ -33,6 +34,21 @@ def count(text: str, name: str) -> int:
 def counts(text: str, name: str) -> tuple[int, ...]:
     """Several, separated by commas, each once."""
     return tuple(dict.fromkeys(count(part, name) for part in text.split(",")))
+
+
+def positive(text: str, name: str) -> float:
+    """A number greater than 0.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ConfigError(f"{name}={text} must be a number greater than 0")
+    return number
 
 
 def pairs(text: str) -> dict[str, str]:

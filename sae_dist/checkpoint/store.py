@@ -25,6 +25,7 @@ from sae_dist.core.files import sync_folder
 
 CHECKPOINTS = "checkpoints"
 STATE_FILE = "state.json"
+LATEST = "latest"
 SPARE_BYTES = 16 << 20  # state.json, DCP's metadata and its per-tensor overhead
 
 Tensors = dict[str, tuple[Tensor, str]]
@@ -107,7 +108,12 @@ class Checkpoints:
 
     def _forget_after(self, path: Path | None) -> str:
         found = complete(self._folder)
-        for doomed in found[found.index(path) + 1 :] if path else found:
+        later = found[found.index(path) + 1 :] if path else found
+        if later and path:
+            self._point_at(path)
+        elif later:
+            (self._folder / LATEST).unlink(missing_ok=True)
+        for doomed in later:
             self._remove(doomed)
         return "removed"
 
@@ -146,14 +152,17 @@ class Checkpoints:
         try:
             _write_synced(temporary / STATE_FILE, state)
             os.replace(temporary, final)
-            _write_synced(self._folder / ".latest.tmp", final.name + "\n")
-            os.replace(self._folder / ".latest.tmp", self._folder / "latest")
+            self._point_at(final)
             sync_folder(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
             self._remove(path)
         return "published"
+
+    def _point_at(self, path: Path) -> None:
+        _write_synced(self._folder / ".latest.tmp", path.name + "\n")
+        os.replace(self._folder / ".latest.tmp", self._folder / LATEST)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: half removed under its own name it would still look complete.

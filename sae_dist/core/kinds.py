@@ -6,6 +6,8 @@ KINDS = tuple(sorted(p.stem for p in (Path(__file__).parents[1] / "dictionary" /
 """Every module of dictionary/kinds is a kind."""
 SELECTED = ("topk", "batchtopk", "matryoshka")
 """Kinds with selected codes; the others have a code for every latent, and a penalty."""
+ENCODER_SCALE = 0.8
+"""At the start, of kinds with selected codes."""
 PENALISED = tuple(kind for kind in KINDS if kind not in SELECTED)
 READ_BY = {
     "threshold_beta": ("batchtopk", "matryoshka"),

@@ -11,7 +11,7 @@ from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import members, varied
-from sae_dist.core.kinds import SELECTED
+from sae_dist.core.kinds import ENCODER_SCALE, SELECTED
 from sae_dist.core.triton import triton_problem
 
 if TYPE_CHECKING:
@@ -159,3 +159,16 @@ def _resolve_sae(cfg: RunConfig, width: int) -> None:
         sae.aux_k = min(width // 2, sae.num_latents // 2)
     if sae.dead_after is None:
         sae.dead_after = min(DEAD_AFTER_AT_MOST, max(cfg.train_tokens // 10, 1))
+    if sae.encoder_scale is None:
+        sae.encoder_scale = encoder_scale(sae.kind, sae.num_latents, width)
+
+
+def encoder_scale(kind: str, num_latents: int, width: int) -> float:
+    """Length of the encoder's rows at the start.
+
+    Without selection half of all latents fire, and random unit rows then add up to num_latents / (2 width)
+    times the activation: relu and gated dictionaries start with its inverse, at the activation itself.
+    """
+    if kind not in ("relu", "gated"):
+        return ENCODER_SCALE
+    return min(ENCODER_SCALE, 2 * width / num_latents)

@@ -73,7 +73,7 @@ class Dictionary(torch.nn.Module):
     def __init__(self, setting: Setting):
         super().__init__()
         cfg, topology = setting.cfg, setting.topology
-        assert cfg.num_latents is not None
+        assert cfg.num_latents is not None and cfg.encoder_scale is not None
         self.cfg, self.setting, self.kernels = cfg, setting, setting.kernels
         self.shard, self.dp, self.consumers = topology.shard, topology.dp, topology.consumers
         self.transcoder = len(setting.widths) == 2

@@ -150,12 +150,20 @@ def gradient(term: PairTerm, latent_U: Tensor) -> tuple[Tensor, Tensor]:
 
 def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:
     """Remove, in place, the part of each row's gradient that only changes the row's length."""
-    grad_FD.sub_(row_FD * (grad_FD * row_FD).sum(1, keepdim=True))
+    for grad_fD, row_fD in zip(tiles(grad_FD), tiles(row_FD), strict=True):
+        grad_fD.addcmul_(row_fD, (grad_fD * row_fD).sum(1, keepdim=True), value=-1)
 
 
 def normalise(row_FD: Tensor) -> None:
     """Rows back to unit norm, in place."""
-    row_FD.div_(row_FD.norm(dim=1, keepdim=True))
+    for row_fD in tiles(row_FD):
+        row_fD.div_(torch.linalg.vector_norm(row_fD, dim=1, keepdim=True))
+
+
+def tiles(rows_FD: Tensor) -> tuple[Tensor, ...]:
+    """Rows in parts: what is made on the way stays in the cache, and is never as large as the whole."""
+    elements = 2**26 if rows_FD.is_cuda else 2**18
+    return rows_FD.split(max(elements // rows_FD.shape[1], 1))
 
 
 def sum_all(values: list[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from sae_dist.kernels import screen
 from sae_dist.kernels.reference import pair_rows
 
 ROW_TILE = 256
@@ -39,7 +40,36 @@ def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `reference.encode_topk`. Tiles of rows and latents; each tile's best join the running best."""
+    """See `reference.encode_topk`. A bfloat16 product finds candidates where that pays (`kernels.screen`)."""
+    if not screen.is_worth(x_BD, W_FD, k):
+        return _encode_all(x_BD, W_FD, b_F, k)
+    val = x_BD.new_empty(len(x_BD), k)
+    idx = torch.empty(len(x_BD), k, dtype=torch.int64)
+    rows = torch.arange(len(x_BD))
+    for count in screen.wanted(k):
+        val[rows], idx[rows], certain = _encode_candidates(x_BD[rows], W_FD, b_F, k, count)
+        rows = rows[~certain]
+        if not len(rows):
+            return val, idx
+    val[rows], idx[rows] = _encode_all(x_BD[rows], W_FD, b_F, k)
+    return val, idx
+
+
+def _encode_candidates(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best of `count` candidates of each row, and whether they are surely the best of all, [B]."""
+    idx, left_out_B = screen.candidates(x_BD, W_FD, b_F, count)
+    offsets_B = torch.arange(0, idx.numel(), count)
+    score = latent_gradient(idx.view(-1), offsets_B, x_BD, W_FD).view(idx.shape) + b_F[idx]
+    # Candidates stand in order of their index, so position order is index order among equals.
+    val, position = topk_rows(score, k)
+    # A score that is no number is above nothing.
+    return val, idx.gather(1, position), val[:, -1] > left_out_B
+
+
+def _encode_all(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Every score in the dtype given. Tiles of rows and latents; a tile's best join the running best."""
     best_val = x_BD.new_empty(len(x_BD), k)
     best_idx = torch.empty(len(x_BD), k, dtype=torch.int64, device=x_BD.device)
     for first in range(0, len(W_FD), LATENT_TILE):

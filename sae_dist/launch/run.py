@@ -104,8 +104,10 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     cfg = composed(overrides)
     validate(cfg, world_size)
     settled = settle(cfg)
-    for each in (settled.cfg, *settled.members):
-        validate(each, world_size)
+    validate(settled.cfg, world_size)
+    for each in settled.members:
+        # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
+        validate(each)
     check_devices(settled.cfg, world_size)
     frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
     if settled.note:

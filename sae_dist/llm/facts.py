@@ -34,18 +34,10 @@ def llm_facts(
     Raises:
         ConfigError: no such model or hook, no tokenizer, or a model that is neither causal nor an encoder.
     """
-    from transformers import AutoConfig, AutoModel
-
     if cfg.attn not in ("sdpa", "eager"):
         raise ConfigError(f"llm.attn={cfg.attn} cannot be given our masks; use sdpa or eager")
     path = resolve_name(cfg.name)
-    with loading(cfg.name):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
-        with torch.device("meta"):
-            # bfloat16: experts of mixture models run on the meta device in no other dtype.
-            model = AutoModel.from_config(
-                config, trust_remote_code=cfg.trust_remote_code, dtype=torch.bfloat16
-            )
+    config, model = _empty(cfg, path)
     causal = _is_causal(config, cfg.name)
     text_config = config.get_text_config()
     given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
@@ -114,6 +106,25 @@ def position_offset(model: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
     return 0
+
+
+def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
+    """The model's config, and the model without weights."""
+    from transformers import AutoConfig, AutoModel
+
+    with loading(cfg.name):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
+        if cfg.shard != "none" and getattr(config, "quantization_config", None):
+            raise ConfigError(
+                f"llm.shard={cfg.shard} splits plain weights, not the quantised ones of llm.name={cfg.name}; "
+                "use llm.shard=none, or the model that was quantised"
+            )
+        with torch.device("meta"):
+            # bfloat16: experts of mixture models run on the meta device in no other dtype.
+            model = AutoModel.from_config(
+                config, trust_remote_code=cfg.trust_remote_code, dtype=torch.bfloat16
+            )
+    return config, model
 
 
 def _is_causal(config: Any, name: str) -> bool:

@@ -110,6 +110,8 @@ def load_partitioned(
 
     if not deepspeed.comm.is_initialized():
         backend = "gloo" if device.type == "cpu" else "nccl"
+        # An all-reduce that nothing here calls, which DeepSpeed would first compile, for minutes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     splitting = deepspeed.zero.Init(
         data_parallel_group=team.group,

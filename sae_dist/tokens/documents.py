@@ -7,7 +7,9 @@ file of 10 GB must feed every lane.
 
 import hashlib
 import json
+import os
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -118,9 +120,15 @@ def python_documents() -> list[Document]:
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
     found: list[Document] = []
-    for path in sorted(root.rglob("*.py")):
-        relative = path.relative_to(root)
-        if skipped.isdisjoint(relative.parts) and 0 < path.stat().st_size < 1_000_000:
-            found += pieces(relative.as_posix(), path)
+    for path in sorted(python_files(root, skipped)):
+        if 0 < path.stat().st_size < 1_000_000:
+            found += pieces(path.relative_to(root).as_posix(), path)
     found += [Document(f"pydoc_data/{name}", None, 0, len(topics[name])) for name in sorted(topics)]
     return found
+
+
+def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:
+    """All .py files under `root`, but for those in folders of these names, which are not even listed."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = set(folders) - skipped
+        yield from (Path(folder, name) for name in names if name.endswith(".py"))

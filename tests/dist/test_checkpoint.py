@@ -3,6 +3,8 @@
 import resource
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from sae_dist.core.config import TopologyConfig
 from sae_dist.core.errors import CheckpointError
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import Place, finish, start
+from sae_dist.train import start as training
 from tests.ranks import run_ranks
 
 ROWS = 24
@@ -160,3 +163,40 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path, one_ran
     with pytest.raises(CheckpointError, match="No space left on device .* 4,294,967,312 MiB needed"):
         store.save(1, {"W": (torch.zeros(1).expand(1 << 50), "sharded")}, {})
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def trained_to(folder: Path, steps: list[int]) -> SimpleNamespace:
+    """A dictionary of a grid with checkpoints of these steps, whose one tensor holds the step."""
+    topo = topology(1, 1)
+    run = SimpleNamespace(
+        folder=folder,
+        cfg=SimpleNamespace(resume="auto"),
+        checkpoints=Checkpoints(folder, topo, len(steps)),
+        W=torch.zeros(3),
+        optimizer=SimpleNamespace(updates=0),
+        agreement=Mock(),
+        shuffle=Mock(),
+    )
+    run.tensors = lambda: {"W": (run.W, "replicated")}
+    rest = {"any_dead": False, "pending": None, "wandb_id": "id", "scales": [1.0]}
+    for step in steps:
+        scalars = {"step": step, "tokens": 10 * step, "updates": step, "lanes": {"0": step}}
+        run.checkpoints.save(step, {"W": (torch.full((3,), float(step)), "replicated")}, scalars | rest)
+    return run
+
+
+def test_a_grid_goes_on_at_the_newest_step_that_all_have_and_forgets_later_ones(tmp_path, one_rank):
+    runs = [trained_to(tmp_path / str(n), steps) for n, steps in enumerate([[1, 2, 4], [2, 4, 5], [1, 2]])]
+    training.start(runs)
+    for run in runs:
+        assert run.progress.step == run.optimizer.updates == 2 and run.W.tolist() == [2.0] * 3
+        run.shuffle.restore.assert_called_once_with({"0": 2})
+        assert complete(run.folder / "checkpoints")[-1].name == "step_00000002"
+        assert (run.folder / "checkpoints" / "latest").read_text() == "step_00000002\n"
+
+
+def test_dictionaries_without_a_common_step_are_named_and_keep_what_they_have(tmp_path, one_rank):
+    runs = [trained_to(tmp_path / str(n), steps) for n, steps in enumerate([[4], [3, 5], []])]
+    with pytest.raises(CheckpointError, match="0: step_00000004, 1: step_00000005, 2: none.* topology.groups"):
+        training.start(runs)
+    assert [len(complete(run.folder / "checkpoints")) for run in runs] == [1, 2, 0]

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from sae_dist import cli
 from sae_dist.bench.contestants import CONTESTANTS, PEERS, TrialFailed
 from sae_dist.bench.data import order_file, prepare_data
 from sae_dist.bench.plan import Plan
 from sae_dist.bench.quality import Outcome, one_trial
 from sae_dist.core.config import load_config
 from sae_dist.train.meter import HASH_PRIME
-from tests.commands import rows, sae_dist
+from tests.commands import rows
+from tests.warm import warm
 
 D, F, K = 24, 256, 4
 PEER_NAMES = sorted({each.peer for each in CONTESTANTS.values() if each.peer})
@@ -68,17 +70,49 @@ def test_a_missing_peer_says_how_to_get_it(plan):
         trial(plan, "saelens")
 
 
-def test_the_command_answers_wrong_words_with_one_line(tmp_path):
-    for words in ("quality --only mine", "sweep", "scaling --k 0", "peers --only mine", "stream --only x"):
-        done = sae_dist(tmp_path, "bench", *words.split())
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-        assert done.stderr.startswith("sae-dist: error: ") and not list(tmp_path.iterdir())
+def test_the_command_answers_wrong_words_with_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    wrong = [
+        "quality --only mine",
+        "sweep",
+        "scaling --k 0",
+        "peers --only mine",
+        "stream --only x",
+        "step --k 0",
+    ]
+    for words in wrong:
+        assert cli.main(["bench", *words.split()]) == 2
+        err = capfd.readouterr().err
+        assert err.count("\n") == 1 and err.startswith("sae-dist: error: "), err
+        assert not list(tmp_path.iterdir())
+
+
+def test_step_times_ours_beside_a_dense_one_and_the_floor(tmp_path, monkeypatch, request):
+    given = request.config.getoption("--peer-python", default=None) or ""
+    peers = [name for name, each in CONTESTANTS.items() if f"{each.peer}=" in given]
+    only = ["ours", "ours_row_adam", "dense", *peers]
+    # Compiling takes longer than all the rest; what is timed is then the same code, uncompiled.
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    sizes = "--width 64 --latents 2048 --k 8 --batch 256 --rounds 2 --device cpu"
+    words = [*sizes.split(), "--only", ",".join(only), "--peer-python", given]
+    done = warm(tmp_path, "bench", "step", "--folder", "out", *words)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / "out" / "step.csv", newline="") as file:
+        found = {(row["contestant"], row["mode"]): row for row in csv.DictReader(file)}
+    assert {name for name, _ in found} == {"product_float32", "product_bfloat16", "copy", *only}
+    for name in only:
+        rest, aux = found[name, "rest"], found[name, "aux"]
+        assert rest["status"] == aux["status"] == "timed" and rest["rounds"] == "2", done.stderr
+        assert float(rest["over_product_float32"]) > 0.5 and float(rest["peak_bytes"]) > 0
+        assert float(rest["fvu"]) == pytest.approx(float(found["product_float32", "rest"]["fvu"]), rel=1e-3)
+        assert rest["dead_latents"] == "0" and float(aux["dead_latents"]) == pytest.approx(204, abs=2)
+    assert "| sae_dist, row_adam |" in (tmp_path / "out" / "step.md").read_text()
 
 
 def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
     sizes = "--rows 128 --widths 16 --chunks 16 --latents 512 --batch 384 --steps 20 --rounds 1 --device cpu"
     words = [*sizes.split(), "--dictionaries", "2"]
-    done = sae_dist(tmp_path, "bench", "stream", "--folder", "out", *words)
+    done = warm(tmp_path, "bench", "stream", "--folder", "out", *words)
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "stream.csv", newline="") as file:
         found = {row[""]: row for row in csv.DictReader(file)}
@@ -106,7 +140,7 @@ def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
 
 def test_mixing_counts_rows_of_one_document_by_block_size(tmp_path):
     words = "--blocks 1,8 --chunk-rows 64 --tokens 60k --device cpu"
-    done = sae_dist(tmp_path, "bench", "mixing", "--folder", "out", *words.split())
+    done = warm(tmp_path, "bench", "mixing", "--folder", "out", *words.split())
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "mixing.csv", newline="") as file:
         small, large = csv.DictReader(file)

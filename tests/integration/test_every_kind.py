@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import TINY, rows, sae_dist, train
+from tests.commands import train
 
 SHORT = [
     "precision=float64",
@@ -16,9 +16,8 @@ SHORT = [
     "shuffle.chunk_rows=64",
     "train_tokens=3840",
     "optim.lr=3e-3",
-    "eval.tokens=2000",
-    "eval.ce_tokens=1000",
 ]
+EVALUATED = ["eval.tokens=512", "eval.ce_tokens=256"]
 KINDS = {
     "topk": ["optim=row_adam"],
     "batchtopk": [],
@@ -37,18 +36,16 @@ def close(one, other, tolerance):
 def test_a_kind_ends_well_and_the_same_on_two_ranks(kind, tmp_path):
     arguments = [f"sae={kind}", *KINDS[kind], *SHORT]
     topology = "topology.dp=2" if kind in ("matryoshka", "relu") else "topology.shard=2"
-    alone = train(tmp_path, "alone", *arguments)
+    alone = train(tmp_path, "alone", *arguments, *EVALUATED)
     shared = train(tmp_path, "shared", *arguments, topology)
     assert len(alone) == len(shared) == 20
     assert alone[-1]["loss/fvu"] < alone[0]["loss/fvu"], "it learns"
     for one, other in zip(alone, shared, strict=True):
         assert abs(one["loss/total"] - other["loss/total"]) < 1e-8 * abs(one["loss/total"])
         assert one["sparsity/l0"] == other["sparsity/l0"]
-    summaries = [
-        json.loads((tmp_path / "outputs" / n / "summary.json").read_text()) for n in ("alone", "shared")
-    ]
-    assert all(s["status"] == "finished" and s["l0"] > 0 and 0 < s["fvu"] < 2 for s in summaries)
-    assert abs(summaries[0]["fvu"] - summaries[1]["fvu"]) < 1e-4
+    summary = json.loads((tmp_path / "outputs" / "alone" / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["l0"] > 0 and 0 < summary["fvu"] < 2
+    assert summary["ce_recovered"] is not None
     weights = [
         load_file(tmp_path / "outputs" / n / "export" / "sae_weights.safetensors")
         for n in ("alone", "shared")
@@ -68,8 +65,7 @@ def test_a_row_lazy_run_continues_on_another_mesh(tmp_path):
     # Back to the middle of the run: the last checkpoint and what came of it are taken away.
     shutil.rmtree(run / "checkpoints" / "step_00000020")
     (run / "summary.json").unlink()
-    done = sae_dist(tmp_path, "train", *TINY, "name=part", *arguments, "resume=auto")
-    assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows(run)] == [row["step"] for row in whole]
-    for one, other in zip(whole, rows(run), strict=True):
+    found = train(tmp_path, "part", *arguments, "resume=auto")
+    assert [row["step"] for row in found] == [row["step"] for row in whole]
+    for one, other in zip(whole, found, strict=True):
         assert abs(one["loss/total"] - other["loss/total"]) < 1e-8 * abs(one["loss/total"])

@@ -1,42 +1,12 @@
-"""A producer is killed, or its data is bad, in the middle of a real run: named, soon, and nothing is lost."""
+"""The data of a producer are bad, in the middle of a real run: named, and soon. Killed ranks: test_resume."""
 
 import io
 import json
-import signal
 import tarfile
 import time
 
-from tests.commands import TINY, rows, sae_dist, start, train
-from tests.integration.test_resume import rank_process, wait_for_checkpoint, weights
-
-LENGTH = ["train_tokens=38400", "checkpoint.every=15360"]
-SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
-TIMES = ("perf/", "system/")
-
-
-def results(run):
-    """What a run computed, step by step; not how fast."""
-    return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in rows(run)]
-
-
-def test_a_killed_producer(tmp_path):
-    train(tmp_path, "whole", *LENGTH, *SPLIT)
-    arguments = ["train", *TINY, *LENGTH, *SPLIT, "name=killed"]
-    process = start(tmp_path, *arguments)
-    run = tmp_path / "outputs" / "killed"
-    wait_for_checkpoint(process, run)
-    began = time.monotonic()
-    rank_process(process, 2).send_signal(signal.SIGKILL)
-    err = process.communicate(timeout=60)[1]
-    assert time.monotonic() - began < 30 and process.returncode == 1
-    said = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
-    assert said == ["sae-dist: error: rank 2 was killed by SIGKILL; continue with resume=auto"]
-
-    done = sae_dist(tmp_path, *arguments, "resume=auto")
-    assert done.returncode == 0, done.stderr
-    assert results(run) == results(tmp_path / "outputs" / "whole")
-    for key, tensor in weights(tmp_path, "whole").items():
-        assert tensor.equal(weights(tmp_path, "killed")[key]), key
+from tests.commands import TINY, rows, sae_dist
+from tests.integration.test_resume import SPLIT
 
 
 def write_shard(path, bad):

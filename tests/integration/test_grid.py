@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import TINY, rows, sae_dist, start, train
+from tests.commands import TINY, ranks_of, rows, train
 from tests.integration.test_resume import wait_for_checkpoint
+from tests.warm import Command, warm
 
 LENGTH = "train_tokens=15360"
 WORDS = ["train", *TINY, LENGTH, "name=grid"]
@@ -39,7 +40,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(folder):
     """A grid's folder, and what the command printed."""
-    done = sae_dist(folder, *WORDS, *GRID)
+    done = warm(folder, *WORDS, *GRID)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "grid", done.stdout
 
@@ -65,14 +66,14 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
     assert cost["alone_seconds"] == pytest.approx(4 * cost["stream_seconds"] + cost["dictionary_seconds"])
     assert f"{cost['share']:.0%} of the" in printed and 0.25 < cost["share"] < 1
     for command in ("eval", "export"):
-        done = sae_dist(run, command, ".")
+        done = warm(run, command, ".")
         assert done.returncode == 2 and "is a grid of 4 dictionaries; give the folder of one" in done.stderr
 
 
 def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
     run, _ = whole
-    ranks = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
-    done = sae_dist(folder, *WORDS[:-1], "name=split", *GRID, *ranks)
+    topology = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
+    done = warm(folder, *WORDS[:-1], "name=split", *GRID, *topology, ranks=5)
     assert done.returncode == 0, done.stderr
     assert "2 groups of 1 x 2 consumers" in done.stderr
     for each in ("num_latents=512,k=16", "num_latents=1024,k=8"):
@@ -86,40 +87,66 @@ def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
 def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
     run, _ = whole
     words = [*WORDS[:-1], "name=killed", *GRID, "checkpoint.every=3840"]
-    process = start(folder, *words)
+    process = Command(folder, *words)
     killed = folder / "outputs" / "killed"
     wait_for_checkpoint(process, killed / "num_latents=512,k=8")
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = sae_dist(folder, *words, "resume=auto")
+    done = warm(folder, *words, "resume=auto")
     assert done.returncode == 0, done.stderr
     for each in ("num_latents=512,k=8", "num_latents=1024,k=16"):
         assert curve(killed / each) == curve(run / each)
         assert equal(weights(killed / each), weights(run / each))
 
 
-def test_a_rate_that_breaks_one_dictionary_leaves_the_others(folder, whole):
-    run, _ = whole
-    words = ["name=broken", "sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null"]
-    done = sae_dist(folder, *WORDS[:-1], *words)
+@pytest.mark.parametrize("topology", [[], ["topology.producers=1", "topology.groups=2"]])
+def test_a_rate_that_breaks_one_dictionary_leaves_the_others(topology, folder, without_clip):
+    """In two groups of consumers, the first has nothing left to train, and the second goes on to the end."""
+    name = "groups" if topology else "broken"
+    words = ["sae.num_latents=512", "grid.lr=[1e30,5e-3]", "optim.clip=null", *topology]
+    done = warm(folder, *WORDS[:-1], f"name={name}", *words, ranks=ranks_of(topology))
     assert done.returncode == 0, done.stderr
-    broken = folder / "outputs" / "broken"
+    broken = folder / "outputs" / name
     found = json.loads((broken / "summary.json").read_text())["dictionaries"]
     assert found["lr=1e+30"]["status"] == "diverged" and "not finite" in found["lr=1e+30"]["reason"]
     assert found["lr=0.005"]["status"] == "finished" and "lr=1e+30: given up: step" in done.stdout
+    assert curve(broken / "lr=0.005") == curve(without_clip)
+
+
+@pytest.fixture(scope="module")
+def without_clip(folder):
     train(folder, "lr", LENGTH, "sae.num_latents=512", "optim.lr=5e-3", "optim.clip=null")
-    assert curve(broken / "lr=0.005") == curve(folder / "outputs" / "lr")
+    return folder / "outputs" / "lr"
+
+
+def test_groups_that_were_stopped_go_on_as_one(folder, whole):
+    run, _ = whole
+    words = [*WORDS[:-1], "name=regrouped", *GRID, "checkpoint.every=1536", "checkpoint.keep=20"]
+    process = Command(folder, *words, "topology.producers=1", "topology.groups=2", ranks=3)
+    stopped = folder / "outputs" / "regrouped"
+    for name in ("num_latents=512,k=8", "num_latents=1024,k=16"):
+        wait_for_checkpoint(process, stopped / name)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.poll() == 75, err
+    done = warm(folder, *words, "resume=auto")
+    assert done.returncode == 0, done.stderr
+    assert "from step 0" not in done.stderr
+    for latents, k in ((512, 8), (512, 16), (1024, 8), (1024, 16)):
+        name = f"num_latents={latents},k={k}"
+        assert curve(stopped / name) == curve(run / name)
+        assert equal(weights(stopped / name), weights(run / name))
 
 
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
-    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=20k"]
-    words += ["eval.ce_tokens=2k"]
+    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=6k"]
+    words += ["eval.ce_tokens=512"]
     hooks = "grid.hook=[layers.0,layers.1.mlp:in]"
-    done = sae_dist(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
+    done = warm(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
     assert done.returncode == 0, done.stderr
     run = folder / "outputs" / "hooks"
     name = "hook=layers.1.mlp_in,seed=0"
-    done = sae_dist(folder, *words, "name=one", "hook=layers.1.mlp:in")
+    done = warm(folder, *words, "name=one", "hook=layers.1.mlp:in")
     assert done.returncode == 0, done.stderr
     alone = folder / "outputs" / "one"
     assert curve(run / name) == curve(alone) and equal(weights(run / name), weights(alone))

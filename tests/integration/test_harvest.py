@@ -8,12 +8,20 @@ import time
 import pytest
 
 from sae_dist import cli
-from tests.commands import TINY, rows, sae_dist, start, train
+from tests.commands import TINY, rows, start, train
 from tests.integration.test_resume import wait_for_checkpoint
-from tests.integration.test_torchrun import TORCHRUN
+from tests.sources import served
+from tests.warm import Command, warm
 
-SHAPE = ["shuffle.lanes=8", "train_tokens=19200"]
-HARVEST = ["harvest", "shuffle.chunk_rows=128", "eval.tokens=0", "cache.shard_chunks=4", *SHAPE]
+SHAPE = ["train_tokens=19200"]
+HARVEST = [
+    "harvest",
+    "shuffle.lanes=8",
+    "shuffle.chunk_rows=128",
+    "eval.tokens=0",
+    "cache.shard_chunks=4",
+    *SHAPE,
+]
 CURVE = "step loss/total loss/fvu loss/aux sparsity/l0 stream/batch_hash stream/excluded_rows".split()
 
 
@@ -29,7 +37,7 @@ def live(folder):
 
 def harvest(folder, name, *overrides):
     """Harvest to the end; its folder."""
-    done = sae_dist(folder, *HARVEST, f"name={name}", *overrides)
+    done = warm(folder, *HARVEST, f"name={name}", *overrides)
     assert done.returncode == 0, done.stderr
     assert f"train with: activations=cache activations.path=outputs/{name}" in done.stdout
     return folder / "outputs" / name
@@ -52,6 +60,15 @@ def curve(found, keys=CURVE):
 def test_a_float32_cache_gives_the_live_curve_bit_for_bit(folder, live, exact):
     cached = train(folder, "cached", "train_tokens=19200", "activations=cache", f"activations.path={exact}")
     assert len(live) == 25 and curve(cached) == curve(live)
+
+
+def test_a_cache_is_trained_on_over_http(folder, live, exact, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with served(exact.parent) as url:
+        place = f"activations.path={url}/{exact.name}"
+        found = train(folder, "http", "train_tokens=19200", "activations=cache", place)
+    assert curve(found) == curve(live)
 
 
 def test_a_bfloat16_cache_gives_the_live_curve_in_bfloat16(folder, live):
@@ -77,27 +94,21 @@ def test_a_killed_run_goes_on_in_the_middle_of_lanes_on_other_ranks(folder, live
         "name=killed",
         "checkpoint.every=3840",
     ]
-    process = start(folder, *words)
+    process = Command(folder, *words)
     run = folder / "outputs" / "killed"
     wait_for_checkpoint(process, run)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = sae_dist(folder, *words, "resume=auto", "topology.shard=2")
+    done = warm(folder, *words, "resume=auto", "topology.shard=2", ranks=2)
     assert done.returncode == 0, done.stderr
     found = rows(run)
     assert curve(found, ["step", "stream/batch_hash"]) == curve(live, ["step", "stream/batch_hash"])
 
 
-def test_two_producers_write_the_files_of_one(folder, exact):
-    other = harvest(folder, "two", "cache.dtype=float32", "topology.producers=2")
-    assert (other / "logs" / "rank_1.log").exists()
-    assert files(other) == files(exact)
-
-
 def test_a_killed_harvest_goes_on_and_leaves_the_same_files(folder, exact, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     words = [*HARVEST, "name=broken", "cache.dtype=float32"]
-    process = start(folder, *words)
+    process = Command(folder, *words)
     cache, until = folder / "outputs" / "broken", time.monotonic() + 120
     while len(list(cache.glob("shards/[!.]*"))) < 5:
         assert process.poll() is None and time.monotonic() < until
@@ -110,7 +121,7 @@ def test_a_killed_harvest_goes_on_and_leaves_the_same_files(folder, exact, monke
     assert cli.main(words) == 2 and "unfinished; continue it with resume=auto" in capfd.readouterr().err
     assert cli.main(["train", *TINY, "activations=cache", f"activations.path={cache}"]) == 2
     assert "continue its harvest with resume=auto" in capfd.readouterr().err
-    done = sae_dist(folder, *words, "resume=auto")
+    done = warm(folder, *words, "resume=auto")
     assert done.returncode == 0, done.stderr
     assert files(cache) == files(exact)
     assert all((cache / "shards" / name).stat().st_mtime_ns == when for name, when in there.items())
@@ -125,12 +136,13 @@ def test_a_lost_shard_is_written_again(folder, exact):
     shutil.copytree(exact, cache)
     (cache / "shards" / "lane_3_00001.tar").unlink()
     words = [*HARVEST, "name=lossy", "cache.dtype=float32"]
-    assert sae_dist(folder, *words, "resume=auto").returncode == 0
+    assert warm(folder, *words, "resume=auto").returncode == 0
     assert files(cache) == files(exact)
 
 
-def test_sigterm_stops_a_harvest_and_exits_75(folder):
-    process = start(folder, *HARVEST, "name=stopped", "topology.producers=2")
+def test_sigterm_stops_two_producers_which_go_on_and_write_the_files_of_one(folder, exact):
+    words = [*HARVEST, "name=stopped", "cache.dtype=float32", "topology.producers=2"]
+    process = start(folder, *words)
     cache, until = folder / "outputs" / "stopped", time.monotonic() + 120
     while not list(cache.glob("shards/[!.]*")):
         assert process.poll() is None and time.monotonic() < until
@@ -138,11 +150,14 @@ def test_sigterm_stops_a_harvest_and_exits_75(folder):
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 75 and "resume=auto" in err and "Traceback" not in err
+    assert (cache / "logs" / "rank_1.log").exists() and not (cache / "manifest.json").exists()
+    done = warm(folder, *words, "resume=auto", ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert files(cache) == files(exact)
 
 
 def test_ranks_of_a_launcher_harvest_together(folder, exact):
-    words = [*HARVEST, "name=joined", "cache.dtype=float32", "topology.producers=2"]
-    done = sae_dist(folder, *words, launcher=TORCHRUN)
+    done = warm(folder, *HARVEST, "name=joined", "cache.dtype=float32", "topology.producers=2", ranks=2)
     assert done.returncode == 0, done.stderr
     assert files(folder / "outputs" / "joined") == files(exact)
 
@@ -158,7 +173,7 @@ def test_a_damaged_shard_stops_the_run_in_one_line(folder, exact):
     shard = cache / "shards" / "lane_5_00002.tar"
     shard.write_bytes(damaged(shard.read_bytes()))
     words = [*TINY, "train_tokens=19200", "activations=cache", f"activations.path={cache}", "name=unlucky"]
-    done = sae_dist(folder, "train", *words)
+    done = warm(folder, "train", *words)
     lines = [line for line in done.stderr.splitlines() if line.startswith("sae-dist: error")]
     assert done.returncode == 1 and len(lines) == 1 and "Traceback" not in done.stderr
     assert "lane_5_00002.tar (chunks 69 to 93 of lane 5" in lines[0] and "is damaged" in lines[0]

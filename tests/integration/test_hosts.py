@@ -16,6 +16,7 @@ import pytest
 from tests.commands import TINY, rows, train
 from tests.parity.test_world_size import EXACT, relative, values
 
+SHORT = [*EXACT, "train_tokens=5760"]
 SPLIT = ["topology.producers=2", "topology.shard=2", "name=hosts"]
 ADDRESSES = ("10.97.1.1", "10.97.1.2")
 TIMEOUT_S = 20
@@ -114,12 +115,12 @@ def hosts():
 
 
 def test_two_hosts_are_one_process(hosts, tmp_path):
-    alone = train(tmp_path, "alone", *EXACT)
-    launchers = hosts.torchrun(tmp_path, "train", *TINY, *EXACT, *SPLIT)
+    alone = train(tmp_path, "alone", *SHORT)
+    launchers = hosts.torchrun(tmp_path, "train", *TINY, *SHORT, *SPLIT)
     codes = [launcher.wait(240) for launcher in launchers]
     assert codes == [0, 0], (tmp_path / "host_0.log").read_text() + (tmp_path / "host_1.log").read_text()
     found = rows(tmp_path / "outputs" / "hosts")
-    assert len(found) == 100
+    assert len(found) == 30
     assert values(found, "stream/batch_hash") == values(alone, "stream/batch_hash")
     assert max(relative(values(found, "loss/total"), values(alone, "loss/total"))) < 1e-9
 
@@ -149,6 +150,8 @@ def test_a_link_that_is_cut(hosts, tmp_path):
     silent = f"was silent for {TIMEOUT_S} s (topology.timeout_s)"
     assert all("producer rank" in line and silent in line for line in consumers)
     assert len(consumers) <= 2
-    # The producers' host does not reach the one that has the store.
+    # The producers' host reaches neither the store nor a consumer; which one a rank asked last is chance.
     assert len(producers) == 2
-    assert all(line.startswith(f"the run's store at {ADDRESSES[0]} {silent}") for line in producers)
+    named = (f"the run's store at {ADDRESSES[0]} ", "consumer rank ")
+    said_so = [line.startswith(named) and (silent in line or " is gone (" in line) for line in producers]
+    assert all(said_so), producers

@@ -13,6 +13,7 @@ import pytest
 from sae_dist.core.errors import Preempted
 from sae_dist.launch.run import stopping_on_request
 from tests.commands import rows, sae_dist, start
+from tests.warm import warm
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
 EMBEDDED = Path(__file__).parents[2] / "sae_dist" / "llm" / "embedded"
@@ -26,23 +27,23 @@ def our_line(done) -> str:
 
 
 def test_a_run_is_found_again(tmp_path):
-    first = sae_dist(tmp_path, "train", *QUICK)
+    first = warm(tmp_path, "train", *QUICK)
     assert first.returncode == 0, first.stderr
     (run,) = (tmp_path / "outputs").iterdir()
     assert run.name.startswith("embedded-layers.1-topk-512-k8-")
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     written = (run / "metrics.jsonl").read_text()
 
-    again = sae_dist(tmp_path, "train", *QUICK)
+    again = warm(tmp_path, "train", *QUICK)
     assert (again.returncode, again.stderr) == (0, "") and f"{run.name} is finished" in again.stdout
     assert (run / "metrics.jsonl").read_text() == written
 
-    other = sae_dist(tmp_path, "train", *QUICK, "sae.k=4", f"name={run.name}")
+    other = warm(tmp_path, "train", *QUICK, "sae.k=4", f"name={run.name}")
     assert other.returncode == 2 and "sae.k is 8 there and 4 here" in our_line(other)
 
     shutil.rmtree(run / "export")
-    assert sae_dist(tmp_path, "export", str(run)).returncode == 0
-    assert sae_dist(tmp_path, "eval", str(run)).returncode == 0
+    assert warm(tmp_path, "export", str(run)).returncode == 0
+    assert warm(tmp_path, "eval", str(run)).returncode == 0
 
 
 def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
@@ -56,42 +57,34 @@ def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
 
 def test_a_multirun_runs_every_combination(tmp_path):
     words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
-    done = sae_dist(tmp_path, "train", *words)
+    done = warm(tmp_path, "train", *words)
     assert done.returncode == 0, done.stderr
     runs = sorted((tmp_path / "outputs" / "widths").iterdir())
     assert [run.name for run in runs] == ["sae.k=4", "sae.k=8"]
     assert [round(rows(run)[-1]["sparsity/l0"]) for run in runs] == [4, 8]
-    refused = sae_dist(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
+    refused = warm(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
     assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr
 
 
-@pytest.mark.parametrize("topology", ["colocated", "shard2"])
-def test_input_found_wrong_by_a_rank_leaves_nothing(topology, tmp_path):
+@pytest.mark.parametrize("started", ["alone", "spawned", "by a launcher"])
+def test_input_found_wrong_by_a_rank_leaves_nothing(started, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED, model)
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    words = [f"llm.name={model}", "debug=tiny", f"topology.shard={1 if topology == 'colocated' else 2}"]
-    done = sae_dist(tmp_path, "train", *words)
-    assert done.returncode == 2 and "does not load" in our_line(done)
-    assert not (tmp_path / "outputs").exists()
-
-
-def test_input_found_wrong_inside_a_launcher_leaves_nothing(tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(EMBEDDED, model)
-    weights = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
-    words = [f"llm.name={model}", "debug=tiny", "topology.shard=2"]
-    done = sae_dist(tmp_path, "train", *words, launcher=torchrun)
-    assert done.returncode != 0 and "does not load" in done.stderr
+    words = ["train", f"llm.name={model}", "debug=tiny", f"topology.shard={1 if started == 'alone' else 2}"]
+    if started == "spawned":
+        done = sae_dist(tmp_path, *words)
+    else:
+        done = warm(tmp_path, *words, ranks=1 if started == "alone" else 2)
+    assert done.returncode == 2 and "does not load" in done.stderr
+    assert started == "by a launcher" or our_line(done)
     assert not (tmp_path / "outputs").exists()
 
 
 def test_activations_without_a_scale_are_one_line(tmp_path):
     np.save(tmp_path / "zeros.npy", np.zeros((20_000, 16), np.float32))
-    done = sae_dist(tmp_path, "train", *QUICK, "activations=file", "activations.path=zeros.npy")
+    done = warm(tmp_path, "train", *QUICK, "activations=file", "activations.path=zeros.npy")
     assert done.returncode == 1 and "all zeros" in our_line(done)
 
 
@@ -101,7 +94,7 @@ def test_centred_activations_come_back_in_the_export(tmp_path):
     rows_ND = (draw.random((20_000, 64)) < 0.1) @ draw.normal(size=(64, 16)) + 50 * draw.normal(size=16)
     np.save(tmp_path / "acts.npy", rows_ND.astype(np.float32))
     words = ["debug=tiny", "activations=file", "activations.path=acts.npy", "sae.num_latents=128", "name=run"]
-    done = sae_dist(tmp_path, "train", *words, "activations.scaling=centred", "train_tokens=100k")
+    done = warm(tmp_path, "train", *words, "activations.scaling=centred", "train_tokens=100k")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "run"
     summary, last = json.loads((run / "summary.json").read_text()), rows(run)[-1]

@@ -1,4 +1,4 @@
-"""Kill a rank after a checkpoint, run the same command with resume=auto: nothing lost, nothing twice."""
+"""Kill ranks after checkpoints, run the same command with resume=auto: nothing lost, nothing twice."""
 
 import json
 import os
@@ -9,17 +9,22 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands import TINY, rows, sae_dist, start, train
+from tests.commands import TINY, rows, start, train
+from tests.warm import Command, warm
 
-LENGTH = ["train_tokens=76800", "checkpoint.every=15360", "activations.scaling=centred"]
+LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred"]
+SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
+TIMES = ("perf/", "system/")
 
 
-def wait_for_checkpoint(process, run, timeout_s=180):
-    until = time.monotonic() + timeout_s
-    while not (run / "checkpoints" / "latest").exists():
+def wait_for_checkpoint(process, run, after=None, timeout_s=180):
+    """Until there is a checkpoint, other than `after`; its name."""
+    latest, until = run / "checkpoints" / "latest", time.monotonic() + timeout_s
+    while not latest.exists() or latest.read_text().strip() in (after, ""):
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until, "no checkpoint in time"
-        time.sleep(0.05)
+        time.sleep(0.02)
+    return latest.read_text().strip()
 
 
 def rank_process(process, rank):
@@ -28,6 +33,11 @@ def rank_process(process, rank):
         if child.environ().get("RANK") == str(rank) and "rank" in child.cmdline():
             return child
     raise AssertionError(f"no process of rank {rank}")
+
+
+def results(run):
+    """What a run computed, step by step; not how fast."""
+    return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in rows(run)]
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +54,34 @@ def weights(folder, name):
     return load_file(folder / "outputs" / name / "export" / "sae_weights.safetensors")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_rank(victim, folder, whole):
-    """Of the consumers; test_faults kills the producer."""
-    name, topology = f"killed_{victim}", ["topology.producers=1", "topology.shard=2"]
-    arguments = ["train", *TINY, *LENGTH, f"name={name}", *topology]
-    process = start(folder, *arguments)
-    run = folder / "outputs" / name
-    wait_for_checkpoint(process, run)
-    rank_process(process, victim).send_signal(signal.SIGKILL)
-    err = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
-    assert f"rank {victim}" in err and "Traceback" not in err
+def same_weights(folder, one, other):
+    return all(tensor.equal(weights(folder, other)[key]) for key, tensor in weights(folder, one).items())
 
-    refused = sae_dist(folder, *arguments)
+
+def test_killed_ranks(folder, whole):
+    """In turn the rank that writes, the producer, another consumer; the end is that of a run without it."""
+    arguments = ["train", *TINY, *LENGTH, *SPLIT, "name=killed"]
+    run, checkpoint = folder / "outputs" / "killed", None
+    for victim in (0, 2, 1):
+        process = start(folder, *arguments, *(["resume=auto"] if checkpoint else []))
+        checkpoint = wait_for_checkpoint(process, run, checkpoint)
+        began = time.monotonic()
+        rank_process(process, victim).send_signal(signal.SIGKILL)
+        err = process.communicate(timeout=60)[1]
+        assert time.monotonic() - began < 30 and process.returncode == 1
+        said = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
+        assert said == [f"sae-dist: error: rank {victim} was killed by SIGKILL; continue with resume=auto"]
+        assert "Traceback" not in err
+
+    refused = warm(folder, *arguments)
     assert refused.returncode == 2 and "resume=auto" in refused.stderr
-    done = sae_dist(folder, *arguments, "resume=auto")
+    done = warm(folder, *arguments, "resume=auto", ranks=3)
     assert done.returncode == 0, done.stderr
     found = rows(run)
     assert [row["step"] for row in found] == list(range(1, 101))
+    train(folder, "split", *LENGTH, *SPLIT)
+    assert results(run) == results(folder / "outputs" / "split")
+    assert same_weights(folder, "split", "killed")
     hashes = [row["stream/batch_hash"] for row in found]
     assert hashes == [row["stream/batch_hash"] for row in whole]
     assert abs(found[-1]["loss/fvu"] / whole[-1]["loss/fvu"] - 1) < 0.03
@@ -76,20 +95,16 @@ def test_killed_rank(victim, folder, whole):
 
 def test_resume_of_one_process_is_bitwise(folder, whole):
     arguments = ["train", *TINY, *LENGTH, "name=bitwise"]
-    process = start(folder, *arguments)
-    run = folder / "outputs" / "bitwise"
-    wait_for_checkpoint(process, run)
+    process = Command(folder, *arguments)
+    wait_for_checkpoint(process, folder / "outputs" / "bitwise")
     process.send_signal(signal.SIGKILL)
-    process.wait()
-    done = sae_dist(folder, *arguments, "resume=auto")
-    assert done.returncode == 0, done.stderr
-    kept = "step loss/total loss/fvu loss/aux sparsity/l0 stream/batch_hash optim/grad_norm".split()
-    assert [[row[key] for key in kept] for row in rows(run)] == [[row[key] for key in kept] for row in whole]
-    for key, tensor in weights(folder, "whole").items():
-        assert tensor.equal(weights(folder, "bitwise")[key]), key
+    process.communicate()
+    train(folder, "bitwise", *LENGTH, "resume=auto")
+    assert results(folder / "outputs" / "bitwise") == results(folder / "outputs" / "whole")
+    assert same_weights(folder, "whole", "bitwise")
 
 
-def test_sigterm_saves_and_exits_75(folder, whole):
+def test_sigterm_saves_and_exits_75(folder):
     arguments = ["train", *TINY, *LENGTH, "name=preempted", "topology.shard=2"]
     process = start(folder, *arguments)
     run = folder / "outputs" / "preempted"
@@ -100,5 +115,5 @@ def test_sigterm_saves_and_exits_75(folder, whole):
     assert "resume=auto" in err
     stopped_at = rows(run)[-1]["step"]
     assert (run / "checkpoints" / "latest").read_text().strip() == f"step_{stopped_at:08d}"
-    assert sae_dist(folder, *arguments, "resume=auto").returncode == 0
-    assert [row["step"] for row in rows(run)] == list(range(1, 101))
+    found = train(folder, "preempted", *LENGTH, "topology.shard=2", "resume=auto")
+    assert [row["step"] for row in found] == list(range(1, 101))

@@ -5,11 +5,11 @@ import json
 import pytest
 
 from sae_dist.analysis.table import format_table
-from tests.commands import sae_dist
+from tests.warm import warm
 
 
 def test_four_named_features_are_found_in_two_dimensions(tmp_path):
-    done = sae_dist(tmp_path, "train", "experiment=toy_tutorial", "name=toy")
+    done = warm(tmp_path, "train", "experiment=toy_tutorial", "name=toy")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "toy"
     summary = json.loads((folder / "summary.json").read_text())
@@ -19,7 +19,7 @@ def test_four_named_features_are_found_in_two_dimensions(tmp_path):
     assert (folder / "plots" / "recovery.png").stat().st_size > 1000
     assert "true features above 0.9" in done.stdout and "are synthetic" in done.stdout
 
-    again = sae_dist(tmp_path, "eval", "outputs/toy")
+    again = warm(tmp_path, "eval", "outputs/toy")
     assert again.returncode == 0, again.stderr
     measured = json.loads((folder / "summary.json").read_text())
     assert {key: measured[key] for key in summary if key != "eval_seconds"} == {
@@ -32,7 +32,7 @@ def test_features_are_found_by_two_shards_and_without_an_evaluation(tmp_path):
     words = ["experiment=toy_superposition", "activations.num_features=64", "activations.width=32"]
     words += ["activations.mean_active=3", "sae.num_latents=64", "sae.k=3", "train_tokens=400k", "batch=1024"]
     words += ["eval.tokens=0", "topology.shard=2", "metrics.wandb=off", "name=toy"]
-    done = sae_dist(tmp_path, "train", *words)
+    done = warm(tmp_path, "train", *words, ranks=2)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs" / "toy" / "summary.json").read_text())
     assert summary["matching_score"] > 0.9 and summary["fvu"] is None

@@ -1,14 +1,17 @@
-"""Whole runs whose LLM is held by a group of ranks: same data, same curve as one process."""
+"""Whole runs whose LLM is held by a group of ranks, and stopped on the way: data and curve of one process."""
+
+import signal
 
 import pytest
 
-from tests.commands import train
+from tests.commands import TINY, ranks_of, train
+from tests.integration.test_resume import wait_for_checkpoint
 from tests.parity.test_world_size import relative, values
+from tests.warm import Command
 
-RUN = ["train_tokens=23040", "sae.num_latents=512", "optim.lr=5e-3"]
+RUN = ["train_tokens=23040", "sae.num_latents=512", "optim.lr=5e-3", "checkpoint.every=3840"]
 GROUPS = {
-    "zero3": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1"],
-    "offload": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "llm.offload=true"],
+    "zero3": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "llm.offload=true"],
     "tp": ["llm.shard=tp", "llm.shard_size=2", "topology.producers=1", "topology.shard=2"],
 }
 
@@ -23,10 +26,16 @@ def alone(folder):
     return train(folder, "alone", *RUN)
 
 
-@pytest.mark.parametrize("group", GROUPS)
-def test_the_run_is_the_one_of_one_process(group, folder, alone):
-    found = train(folder, group, *RUN, *GROUPS[group])
-    assert len(alone) == 30
+@pytest.mark.parametrize("group,number", [("zero3", signal.SIGTERM), ("tp", signal.SIGKILL)])
+def test_a_run_that_was_stopped_is_the_one_of_one_process(group, number, folder, alone):
+    words = [*RUN, *GROUPS[group]]
+    process = Command(folder, "train", *TINY, *words, f"name={group}", ranks=ranks_of(words))
+    wait_for_checkpoint(process, folder / "outputs" / group)
+    process.send_signal(number)
+    _, err = process.communicate()
+    assert process.poll() == (75 if number == signal.SIGTERM else -number), err
+    found = train(folder, group, *words, "resume=auto")
+    assert len(alone) == len(found) == 30
     assert values(found, "stream/batch_hash") == values(alone, "stream/batch_hash")
     off = relative(values(found, "loss/total"), values(alone, "loss/total"))
     assert max(off[:10]) < 1e-4

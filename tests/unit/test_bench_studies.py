@@ -51,6 +51,23 @@ def test_a_study_runs_every_variant_and_reports(plan, monkeypatch):
     assert {job.variant for job in jobs} == {None, "optim.beta1=0", "optim=row_adam optim.clip=1"}
 
 
+def test_one_rate_for_all_needs_no_sweep(plan, monkeypatch):
+    rates = []
+
+    def trial(contestant, plan, job):
+        Path(job.folder).mkdir(parents=True)
+        rates.append((contestant.name, job.lr, job.seed))
+        words = {"version": "1", "torch": "2", "threads": 1, "settings": job.variant or "defaults"}
+        return {"fvu": 0.1, "dead": 0.3, "l0": 4.0, "test_rows": 10, "train_seconds": 1.0} | words
+
+    monkeypatch.setattr(quality, "prepare_data", lambda plan: None)
+    monkeypatch.setattr(quality, "train_and_measure", trial)
+    studies.run_defaults(dataclasses.replace(plan, lr=0.007), "settings", ["default", "clip_off"])
+    assert rates == [(name, 0.007, seed) for name in ("default", "clip_off") for seed in (0, 1)]
+    report = (plan.folder / "defaults_settings.md").read_text()
+    assert "with the learning rate 0.007" in report and "at the edge" not in report
+
+
 def test_the_law_is_found_again(plan, monkeypatch):
     """Costs with their optimum on a known law: the fit gives it back, cell by cell and resumed."""
 
@@ -94,7 +111,13 @@ def test_too_few_cells_give_no_law():
 
 @pytest.mark.parametrize(
     ("words", "named"),
-    [("defaults --study all", "--study all"), ("law --tokens 100", "--tokens"), ("law --k 9999", "--k 9999")],
+    [
+        ("defaults --study all", "--study all"),
+        ("defaults --only clip_of", "--only clip_of"),
+        ("defaults --lr -1", "--lr=-1"),
+        ("law --tokens 100", "--tokens"),
+        ("law --k 9999", "--k 9999"),
+    ],
 )
 def test_wrong_words_are_named(words, named, tmp_path):
     with pytest.raises(ConfigError, match=named):

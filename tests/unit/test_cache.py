@@ -1,10 +1,7 @@
 """An activation cache: the same chunks come back, the same files are written, damage is named."""
 
-import functools
-import http.server
 import json
 import tarfile
-import threading
 
 import pytest
 import torch
@@ -17,7 +14,7 @@ from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest, write_manifest
 from sae_dist.transport.cache_writer import LaneWriter
-from tests.sources import Numbers
+from tests.sources import Numbers, served
 
 LANES, ROWS, CHUNKS = 3, 16, 7
 FACTS = LlmFacts("org/lm", "org/lm", "h.1:out", 1, True, 64, 100, (0,), ())
@@ -190,18 +187,10 @@ def test_no_manifest(tmp_path):
         read_manifest(str(tmp_path))
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def server(tmp_path):
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{serving.server_port}"
-        serving.shutdown()
+    with served(tmp_path) as url:
+        yield url
 
 
 def places(folder, server):

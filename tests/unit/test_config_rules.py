@@ -210,3 +210,16 @@ def test_identity_leaves_out_what_may_change_between_starts():
     keys = {key.split(".")[0] for key in identity(resolved())}
     assert not keys & {"name", "output", "resume", "metrics", "topology"}
     assert {"sae", "optim", "seed", "device"} <= keys
+
+
+@pytest.mark.parametrize(
+    "words,scale",
+    [
+        (["sae=topk"], 0.8),
+        (["sae=relu", "sae.num_latents=4096"], 0.125),
+        (["sae=gated", "sae.num_latents=256"], 0.8),
+        (["sae=relu", "sae.encoder_scale=0.3"], 0.3),
+    ],
+)
+def test_encoders_start_at_what_reconstructs(words, scale):
+    assert resolve(compose_config(words), None, 256).sae.encoder_scale == scale

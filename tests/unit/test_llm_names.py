@@ -121,6 +121,16 @@ def test_models_that_are_wrong(tmp_path, tiny):
     fails("llm.attn=sdpa is not supported by Gemma2Model; use llm.attn=eager", name=tiny("gemma2"))
 
 
+def test_quantised_weights_are_not_split(tmp_path, tiny):
+    shutil.copytree(tiny("llama"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert llm_facts(LlmConfig(name=str(tmp_path)), None)[0].width == WIDTH
+    for shard in ("zero3", "tp"):
+        fails(f"llm.shard={shard} splits plain weights, not the quantised", name=str(tmp_path), shard=shard)
+
+
 def test_a_model_without_a_tokenizer(tmp_path, tiny):
     for file in Path(tiny("llama")).iterdir():
         if not file.name.startswith("tokenizer"):

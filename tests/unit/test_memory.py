@@ -39,7 +39,8 @@ class LargestOutput(TorchDispatchMode):
 
 def prepared(kind: str, latents: int, kernels: str, rows: int, optim: str):
     """A dictionary of the kind's default settings, its optimizer, and a batch."""
-    overrides: dict = {"kind": kind, "num_latents": latents, "k": 4, "aux_k": 8, "dead_after": 0}
+    overrides: dict = {"kind": kind, "num_latents": latents, "k": 4, "encoder_scale": 0.8}
+    overrides |= {"aux_k": 8, "dead_after": 0}
     settings = OmegaConf.load(Path(__file__).parents[2] / "conf" / "sae" / f"{kind}.yaml")
     cfg = RunConfig(
         batch=rows,

@@ -1,0 +1,148 @@
+"""Our training step for `sae-dist bench step`: what `train.loop` does with a batch, its bookkeeping included.
+
+The default configuration, with `optim=adam` or `optim=row_adam`. A latent is dead after the default 10M
+tokens; where AuxK is to act, `last_fired` of the latents in question is set back beyond that.
+
+python -m sae_dist.bench.step.ours job.json
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.bench.peers.step_io import LR, Problem, read_job, seconds_of, serve
+from sae_dist.core.config import RunConfig, SaeConfig
+from sae_dist.core.resolve import resolve
+from sae_dist.core.types import ActivationChunk, Position
+from sae_dist.dictionary import base
+from sae_dist.dist import runtime
+from sae_dist.dist.mesh import Topology
+from sae_dist.launch.compose import compose_config
+from sae_dist.train.balance import Balance
+from sae_dist.train.build import build_run
+from sae_dist.train.loop import advance
+from sae_dist.transport.timed import Timed
+
+TOKENS = 10**9
+"""Length of the run that the schedule is made for."""
+
+
+class Rows:
+    """A stream that draws the same rows for every step; see `train.state.Draw`."""
+
+    def __init__(self, x_BD: Tensor):
+        self.x_BD, self.width = x_BD, x_BD.shape[1]
+        self.ids_B = torch.arange(len(x_BD), device=x_BD.device)
+
+    def draw(self, _step: int) -> tuple[Tensor, Tensor]:
+        """Rows and their ids."""
+        return self.x_BD, self.ids_B
+
+    def counts(self) -> SimpleNamespace:
+        """None was left out."""
+        return SimpleNamespace(excluded=0, repeated=0)
+
+    def open(self, _lane: int, _start: Position | None) -> Iterator[ActivationChunk]:
+        """Nobody asks for chunks."""
+        return iter(())
+
+
+class Ours:
+    """See `peers.step_io.Contestant`."""
+
+    def __init__(self, problem: Problem, words: list[str]):
+        device = problem.device
+        cfg = configuration(problem, words)
+        topology = Topology(cfg.topology, runtime.place(), device.type)
+        rows: Any = Rows(problem.x_BD)
+        balance = Balance(cfg, topology, Timed(rows), None)
+        self.folder = tempfile.TemporaryDirectory()
+        widths, stop = (problem.width,), runtime.StopRequest()
+        with start_not_drawn():
+            self.run_state = build_run(
+                cfg, Path(self.folder.name), rows, widths, topology, stop, device, balance
+            )
+        self.dictionary: Any = self.run_state.dictionary
+        self.dictionary.start_from(problem.x_BD)
+        start = {"W_dec": problem.W_dec_FD, "W_enc": problem.W_enc_FD()}
+        start |= {"b_enc": problem.b_enc_F, "b_dec": problem.b_dec_D}
+        with torch.no_grad():
+            for name, value in start.items():
+                getattr(self.dictionary, name).copy_(value)
+        self.settings = f"float32, kernels={cfg.kernels}, optim={cfg.optim.kind}, AuxK 1/32"
+
+    def squared_error(self, x_BD: Tensor) -> Tensor:
+        """Of the loss itself."""
+        return self.dictionary.loss(x_BD, 0, False).parts["squared_error"]
+
+    def revive(self, dead_F: Tensor | None) -> None:
+        """Latents fire by the run's count of tokens; the agreement tells a step whether any is dead."""
+        dead, tokens = self.dictionary.dead, self.run_state.progress.tokens
+        dead.last_fired_F.fill_(tokens)
+        if dead_F is not None:
+            dead.last_fired_F[dead_F] = tokens - dead.dead_after - 1
+        self.run_state.agreement.restore(dead_F is not None, None)
+
+    def num_dead(self) -> int:
+        """At the end of the last step."""
+        return int(self.dictionary.dead.mask(self.run_state.progress.tokens).sum())
+
+    def run(self, steps: int) -> float:
+        """Seconds of so many steps of the loop."""
+
+        def train() -> None:
+            for _ in range(steps):
+                advance(self.run_state)
+
+        return seconds_of(train, self.run_state.device)
+
+
+def configuration(problem: Problem, words: list[str]) -> RunConfig:
+    """The defaults at the problem's shape."""
+    sizes = [f"batch={problem.batch}", f"train_tokens={TOKENS}", f"optim.lr={LR}"]
+    cfg = compose_config([f"device={problem.device.type}", "metrics.wandb=off", *sizes, *words])
+    cfg.sae = SaeConfig(
+        **{**vars(cfg.sae), "num_latents": problem.latents, "k": problem.k, "expansion": None}
+    )
+    return resolve(cfg, None, problem.width)
+
+
+@contextmanager
+def start_not_drawn() -> Iterator[None]:
+    """Leave the start weights undrawn, for the problem's replace them: for 2^20 latents the host would
+    take minutes to draw them in float64."""
+    drawing = base.unit_rows
+    base.unit_rows = undrawn
+    try:
+        yield
+    finally:
+        base.unit_rows = drawing
+
+
+def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
+    """In place of `dictionary.init.unit_rows`."""
+    return torch.empty(last - first, width)
+
+
+def maker(words: list[str]) -> Callable[[Problem], Ours]:
+    """The contestant with some overrides."""
+    return lambda problem: Ours(problem, words)
+
+
+def main() -> None:
+    job = read_job()
+    runtime.start(runtime.place(), job.device.type, 600.0)
+    try:
+        serve(job, maker((job.variant or "").split()), None)
+    finally:
+        runtime.finish()
+
+
+if __name__ == "__main__":
+    main()

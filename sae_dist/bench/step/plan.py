@@ -1,0 +1,176 @@
+"""What `sae-dist bench step` compares, at which shapes, and for how long. Imports nothing heavy."""
+
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+DEAD_SHARE = 0.1
+"""Of the latents, where AuxK acts."""
+MODES = {"rest": "no latent is dead, AuxK at rest", "aux": f"AuxK on {DEAD_SHARE:.0%} dead latents"}
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Shape:
+    """D of the activations, latents F, codes k of a row, rows B of a step."""
+
+    width: int
+    latents: int
+    k: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"D = {self.width}, {self.latents} latents, k = {self.k}, batch {self.batch}"
+
+    @property
+    def most_k(self) -> int:
+        """Codes can only come from latents that are alive."""
+        return self.latents - int(DEAD_SHARE * self.latents)
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How to start one.
+
+    Attributes:
+        peer: whose environment it needs; None: ours.
+        target: a script in `peers/`, or a module of ours.
+        variant: passed on to it.
+        floor: no training step, but what one is measured against.
+        compiled: its first step in each mode compiles it.
+        copies, scores: guesses of its memory while it steps, for the first time that it does: how often it
+            holds both weights, and how many tensors [B, F].
+    """
+
+    name: str
+    label: str
+    peer: str | None
+    target: str
+    variant: str = ""
+    floor: bool = False
+    compiled: bool = False
+    copies: float = 5.0
+    scores: float = 5.0
+
+    def guess(self, shape: Shape) -> int:
+        """Bytes while it steps."""
+        weights = 2 * shape.latents * shape.width * FLOAT_BYTES
+        return int(self.copies * weights + self.scores * shape.batch * shape.latents * FLOAT_BYTES)
+
+
+PLAIN, OURS = "sae_dist.bench.step.plain", "sae_dist.bench.step.ours"
+PRODUCTS = ("product_float32", "product_tf32", "product_bfloat16")
+CONTESTANTS = {
+    each.name: each
+    for each in (
+        *(
+            Contestant(name, name.replace("_", " "), None, PLAIN, name, floor=True, copies=2, scores=1)
+            for name in PRODUCTS
+        ),
+        Contestant("copy", "copy of W_enc", None, PLAIN, "copy", floor=True, copies=2, scores=0),
+        Contestant("ours", "sae_dist", None, OURS, "optim=adam", scores=0.5),
+        Contestant("ours_row_adam", "sae_dist, row_adam", None, OURS, "optim=row_adam", scores=0.5),
+        Contestant("saelens", "SAELens", "saelens", "step_saelens.py"),
+        Contestant("sparsify", "sparsify (signum)", "sparsify", "step_sparsify.py", "signum"),
+        Contestant("sparsify_adam", "sparsify (adam)", "sparsify", "step_sparsify.py", "adam"),
+        Contestant(
+            "dictionary_learning", "dictionary_learning", "dictionary_learning", "step_dictionary_learning.py"
+        ),
+        Contestant("dense", "dense, torch.compile", None, PLAIN, "dense", compiled=True),
+    )
+}
+STEPPERS = tuple(name for name, each in CONTESTANTS.items() if not each.floor)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Shapes, most rounds, and minutes until the table has to stand; None: as long as it takes."""
+
+    shapes: tuple[Shape, ...]
+    rounds: int
+    minutes: float | None
+
+
+PRESETS = {
+    "laptop": Preset((Shape(384, 24576, 32, 2048),), 5, 5.5),
+    "h200": Preset(
+        (
+            Shape(768, 32768, 32, 32768),
+            Shape(2304, 131072, 64, 8192),
+            Shape(4096, 131072, 32, 8192),
+            Shape(4096, 2**19, 64, 8192),
+            Shape(2304, 2**20, 32, 8192),
+        ),
+        5,
+        7.5,
+    ),
+    "full": Preset(
+        tuple(
+            Shape(width, latents, k, batch)
+            for (width, latents), k, batch in product(
+                ((768, 32768), (2304, 131072), (2304, 2**20), (4096, 131072), (4096, 2**19)),
+                (32, 64),
+                (8192, 32768),
+            )
+        ),
+        5,
+        None,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One benchmark.
+
+    Attributes:
+        only: contestants beside the floors, in the order of the tables.
+        rounds: at most so many; fewer where `minutes` end before.
+        peer_python: interpreter of a peer, by its name.
+    """
+
+    folder: Path
+    shapes: tuple[Shape, ...]
+    rounds: int
+    minutes: float | None
+    only: tuple[str, ...] = STEPPERS
+    peer_python: dict[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Floors, then contestants. Tensor cores round float32 to TF32 on a GPU only."""
+        products = [name for name in PRODUCTS if self.device == "cuda" or name != "product_tf32"]
+        return (*products, "copy", *self.only)
+
+
+def order(names: list[str], turn: int) -> list[str]:
+    """Who steps when in a round: each is first equally often, and every other round is the one before it
+    backwards, so that nobody always follows the same one."""
+    first = turn // 2 % len(names) if names else 0
+    turned = names[first:] + names[:first]
+    return turned[::-1] if turn % 2 else turned
+
+
+def to_drop(held: dict[str, int], need: int, room: int) -> list[str]:
+    """Whose memory is to be given back before a contestant that needs `need` bytes steps.
+
+    Args:
+        held: bytes that each of the others holds while it waits.
+        room: bytes of the device.
+
+    Returns:
+        The largest first, until what the others hold and the need fit; all, where that is not enough.
+    """
+    dropped, kept = [], sum(held.values())
+    for name in sorted(held, key=lambda each: held[each], reverse=True):
+        if kept + need <= room:
+            break
+        dropped.append(name)
+        kept -= held[name]
+    return dropped
+
+
+def steps_of(seconds: float, target_s: float = 0.25, most: int = 50) -> int:
+    """How many steps are timed at once, from the time of one."""
+    return max(1, min(most, int(target_s / max(seconds, 1e-9))))
