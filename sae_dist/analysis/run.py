@@ -58,7 +58,9 @@ def evaluate_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
     for each, folder in zip(configs, folders, strict=True):
         check_single(each, folder)
     cfg = configs[0]
-    device, encode = _device(cfg), resolve(cfg.kernels).encode_topk
+    device = _device(cfg)
+    elsewhere = cfg.kernels == "triton" and device.type == "cpu"
+    encode = resolve("torch" if elsewhere else cfg.kernels).encode_topk
     saes = [load_exported(folder / "export").to(device) for folder in folders]
     parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
     started = time.monotonic()

@@ -18,6 +18,7 @@ sae-dist bench defaults [--folder F] [--study S] ...        our own settings, on
 sae-dist bench law [--folder F] ...                         the best learning rate by length, batch, latents
 sae-dist bench step [--preset P] [--folder F] ...           time of a training step beside other trainers
 sae-dist bench scaling [--folder F] ...                     time per token at 4k to 256k latents
+sae-dist bench kernels [--folder F] ...                     each kernel beside its floor
 sae-dist bench stream [--folder F] ...                      the way from the LLM to the dictionary
 sae-dist bench mixing [--folder F] ...                      how well blocks of several sizes are mixed
 
@@ -60,6 +61,7 @@ def bench(words: list[str]) -> None:
         "law": law,
         "step": step,
         "scaling": scaling,
+        "kernels": kernels,
         "stream": stream,
         "mixing": mixing,
     }
@@ -273,3 +275,25 @@ def scaling(words: list[str]) -> None:
     from sae_dist.bench.scaling import run_scaling
 
     print(run_scaling(given.folder, latents, device=where, **sizes))
+
+
+def kernels(words: list[str]) -> None:
+    """`sae-dist bench kernels`."""
+    parser = Parser(
+        prog="sae-dist bench kernels",
+        description="Time of every kernel beside the least that its bytes and operations could take at rates "
+        "measured first. For a GPU: --latents 1048576 --width 2304 --k 64 --batch 8192.",
+    )
+    parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets kernels.csv ({FOLDER})")
+    for name, value in {"latents": "16384", "width": "384", "k": "32", "batch": "2048"}.items():
+        parser.add_argument(f"--{name}", default=value, help=f"({value})")
+    parser.add_argument("--kernels", default="auto", choices=("auto", "triton", "torch", "reference"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
+    given = parser.parse_args(words)
+    sizes = [count(getattr(given, name), f"--{name}") for name in ("batch", "width", "latents", "k")]
+    if sizes[3] > sizes[2]:
+        raise ConfigError(f"--k {sizes[3]} is more than --latents {sizes[2]}; use a smaller k")
+    where = device(given.device)
+    from sae_dist.bench.kernels import Size, run_kernels
+
+    print(run_kernels(given.folder, Size(*sizes), backend=given.kernels, device=where))

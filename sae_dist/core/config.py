@@ -189,7 +189,7 @@ class RunConfig:
     resume: str = "never"  # never | auto: continue the newest complete checkpoint
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)
-    kernels: str = "auto"  # auto | torch | reference
+    kernels: str = "auto"  # auto (triton on a GPU, else torch) | triton | torch | reference
     llm: LlmConfig = field(default_factory=LlmConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)
     activations: ActivationsConfig = field(default_factory=ActivationsConfig)

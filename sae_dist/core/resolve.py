@@ -12,6 +12,7 @@ from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import members, varied
 from sae_dist.core.kinds import ENCODER_SCALE, SELECTED
+from sae_dist.core.triton import triton_problem
 
 if TYPE_CHECKING:
     from sae_dist.core.types import LlmFacts
@@ -138,7 +139,7 @@ def _resolve_machine(cfg: RunConfig) -> None:
 
         cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
     if cfg.kernels == "auto":
-        cfg.kernels = "torch"
+        cfg.kernels = "triton" if cfg.device == "cuda" and triton_problem() is None else "torch"
     if cfg.llm.dtype is None:
         fast = "float32" if cfg.device == "cpu" else "bfloat16"
         cfg.llm.dtype = "float64" if cfg.precision == "float64" else fast

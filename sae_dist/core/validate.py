@@ -12,12 +12,13 @@ from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.core.sharding import sharding_problems, world_problems
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
+from sae_dist.core.triton import triton_problem
 
 CHOICES = {
     "resume": ("never", "auto"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("float32", "float64", "bfloat16"),
-    "kernels": ("auto", "torch", "reference"),
+    "kernels": ("auto", "triton", "torch", "reference"),
     "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
     "llm.attn": ("sdpa", "eager"),
     "llm.shard": ("none", "zero3", "tp"),
@@ -284,3 +285,7 @@ def _device(cfg: RunConfig) -> Iterator[str]:
 
         if not torch.cuda.is_available():
             yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
+    if cfg.kernels == "triton":
+        problem = triton_problem(cfg.device)
+        if problem is not None:
+            yield problem

@@ -26,18 +26,31 @@ class BatchCodes:
     threshold: Tensor
 
 
+def slots_for(k: int, F: int, topology: Topology) -> int:
+    """Candidates per row to begin with, of `F` latents of a shard."""
+    return min(F, 2 * k // topology.num_shards + 8)
+
+
 def select_batch(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, rows: int, topology: Topology, kernels: ModuleType
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    rows: int,
+    topology: Topology,
+    kernels: ModuleType,
+    found: tuple[Tensor, Tensor] | None = None,
 ) -> BatchCodes:
     """The k * rows largest positive scores x W^T + b of the whole batch.
 
     Args:
         x_BD: rows of this replica, as gathered over the shard axis.
         rows: rows of the batch, over all replicas.
+        found: the candidates to begin with, where they are known.
     """
     F = len(W_FD)
-    slots = min(F, 2 * k // topology.num_shards + 8)
-    val_BK, idx_BK = kernels.encode_topk(x_BD, W_FD, b_F, slots)
+    slots = slots_for(k, F, topology)
+    val_BK, idx_BK = found or kernels.encode_topk(x_BD, W_FD, b_F, slots)
     order_B = row_of_batch(len(x_BD), topology)
     num_latents = F * topology.num_shards
     while True:

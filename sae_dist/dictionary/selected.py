@@ -17,15 +17,26 @@ from sae_dist.dictionary.base import Dictionary
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs, decode, encode
 
+Found = tuple[Tensor, Tensor]
+"""Candidates' scores and latents, [B, K] each, sorted."""
+
 
 class SelectedDictionary(Dictionary):
     """A kind says which codes are selected; it may say how they are decoded and compared."""
 
     sparse = True
 
-    def select(self, x_BD: Tensor) -> Codes:
-        """The codes of this shard, from the encoder's input."""
+    def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
+        """The codes of this shard, from the encoder's input; of `dead_F` AuxK's candidates besides."""
         raise NotImplementedError
+
+    def candidates(self, x_BD: Tensor, k: int, dead_F: Tensor | None) -> tuple[Found, Found | None]:
+        """The `k` best of this shard's latents in each row; of `dead_F` the aux_k best, in one sweep."""
+        if dead_F is None:
+            return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
+        assert self.cfg.aux_k is not None
+        aux_k = min(self.cfg.aux_k, self.F)
+        return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Error of this rank's rows [b, E], and the sum of squares that the loss is made of."""
@@ -36,16 +47,17 @@ class SelectedDictionary(Dictionary):
         """See `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
         with torch.no_grad():
-            pairs = Pairs.of(self.select(x_BD))
+            dead_F = self.dead.mask(tokens)
+            codes, dead = self.select(x_BD, dead_F if with_aux and self.cfg.aux_k else None)
+            pairs = Pairs.of(codes)
         code_P = self.encode(x_BD, pairs)
         error_bE, squares = self.reconstruct(rows_bC, code_P, pairs)
         total = squares / (self.setting.rows * self.variance)
 
         fired_P = code_P.detach() > 0
-        dead_F = self.dead.mask(tokens)
         parts = self.parts(rows_bC, error_bE.detach().square().sum(), fired_P.sum(), dead_F)
-        if with_aux and self.cfg.aux_k:
-            aux = self.aux_loss(x_BD, error_bE.detach(), dead_F)
+        if dead is not None:
+            aux = self.aux_loss(x_BD, error_bE.detach(), dead_F, dead)
             parts["aux"] = aux.detach()
             total = total + self.cfg.aux_coefficient * aux
         self.dead.mark(pairs.latent_P, fired_P, tokens, self.dp)
@@ -55,24 +67,18 @@ class SelectedDictionary(Dictionary):
         """Codes of `pairs`, [P], with gradients."""
         return encode(x_BD, self.W_enc, self.b_enc, self.centre(), pairs, self.kernels, self.row_terms)
 
-    def aux_loss(self, x_BD: Tensor, error_bE: Tensor, dead_F: Tensor) -> Tensor:
+    def aux_loss(self, x_BD: Tensor, error_bE: Tensor, dead_F: Tensor, dead: Found) -> Tensor:
         """How badly the best dead latents explain the error that the live ones leave.
 
         Scaled down when fewer than aux_k latents are dead, so that a handful is not torn about.
+
+        Args:
+            dead: the best dead latents of this shard in each row, scores padded with -inf.
         """
         aux_k = self.cfg.aux_k
         assert aux_k is not None
         with torch.no_grad():
-            latents = dead_F.nonzero().squeeze(1)
-            found = min(aux_k, len(latents))
-            val_BK = x_BD.new_full((len(x_BD), aux_k), -torch.inf)
-            idx_BK = torch.zeros(val_BK.shape, dtype=torch.int64, device=x_BD.device)
-            if found:
-                val, position = self.kernels.encode_topk(
-                    x_BD, self.W_enc[latents], self.b_enc[latents], found
-                )
-                val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
-            codes = select(val_BK, idx_BK, aux_k, self.shard, self.kernels, padded=True)
+            codes = select(*dead, aux_k, self.shard, self.kernels, padded=True)
             totals = self.consumers.sum(
                 torch.stack([error_bE.square().sum(), (dead_F.sum() / self.dp.size).to(error_bE.dtype)])
             )

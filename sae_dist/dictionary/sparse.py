@@ -88,7 +88,7 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, grad_P: Tensor) -> tuple[Tensor | None, ...]:
         W_FD, x_BD = ctx.saved_tensors
         pairs, grad_P = ctx.pairs, grad_P.contiguous()
-        grad_b = grad_P.new_zeros(len(W_FD)).index_add_(0, pairs.latent_P, grad_P)
+        grad_b = ctx.kernels.bias_gradient(pairs.latent_P, grad_P, len(W_FD))
         grad_centre = -(grad_b @ W_FD) if ctx.needs_input_grad[2] else None
         if ctx.terms is not None:
             ctx.terms["W_enc"].append(RowTerm(pairs.latent_P, grad_P, pairs.offsets_B, x_BD))

@@ -23,6 +23,19 @@ def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor
     return topk_rows(x_BD @ W_FD.T + b_F, k)
 
 
+def encode_topk_dead(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """`encode_topk`, and the `dead_k` best of the latents with `dead_F` besides (AuxK's selection).
+
+    Where fewer are dead, the second values end in -inf, with index 0.
+    """
+    scores_BF = x_BD @ W_FD.T + b_F
+    val, idx = topk_rows(scores_BF.masked_fill(~dead_F, -torch.inf), dead_k)
+    missing = torch.arange(dead_k, device=idx.device) >= dead_F.sum()
+    return topk_rows(scores_BF, k), (val, idx.masked_fill(missing, 0))
+
+
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
     """y[b] = sum over the pairs p of row b of value[p] * W[latent[p]].
 
@@ -45,6 +58,11 @@ def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_B
     """dW[f] = sum over pairs p with latent f of coeff[p] * rows[row of p]. [F, D]."""
     grad_FD = rows_BD.new_zeros(F, rows_BD.shape[1])
     return grad_FD.index_add_(0, latent_P, coeff_P[:, None] * rows_BD[pair_rows(offsets_B, len(latent_P))])
+
+
+def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
+    """db[f] = sum over pairs p with latent f of coeff[p]. [F]."""
+    return coeff_P.new_zeros(F).index_add_(0, latent_P, coeff_P)
 
 
 def pair_rows(offsets_B: Tensor, num_pairs: int) -> Tensor:

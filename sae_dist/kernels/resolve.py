@@ -1,9 +1,12 @@
 """Choose the kernels once. Demanded and missing is an error, never a silent fallback."""
 
+import importlib
 from types import ModuleType
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.triton import triton_problem
 from sae_dist.kernels import reference, torch_backend
+from sae_dist.kernels.row_update import RowUpdate, TiledUpdate
 
 
 def resolve(name: str) -> ModuleType:
@@ -12,7 +15,28 @@ def resolve(name: str) -> ModuleType:
     Raises:
         ConfigError: no such backend here.
     """
+    if name == "triton":
+        _check_triton()
+        return importlib.import_module("sae_dist.kernels.triton_backend")
     backends = {"torch": torch_backend, "reference": reference}
     if name not in backends:
-        raise ConfigError(f"kernels={name} is not available here; choose torch or reference")
+        raise ConfigError(f"kernels={name} is not available here; choose triton, torch or reference")
     return backends[name]
+
+
+def row_update(name: str) -> type[RowUpdate]:
+    """What `optim.row_adam` needs of the backend called `name`.
+
+    Raises:
+        ConfigError: see `resolve`.
+    """
+    if name == "triton":
+        _check_triton()
+        return importlib.import_module("sae_dist.kernels.triton_update").FusedUpdate
+    return TiledUpdate
+
+
+def _check_triton() -> None:
+    problem = triton_problem()
+    if problem is not None:
+        raise ConfigError(problem)

@@ -91,6 +91,25 @@ def _encode_all(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor
     return best_val, best_idx
 
 
+def encode_topk_dead(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """See `reference.encode_topk_dead`. Scores of dead latents are made twice."""
+    return encode_topk(x_BD, W_FD, b_F, k), encode_topk_of(x_BD, W_FD, b_F, dead_F, dead_k)
+
+
+def encode_topk_of(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of the latents with `mask_F`; where there are fewer, values end in -inf, with index 0."""
+    latents = mask_F.nonzero().squeeze(1)
+    found = min(k, len(latents))
+    val_BK = x_BD.new_full((len(x_BD), k), -torch.inf)
+    idx_BK = torch.zeros(val_BK.shape, dtype=torch.int64, device=x_BD.device)
+    if found:
+        val, position = encode_topk(x_BD, W_FD[latents], b_F[latents], found)
+        val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
+    return val_BK, idx_BK
+
+
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
     """See `reference.decode`."""
     return embedding_bag(latent_P, W_FD, offsets_B, mode="sum", per_sample_weights=value_P)
@@ -110,3 +129,8 @@ def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_B
     offsets_F = counts_F.cumsum(0) - counts_F
     row_P = pair_rows(offsets_B, len(latent_P))[by_latent]
     return embedding_bag(row_P, rows_BD, offsets_F, mode="sum", per_sample_weights=coeff_P[by_latent])
+
+
+def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
+    """See `reference.bias_gradient`."""
+    return coeff_P.new_zeros(F).index_add_(0, latent_P, coeff_P)

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from sae_dist.core.config import OptimConfig
 from sae_dist.core.types import RowTerm
 from sae_dist.dist.mesh import Topology
+from sae_dist.kernels.row_update import normalise, remove_radial
 
 State = dict[str, tuple[Tensor, str]]
 
@@ -180,27 +181,9 @@ def lr_factor(cfg: OptimConfig, model: Trainable, name: str) -> float:
     return {"encoder": cfg.encoder_lr, "bias": cfg.bias_lr}.get(model.lr_groups.get(name, ""), 1.0)
 
 
-def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:
-    """Remove, in place, the part of each row's gradient that only changes the row's length."""
-    for grad_fD, row_fD in zip(tiles(grad_FD), tiles(row_FD), strict=True):
-        grad_fD.addcmul_(row_fD, (grad_fD * row_fD).sum(1, keepdim=True), value=-1)
-
-
-def normalise(row_FD: Tensor) -> None:
-    """Rows back to unit norm, in place."""
-    for row_fD in tiles(row_FD):
-        row_fD.div_(torch.linalg.vector_norm(row_fD, dim=1, keepdim=True))
-
-
 def sum_of_squares(tensor: Tensor) -> Tensor:
     """Row by row: one sum over millions of float32 terms would be off by a thousandth."""
     return torch.linalg.vector_norm(tensor, dim=-1).square().sum()
-
-
-def tiles(rows_FD: Tensor) -> tuple[Tensor, ...]:
-    """Rows in parts: what is made on the way stays in the cache, and is never as large as the whole."""
-    elements = 2**26 if rows_FD.is_cuda else 2**18
-    return rows_FD.split(max(elements // rows_FD.shape[1], 1))
 
 
 def _grad(parameter: Parameter) -> Tensor:

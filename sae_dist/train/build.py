@@ -16,7 +16,7 @@ from sae_dist.dictionary.base import Dictionary, Setting
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import StopRequest
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -258,5 +258,5 @@ def build_dictionary(
 def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
     """The optimizer that the config names."""
     if cfg.optim.kind == "row_adam":
-        return RowAdam(cfg.optim, dictionary, topology)
+        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels))
     return Engine(cfg.optim, dictionary, topology, HostAdam if cfg.optim.kind == "offload" else FusedAdam)

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from sae_dist.core.types import Codes
 from sae_dist.dictionary.base import Setting, State
-from sae_dist.dictionary.batch_selection import select_batch
-from sae_dist.dictionary.selected import SelectedDictionary
+from sae_dist.dictionary.batch_selection import select_batch, slots_for
+from sae_dist.dictionary.selected import Found, SelectedDictionary
 
 
 class Kind(SelectedDictionary):
@@ -24,13 +24,15 @@ class Kind(SelectedDictionary):
         """See `Dictionary.state`; `threshold` is below zero before the first step."""
         return super().state() | {"threshold": (self.threshold, "replicated")}
 
-    def select(self, x_BD: Tensor) -> Codes:
+    def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
         """The best scores of the whole batch; moves the threshold."""
+        topology = self.setting.topology
+        first, dead = self.candidates(x_BD, slots_for(self.cfg.k, self.F, topology), dead_F)
         found = select_batch(
-            x_BD, self.W_enc, self.b_enc, self.cfg.k, self.setting.rows, self.setting.topology, self.kernels
+            x_BD, self.W_enc, self.b_enc, self.cfg.k, self.setting.rows, topology, self.kernels, first
         )
         beta = self.cfg.threshold_beta
         assert beta is not None
         moved = beta * self.threshold + (1 - beta) * found.threshold
         self.threshold.copy_(torch.where(self.threshold < 0, found.threshold, moved))
-        return found.codes
+        return found.codes, dead

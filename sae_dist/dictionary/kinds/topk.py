@@ -3,15 +3,14 @@
 from torch import Tensor
 
 from sae_dist.core.types import Codes
-from sae_dist.dictionary.selected import SelectedDictionary
+from sae_dist.dictionary.selected import Found, SelectedDictionary
 from sae_dist.dictionary.selection import select
 
 
 class Kind(SelectedDictionary):
     """code = relu(topk_k(W_enc (x - b_dec) + b_enc))."""
 
-    def select(self, x_BD: Tensor) -> Codes:
+    def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
         """The k best latents of each row, over all shards."""
-        k = self.cfg.k
-        val, idx = self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, min(k, self.F))
-        return select(val, idx, k, self.shard, self.kernels)
+        found, dead = self.candidates(x_BD, min(self.cfg.k, self.F), dead_F)
+        return select(*found, self.cfg.k, self.shard, self.kernels), dead

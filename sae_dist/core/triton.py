@@ -1,0 +1,27 @@
+"""Whether this machine can run the Triton kernels, without importing them."""
+
+import os
+from importlib.util import find_spec
+
+OLDEST = (8, 0)
+"""Compute capability: the first with bfloat16 products."""
+
+
+def triton_problem(device: str = "cuda") -> str | None:
+    """Why kernels=triton cannot run on `device` (auto, cpu or cuda) here; None: it can.
+
+    With TRITON_INTERPRET=1, which is Triton's own, the kernels run anywhere, very slowly: for tests.
+    """
+    if find_spec("triton") is None:
+        return "kernels=triton needs the package triton, which is not installed; use kernels=torch"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device == "cpu":
+        return "kernels=triton runs on NVIDIA GPUs, not with device=cpu; use kernels=torch"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "kernels=triton needs an NVIDIA GPU, and torch finds none here; use kernels=torch"
+    if torch.cuda.get_device_capability() < OLDEST:
+        return "kernels=triton needs a GPU of compute capability 8.0 or more; use kernels=torch"
+    return None

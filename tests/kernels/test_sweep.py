@@ -1,0 +1,164 @@
+"""Triton's encoder and TopK in one sweep: exact, ties included, and redone where it cannot be sure."""
+
+import pytest
+import torch
+
+from sae_dist.kernels import reference
+from tests.kernels.backends import DEVICE, backend, draw, needs_triton
+from tests.unit.test_memory import LargestOutput
+
+pytestmark = needs_triton()
+LATENTS, WIDTH = 8200, 19
+
+
+@pytest.fixture
+def redone(monkeypatch):
+    """How many rows each call of the slow way was given."""
+    from sae_dist.kernels import triton_select
+
+    found: list[int] = []
+    in_full = triton_select._in_full
+
+    def counted(x_BD, *others):
+        found.append(len(x_BD))
+        return in_full(x_BD, *others)
+
+    monkeypatch.setattr(triton_select, "_in_full", counted)
+    return found
+
+
+def problem(rows: int, dtype: torch.dtype = torch.float32, latents: int = LATENTS) -> list[torch.Tensor]:
+    """Rows, weights, biases."""
+    return [
+        draw(0, rows, WIDTH, dtype=dtype),
+        draw(1, latents, WIDTH, dtype=dtype),
+        draw(2, latents, dtype=dtype),
+    ]
+
+
+def check(got, want) -> None:
+    """Same latents in the same order; scores to rounding."""
+    (val, idx), (val_ref, idx_ref) = got, want
+    assert torch.equal(idx, idx_ref)
+    torch.testing.assert_close(val.double(), val_ref.double(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 8])
+def test_exact_without_redo(k, redone):
+    x, W, b = problem(6)
+    check(
+        backend("triton").encode_topk(x, W, b, k),
+        reference.encode_topk(x.double(), W.double(), b.double(), k),
+    )
+    assert redone == []
+
+
+def test_of_bfloat16(redone):
+    x, W, b = problem(3, torch.bfloat16)
+    check(
+        backend("triton").encode_topk(x, W, b, 5),
+        reference.encode_topk(x.double(), W.double(), b.double(), 5),
+    )
+    assert redone == []
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.4, 7), (0.0005, 4), (0.0, 0)])
+def test_dead_latents_in_the_same_sweep(share, found, redone):
+    x, W, b = problem(3)
+    dead = (
+        draw(4, LATENTS).abs() < draw(4, LATENTS).abs().quantile(share) if share else torch.zeros(LATENTS) > 1
+    )
+    dead = dead.to(DEVICE)
+    got = backend("triton").encode_topk_dead(x, W, b, 6, dead, 7)
+    want = reference.encode_topk_dead(x, W, b, 6, dead, 7)
+    for each, expected in zip(got, want, strict=True):
+        check(each, expected)
+    assert int(torch.isfinite(got[1][0][0]).sum()) == min(7, int(dead.sum())) >= min(found, 1)
+    assert redone == []
+
+
+def test_ties_go_to_the_lower_latent(redone):
+    """Every weight stands at two places, one of them in the sample for floors."""
+    x, W, b = problem(4)
+    W[1::2], b[1::2] = W[::2], b[::2]
+    got = backend("triton").encode_topk(x, W, b, 6)
+    check(got, reference.encode_topk(x, W, b, 6))
+    assert (got[1][:, ::2] + 1 == got[1][:, 1::2]).all() and (got[1][:, ::2] % 2 == 0).all()
+    assert redone == []
+
+
+def test_scores_all_equal_are_redone(redone):
+    """No floor divides them: every latent is a candidate, and there is no room."""
+    x, W, b = problem(2)
+    val, idx = backend("triton").encode_topk(x, W * 0, b * 0 - 0.0, 5)
+    assert idx.tolist() == [[0, 1, 2, 3, 4]] * 2 and (val == 0).all()
+    assert redone == [2]
+
+
+def test_a_sample_that_misleads_is_found_out(redone):
+    """A few sampled latents far above all others set a floor that too few pass, in one row."""
+    from sae_dist.kernels.triton_select import STRIDE, Room
+
+    k, rank = 12, Room.of(12).rank
+    assert rank < k
+    x, W, b = problem(3)
+    W[: rank * STRIDE : STRIDE] = 0
+    W[: rank * STRIDE : STRIDE, 0] = 100.0
+    x[:, 0] = torch.tensor([0.0, 1.0, 0.0])
+    check(backend("triton").encode_topk(x, W, b, k), reference.encode_topk(x, W, b, k))
+    assert redone == [1]
+
+
+def test_a_screen_too_coarse_is_found_out(redone):
+    """Latents that bfloat16 cannot tell apart: more than get exact scores."""
+    x, W, b = problem(2)
+    W[1000:1400] = W[1000] * 10 + 1e-4 * W[1000:1400]
+    x[0] = W[1000]
+    check(backend("triton").encode_topk(x, W, b, 4), reference.encode_topk(x, W, b, 4))
+    assert redone == [1]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("where", ["row", "weight"])
+def test_what_is_not_finite_shows(value, where):
+    """As in the definition, where the update is not made: NaN before all else."""
+    x, W, b = problem(2)
+    (x if where == "row" else W)[1, 3] = value
+    val, idx = backend("triton").encode_topk(x, W, b, 3)
+    val_ref, idx_ref = reference.encode_topk(x, W, b, 3)
+    fine = torch.isfinite(val)
+    assert torch.equal(idx[fine], idx_ref[fine])
+    assert torch.equal(torch.isfinite(val), torch.isfinite(val_ref)) and not torch.isfinite(val).all()
+
+
+def test_rows_in_blocks_and_no_rows(monkeypatch):
+    """Blocks of 4 rows of candidates, products of 2 rows; and a batch of none."""
+    from sae_dist.kernels import triton_select
+
+    monkeypatch.setattr(triton_select, "KEYS", 4 * triton_select.Room.of(1).capacity)
+    monkeypatch.setattr(triton_select, "ROWS", 2)
+    x, W, b = problem(7)
+    check(backend("triton").encode_topk(x, W, b, 1), reference.encode_topk(x, W, b, 1))
+    assert backend("triton").encode_topk(x[:0], W, b, 2)[1].shape == (0, 2)
+
+
+def test_no_output_is_near_rows_times_latents():
+    """What every operation puts out, the programs' own buffers included, stays below a sixteenth of B * F."""
+    rows, latents = 6, 65536
+    shapes = ((rows, 3), (latents, 3), (latents,))
+    x, W, b = (draw(seed, *shape, dtype=torch.float32) for seed, shape in enumerate(shapes))
+    with LargestOutput() as seen:
+        backend("triton").encode_topk(x, W, b, 4)
+    assert 0 < seen.largest <= rows * latents // 16
+
+
+@pytest.mark.parametrize("k", [1, 7, 64, 512, 2048])
+def test_room_for_candidates_fits_the_chances(k):
+    """Latents in random order: hardly ever too few candidates, hardly ever too many (Monte Carlo)."""
+    from sae_dist.kernels.triton_select import STRIDE, UNLIKELY, Room, tail
+
+    room = Room.of(k)
+    assert tail(room.exact, room.rank) <= UNLIKELY and tail(room.capacity, room.rank) >= 1 - UNLIKELY
+    assert room.exact >= k + 16 and room.capacity >= room.rank * STRIDE
+    trials = torch.distributions.Binomial(room.exact, torch.tensor(1 / STRIDE)).sample((20000,))
+    assert float((trials >= room.rank).double().mean()) < 1e-3
