@@ -20,7 +20,7 @@ def packed_masks(
     """
     seen_NSS = segment_NS[:, :, None] == segment_NS[:, None, :]
     if causal:
-        seen_NSS = seen_NSS.tril()
+        seen_NSS.tril_()
     kinds = getattr(config, "layer_types", None) or []
     window = getattr(config, "sliding_window", None)
     if not window:
@@ -36,5 +36,5 @@ def packed_masks(
 
 
 def _additive(seen_NSS: Tensor, dtype: torch.dtype) -> Tensor:
-    mask = torch.zeros(seen_NSS.shape, dtype=dtype, device=seen_NSS.device)
-    return mask.masked_fill_(~seen_NSS, torch.finfo(dtype).min)[:, None]
+    zero, low = torch.tensor([0.0, torch.finfo(dtype).min], dtype=dtype, device=seen_NSS.device)
+    return torch.where(seen_NSS, zero, low)[:, None]
