@@ -3,7 +3,8 @@
 wire     a chunk from producer to consumer, beside the same bytes by bare isend and irecv
 capture  the producer's work on a chunk, beside the bare truncated forward of transformers
 split    a step of one producer and one consumer, a core each, beside the longer of the two phases of one
-         process on one of these cores
+         process on one of these cores, alone and with another such process on the other core: cores share
+         caches and memory, whoever uses them
 grid     a grid of dictionaries beside the same dictionaries, each in a run of its own
 """
 
@@ -13,7 +14,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -146,23 +149,32 @@ def capture_figures(plan: StreamPlan) -> Iterator[Figure]:
 def split_figures(plan: StreamPlan) -> Iterator[Figure]:
     """Step of the split topology beside the colocated run's phases, and how long the consumer stalled."""
     for latents in plan.latents:
-        alone, apart = [], []
+        alone, beside, apart = [], [], []
         for _ in range(plan.rounds):
             alone.append(steady(train_rows(plan, latents, 0), plan.batch))
             apart.append(steady(train_rows(plan, latents, 1), plan.batch))
-        made = median(each["make"] for each in alone)
-        rest = median(each["step"] - each["make"] for each in alone)
-        longer = [max(each["make"], each["step"] - each["make"]) for each in alone]
+            if cores(plan):
+                beside.append(steady(two_at_once(plan, latents), plan.batch))
         what = f"split, {latents} latents"
-        yield Figure(
-            f"{what}: step (chunks {1e3 * made:.0f} ms, dictionary {1e3 * rest:.0f} ms)",
-            "ms",
-            1e3 * median(each["step"] for each in apart),
-            1e3 * median(longer),
-            [each["step"] / long for each, long in zip(apart, longer, strict=True)],
-        )
+        for against, phases in (("alone", alone), ("both cores at work", beside)):
+            if phases:
+                yield step_figure(f"{what}: step, against one process {against}", apart, phases)
         stalled = median(each["wait"] / each["step"] for each in apart)
         yield Figure(f"{what}: consumer waited", "% of the time", 100 * stalled, None, [])
+
+
+def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str, float]]) -> Figure:
+    """Of steps taken apart, and of the longer phase of steps taken in one process."""
+    made = median(each["make"] for each in phases)
+    rest = median(each["step"] - each["make"] for each in phases)
+    longer = [max(each["make"], each["step"] - each["make"]) for each in phases]
+    return Figure(
+        f"{what} (chunks {1e3 * made:.0f} ms, dictionary {1e3 * rest:.0f} ms)",
+        "ms",
+        1e3 * median(each["step"] for each in apart),
+        1e3 * median(longer),
+        [each["step"] / long for each, long in zip(apart, longer, strict=True)],
+    )
 
 
 def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
@@ -186,8 +198,16 @@ def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
     yield Figure(f"{what}: that share, and by its parts ({parts})", "", *shares, [shares[0] / shares[1]])
 
 
-def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str, Any]]:
-    """Metrics of a short run of the default configuration, each rank on one thread and one core."""
+def two_at_once(plan: StreamPlan, latents: int) -> list[dict[str, Any]]:
+    """Metrics of two runs of one process each, a core each, that know nothing of one another."""
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(train_rows, plan, latents, 0, core) for core in range(2)]
+        return [row for pair in zip(*(run.result() for run in runs), strict=True) for row in pair]
+
+
+def train_rows(plan: StreamPlan, latents: int, producers: int, core: int = 0) -> list[dict[str, Any]]:
+    """Metrics of a short run of the default configuration, each rank on one thread and one core, from `core`
+    on."""
     with tempfile.TemporaryDirectory() as folder:
         frozen = prepare(
             [
@@ -208,7 +228,7 @@ def train_rows(plan: StreamPlan, latents: int, producers: int) -> list[dict[str,
             ],
             1 + producers,
         )
-        start_ranks(1 + producers, {"part": "train", "run": str(frozen.folder), "cores": cores(plan)})
+        start_ranks(1 + producers, {"part": "train", "run": str(frozen.folder), "cores": cores(plan)[core:]})
         return read_rows(frozen.folder / "metrics.jsonl")
 
 

@@ -123,11 +123,12 @@ def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
         "capture",
         "split, 512 latents",
         "split, 512 latents",
+        "split, 512 latents",
         "grid of 2 x 512 latents on embedded, and as many runs",
         "grid of 2 x 512 latents on embedded",
     ]
     figures = list(found.values())
-    stalled = figures.pop(5)
+    stalled = figures.pop(6)
     for row in figures:
         assert float(row["sae_dist"]) > 0 and float(row["against"]) > 0, row
         # Of one round the ratio is that of the two figures.

@@ -1,6 +1,7 @@
 """What the contestants of `sae-dist bench step` share: the problem, how they are spoken to, time and memory.
 
-A contestant reads one JSON object a line on stdin and answers each with one on stdout:
+A contestant reads one JSON object a line on stdin and answers each with one in a pipe, whose number is the job's
+`answers`: libraries print on stdout as they please.
 
     {"do": "make", "width", "latents", "k", "batch", "dead_share"}    its dictionary, optimizer and batch
     {"do": "check"}                     FVU of its own forward on some rows of the batch
@@ -182,7 +183,7 @@ def _resident(field: str) -> int:
 
 
 def read_job() -> SimpleNamespace:
-    """The JSON file that is the only argument: device, variant."""
+    """The JSON file that is the only argument: device, variant, answers."""
     job = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     job.device = torch.device(job.device)
     return job
@@ -202,9 +203,7 @@ def serve(
         rehearse: take a step of a tiny problem first, on a CPU: libraries that are imported only then are not
             counted as memory of the step.
     """
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
+    answers = os.fdopen(job.answers, "w", encoding="utf-8")
     if job.device.type == "cuda" and not torch.cuda.is_available():
         say(answers, {"error": "this Python's torch finds no CUDA device; install a CUDA build"})
         return

@@ -14,7 +14,7 @@ import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, BinaryIO
 
 from sae_dist.bench.contestants import (
     PEERS,
@@ -45,6 +45,7 @@ class Actor:
         self.contestant, self.plan, self.ends, self.patience_s = contestant, plan, ends, patience_s
         self.process: subprocess.Popen | None = None
         self.folder = plan.folder / "step" / contestant.name
+        self.answers: BinaryIO | None = None
         self.buffer = b""
         self.shape: Shape | None = None
         self.held = 0
@@ -64,17 +65,20 @@ class Actor:
             python = interpreter(contestant.peer, self.plan.folder, self.plan.peer_python)
             words = [python, str(PEERS / contestant.target)]
         self.folder.mkdir(parents=True, exist_ok=True)
-        job = self.folder / "job.json"
-        write_json(job, {"device": self.plan.device, "variant": contestant.variant})
+        job, (reading, writing) = self.folder / "job.json", os.pipe()
+        about = {"device": self.plan.device, "variant": contestant.variant, "answers": writing}
+        write_json(job, about)
         with open(self.folder / "log.txt", "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [*words, str(job)],
                 stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+                stdout=log,
                 stderr=log,
+                pass_fds=[writing],
                 env=environment_of(contestant.peer),
             )
-        self.buffer = b""
+        os.close(writing)
+        self.answers, self.buffer = os.fdopen(reading, "rb"), b""
         self.ends.enter_context(ended_with_us(self.process))
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -112,11 +116,11 @@ class Actor:
                 self.ask(do="drop")
 
     def _line(self) -> bytes:
-        assert self.process and self.process.stdout
+        assert self.answers
         until = time.monotonic() + self.patience_s
         while b"\n" not in self.buffer:
-            ready = select.select([self.process.stdout], [], [], max(until - time.monotonic(), 0))[0]
-            part = os.read(self.process.stdout.fileno(), 65536) if ready else b""
+            ready = select.select([self.answers], [], [], max(until - time.monotonic(), 0))[0]
+            part = os.read(self.answers.fileno(), 65536) if ready else b""
             if not part:
                 raise self._ended() if ready else self._silent()
             self.buffer += part
@@ -135,7 +139,8 @@ class Actor:
 
     def _forget(self) -> int:
         """What is left of the process; the next question starts another."""
-        assert self.process
+        assert self.process and self.answers
+        self.answers.close()
         try:
             code = self.process.wait(1.0)
         except subprocess.TimeoutExpired:
