@@ -14,9 +14,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -154,7 +152,7 @@ def split_figures(plan: StreamPlan) -> Iterator[Figure]:
             alone.append(steady(train_rows(plan, latents, 0), plan.batch))
             apart.append(steady(train_rows(plan, latents, 1), plan.batch))
             if cores(plan):
-                beside.append(steady(two_at_once(plan, latents), plan.batch))
+                beside.append(steady(train_rows(plan, latents, 0, runs=2), plan.batch))
         what = f"split, {latents} latents"
         for against, phases in (("alone", alone), ("both cores at work", beside)):
             if phases:
@@ -198,43 +196,38 @@ def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
     yield Figure(f"{what}: that share, and by its parts ({parts})", "", *shares, [shares[0] / shares[1]])
 
 
-def two_at_once(plan: StreamPlan, latents: int) -> list[dict[str, Any]]:
-    """Metrics of two runs of one process each, a core each, that know nothing of one another."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        runs = [pool.submit(train_rows, plan, latents, 0, core) for core in range(2)]
-        return [row for pair in zip(*(run.result() for run in runs), strict=True) for row in pair]
+def train_rows(plan: StreamPlan, latents: int, producers: int, runs: int = 1) -> list[dict[str, Any]]:
+    """Metrics of a short run of the default configuration, each rank on one thread and one core.
 
-
-def train_rows(plan: StreamPlan, latents: int, producers: int, core: int = 0) -> list[dict[str, Any]]:
-    """Metrics of a short run of the default configuration, each rank on one thread and one core, from `core`
-    on."""
+    `runs`: so many at once, of one process each, that know nothing of one another; the rows of all.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        frozen = prepare(
-            [
-                f"output='{folder}'",
-                "name=run",
-                f"topology.producers={producers}",
-                f"sae.num_latents={latents}",
-                f"shuffle.chunk_rows={plan.rows}",
-                *FEW_WAIT,
-                f"train_tokens={plan.steps * plan.batch}",
-                f"batch={plan.batch}",
-                f"metrics.every={ROW_STEPS}",
-                "metrics.wandb=off",
-                "metrics.console=false",
-                "checkpoint.every=null",
-                "eval.tokens=0",
-                f"device={plan.device}",
-            ],
-            1 + producers,
-        )
-        start_ranks(1 + producers, {"part": "train", "run": str(frozen.folder), "cores": cores(plan)[core:]})
-        return read_rows(frozen.folder / "metrics.jsonl")
+        words = [
+            f"output='{folder}'",
+            f"topology.producers={producers}",
+            f"sae.num_latents={latents}",
+            f"shuffle.chunk_rows={plan.rows}",
+            *FEW_WAIT,
+            f"train_tokens={plan.steps * plan.batch}",
+            f"batch={plan.batch}",
+            f"metrics.every={ROW_STEPS}",
+            "metrics.wandb=off",
+            "metrics.console=false",
+            "checkpoint.every=null",
+            "eval.tokens=0",
+            f"device={plan.device}",
+        ]
+        world = 1 + producers
+        folders = [prepare([*words, f"name=run{number}"], world).folder for number in range(runs)]
+        job = {"part": "train", "runs": [str(each) for each in folders], "cores": cores(plan)}
+        start_ranks(world * runs, job)
+        found = [read_rows(each / "metrics.jsonl") for each in folders]
+        # What comes first fills blocks and caches.
+        return [row for rows in found for row in rows[len(rows) // 3 :]]
 
 
 def steady(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
-    """Median seconds of a step, of making its chunks, of waiting for them; the first third is left out."""
-    rows = rows[len(rows) // 3 :]
+    """Median seconds of a step, of making its chunks, of waiting for them."""
     step = [batch / row["perf/tokens_per_second"] for row in rows]
     found = {"step": median(step)}
     for name, key in (("make", "perf/make_chunks_s"), ("wait", "perf/wait_for_chunks_s")):

@@ -47,7 +47,9 @@ def bench_rank(folder: Path) -> None:
     if job["part"] == "train":
         from sae_dist.train.run import run_rank
 
-        run_rank(Path(job["run"]))
+        if len(job["runs"]) > 1:
+            forget_the_others()
+        run_rank(Path(job["runs"][where.rank if len(job["runs"]) > 1 else 0]))
         return
     device = runtime.start(where, job["device"], 600.0)
     cfg = TopologyConfig(producers=1)
@@ -55,6 +57,12 @@ def bench_rank(folder: Path) -> None:
     if where.rank == 0:
         (folder / OUT).write_text(json.dumps(seconds), encoding="utf-8")
     runtime.finish()
+
+
+def forget_the_others() -> None:
+    """Be the only rank of a run of one's own."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        os.environ.pop(name, None)
 
 
 def wire(topology: Topology, device: torch.device, job: dict[str, Any]) -> dict[str, list[list[float]]]:

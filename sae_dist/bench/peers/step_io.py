@@ -1,7 +1,7 @@
 """What the contestants of `sae-dist bench step` share: the problem, how they are spoken to, time and memory.
 
-A contestant reads one JSON object a line on stdin and answers each with one in a pipe, whose number is the job's
-`answers`: libraries print on stdout as they please.
+A contestant reads one JSON object a line on stdin and answers each with one in a pipe, whose number is in the
+job as `answers`: libraries print on stdout as they please.
 
     {"do": "make", "width", "latents", "k", "batch", "dead_share"}    its dictionary, optimizer and batch
     {"do": "check"}                     FVU of its own forward on some rows of the batch
