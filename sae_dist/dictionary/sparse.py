@@ -115,7 +115,7 @@ class _Decode(torch.autograd.Function):
         grad_BD = grad_BD.contiguous()
         grad_P = kernels.latent_gradient(pairs.latent_P, pairs.offsets_B, grad_BD, W_FD)
         if ctx.terms is not None:
-            ctx.terms["W_dec"].append(RowTerm(pairs.latent_P, code_P, pairs.offsets_B, grad_BD))
+            ctx.terms["W_dec"].append(RowTerm(pairs.latent_P, code_P.detach(), pairs.offsets_B, grad_BD))
             return grad_P, None, None, None, None
         grad_W = kernels.weight_gradient(pairs.latent_P, code_P, pairs.offsets_B, grad_BD, len(W_FD))
         return grad_P, grad_W, None, None, None

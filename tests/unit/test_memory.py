@@ -1,5 +1,6 @@
 """Memory of a step: no operation makes a [batch, latents] tensor (invariant I5)."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -71,6 +72,28 @@ def largest_output_of_update(optim: str, latents: int, rows: int) -> int:
     with LargestOutput() as seen:
         engine.step(total, 1e-3)
     return seen.largest
+
+
+def tensors_after(kind: str, optim: str) -> list[int]:
+    """How many tensors there are after one step, and after several more."""
+    model, engine, x = prepared(kind, 64, "torch", 32, optim)
+    found = []
+    for steps in (1, 5):
+        for _ in range(steps):
+            engine.step(model.loss(x, 1, with_aux=True).total, 1e-3)
+        gc.collect()
+        found.append(sum(isinstance(each, torch.Tensor) for each in gc.get_objects()))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "optim"),
+    [(kind, "row_adam") for kind in SELECTED] + [(kind, "adam") for kind in (*SELECTED, *PENALISED)],
+)
+def test_a_step_leaves_nothing_behind(kind, optim):
+    """What a step's graph holds goes with it: a tensor that kept its own graph alive would stay for good."""
+    before, after = run_ranks(tensors_after, 1, kind, optim)[0]
+    assert after == before
 
 
 @pytest.mark.parametrize("kind", SELECTED)
