@@ -13,6 +13,7 @@ from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.resolve import identity
+from sae_dist.core.saving import most_checkpoints
 from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
@@ -163,12 +164,11 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
-    """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
+    """Checkpoints (weights and two moments) and the export."""
     assert cfg.sae.num_latents is not None
     per_latent = (width if cfg.target_hook else 2 * width) + 1
     weights = per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
-    written = cfg.train_tokens // cfg.checkpoint.every + 1 if cfg.checkpoint.every else 1
-    kept = min(cfg.checkpoint.keep + 1, written)
+    kept = most_checkpoints(cfg)
     return 3 * weights * kept + weights, f"{kept} checkpoints and the export", "lower checkpoint.keep"
 
 

@@ -157,6 +157,7 @@ def consume(
 
 def give_up(run: Run, error: NumericsError) -> None:
     """One dictionary of a grid is over, and its memory free; the rest of the grid goes on."""
+    run.checkpoints.wait()
     del run.dictionary, run.optimizer
     if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
@@ -215,6 +216,7 @@ def write_summary(run: Run) -> None:
         "scales": run.scales,
         "stream_seconds": run.shuffle.seconds(),
         "dictionary_seconds": run.seconds,
+        "checkpoint_pauses": [round(seconds, 4) for seconds in run.pauses],
         "status": "trained",
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary())
