@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import time
 
@@ -70,7 +71,8 @@ def test_killed_ranks(folder, whole):
         err = process.communicate(timeout=60)[1]
         assert time.monotonic() - began < 30 and process.returncode == 1
         said = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
-        assert said == [f"sae-dist: error: rank {victim} was killed by SIGKILL; continue with resume=auto"]
+        told = rf"rank {victim} was killed by SIGKILL \(host \S+, last checkpoint step_\d+\); continue with"
+        assert len(said) == 1 and re.match(f"sae-dist: error: {told} resume=auto", said[0])
         assert "Traceback" not in err
 
     refused = warm(folder, *arguments)
