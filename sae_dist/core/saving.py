@@ -21,6 +21,19 @@ def checkpoint_problems(cfg: RunConfig) -> Iterator[str]:
         )
 
 
+def weight_bytes(cfg: RunConfig, width: int) -> int:
+    """Bytes of a dictionary's rows and encoder bias; `width`: D, or D_in + D_out of a transcoder."""
+    assert cfg.sae.num_latents is not None
+    per_latent = (width if cfg.target_hook else 2 * width) + 1
+    return per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
+
+
+def checkpoint_bytes(cfg: RunConfig, width: int) -> int:
+    """Bytes of a checkpoint: weights, two moments of each, and when each latent fired last (64 bits)."""
+    assert cfg.sae.num_latents is not None
+    return 3 * weight_bytes(cfg, width) + 8 * cfg.sae.num_latents
+
+
 def most_checkpoints(cfg: RunConfig) -> int:
     """How many checkpoints lie on the disk at once: one more than are kept, while one is written."""
     every, kept = cfg.checkpoint.every, cfg.checkpoint.keep_every

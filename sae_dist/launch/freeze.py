@@ -13,7 +13,7 @@ from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.resolve import identity
-from sae_dist.core.saving import most_checkpoints
+from sae_dist.core.saving import checkpoint_bytes, most_checkpoints, weight_bytes
 from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
@@ -187,11 +187,9 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
     """Checkpoints (weights and two moments) and the export."""
-    assert cfg.sae.num_latents is not None
-    per_latent = (width if cfg.target_hook else 2 * width) + 1
-    weights = per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
     kept = most_checkpoints(cfg)
-    return 3 * weights * kept + weights, f"{kept} checkpoints and the export", "lower checkpoint.keep"
+    needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
+    return needed, f"{kept} checkpoints and the export", "lower checkpoint.keep"
 
 
 RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)

@@ -1,9 +1,10 @@
-"""Kills random ranks of small runs at random moments until each run ends, and compares it with one left alone.
+"""Kills random ranks of small runs at random moments until each ends, and compares it with one left alone.
 
     python tests/soak/kills.py --n 200
 
-Kills go on from where an earlier call in the same --folder stopped. A run counts as lost if it does not end, and
-as diverged if its loss curve or its final weights differ, in any bit, from those of the run left alone.
+Kills go on from where an earlier call in the same --folder stopped. A run that does not end stops
+this script with an error; one whose loss curve or final weights differ in any bit from those of the run left
+alone counts as diverged.
 """
 
 import argparse
@@ -98,9 +99,7 @@ def journal(path: Path) -> Iterator[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=200, help="kills in all")
     parser.add_argument("--folder", type=Path, default=Path("outputs/soak"))
     parser.add_argument("--seed", type=int, default=0)
