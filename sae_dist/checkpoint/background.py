@@ -25,6 +25,10 @@ class Job:
         """Whether it has ended, well or not."""
         return self._ended.is_set()
 
+    def leave(self, seconds: float) -> None:
+        """Wait for its end, however it ends, but not for long."""
+        self._ended.wait(seconds)
+
     def result(self) -> None:
         """Wait for its end.
 

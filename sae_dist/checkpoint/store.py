@@ -33,6 +33,7 @@ from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync_folder
 
 LATEST = "latest"
+LEAVE_S = 10.0
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
 Tensors = dict[str, tuple[Tensor, str]]
@@ -108,6 +109,11 @@ class Checkpoints:
         job, self._job = self._job, None
         if job is not None:
             job.result()
+
+    def leave(self) -> None:
+        """Let what is being written end, if it does soon: this rank fails and leaves."""
+        if self._job is not None:
+            self._job.leave(LEAVE_S)
 
     def check(self) -> None:
         """Look, without waiting, whether what is being written failed.

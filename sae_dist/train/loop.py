@@ -44,6 +44,10 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
         except NumericsError:
             wait(live)
             raise
+        except Exception:
+            for run in live:
+                run.checkpoints.leave()
+            raise
         for run in live:
             run.checkpoints.check()
             if stop or (step + 1) % run.save_every == 0 and step + 1 < run.steps:

@@ -221,7 +221,11 @@ def write_summary(run: Run) -> None:
         "scales": run.scales,
         "stream_seconds": run.shuffle.seconds(),
         "dictionary_seconds": run.seconds,
-        "checkpoint_pauses": [round(seconds, 4) for seconds in run.pauses],
+        "checkpoint_pauses": {
+            "number": len(run.pauses),
+            "seconds": sum(run.pauses),
+            "longest": max(run.pauses, default=0.0),
+        },
         "status": "trained",
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary())
