@@ -166,6 +166,8 @@ class MetricsConfig:
 class CheckpointConfig:
     every: Any = "500k"  # tokens between checkpoints; null: only the final one
     keep: int = 2  # newest checkpoints kept
+    keep_every: Any = None  # tokens between those kept for good; null: none but the final
+    background: bool = True  # a step waits for the copy to the host only; false: until all is written
 
 
 @dataclass

@@ -10,6 +10,7 @@ from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
+from sae_dist.core.saving import checkpoint_problems
 from sae_dist.core.sharding import sharding_problems, world_problems
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 from sae_dist.core.triton import triton_problem
@@ -46,8 +47,9 @@ POSITIVE = (
     "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
     "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after "
     "sae.encoder_scale sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr "
-    "optim.eps optim.clip metrics.every checkpoint.keep activations.num_features activations.width "
-    "activations.mean_active activations.group_size activations.group_strength cache.shard_chunks"
+    "optim.eps optim.clip metrics.every checkpoint.keep checkpoint.keep_every activations.num_features "
+    "activations.width activations.mean_active activations.group_size activations.group_strength "
+    "cache.shard_chunks"
 ).split()
 NOT_NEGATIVE = (
     "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "
@@ -120,6 +122,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _sae(cfg)
     yield from _target(cfg)
     yield from _sharing(cfg)
+    yield from checkpoint_problems(cfg)
     yield from sharding_problems(cfg)
     yield from world_problems(cfg, world_size)
     yield from _device(cfg)

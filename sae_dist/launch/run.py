@@ -15,6 +15,7 @@ from sae_dist.core.sharding import world_size_of
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen, freeze
+from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import check_devices, composed, launched, settle
 
 
@@ -103,7 +104,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     """
     cfg = composed(overrides)
     validate(cfg, world_size)
-    settled = settle(cfg)
+    settled = with_length(settle(as_begun(cfg, CONFIG)), cfg.train_tokens)
     validate(settled.cfg, world_size)
     for each in settled.members:
         # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
