@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ def resume_command(folder: Path) -> None:
     Raises:
         SaeDistError: see `core.errors`.
     """
+    if launched():
+        # slurm/train.sbatch reads this, and names the node wherever it passes on what the rank says.
+        print(f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}", file=sys.stderr, flush=True)
     _train(lambda world_size: found(folder, world_size))
 
 

@@ -10,7 +10,7 @@ from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import expand, sweep_keys
-from sae_dist.launch.freeze import Frozen
+from sae_dist.launch.freeze import CONFIG, Frozen
 from sae_dist.launch.run import prepare, train_command
 from sae_dist.launch.settle import composed, for_cluster, launched
 
@@ -44,7 +44,7 @@ def multirun_command(overrides: list[str]) -> None:
             print(f"[{number + 1}/{len(jobs)}] {job.chosen}", file=sys.stderr, flush=True)
             train_command(job.overrides)
     finally:
-        if folder.is_dir():
+        if any(folder.glob(f"*/{CONFIG}")):
             table_command(folder)
 
 
