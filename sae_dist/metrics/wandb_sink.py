@@ -2,7 +2,10 @@
 
 import netrc
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -80,21 +83,37 @@ def _has_key() -> bool:
 def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     import wandb
 
-    run = wandb.init(
-        project=cfg.metrics.project,
-        name=cfg.name or folder.name,
-        group=cfg.metrics.group,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=str(folder),
-        mode=mode,  # type: ignore[arg-type]
-        config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
-        # The dictionaries of a grid have a run each in one process.
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new"),
-    )
+    # The dictionaries of a grid have a run each in one process.
+    settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
+    with _signals_held_back():
+        run = wandb.init(
+            project=cfg.metrics.project,
+            name=cfg.name or folder.name,
+            group=cfg.metrics.group,
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+            settings=settings,
+        )
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """W&B's own process, started meanwhile, is deaf to them for good.
+
+    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. W&B's
+    process ends with the rank.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one_line(error: Exception) -> str:

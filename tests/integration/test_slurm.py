@@ -34,7 +34,7 @@ def cannot():
     return "a Slurm of one's own needs root" if os.geteuid() else None
 
 
-def testcluster(what):
+def bring(what):
     done = subprocess.run([CLUSTER / what], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -45,9 +45,9 @@ def cluster():
     reason = cannot()
     if reason:
         pytest.skip(reason)
-    testcluster("up")
+    bring("up")
     yield Path(os.readlink("/etc/slurm/slurm.conf")).parent
-    testcluster("down")
+    bring("down")
     alive = [each for each in psutil.process_iter(["name", "status"]) if each.info["status"] != "zombie"]
     assert [each for each in alive if each.info["name"].startswith(("slurm", "munge"))] == []
 
@@ -156,7 +156,7 @@ def test_whatever_happens_the_run_goes_on(cluster, tmp_path):
     newer_checkpoint(run)
     os.kill(int((cluster / "sae2.pid").read_text()), signal.SIGKILL)
     wait(lambda: "down" in slurm("sinfo", "--noheader", "--nodes=sae2", "--format=%T"), run)
-    testcluster("up")
+    bring("up")
     took["a node lost"] = moves_on(run, 4)
 
     wait(lambda: finished(run) and idle(), run)
