@@ -14,7 +14,7 @@ from sae_dist.core.grid import member_folders, varied
 from sae_dist.core.sharding import world_size_of
 from sae_dist.core.validate import validate
 from sae_dist.launch.freeze import CONFIG, Frozen, continue_folder, freeze, is_finished
-from sae_dist.launch.settle import check_devices, composed, for_cluster, launched, settle
+from sae_dist.launch.settle import check_devices, check_restarts, composed, for_cluster, launched, settle
 
 
 def train_command(overrides: list[str]) -> None:
@@ -59,8 +59,12 @@ def _train_joined(prepared: Callable[[int | None], Frozen]) -> None:
     from sae_dist.dist.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
+    def checked() -> Frozen:
+        check_restarts()
+        return prepared(where.world)
+
     where = place()
-    frozen = agree_on_run(where, lambda: prepared(where.world))
+    frozen = agree_on_run(where, checked)
     if frozen.finished:
         return
     try:

@@ -58,6 +58,23 @@ def launched() -> bool:
     return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
 
 
+def check_restarts() -> None:
+    """Whether ranks that torchrun starts again will find each other.
+
+    By default it keeps one store over all of its restarts, and in it what the ranks before wrote: where they
+    listened, and that one of them failed.
+
+    Raises:
+        ConfigError: they will not.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts} needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's "
+            "environment, so that ranks that are started again do not read what those before them wrote"
+        )
+
+
 def composed(overrides: list[str]) -> RunConfig:
     """The config with its counts parsed; trained from a cache, with what that settles.
 

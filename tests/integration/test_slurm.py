@@ -188,6 +188,17 @@ def test_a_finished_run_says_so(cluster, tmp_path):
     assert "is finished" in sae_dist(tmp_path, "submit", *TINY, "train_tokens=3840", "name=short", *SPLIT)
 
 
+def test_producers_that_ask_apart_train_in_one_heterogeneous_job(cluster, tmp_path):
+    apart = ["cluster.nodes=1", "cluster.producer.cpus_per_task=2", "name=roles", "train_tokens=15360"]
+    sae_dist(tmp_path, "submit", *TINY, *SPLIT, *apart)
+    run = tmp_path / "outputs" / "roles"
+    names = slurm("squeue", "--noheader", "--format=%i %j").splitlines()
+    assert len(names) == 2 and names[1].endswith("-producers")
+    wait(idle, run)
+    assert finished(run) and [row["step"] for row in rows(run)] == list(range(1, 21))
+    assert "1 producers, 1 x 2 consumers" in log(run)
+
+
 def test_what_slurm_does_not_take_leaves_nothing(cluster, tmp_path):
     words = ["submit", *TINY, "name=wrong", *SPLIT, "cluster.partition=nowhere"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

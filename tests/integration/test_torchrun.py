@@ -28,12 +28,15 @@ def test_wrong_world_size_is_one_line(tmp_path):
     assert not (tmp_path / "outputs" / "wrong").exists()
 
 
-def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path):
+def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path, monkeypatch):
     """By torchrun itself, within its job: the command with resume=auto is all that it needs."""
     length = ["train_tokens=76800", "checkpoint.every=7680", "topology.shard=2", "resume=auto"]
-    process = start(
-        tmp_path, "train", *TINY, *length, "name=again", launcher=(*TORCHRUN, "--max-restarts", "1")
-    )
+    words, again = ["train", *TINY, *length, "name=again"], (*TORCHRUN, "--max-restarts", "1")
+    refused = sae_dist(tmp_path, *words, launcher=again)
+    ours = [line for line in refused.stderr.splitlines() if line.startswith("sae-dist: error:")]
+    assert refused.returncode and {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in line for line in ours} == {True}
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    process = start(tmp_path, *words, launcher=again)
     run = tmp_path / "outputs" / "again"
     wait_for_checkpoint(process, run)
     workers = psutil.Process(process.pid).children(recursive=True)
