@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,6 +58,8 @@ class WandbSink:
         except Exception as error:
             self._run = None
             _say(f"wandb failed and is off from here on, the run goes on: {_one_line(error)}")
+            if isinstance(error, ConnectionError):
+                _forget_service()
 
 
 def wandb_mode(setting: str) -> str:
@@ -85,7 +87,7 @@ def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
 
     # The dictionaries of a grid have a run each in one process.
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
-    with _signals_held_back():
+    with _user_signal_held_back():
         run = wandb.init(
             project=cfg.metrics.project,
             name=cfg.name or folder.name,
@@ -102,14 +104,22 @@ def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     return run
 
 
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """W&B's own process, started meanwhile, is deaf to them for good.
+def _forget_service() -> None:
+    """W&B's own process is gone: without this W&B says so once more at the exit, by a traceback."""
+    import wandb
 
-    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. W&B's
-    process ends with the rank.
+    with suppress(Exception):
+        wandb.teardown()
+
+
+@contextmanager
+def _user_signal_held_back() -> Iterator[None]:
+    """W&B's own process, started meanwhile, is deaf to SIGUSR2 for good.
+
+    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. To SIGTERM
+    that process listens whatever is blocked.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     try:
         yield
     finally:

@@ -38,7 +38,7 @@ def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path, mon
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     process = start(tmp_path, *words, launcher=again)
     run = tmp_path / "outputs" / "again"
-    wait_for_checkpoint(process, run)
+    wait_for_checkpoint(process, run, timeout_s=400)
     workers = psutil.Process(process.pid).children(recursive=True)
     (victim,) = (each for each in workers if each.environ().get("RANK") == "1" and "train" in each.cmdline())
     victim.send_signal(signal.SIGKILL)
