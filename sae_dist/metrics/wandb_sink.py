@@ -116,8 +116,8 @@ def _forget_service() -> None:
 def _user_signal_held_back() -> Iterator[None]:
     """W&B's own process, started meanwhile, is deaf to SIGUSR2 for good.
 
-    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. To SIGTERM
-    that process listens whatever is blocked.
+    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. To
+    SIGTERM that process listens whatever is blocked.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     try:
