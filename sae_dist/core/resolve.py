@@ -22,7 +22,7 @@ DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
 LARGEST_BLOCK = 8
 DEAD_AFTER_AT_MOST = 10_000_000
-SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint")
+SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
 """Sections and keys that may change between the beginning of a run and its continuation."""
 SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
 """The same, within sections that else may not."""

@@ -174,9 +174,11 @@ def parse(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        if str not in (keys.get(key), *typing.get_args(keys.get(key))):
+        items = typing.get_origin(keys.get(key)) is list
+        if items or str not in (keys.get(key), *typing.get_args(keys.get(key))):
             _check_key(key.lstrip("+~"), value)
-            raise ConfigError(f"{key}={value} cannot be read; quote the value: {key}='\"...\"'") from None
+            what, example = ("its items", '["..."]') if items else ("the value", '"..."')
+            raise ConfigError(f"{key}={value} cannot be read; quote {what}: {key}='{example}'") from None
         quoted = value.replace("'", "\\'")
         override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
     name = override.key_or_group

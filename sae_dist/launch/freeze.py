@@ -105,6 +105,26 @@ def freeze(
         ) from None
 
 
+def continue_folder(
+    folder: Path, configs: Iterable[tuple[RunConfig, Path]], kind: FolderKind | None = None
+) -> None:
+    """Freeze configs in place of those before, and add this start to the folder's provenance.
+
+    Raises:
+        ConfigError: the folder cannot be read or written.
+    """
+    name = (kind or RUN).config
+    try:
+        for cfg, its in configs:
+            temporary = its / f".{name}.tmp"
+            save_config(cfg, temporary)
+            os.replace(temporary, its / name)
+        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
+
+
 def is_finished(folder: Path) -> bool:
     """Whether training and evaluation are done."""
     try:
@@ -127,17 +147,11 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
             "with; a run that goes on may become longer only: choose another name="
         )
-    try:
-        for each, its in [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]:
-            temporary = its / f".{kind.config}.tmp"
-            save_config(each, temporary)
-            os.replace(temporary, its / kind.config)
-            if longer:
-                (its / SUMMARY).unlink(missing_ok=True)
-        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
+    parts = [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]
+    continue_folder(folder, parts, kind)
+    if longer:
+        for _, its in parts:
+            (its / SUMMARY).unlink(missing_ok=True)
     return Frozen(folder)
 
 
