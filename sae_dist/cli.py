@@ -9,77 +9,16 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
+from sae_dist.launch.words import HARVEST, SUBMIT, TRAIN, USAGE
 
-USAGE = """sae-dist: sparse autoencoders over the activations of language models
-
-  sae-dist train [key=value ...]    train, export and evaluate a dictionary   (train --help)
-  sae-dist harvest [key=value ...]  keep activations, to train many dictionaries on   (harvest --help)
-  sae-dist export RUN               export a run's newest checkpoint again
-  sae-dist eval RUN                 evaluate a run's export again
-  sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
-  sae-dist --version
-
-Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on request and resumable; 1 anything
-else.
-"""
-
-TRAIN = """sae-dist train [key=value ...] [-m] [--cfg job]
-
-Trains a dictionary, exports it, evaluates it on held-out data. Without arguments: a small language model and
-text that are already on this machine.
-
-  -m            one run for every combination of comma lists: sae-dist train -m sae.k=16,32 optim.lr=1e-3,3e-3
-  --cfg job     print the composed configuration and exit
-
-Groups (group=option):
-{groups}
-
-Main keys (key=value; all of them: --cfg job):
-  name=...                      run folder in output=outputs; default: made of the values that matter
-  train_tokens=2M               activations to train on; counts are written 500k, 2M, 1e9
-  batch=2048                    activations per step, all processes together
-  llm.name=gpt2                 any causal or encoder model of transformers, by name or path
-  hook=layers.12                module path, output by default; layers.12.mlp:in is an input;
-                                blocks.12.hook_resid_post is translated; null: the middle layer
-  tokens.path=FOLDER            your own text
-  sae.num_latents=65536         or sae.expansion=32 times the width
-  sae.k=32                      codes per activation
-  optim.lr=null                 null: a law of steps, latents and width
-  grid.num_latents=[4096,8192]  many dictionaries on one stream, the LLM runs once for all: every combination
-                                of grid.num_latents, grid.k, grid.lr, grid.hook and grid.seed
-  topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
-                                the LLM; topology.dp=2 doubles the whole
-  resume=auto                   continue an unfinished run
-  precision=float32             float64 (to compare runs), bfloat16 (activations travel in it)
-  metrics.wandb=off             auto, online, offline, off
-
-Examples:
-  sae-dist train
-  sae-dist train sae.num_latents=16384 train_tokens=10M topology.shard=2
-  sae-dist train llm=minilm hook=encoder.layer.2 sae.num_latents=12288
-  sae-dist train activations=file activations.path=acts.npy sae.expansion=16
-  sae-dist train activations=cache activations.path=outputs/cache    what sae-dist harvest wrote
-  sae-dist train 'grid.num_latents=[4096,16384]' 'grid.k=[16,32]'
-  sae-dist train experiment=toy_superposition
-"""
-
-HARVEST = """sae-dist harvest [key=value ...] [--cfg job]
-
-Runs the frozen LLM over the text and keeps its activations as tar files of chunks, with a manifest: what
-sae-dist train activations=cache activations.path=FOLDER then reads, in the order and number of a run that
-computes them itself. Takes the keys of sae-dist train (train --help); those of the dictionary are not read.
-
-  name=...                  the folder in output=outputs; default: made of the values that matter
-  train_tokens=2M           enough for runs of this length, and for shorter ones
-  cache.dtype=bfloat16      float32 or float64 keep all digits: training is then bit for bit the same
-  cache.shard_chunks=32     consecutive chunks of a lane in one tar file
-  topology.producers=4      as many processes, each with lanes of its own; the files are the same
-  resume=auto               continue an unfinished harvest; write again what a finished one has lost
-
-Examples:
-  sae-dist harvest train_tokens=2M name=cache
-  sae-dist train activations=cache activations.path=outputs/cache sae.num_latents=16384
-"""
+RUN = ("RUN", "one run folder, such as outputs/my_run")
+ON_FOLDER = {
+    "export": RUN,
+    "eval": RUN,
+    "resume": RUN,
+    "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
+}
+"""Commands that take a folder and nothing else."""
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -113,15 +52,18 @@ def dispatch(words: list[str]) -> int:
         train(rest)
     elif command == "harvest":
         harvest(rest)
+    elif command == "submit":
+        submit(rest)
     elif command == "bench":
         from sae_dist.bench.command import bench
 
         bench(rest)
-    elif command in ("export", "eval"):
+    elif command in ON_FOLDER:
+        word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
-            print(f"sae-dist {command} RUN\n\nRUN is a run folder, such as outputs/my_run.")
+            print(f"sae-dist {command} {word}\n\n{word} is {what}.")
         elif len(rest) != 1:
-            raise ConfigError(f"sae-dist {command} takes one run folder, such as outputs/my_run")
+            raise ConfigError(f"sae-dist {command} takes {what}")
         else:
             on_run(command, Path(rest[0]))
     elif command in ("rank", "harvest-rank", "bench-rank"):
@@ -153,7 +95,7 @@ def train(words: list[str]) -> None:
 
         print(print_config(overrides), end="")
     elif "-m" in words or "--multirun" in words:
-        from sae_dist.launch.run import multirun_command
+        from sae_dist.launch.sweep import multirun_command
 
         multirun_command(overrides)
     else:
@@ -178,6 +120,20 @@ def harvest(words: list[str]) -> None:
         harvest_command(overrides)
 
 
+def submit(words: list[str]) -> None:
+    """`sae-dist submit`."""
+    overrides = [word for word in words if word not in ("--dry-run", "--help", "-h")]
+    if len(overrides) < len(words) and "--dry-run" not in words:
+        from sae_dist.launch.compose import groups, schema
+
+        keys = [key.removeprefix("cluster.") for key in schema() if key.startswith("cluster.")]
+        print(SUBMIT.format(options=", ".join(groups()["cluster"]), keys=", ".join(keys)), end="")
+        return
+    from sae_dist.launch.submit import submit_command
+
+    submit_command(overrides, only_write="--dry-run" in words)
+
+
 def without_job(words: list[str]) -> list[str]:
     """`--cfg job` as one word, `--cfg`."""
     if "--cfg" not in words:
@@ -189,11 +145,21 @@ def without_job(words: list[str]) -> list[str]:
 
 
 def on_run(command: str, folder: Path) -> None:
-    """`sae-dist export RUN`, `sae-dist eval RUN`."""
+    """The commands of `ON_FOLDER`."""
     if command == "export":
         from sae_dist.train.finish import export_run
 
         print(export_run(folder))
+        return
+    if command == "resume":
+        from sae_dist.launch.run import resume_command
+
+        resume_command(folder)
+        return
+    if command == "sweep-table":
+        from sae_dist.launch.sweep import table_command
+
+        table_command(folder)
         return
     from sae_dist.analysis.run import evaluate_run
     from sae_dist.analysis.table import format_table

@@ -26,6 +26,7 @@ IMPORTED = [
     "sae_dist.analysis.run",
     "transformers.models.llama.modeling_llama",
     "matplotlib.figure",
+    "torch._decomp.decompositions",
 ]
 
 

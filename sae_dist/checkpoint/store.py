@@ -1,4 +1,4 @@
-"""Checkpoints on disk: complete or absent, and readable under any (shard, dp).
+"""Checkpoints on disk: complete or absent, checked, and readable under any (shard, dp).
 
 Tensors are stored by torch.distributed.checkpoint (DCP). A DTensor label tells DCP which rows a
 rank holds; the mesh order is (shard, dp), see `dist.mesh`.
@@ -7,26 +7,34 @@ rank holds; the mesh order is (shard, dp), see `dist.mesh`.
 import json
 import os
 import shutil
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, empty
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
+from sae_dist.checkpoint.background import Background, Job
+from sae_dist.checkpoint.read import CHECKPOINTS, check_shape, complete, first_cause, say, step_of
+from sae_dist.checkpoint.storage import (
+    SafetensorsWriter,
+    damage,
+    read_scalars,
+    seal,
+    stored_tensors,
+    write_synced,
+)
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync_folder
 
-CHECKPOINTS = "checkpoints"
-STATE_FILE = "state.json"
 LATEST = "latest"
-SPARE_BYTES = 16 << 20  # state.json, DCP's metadata and its per-tensor overhead
+LEAVE_S = 10.0
+SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
 Tensors = dict[str, tuple[Tensor, str]]
 """Name -> (this rank's tensor, how it lies over the mesh).
@@ -38,10 +46,10 @@ PLACEMENTS: dict[str, list[Any]] = {"sharded": [Shard(0), Replicate()], "owned":
 
 
 class HasMesh(Protocol):
-    """What `Checkpoints` needs of the topology."""
+    """What `Checkpoints` needs of the topology; the group is for checkpoints alone, the mesh on the host."""
 
     leads: bool
-    consumer_group: Any
+    checkpoint_group: Any
     mesh: DeviceMesh
 
 
@@ -51,33 +59,70 @@ class Checkpoints:
     Args:
         folder: the run folder; checkpoints are in its `checkpoints`.
         keep: how many of the newest checkpoints stay.
+        keep_steps: those of its multiples stay too; None: no others.
+        background: writes while training goes on; None: `save` returns when all is written.
     """
 
-    def __init__(self, folder: Path, topology: HasMesh, keep: int):
-        self._folder, self._topology, self._keep = folder / CHECKPOINTS, topology, keep
-        self._group = topology.consumer_group
-        self._leads = topology.leads
+    def __init__(
+        self,
+        folder: Path,
+        topology: HasMesh,
+        keep: int,
+        keep_steps: int | None = None,
+        background: Background | None = None,
+    ):
+        self._folder, self._topology = folder / CHECKPOINTS, topology
+        self._keep, self._keep_steps, self._background = keep, keep_steps, background
+        self._group, self._leads = topology.checkpoint_group, topology.leads
+        self._job: Job | None = None
+        self._copies: dict[str, Tensor] = {}
+        self._waited = False
 
     def save(self, step: int, tensors: Tensors, scalars: dict[str, Any]) -> Path:
         """Write `step_<n>`: into a temporary folder, renamed when every rank is done.
 
-        `scalars` must be JSON-able and equal on all ranks. A step that is already there stays.
+        In the background, this copies the tensors to the host and returns; a checkpoint that is still being
+        written is waited for. `scalars` must be JSON-able and equal on all ranks. A step that is already
+        there stays.
 
         Raises:
-            CheckpointError: it could not be written, on every rank; older checkpoints are intact.
+            CheckpointError: it, or the one before it, could not be written; older checkpoints are intact.
         """
-        final = self._folder / f"step_{step:08d}"
-        temporary = self._folder / f".step_{step}.tmp"
-        need, state = self._bytes_needed(tensors), json.dumps(scalars)
-        if self._together(lambda: self._prepare(final, temporary, need)) == "exists":
-            return final
-        writer = dcp.FileSystemWriter(temporary, sync_files=True)
-        try:
-            dcp.save(self._label(tensors), storage_writer=writer, process_group=self._group)
-        except CheckpointException as error:
-            raise CheckpointError(self._cannot_write(need, _first_cause(error))) from None
-        self._together(lambda: self._publish(final, temporary, state, need))
+        if self._job is not None and not self._job.done() and self._leads and not self._waited:
+            self._waited = True
+            say(f"step {step}: waits for the checkpoint before it; checkpoint.every is short for this disk")
+        self.wait()
+        final, state = self._folder / f"step_{step:08d}", json.dumps(scalars)
+        if self._background is None:
+            self._write(final, tensors, state)
+        else:
+            copies = self._copy(tensors)
+            self._job = self._background.start(lambda: self._write(final, copies, state))
         return final
+
+    def wait(self) -> None:
+        """Until nothing is being written.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        job, self._job = self._job, None
+        if job is not None:
+            job.result()
+
+    def leave(self) -> None:
+        """Let what is being written end, if it does soon: this rank fails and leaves."""
+        if self._job is not None:
+            self._job.leave(LEAVE_S)
+
+    def check(self) -> None:
+        """Look, without waiting, whether what is being written failed.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._job is not None and self._job.done():
+            self.wait()
 
     def load(self, path: Path, tensors: Tensors) -> dict[str, Any]:
         """Fill `tensors` in place from a checkpoint written under any (shard, dp).
@@ -88,15 +133,26 @@ class Checkpoints:
         Raises:
             CheckpointError: a tensor is missing, has another shape, or cannot be read.
         """
-        labelled = self._label(tensors)
-        stored = _stored_tensors(path)
+        host = {name: (_on_host(tensor), how) for name, (tensor, how) in tensors.items()}
+        labelled, stored = self._label(host), stored_tensors(path)
         for name, tensor in labelled.items():
-            _check_shape(path, stored, name, tuple(tensor.shape))
+            check_shape(path, stored, name, tuple(tensor.shape))
         try:
-            dcp.load(labelled, storage_reader=dcp.FileSystemReader(path), process_group=self._group)
+            reader = dcp.HuggingFaceStorageReader(str(path))
+            dcp.load(labelled, storage_reader=reader, process_group=self._group)
         except CheckpointException as error:
-            raise CheckpointError(f"cannot read checkpoint {path}: {_first_cause(error)}") from None
-        return _scalars(path)
+            raise CheckpointError(f"cannot read checkpoint {path}: {first_cause(error)}") from None
+        for name, (tensor, _) in tensors.items():
+            if tensor.device.type != "cpu":
+                tensor.detach().copy_(host[name][0])
+        return read_scalars(path)
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, the same on every rank; each rank reads its part of the files."""
+        parts = dist.get_world_size(self._group)
+        found: list[Any] = [None] * parts
+        dist.all_gather_object(found, damage(path, dist.get_rank(self._group), parts), group=self._group)
+        return next((each for each in found if each is not None), None)
 
     def forget_after(self, path: Path | None) -> None:
         """Remove checkpoints newer than `path`, None: all: this run goes back and writes them again.
@@ -117,20 +173,36 @@ class Checkpoints:
             self._remove(doomed)
         return "removed"
 
-    @staticmethod
-    def newest(folder: Path) -> Path | None:
-        """The newest complete checkpoint of a run folder, if there is one."""
-        found = complete(folder / CHECKPOINTS)
-        return found[-1] if found else None
+    def _copy(self, tensors: Tensors) -> Tensors:
+        """The tensors as they are now, on the host, in memory that every checkpoint uses again."""
+        for name, (tensor, _) in tensors.items():
+            if name not in self._copies:
+                self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+            self._copies[name].copy_(tensor.detach(), non_blocking=True)
+        if any(tensor.is_cuda for tensor, _ in tensors.values()):
+            torch.cuda.current_stream().synchronize()
+        return {name: (self._copies[name], how) for name, (_, how) in tensors.items()}
 
     def _label(self, tensors: Tensors) -> dict[str, Tensor]:
         mesh = self._topology.mesh
         return {
-            name: DTensor.from_local(tensor.detach(), mesh, PLACEMENTS[layout], run_check=False)
+            name: DTensor.from_local(tensor.detach().cpu(), mesh, PLACEMENTS[layout], run_check=False)
             if layout in PLACEMENTS
-            else tensor.detach()
+            else tensor.detach().cpu()
             for name, (tensor, layout) in tensors.items()
         }
+
+    def _write(self, final: Path, tensors: Tensors, state: str) -> None:
+        temporary = self._folder / f".{final.name}.tmp"
+        need = self._bytes_needed(tensors)
+        if self._together(lambda: self._prepare(final, temporary, need)) == "exists":
+            return
+        writer = SafetensorsWriter(temporary)
+        try:
+            dcp.save(self._label(tensors), storage_writer=writer, process_group=self._group)
+        except CheckpointException as error:
+            raise CheckpointError(self._cannot_write(need, first_cause(error))) from None
+        self._together(lambda: self._publish(final, temporary, state, writer.files, need))
 
     def _bytes_needed(self, tensors: Tensors) -> int:
         shards = self._topology.mesh.size(0)
@@ -148,20 +220,23 @@ class Checkpoints:
         temporary.mkdir()
         return "ready"
 
-    def _publish(self, final: Path, temporary: Path, state: str, need: int) -> str:
+    def _publish(
+        self, final: Path, temporary: Path, state: str, files: dict[str, dict[str, Any]], need: int
+    ) -> str:
         try:
-            _write_synced(temporary / STATE_FILE, state)
+            seal(temporary, state, files)
             os.replace(temporary, final)
             self._point_at(final)
             sync_folder(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
-            self._remove(path)
+            if self._keep_steps is None or step_of(path) % self._keep_steps:
+                self._remove(path)
         return "published"
 
     def _point_at(self, path: Path) -> None:
-        _write_synced(self._folder / ".latest.tmp", path.name + "\n")
+        write_synced(self._folder / ".latest.tmp", path.name + "\n")
         os.replace(self._folder / ".latest.tmp", self._folder / LATEST)
 
     def _remove(self, path: Path) -> None:
@@ -191,64 +266,6 @@ class Checkpoints:
         )
 
 
-def complete(checkpoints: Path) -> list[Path]:
-    """The complete checkpoints in a `checkpoints` folder, oldest first."""
-    found = [p for p in checkpoints.glob("step_*") if (p / STATE_FILE).exists() and p.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
-
-
-def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Whole tensors and the scalars, in one process, with or without a process group.
-
-    Raises:
-        CheckpointError: a tensor is missing or cannot be read.
-    """
-    stored = _stored_tensors(path)
-    for name in names:
-        _check_shape(path, stored, name, None)
-    full = {n: empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(full, storage_reader=dcp.FileSystemReader(path), no_dist=True)
-    except CheckpointException as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {_first_cause(error)}") from None
-    return full, _scalars(path)
-
-
-def _stored_tensors(path: Path) -> dict[str, TensorStorageMetadata]:
-    try:
-        entries = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
-    except (OSError, EOFError, ValueError) as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {error}") from None
-    return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
-
-
-def _check_shape(
-    path: Path, stored: dict[str, TensorStorageMetadata], name: str, shape: tuple[int, ...] | None
-) -> None:
-    if name not in stored:
-        raise CheckpointError(f"checkpoint {path} has no tensor {name}; it has {', '.join(sorted(stored))}")
-    if shape is not None and tuple(stored[name].size) != shape:
-        raise CheckpointError(
-            f"checkpoint {path}: {name} has shape {list(stored[name].size)}, this run needs {list(shape)}"
-        )
-
-
-def _scalars(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {STATE_FILE}: {error}") from None
-
-
-def _first_cause(error: CheckpointException) -> str:
-    rank, (cause, _) = min(error.failures.items())
-    return f"rank {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+def _on_host(tensor: Tensor) -> Tensor:
+    """Where to read a tensor's content to: itself, if it is on the host."""
+    return tensor.detach() if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")

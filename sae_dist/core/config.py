@@ -166,6 +166,8 @@ class MetricsConfig:
 class CheckpointConfig:
     every: Any = "500k"  # tokens between checkpoints; null: only the final one
     keep: int = 2  # newest checkpoints kept
+    keep_every: Any = None  # tokens between those kept for good; null: none but the final
+    background: bool = True  # a step waits for the copy to the host only; false: until all is written
 
 
 @dataclass
@@ -173,6 +175,44 @@ class EvalConfig:
     tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
     ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
     baselines: bool = True  # PCA with k components and the untrained dictionary, beside FVU
+
+
+@dataclass
+class ClusterProducerConfig:
+    """What producers ask Slurm for where it is not what consumers do. All null: it is."""
+
+    partition: str | None = None
+    nodes: int | None = None
+    cpus_per_task: int | None = None
+    gpus_per_task: int | None = None
+    mem: str | None = None
+    sbatch: list[str] | None = None
+
+
+@dataclass
+class ClusterConfig:
+    """What `sae-dist submit` and `hydra/launcher=slurm` ask Slurm for. null: not asked for."""
+
+    account: str | None = None
+    partition: str | None = None
+    qos: str | None = None
+    time: str | None = None  # of one job, as Slurm writes it: 90 (minutes), 12:00:00, 2-00:00:00
+    nodes: int | None = None  # null: as many as the ranks need
+    cpus_per_task: int = 4  # of a rank
+    gpus_per_task: int = 0  # of a rank: 1 trains on GPUs
+    mem: str | None = None  # of a node, such as 200G
+    warn_s: int = 300  # seconds before the end of `time` when the ranks are told to save and stop
+    requeue: bool = True  # go on by itself after that, after a preemption and after the failure of a node
+    restarts: int = 3  # new starts within a job after a rank failed, in a row without a new checkpoint
+    jobs: int | None = None  # of a sweep at once; null: as many as Slurm starts
+    setup: list[str] = field(default_factory=list)  # lines of shell before the ranks start: modules, exports
+    sbatch: list[str] = field(default_factory=list)  # more options of the job, such as --constraint=h100
+    # more options of the step, such as --container-image=... of pyxis
+    srun: list[str] = field(default_factory=lambda: ["--cpu-bind=cores"])
+    command: str | None = (
+        None  # what a rank runs, such as sae-dist in a container; null: the Python that submits
+    )
+    producer: ClusterProducerConfig = field(default_factory=ClusterProducerConfig)
 
 
 @dataclass
@@ -202,6 +242,7 @@ class RunConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def register() -> None:

@@ -22,7 +22,7 @@ DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
 LARGEST_BLOCK = 8
 DEAD_AFTER_AT_MOST = 10_000_000
-SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache")
+SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
 """Sections and keys that may change between the beginning of a run and its continuation."""
 SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
 """The same, within sections that else may not."""
@@ -40,6 +40,8 @@ def parse_counts(cfg: RunConfig) -> RunConfig:
     cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     if cfg.checkpoint.every is not None:
         cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
+    if cfg.checkpoint.keep_every is not None:
+        cfg.checkpoint.keep_every = parse_count(cfg.checkpoint.keep_every, "checkpoint.keep_every")
     if cfg.sae.dead_after is not None:
         cfg.sae.dead_after = parse_count(cfg.sae.dead_after, "sae.dead_after")
     return cfg

@@ -1,15 +1,18 @@
 """Every rule between fields. A broken one is one line: the field, its value, and what to write instead."""
 
 import difflib
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
 
+from sae_dist.core.cluster import cluster_problems, submit_problems
 from sae_dist.core.config import RunConfig
 from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import KINDS, READ_BY, SELECTED
+from sae_dist.core.saving import checkpoint_problems
 from sae_dist.core.sharding import sharding_problems, world_problems
 from sae_dist.core.synthetic import GIVEN_BY_GROUP, GROUPED, SYNTHETIC_ONLY, synthetic_problems
 from sae_dist.core.triton import triton_problem
@@ -46,13 +49,15 @@ POSITIVE = (
     "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
     "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after "
     "sae.encoder_scale sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr "
-    "optim.eps optim.clip metrics.every checkpoint.keep activations.num_features activations.width "
-    "activations.mean_active activations.group_size activations.group_strength cache.shard_chunks"
+    "optim.eps optim.clip metrics.every checkpoint.keep checkpoint.keep_every activations.num_features "
+    "activations.width activations.mean_active activations.group_size activations.group_strength "
+    "cache.shard_chunks cluster.nodes cluster.cpus_per_task cluster.jobs cluster.producer.nodes "
+    "cluster.producer.cpus_per_task"
 ).split()
 NOT_NEGATIVE = (
     "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "
     "optim.beta2 optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf "
-    "activations.noise"
+    "activations.noise cluster.gpus_per_task cluster.warn_s cluster.restarts cluster.producer.gpus_per_task"
 ).split()
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
@@ -91,16 +96,18 @@ GROUP_OF = {
 }
 
 
-def validate(cfg: RunConfig, world_size: int | None = None) -> None:
+def validate(cfg: RunConfig, world_size: int | None = None, *, submitted: bool = False) -> None:
     """Check a config whose counts are parsed, before or after `resolve`: open fields (null) are passed over.
 
     Args:
         world_size: ranks that a launcher started; None: this command starts its own.
+        submitted: it will run on a cluster, on devices that this machine need not have.
 
     Raises:
         ConfigError: the first rule that is broken.
     """
-    for problem in _problems(cfg, world_size):
+    there = submit_problems(cfg) if submitted else _device(cfg)
+    for problem in itertools.chain(_problems(cfg, world_size), cluster_problems(cfg), there):
         raise ConfigError(problem)
 
 
@@ -120,9 +127,9 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _sae(cfg)
     yield from _target(cfg)
     yield from _sharing(cfg)
+    yield from checkpoint_problems(cfg)
     yield from sharding_problems(cfg)
     yield from world_problems(cfg, world_size)
-    yield from _device(cfg)
 
 
 def get(cfg: RunConfig, key: str) -> Any:

@@ -6,15 +6,19 @@ wants the answer waits for that thread no longer than the limit.
 
 import os
 import queue
+import re
+import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 
-from sae_dist.core.errors import SaeDistError, TransportError
+from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
 
 FAILED = "failed"
 LAST_WORDS_S = 3.0
+BEAT_S = 5.0
 
 
 class Control:
@@ -23,6 +27,9 @@ class Control:
     Args:
         timeout_s: the longest wait for an answer of the store.
         name: keeps the keys of several runs in one world apart.
+
+    Attributes:
+        step: tells where this rank's training stands, if it trains; for what is said of it.
     """
 
     def __init__(self, timeout_s: float, name: str = "run"):
@@ -30,6 +37,10 @@ class Control:
         self.store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
         self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]]] = queue.SimpleQueue()
         self.lost: TransportError | None = None
+        self.step: Callable[[], int] | None = None
+        self.beats, self.beat_s = 0, min(timeout_s / 8, BEAT_S)
+        self.patience_s = timeout_s / 2
+        self.ended = threading.Event()
         threading.Thread(target=self._serve, name="store", daemon=True).start()
 
     def set(self, key: str, value: str) -> None:
@@ -56,13 +67,54 @@ class Control:
         """Which rank failed first and why, in one phrase; None: all is well."""
         return self.get(FAILED) if self.check(FAILED) else None
 
+    def start_beating(self, rank: int) -> None:
+        """Let the other ranks see from now on that this process runs, until `ended` is set.
+
+        Who waits in vain for one that was stopped can then tell it from all others, which wait as well.
+        """
+        threading.Thread(target=self._beat, args=(rank,), name="beat", daemon=True).start()
+
+    def _beat(self, rank: int) -> None:
+        while self.lost is None and not self.ended.wait(self.beat_s if self.beats else 0):
+            self.beats += 1
+            # Nobody waits for the answer.
+            self.asked.put(("set", (f"beat/{rank}", f"{self.beats} {self.place()}"), queue.SimpleQueue()))
+
+    def place(self) -> str:
+        """Where this process is: `host a, step 12`."""
+        step = f", step {self.step()}" if self.step else ""
+        return f"host {socket.gethostname()}{step}"
+
+    def silent(self, rank: int) -> list[str]:
+        """Ranks whose process stands still, with where it stood: long ago, all ranks began to beat together."""
+        found = []
+        for other in range(dist.get_world_size()):
+            if other == rank or not self.check(f"beat/{other}"):
+                continue
+            count, place = self.get(f"beat/{other}").split(" ", 1)
+            if (self.beats - int(count)) * self.beat_s >= self.patience_s:
+                found.append(f"rank {other} ({place})")
+        return found
+
     def tell(self, rank: int, error: Exception) -> Exception:
         """Let all ranks know that this one fails, unless another has failed before.
 
         Returns:
-            What to raise here: the other rank's failure, where `error` is only what came of it.
+            What to raise here: the other rank's failure, where `error` is only what came of it; else `error`
+            with where it happened.
         """
+        waited_s = self.timeout_s
         self.timeout_s = min(self.timeout_s, LAST_WORDS_S)
+        lonely = isinstance(error, dist.DistError | TransportError) or "gloo" in str(error)
+        if lonely and (silent := self._silent(rank)):
+            verb = "does" if len(silent) == 1 else "do"
+            error = TransportError(
+                f"{', '.join(silent)} {verb} not run any more, and rank {rank} waited {waited_s:g} s "
+                "(topology.timeout_s) in vain"
+            )
+        own = isinstance(error, SaeDistError) and not isinstance(error, ConfigError)
+        if own and not re.search(r"^rank \d+ failed: |\(host ", str(error)):
+            error.args = (f"{error} ({self.place()})",)
         reason = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, SaeDistError):
             reason = f"{type(error).__name__}: {reason}"
@@ -78,6 +130,12 @@ class Control:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             return TransportError(f"a rank that rank {rank} exchanges data with is gone or silent ({reason})")
         return error
+
+    def _silent(self, rank: int) -> list[str]:
+        try:
+            return self.silent(rank)
+        except TransportError:
+            return []
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
         """The store's answer.

@@ -28,8 +28,9 @@ class Topology:
         leads: whether this is the first consumer of its group.
         shard, dp, consumers: the axes (`Axis`) this rank belongs to; absent on producers.
         team: the axis of the producer group this rank belongs to; None on consumers and groups of one.
-        mesh: DeviceMesh with axes ("shard", "dp") over the consumers of a group, only to label tensors for
-            checkpoints: labelled the other way round, a resharded load permutes rows.
+        checkpoint_group: the consumers of a group once more, for a thread that writes checkpoints meanwhile.
+        mesh: DeviceMesh with axes ("shard", "dp") over them, only to label tensors on the host for checkpoints:
+            labelled the other way round, a resharded load permutes rows.
     """
 
     def __init__(
@@ -61,10 +62,11 @@ class Topology:
             everyone = dist.new_group(ranks.flatten().tolist(), timeout=timeout)
             shards = [dist.new_group(row.tolist(), timeout=timeout) for row in ranks]
             replicas = [dist.new_group(column.tolist(), timeout=timeout) for column in ranks.t()]
-            mesh = DeviceMesh(device_type, ranks.t().contiguous(), mesh_dim_names=("shard", "dp"))
+            writers = dist.new_group(ranks.flatten().tolist(), timeout=timeout, backend="gloo")
+            mesh = DeviceMesh("cpu", ranks.t().contiguous(), mesh_dim_names=("shard", "dp"))
             if self.is_consumer and group == self.group:
                 dp_rank, shard_rank = divmod(self.index, cfg.shard)
-                self.consumer_group, self.mesh = everyone, mesh
+                self.consumer_group, self.checkpoint_group, self.mesh = everyone, writers, mesh
                 self.consumers = Axis("consumers", everyone)
                 self.shard, self.dp = Axis("shard", shards[dp_rank]), Axis("dp", replicas[shard_rank])
         self.stream_groups = {

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.core.config import RunConfig, register
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.secrets import check_secrets
 
 PACKAGE = Path(__file__).parents[1]
 OPTIONAL_GROUPS = ("experiment", "debug", "local")
@@ -94,16 +95,20 @@ def compose_config(overrides: list[str]) -> RunConfig:
     """The config of one run, counts and open fields as they were written.
 
     Raises:
-        ConfigError: an override that no key, option or type of ours fits, or a field that must be given.
+        ConfigError: an override that no key, option or type of ours fits, a field that must be given, or a
+            password.
     """
     composed = _compose(overrides)
     try:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
-        return OmegaConf.to_object(composed)  # type: ignore[return-value]
+        found = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise _explain(error, []) from None
+    assert isinstance(found, RunConfig)
+    check_secrets(found)
+    return found
 
 
 def print_config(overrides: list[str]) -> str:
@@ -169,9 +174,11 @@ def parse(text: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        if str not in (keys.get(key), *typing.get_args(keys.get(key))):
+        items = typing.get_origin(keys.get(key)) is list
+        if items or str not in (keys.get(key), *typing.get_args(keys.get(key))):
             _check_key(key.lstrip("+~"), value)
-            raise ConfigError(f"{key}={value} cannot be read; quote the value: {key}='\"...\"'") from None
+            what, example = ("its items", '["..."]') if items else ("the value", '"..."')
+            raise ConfigError(f"{key}={value} cannot be read; quote {what}: {key}='{example}'") from None
         quoted = value.replace("'", "\\'")
         override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
     name = override.key_or_group

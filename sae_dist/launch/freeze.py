@@ -13,10 +13,13 @@ from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.resolve import identity
+from sae_dist.core.saving import checkpoint_bytes, most_checkpoints, weight_bytes
 from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
 PROVENANCE = "provenance.json"
+SUMMARY = "summary.json"
+MAY_CHANGE = "train_tokens (to more), metrics, checkpoint, topology, llm.shard*, llm.offload, llm.compile"
 WORK = ("checkpoints/step_*", "*/checkpoints/step_*", "shards/*.tar")
 SPARE_BYTES = 64 << 20
 SHOWN_DIFFERENCES = 4
@@ -102,37 +105,71 @@ def freeze(
         ) from None
 
 
+def continue_folder(
+    folder: Path, configs: Iterable[tuple[RunConfig, Path]], kind: FolderKind | None = None
+) -> None:
+    """Freeze configs in place of those before, and add this start to the folder's provenance.
+
+    Raises:
+        ConfigError: the folder cannot be read or written.
+    """
+    name = (kind or RUN).config
+    try:
+        for cfg, its in configs:
+            temporary = its / f".{name}.tmp"
+            save_config(cfg, temporary)
+            os.replace(temporary, its / name)
+        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
+
+
 def is_finished(folder: Path) -> bool:
     """Whether training and evaluation are done."""
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8")).get("status") == "finished"
+        return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status") == "finished"
     except (OSError, ValueError):
         return False
 
 
 def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]) -> Frozen:
-    before, now = kind.identity(load_config(folder / kind.config)), kind.identity(cfg)
+    begun = load_config(folder / kind.config)
+    _check_same(kind.identity(begun), kind.identity(cfg), folder, kind)
+    longer = kind is RUN and cfg.train_tokens != begun.train_tokens
+    if kind.is_finished(folder) and not longer:
+        return Frozen(folder, finished=True)
+    if cfg.resume != "auto":
+        what = f"was begun with train_tokens={begun.train_tokens}" if longer else "is unfinished"
+        raise ConfigError(f"{folder} {what}; continue it with resume=auto, or choose another name=")
+    if cfg.train_tokens < begun.train_tokens:
+        raise ConfigError(
+            f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
+            "with; a run that goes on may become longer only: choose another name="
+        )
+    parts = [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]
+    continue_folder(folder, parts, kind)
+    if longer:
+        for _, its in parts:
+            (its / SUMMARY).unlink(missing_ok=True)
+    return Frozen(folder)
+
+
+def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:
+    """Refuse values other than those that the folder was begun with; a run's length is looked at later."""
+    free = ("train_tokens",) if kind is RUN else ()
     differing = [
-        f"{key} is {there} there and {now[key]} here" for key, there in before.items() if there != now[key]
+        f"{key} is {there} there and {now[key]} here"
+        for key, there in begun.items()
+        if there != now[key] and key not in free
     ]
     if differing:
         more = len(differing) - SHOWN_DIFFERENCES
         shown = "; ".join(differing[:SHOWN_DIFFERENCES]) + (f"; and {more} more" if more > 0 else "")
-        raise ConfigError(f"{folder} belongs to another config ({shown}); choose another name= or output=")
-    if kind.is_finished(folder):
-        return Frozen(folder, finished=True)
-    if cfg.resume != "auto":
-        raise ConfigError(f"{folder} is unfinished; continue it with resume=auto, or choose another name=")
-    try:
-        for each, its in [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]:
-            temporary = its / f".{kind.config}.tmp"
-            save_config(each, temporary)
-            os.replace(temporary, its / kind.config)
-        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
-        write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
-    return Frozen(folder)
+        may = f"; to go on with it, only these may change: {MAY_CHANGE}" if kind is RUN else ""
+        raise ConfigError(
+            f"{folder} belongs to another config ({shown}); choose another name= or output={may}"
+        )
 
 
 def _write_new(
@@ -163,13 +200,10 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
-    """Checkpoints (weights and two moments; one more than are kept while one is written) and the export."""
-    assert cfg.sae.num_latents is not None
-    per_latent = (width if cfg.target_hook else 2 * width) + 1
-    weights = per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
-    written = cfg.train_tokens // cfg.checkpoint.every + 1 if cfg.checkpoint.every else 1
-    kept = min(cfg.checkpoint.keep + 1, written)
-    return 3 * weights * kept + weights, f"{kept} checkpoints and the export", "lower checkpoint.keep"
+    """Checkpoints (weights and two moments) and the export."""
+    kept = most_checkpoints(cfg)
+    needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
+    return needed, f"{kept} checkpoints and the export", "lower checkpoint.keep"
 
 
 RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)

@@ -1,21 +1,21 @@
 """compose -> facts -> resolve -> validate -> freeze -> spawn here, or join -> export -> evaluate."""
 
 import os
-import re
 import signal
+import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
-from sae_dist.core.grid import varied
+from sae_dist.core.grid import member_folders, varied
 from sae_dist.core.sharding import world_size_of
 from sae_dist.core.validate import validate
-from sae_dist.launch.compose import expand, sweep_keys
-from sae_dist.launch.freeze import CONFIG, Frozen, freeze
-from sae_dist.launch.settle import check_devices, composed, launched, settle
+from sae_dist.launch.freeze import CONFIG, Frozen, continue_folder, freeze, is_finished
+from sae_dist.launch.length import as_begun, with_length
+from sae_dist.launch.settle import check_devices, check_restarts, composed, for_cluster, launched, settle
 
 
 def train_command(overrides: list[str]) -> None:
@@ -24,10 +24,26 @@ def train_command(overrides: list[str]) -> None:
     Raises:
         SaeDistError: see `core.errors`; input found wrong leaves nothing behind.
     """
+    _train(lambda world_size: prepare(overrides, world_size))
+
+
+def resume_command(folder: Path) -> None:
+    """`sae-dist resume`: continue a run by its frozen config alone; what every start of a Slurm job does.
+
+    Raises:
+        SaeDistError: see `core.errors`.
+    """
     if launched():
-        train_joined(overrides)
+        # slurm/train.sbatch reads this, and names the node wherever it passes on what the rank says.
+        print(f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}", file=sys.stderr, flush=True)
+    _train(lambda world_size: found(folder, world_size))
+
+
+def _train(prepared: Callable[[int | None], Frozen]) -> None:
+    if launched():
+        _train_joined(prepared)
         return
-    frozen = prepare(overrides, None)
+    frozen = prepared(None)
     if frozen.finished:
         return
     with leaving_nothing(frozen):
@@ -35,7 +51,7 @@ def train_command(overrides: list[str]) -> None:
     finish(frozen.folder)
 
 
-def train_joined(overrides: list[str]) -> None:
+def _train_joined(prepared: Callable[[int | None], Frozen]) -> None:
     """Be one of the ranks that a launcher started.
 
     Raises:
@@ -44,8 +60,12 @@ def train_joined(overrides: list[str]) -> None:
     from sae_dist.dist.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
+    def checked() -> Frozen:
+        check_restarts()
+        return prepared(where.world)
+
     where = place()
-    frozen = agree_on_run(where, lambda: prepare(overrides, where.world))
+    frozen = agree_on_run(where, checked)
     if frozen.finished:
         return
     try:
@@ -70,51 +90,56 @@ def leaving_nothing(frozen: Frozen) -> Iterator[None]:
         raise
 
 
-def multirun_command(overrides: list[str]) -> None:
-    """`sae-dist train -m`: the product of the comma lists, one run after the other.
-
-    Raises:
-        SaeDistError: of the first run that fails; every config is composed before the first run starts.
-    """
-    if launched():
-        raise ConfigError("-m starts its own processes; run it without a launcher around it")
-    keys, jobs = sweep_keys(overrides), expand(overrides)
-    configs = [composed(job) for job in jobs]
-    for cfg in configs:
-        validate(cfg)
-    base = configs[0]
-    sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)
-    for number, job in enumerate(jobs):
-        chosen = [text for text in job if text.split("=")[0] in keys]
-        name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", ",".join(chosen)) or str(number)
-        print(f"[{number + 1}/{len(jobs)}] {' '.join(chosen)}", file=sys.stderr, flush=True)
-        rest = [text for text in job if not text.startswith(("name=", "output="))]
-        train_command([*rest, f"output={Path(base.output) / sweep}", f"name='{name}'"])
-
-
-def prepare(overrides: list[str], world_size: int | None) -> Frozen:
+def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Frozen:
     """Check everything that can be checked before a process starts, and freeze the run folder.
 
     Args:
         world_size: ranks that a launcher started; None: this command starts its own.
+        submitted: the run will start on a cluster.
 
     Raises:
         ConfigError: the input is wrong; nothing was written.
     """
-    cfg = composed(overrides)
-    validate(cfg, world_size)
-    settled = settle(cfg)
-    validate(settled.cfg, world_size)
+    cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
+    validate(cfg, world_size, submitted=submitted)
+    settled = with_length(settle(as_begun(cfg, CONFIG), submitted=submitted), cfg.train_tokens)
+    validate(settled.cfg, world_size, submitted=submitted)
     for each in settled.members:
         # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
-        validate(each)
-    check_devices(settled.cfg, world_size)
+        validate(each, submitted=submitted)
+    if not submitted:
+        check_devices(settled.cfg, world_size)
     frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
     if settled.note:
         print(settled.note, file=sys.stderr)
     if frozen.finished:
-        print(f"{frozen.folder} is finished; see summary.json there, or choose another name")
+        tell_finished(frozen.folder)
     return frozen
+
+
+def found(folder: Path, world_size: int | None) -> Frozen:
+    """A run folder as it was frozen, to be continued.
+
+    Raises:
+        ConfigError: it is none, or this machine or this number of ranks cannot continue it.
+    """
+    cfg = load_config(folder / CONFIG)
+    validate(cfg, world_size)
+    check_devices(cfg, world_size)
+    if is_finished(folder):
+        tell_finished(folder)
+        return Frozen(folder, finished=True)
+    parts = [folder, *(each for each in member_folders(cfg, folder) if each != folder)]
+    configs = [load_config(each / CONFIG) for each in parts]
+    for each in configs:
+        each.resume = "auto"
+    continue_folder(folder, zip(configs, parts, strict=True))
+    return Frozen(folder)
+
+
+def tell_finished(folder: Path) -> None:
+    """Nothing is left to do."""
+    print(f"{folder} is finished; see summary.json there, or choose another name")
 
 
 def train_here(folder: Path) -> None:

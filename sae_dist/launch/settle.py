@@ -1,7 +1,9 @@
 """What a run needs to know before it starts: the model, its hooks, the source of data, this machine."""
 
+import copy
 import dataclasses
 import os
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from sae_dist.core.config import RunConfig
@@ -56,6 +58,23 @@ def launched() -> bool:
     return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
 
 
+def check_restarts() -> None:
+    """Whether ranks that torchrun starts again will find each other.
+
+    By default it keeps one store over all of its restarts, and in it what the ranks before wrote: where they
+    listened, and that one of them failed.
+
+    Raises:
+        ConfigError: they will not.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        raise ConfigError(
+            f"torchrun --max-restarts={restarts} needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in torchrun's "
+            "environment, so that ranks that are started again do not read what those before them wrote"
+        )
+
+
 def composed(overrides: list[str]) -> RunConfig:
     """The config with its counts parsed; trained from a cache, with what that settles.
 
@@ -70,10 +89,24 @@ def composed(overrides: list[str]) -> RunConfig:
     return cfg
 
 
-def settle(cfg: RunConfig) -> Settled:
+def for_cluster(cfg: RunConfig) -> RunConfig:
+    """The config of a run that is submitted: for the nodes' devices, and to continue at every start."""
+    cfg = copy.deepcopy(cfg)
+    cfg.resume = "auto"
+    if cfg.device == "auto":
+        cfg.device = "cuda" if cfg.cluster.gpus_per_task else "cpu"
+    if cfg.kernels == "auto" and cfg.device == "cuda":
+        cfg.kernels = "triton" if find_spec("triton") else "torch"
+    return cfg
+
+
+def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     """Fill in what the model, the data and this machine decide.
 
     Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
+
+    Args:
+        submitted: the run will have another machine's memory.
 
     Raises:
         ConfigError: the model, the hook or the source of data is wrong.
@@ -107,7 +140,8 @@ def settle(cfg: RunConfig) -> Settled:
     facts, note = llm_facts(cfg.llm, hook, cfg.target_hook, more)
     settled = Settled.of(cfg, facts, facts.width, facts.columns, note)
     check_plan(cfg.llm, facts)
-    check_memory(settled.cfg, facts, place().local_world if launched() else None)
+    if not submitted:
+        check_memory(settled.cfg, facts, place().local_world if launched() else None)
     check_tokens(settled.cfg, facts)
     return settled
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -120,8 +121,10 @@ def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
 
 def _failure(rank: int, code: int, logs: Path) -> RankFailed:
     if code < 0:
-        name = signal.Signals(-code).name
-        return RankFailed(f"rank {rank} was killed by {name}; continue with resume=auto", 1)
+        name, latest = signal.Signals(-code).name, logs.parent / "checkpoints" / "latest"
+        last = latest.read_text(encoding="utf-8").strip() if latest.is_file() else "none"
+        where = f"host {socket.gethostname()}, last checkpoint {last}"
+        return RankFailed(f"rank {rank} was killed by {name} ({where}); continue with resume=auto", 1)
     reason = _reason(logs, rank)
     text = reason.read_text(encoding="utf-8").strip() if reason.exists() else ""
     return RankFailed(f"rank {rank}: {text or f'it exited with code {code}'}", code or 1)

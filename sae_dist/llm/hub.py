@@ -2,6 +2,7 @@
 
 import importlib.resources
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ def resolve_name(name: str) -> str:
     if os.path.isdir(folder):
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise ConfigError(f"llm.name={name} is a folder without a config.json; give a transformers model")
+        _check_index(name, Path(folder))
         return folder
     if os.path.exists(folder):
         raise ConfigError(f"llm.name={name} is a file; give the folder of a transformers model")
@@ -46,6 +48,23 @@ def revision(path: str, trust_remote_code: bool) -> str | None:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
     snapshot = Path(path).parent.name == "snapshots"
     return getattr(config, "_commit_hash", None) or (Path(path).name if snapshot else None)
+
+
+def _check_index(name: str, folder: Path) -> None:
+    """The index of weights in several files may name no file elsewhere."""
+    for index in folder.glob("*.index.json"):
+        try:
+            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            raise ConfigError(
+                f"llm.name={name}: {index.name} is not readable; save the model again"
+            ) from None
+        for file in files:
+            if Path(str(file)).name != file:
+                raise ConfigError(
+                    f"llm.name={name}: {index.name} names a file outside of its folder, {file}; "
+                    "use a model that you trust"
+                )
 
 
 @contextmanager

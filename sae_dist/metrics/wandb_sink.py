@@ -2,7 +2,10 @@
 
 import netrc
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -55,6 +58,8 @@ class WandbSink:
         except Exception as error:
             self._run = None
             _say(f"wandb failed and is off from here on, the run goes on: {_one_line(error)}")
+            if isinstance(error, ConnectionError):
+                _forget_service()
 
 
 def wandb_mode(setting: str) -> str:
@@ -80,21 +85,45 @@ def _has_key() -> bool:
 def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     import wandb
 
-    run = wandb.init(
-        project=cfg.metrics.project,
-        name=cfg.name or folder.name,
-        group=cfg.metrics.group,
-        id=run_id,
-        resume="allow" if mode == "online" else None,
-        dir=str(folder),
-        mode=mode,  # type: ignore[arg-type]
-        config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
-        # The dictionaries of a grid have a run each in one process.
-        settings=wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new"),
-    )
+    # The dictionaries of a grid have a run each in one process.
+    settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
+    with _user_signal_held_back():
+        run = wandb.init(
+            project=cfg.metrics.project,
+            name=cfg.name or folder.name,
+            group=cfg.metrics.group,
+            id=run_id,
+            resume="allow" if mode == "online" else None,
+            dir=str(folder),
+            mode=mode,  # type: ignore[arg-type]
+            config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+            settings=settings,
+        )
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run
+
+
+def _forget_service() -> None:
+    """W&B's own process is gone: without this W&B says so once more at the exit, by a traceback."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+
+
+@contextmanager
+def _user_signal_held_back() -> Iterator[None]:
+    """W&B's own process, started meanwhile, is deaf to SIGUSR2 for good.
+
+    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. To
+    SIGTERM that process listens whatever is blocked.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.grid import captured
@@ -178,6 +179,7 @@ def build_runs(
         block_chunks=cfg.shuffle.block_chunks,
     )
     stream = SharedStream(shuffle)
+    background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
         member = load_config(folder / "config.yaml")
@@ -185,7 +187,7 @@ def build_runs(
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
         draw = Columns(stream, columns)
-        runs.append(build_run(member, folder, draw, widths, topology, stop, device, balance))
+        runs.append(build_run(member, folder, draw, widths, topology, stop, device, balance, background))
     if not runs:
         return runs
     start(runs)
@@ -208,11 +210,15 @@ def build_run(
     stop: StopRequest,
     device: torch.device,
     balance: Balance,
+    background: Background | None = None,
 ) -> Run:
     """One dictionary with all that it has for itself."""
     steps = cfg.train_tokens // cfg.batch
     dictionary = build_dictionary(cfg, widths, topology, device)
     assert cfg.sae.num_latents is not None
+    every, kept = cfg.checkpoint.every, cfg.checkpoint.keep_every
+    save_every = max(1, every // cfg.batch) if every else steps + 1
+    keep_steps = save_every * (kept // every) if every and kept else None
     return Run(
         cfg=cfg,
         folder=folder,
@@ -221,12 +227,12 @@ def build_run(
         dictionary=dictionary,
         optimizer=build_optimizer(cfg, dictionary, topology),
         meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance),
-        checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep),
+        checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep, keep_steps, background),
         agreement=Agreement(topology, stop),
         device=device,
         progress=Progress(),
         steps=steps,
-        save_every=max(1, cfg.checkpoint.every // cfg.batch) if cfg.checkpoint.every else steps + 1,
+        save_every=save_every,
         lr=cfg.optim.lr if cfg.optim.lr is not None else law(steps, cfg.sae.num_latents, widths[-1]),
         widths=widths,
         scales=[1.0 for _ in widths],

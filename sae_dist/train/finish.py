@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_dist.checkpoint.store import Checkpoints, load_full
+from sae_dist.checkpoint.read import load_full, newest
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import check_single
@@ -13,22 +13,22 @@ from sae_dist.train.build import build_facts
 
 
 def export_run(folder: Path) -> Path:
-    """Write `folder`/export from the newest checkpoint, in raw activation space, and return its path.
+    """Write `folder`/export from the newest sound checkpoint, in raw activation space, and return its path.
 
     The checkpoint may have been written by any number of ranks; this is one process.
 
     Raises:
         ConfigError: the folder is no run, or has no checkpoint yet.
-        CheckpointError: the checkpoint cannot be read.
+        CheckpointError: every checkpoint is damaged, or one cannot be read.
     """
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
     cfg = load_config(folder / "config.yaml")
     check_single(cfg, folder)
-    newest = Checkpoints.newest(folder)
-    if newest is None:
+    checkpoint = newest(folder)
+    if checkpoint is None:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
-    tensors, scalars = load_full(newest, tensor_names(cfg))
+    tensors, scalars = load_full(checkpoint, tensor_names(cfg))
     level_F = None
     if cfg.sae.prefixes is not None:
         assert cfg.sae.num_latents is not None

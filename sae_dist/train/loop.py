@@ -20,6 +20,7 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
 
     Raises:
         NumericsError: a non-finite loss or gradient, one step later; the update was skipped.
+        CheckpointError: one could not be written; found at the next step, or at the next checkpoint.
         Preempted: the ranks agreed to stop; checkpoints were saved.
     """
     live = list(runs)
@@ -38,16 +39,33 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
         return any(answers)
 
     while live and (step := live[0].progress.step) < live[0].steps:
-        stop = attempt(advance)
+        try:
+            stop = attempt(advance)
+        except NumericsError:
+            wait(live)
+            raise
+        except Exception:
+            for run in live:
+                run.checkpoints.leave()
+            raise
         for run in live:
+            run.checkpoints.check()
             if stop or (step + 1) % run.save_every == 0 and step + 1 < run.steps:
                 run.save()
         if stop:
+            wait(live)
             raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")
     attempt(lambda run: run.agreement.read())
     for run in live:
         run.save()
+    wait(live)
     return live
+
+
+def wait(runs: list[Run]) -> None:
+    """Until no checkpoint is being written any more."""
+    for run in runs:
+        run.checkpoints.wait()
 
 
 def advance(run: Run) -> bool:

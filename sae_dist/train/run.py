@@ -40,9 +40,11 @@ def run_rank(folder: Path) -> None:
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
+    control.start_beating(where.rank)
     try:
         play(cfg, folder, where, device, stop, control)
     except Preempted:
+        control.ended.set()
         runtime.finish()
         raise
     except Exception as error:
@@ -51,6 +53,7 @@ def run_rank(folder: Path) -> None:
         if cause is error:
             raise
         raise cause from error
+    control.ended.set()
     runtime.finish()
 
 
@@ -75,6 +78,8 @@ def play(
         chunks = build_chunks(cfg, facts, topology, device)
         folders = unfinished(cfg, folder, topology.group)
         runs = build_runs(cfg, folders, chunks, facts, topology, stop, device)
+        if runs:
+            control.step = lambda: runs[0].progress.step
         try:
             consume(runs, chunks, give_up if varied(cfg) else None)
         except Preempted:
@@ -157,6 +162,7 @@ def consume(
 
 def give_up(run: Run, error: NumericsError) -> None:
     """One dictionary of a grid is over, and its memory free; the rest of the grid goes on."""
+    run.checkpoints.wait()
     del run.dictionary, run.optimizer
     if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
@@ -215,6 +221,11 @@ def write_summary(run: Run) -> None:
         "scales": run.scales,
         "stream_seconds": run.shuffle.seconds(),
         "dictionary_seconds": run.seconds,
+        "checkpoint_pauses": {
+            "number": len(run.pauses),
+            "seconds": sum(run.pauses),
+            "longest": max(run.pauses, default=0.0),
+        },
         "status": "trained",
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary())

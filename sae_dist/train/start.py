@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.checkpoint.store import CHECKPOINTS, complete
+from sae_dist.checkpoint.read import CHECKPOINTS, complete, none_left, passed_over, say
 from sae_dist.core.errors import CheckpointError
 from sae_dist.shuffle.scale import estimate
 from sae_dist.train.state import Progress, Run
@@ -15,10 +15,12 @@ def start(runs: list[Run]) -> None:
     """Begin, or with `resume=auto` go on where all of these dictionaries stood last.
 
     Dictionaries of a grid save one after the other: one that was killed in between goes back a checkpoint
-    with all others, and loses the newer one.
+    with all others, and loses the newer one. A checkpoint whose files are damaged is named, and the one
+    before it taken.
 
     Raises:
-        CheckpointError: they stand at different steps, as those of several groups of consumers may.
+        CheckpointError: they stand at different steps, as those of several groups of consumers may; or every
+            checkpoint is damaged.
     """
     found = [complete(run.folder / CHECKPOINTS) if run.cfg.resume == "auto" else [] for run in runs]
     common = set.intersection(*({path.name for path in paths} for paths in found))
@@ -29,13 +31,35 @@ def start(runs: list[Run]) -> None:
             f"the dictionaries have no checkpoint of one step ({', '.join(stands)}); continue with the "
             "topology.groups that they were trained with"
         )
-    for run, paths in zip(runs, found, strict=True):
-        there = [path for path in paths if path.name in common]
-        run.checkpoints.forget_after(there[-1] if there else None)
+    sound = newest_sound(runs, common)
+    for run in runs:
+        there = run.folder / CHECKPOINTS / sound if sound else None
+        run.checkpoints.forget_after(there)
         if there:
-            resume(run, there[-1])
+            resume(run, there)
         else:
             begin(run)
+
+
+def newest_sound(runs: list[Run], names: set[str]) -> str | None:
+    """The newest of these checkpoints whose files are sound for every dictionary; None: there are none.
+
+    Raises:
+        CheckpointError: all of them are damaged.
+    """
+    problems: list[str] = []
+    for name in sorted(names, key=lambda name: int(name[5:]), reverse=True):
+        damage = [(run.folder, run.checkpoints.damage(run.folder / CHECKPOINTS / name)) for run in runs]
+        found = [(folder, problem) for folder, problem in damage if problem]
+        if not found:
+            return name
+        problems += [problem for _, problem in found]
+        for folder, problem in found:
+            if runs[0].topology.leads:
+                say(passed_over(folder, problem))
+    if problems:
+        raise CheckpointError(none_left(runs[0].folder, problems))
+    return None
 
 
 def begin(run: Run) -> None:

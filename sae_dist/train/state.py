@@ -71,7 +71,15 @@ class Store(Protocol):
 
     def save(self, step: int, tensors: dict[str, tuple[Tensor, str]], scalars: dict[str, Any]) -> Any: ...
 
+    def wait(self) -> None: ...
+
+    def leave(self) -> None: ...
+
+    def check(self) -> None: ...
+
     def load(self, path: Path, tensors: dict[str, tuple[Tensor, str]]) -> dict[str, Any]: ...
+
+    def damage(self, path: Path) -> str | None: ...
 
     def forget_after(self, path: Path | None) -> None: ...
 
@@ -173,6 +181,7 @@ class Run:
     shift_C: Tensor
     wandb_id: str
     seconds: float = 0.0
+    pauses: list[float] = field(default_factory=list)
 
     def next_batch(self) -> Batch:
         """This rank's rows of the step, scaled, in the master dtype."""
@@ -194,11 +203,12 @@ class Run:
         return torch.cat(parts).to(self.device)
 
     def save(self) -> None:
-        """Checkpoint the state after the current step; called by all consumer ranks.
+        """Begin to checkpoint the state after the current step; called by all consumer ranks.
 
-        Metrics are flushed first, so that lines of metrics.jsonl never span a checkpoint and a resumed
-        run writes the same lines.
+        How long that took is remembered. Metrics are flushed first, so that lines of metrics.jsonl never
+        span a checkpoint and a resumed run writes the same lines.
         """
+        began = time.perf_counter()
         self.meter.flush(self)
         lanes = gather_dicts(self.shuffle.state(), self.topology)
         scalars = {
@@ -212,6 +222,7 @@ class Run:
             "lanes": lanes,
         }
         self.checkpoints.save(self.progress.step, self.tensors(), scalars)
+        self.pauses.append(time.perf_counter() - began)
 
     def tensors(self) -> dict[str, tuple[Tensor, str]]:
         """What a checkpoint holds, with its placement."""

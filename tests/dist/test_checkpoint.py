@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sae_dist.checkpoint.store import Checkpoints, complete, load_full
+from sae_dist.checkpoint.read import complete, load_full, newest
+from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.config import TopologyConfig
 from sae_dist.core.errors import CheckpointError
 from sae_dist.dist.mesh import Topology
@@ -59,7 +60,7 @@ def load_as(folder: Path, topo: Topology) -> bool:
     shard = topo.shard.size
     W = torch.nn.Parameter(torch.zeros(ROWS // shard, 3))
     count, b = torch.zeros(ROWS // shard, dtype=torch.int64), torch.zeros(5)
-    path = Checkpoints.newest(folder)
+    path = newest(folder)
     assert path is not None
     moment = torch.zeros(ROWS // shard // topo.dp.size, 3)
     tensors = {"W": (W, "sharded"), "count": (count, "sharded"), "b": (b, "replicated")}
@@ -123,9 +124,9 @@ def test_incomplete_folders_do_not_count_and_are_removed_by_the_next_save(saved,
     shutil.copytree(saved, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     (folder / ".step_9.tmp").mkdir()
-    (folder / "step_00000003" / "state.json").unlink()
-    assert Checkpoints.newest(tmp_path / "run") == folder / "step_00000002"
-    assert Checkpoints.newest(tmp_path / "none") is None
+    shutil.rmtree(folder / "step_00000003")
+    assert newest(tmp_path / "run") == folder / "step_00000002"
+    assert newest(tmp_path / "none") is None
     save(tmp_path / "run", 1, 1, [4], keep=1)
     assert [p.name for p in complete(folder)] == ["step_00000004"] and not (folder / ".step_9.tmp").exists()
 
@@ -154,7 +155,7 @@ def test_a_write_that_fails_on_one_rank_is_one_line_on_all_and_keeps_the_older(t
             and "MiB free" in message
         )
         assert "older checkpoints are intact" in message and "\n" not in message
-    assert Checkpoints.newest(tmp_path) == tmp_path / "checkpoints" / "step_00000001"
+    assert newest(tmp_path) == tmp_path / "checkpoints" / "step_00000001"
 
 
 def test_what_cannot_fit_is_refused_before_anything_is_written(tmp_path, one_rank):
@@ -175,6 +176,7 @@ def trained_to(folder: Path, steps: list[int]) -> SimpleNamespace:
         W=torch.zeros(3),
         optimizer=SimpleNamespace(updates=0),
         agreement=Mock(),
+        topology=topo,
         shuffle=Mock(),
     )
     run.tensors = lambda: {"W": (run.W, "replicated")}

@@ -1,6 +1,7 @@
 """How a stream ends: enough on either side, a silent rank, a rank that fails. Always soon, and by name."""
 
 import threading
+import socket
 import time
 
 import pytest
@@ -223,5 +224,5 @@ def test_a_failure_is_told_to_all(who, reason):
     results = run_ranks(one_fails, WORLD, cfg, who, timeout_s=40)
     others = [result for rank, result in enumerate(results) if rank != who]
     # Consumers wait for chunks, producers for credits, and none of them for its timeout of 30 s.
-    assert [error for error, _, _ in others] == [reason] * 3
+    assert [error for error, _, _ in others] == [f"{reason} (host {socket.gethostname()})"] * 3
     assert all(seconds < 10 and threads == [] for _, seconds, threads in others)

@@ -59,8 +59,12 @@ def test_a_multirun_runs_every_combination(tmp_path):
     words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
     done = warm(tmp_path, "train", *words)
     assert done.returncode == 0, done.stderr
-    runs = sorted((tmp_path / "outputs" / "widths").iterdir())
+    sweep = tmp_path / "outputs" / "widths"
+    runs = sorted(path for path in sweep.iterdir() if path.is_dir())
     assert [run.name for run in runs] == ["sae.k=4", "sae.k=8"]
+    assert {path.name for path in sweep.iterdir()} - {run.name for run in runs} == {"sweep.csv", "sweep.png"}
+    assert str(sweep.relative_to(tmp_path) / "sweep.csv") in done.stdout
+    assert all("group: widths" in (run / "config.yaml").read_text() for run in runs)
     assert [round(rows(run)[-1]["sparsity/l0"]) for run in runs] == [4, 8]
     refused = warm(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
     assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr

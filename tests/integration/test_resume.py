@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import time
 
@@ -9,6 +11,9 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
+from sae_dist.checkpoint.read import complete
+from sae_dist.core.config import load_config
+from sae_dist.core.saving import checkpoint_bytes
 from tests.commands import TINY, rows, start, train
 from tests.warm import Command, warm
 
@@ -50,6 +55,15 @@ def whole(folder):
     return train(folder, "whole", *LENGTH)
 
 
+def test_a_checkpoint_is_as_large_as_was_counted(folder, whole):
+    run = folder / "outputs" / "whole"
+    counted = checkpoint_bytes(load_config(run / "config.yaml"), 256)
+    for checkpoint in complete(run / "checkpoints"):
+        assert abs(sum(file.stat().st_size for file in checkpoint.iterdir()) / counted - 1) < 0.02
+    pauses = json.loads((run / "summary.json").read_text())["checkpoint_pauses"]
+    assert pauses["number"] == 10 and 0 < pauses["longest"] < pauses["seconds"] < 60
+
+
 def weights(folder, name):
     return load_file(folder / "outputs" / name / "export" / "sae_weights.safetensors")
 
@@ -70,7 +84,8 @@ def test_killed_ranks(folder, whole):
         err = process.communicate(timeout=60)[1]
         assert time.monotonic() - began < 30 and process.returncode == 1
         said = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
-        assert said == [f"sae-dist: error: rank {victim} was killed by SIGKILL; continue with resume=auto"]
+        told = rf"rank {victim} was killed by SIGKILL \(host \S+, last checkpoint step_\d+\); continue with"
+        assert len(said) == 1 and re.match(f"sae-dist: error: {told} resume=auto", said[0])
         assert "Traceback" not in err
 
     refused = warm(folder, *arguments)
@@ -105,8 +120,8 @@ def test_resume_of_one_process_is_bitwise(folder, whole):
 
 
 def test_sigterm_saves_and_exits_75(folder):
-    arguments = ["train", *TINY, *LENGTH, "name=preempted", "topology.shard=2"]
-    process = start(folder, *arguments)
+    longer = ["train_tokens=230400", *LENGTH[1:], "topology.shard=2"]
+    process = start(folder, "train", *TINY, *longer, "name=preempted")
     run = folder / "outputs" / "preempted"
     wait_for_checkpoint(process, run)
     os.kill(process.pid, signal.SIGTERM)
@@ -115,5 +130,17 @@ def test_sigterm_saves_and_exits_75(folder):
     assert "resume=auto" in err
     stopped_at = rows(run)[-1]["step"]
     assert (run / "checkpoints" / "latest").read_text().strip() == f"step_{stopped_at:08d}"
-    found = train(folder, "preempted", *LENGTH, "topology.shard=2", "resume=auto")
-    assert [row["step"] for row in found] == list(range(1, 101))
+    found = train(folder, "preempted", *longer, "resume=auto")
+    assert [row["step"] for row in found] == list(range(1, 301))
+
+
+def test_a_finished_run_becomes_longer(folder, whole):
+    """It goes on with the batches that follow; settings that came from its first length stay."""
+    longer = ["train_tokens=92160", *LENGTH[1:]]
+    run = shutil.copytree(folder / "outputs" / "whole", folder / "outputs" / "longer")
+    refused = warm(folder, "train", *TINY, *longer, "name=longer")
+    assert refused.returncode == 2 and "begun with train_tokens=76800" in refused.stderr
+    found = train(folder, "longer", *longer, "resume=auto")
+    assert [row["step"] for row in found] == list(range(1, 121))
+    assert results(run)[:100] == results(folder / "outputs" / "whole")
+    assert json.loads((run / "summary.json").read_text())["tokens"] == 92160

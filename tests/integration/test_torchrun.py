@@ -1,6 +1,12 @@
 """Inside torchrun the command joins instead of spawning."""
 
-from tests.commands import TINY, rows, sae_dist
+import re
+import signal
+
+import psutil
+
+from tests.commands import TINY, rows, sae_dist, start
+from tests.integration.test_resume import wait_for_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone")
 
@@ -20,3 +26,25 @@ def test_wrong_world_size_is_one_line(tmp_path):
     assert done.returncode != 0
     assert len(ours) == 1 and "topology" in ours[0] and "2" in ours[0]
     assert not (tmp_path / "outputs" / "wrong").exists()
+
+
+def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path, monkeypatch):
+    """By torchrun itself, within its job: the command with resume=auto is all that it needs."""
+    length = ["train_tokens=76800", "checkpoint.every=7680", "topology.shard=2", "resume=auto"]
+    words, again = ["train", *TINY, *length, "name=again"], (*TORCHRUN, "--max-restarts", "1")
+    refused = sae_dist(tmp_path, *words, launcher=again)
+    ours = [line for line in refused.stderr.splitlines() if line.startswith("sae-dist: error:")]
+    assert refused.returncode and {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in line for line in ours} == {True}
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    process = start(tmp_path, *words, launcher=again)
+    run = tmp_path / "outputs" / "again"
+    wait_for_checkpoint(process, run, timeout_s=400)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    (victim,) = (each for each in workers if each.environ().get("RANK") == "1" and "train" in each.cmdline())
+    victim.send_signal(signal.SIGKILL)
+    err = process.communicate(timeout=600)[1]
+    assert process.returncode == 0, err
+    first, second = map(int, re.findall(r"from step (\d+)", err))
+    assert first == 0 and second > 0
+    assert [row["step"] for row in rows(run)] == list(range(1, 101))
+    assert (run / "export" / "cfg.json").exists()

@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DATA = ("conf/train.yaml", "conf/llm/embedded.yaml", "slurm/README.md", "llm/embedded/model.safetensors")
+DATA = (
+    "conf/train.yaml",
+    "conf/llm/embedded.yaml",
+    "slurm/README.md",
+    "slurm/train.sbatch",
+    "llm/embedded/model.safetensors",
+)
 
 
 @pytest.fixture(scope="module")

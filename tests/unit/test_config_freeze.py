@@ -2,16 +2,19 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
 
 from sae_dist.core.config import load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import resolve
+from sae_dist.core.resolve import parse_counts, resolve
 from sae_dist.launch import freeze as module
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import freeze
+from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.provenance import provenance
+from sae_dist.launch.settle import Settled
 
 WIDTH = 16
 
@@ -124,3 +127,26 @@ def test_provenance_of_an_install_in_another_repository_names_no_commit(tmp_path
     (tmp_path / "provenance.py").write_text("")
     found = module.provenance()
     assert (found["commit"], found["diff"]) == (None, None)
+
+
+def test_a_run_may_become_longer_and_keeps_what_its_first_length_filled_in(tmp_path):
+    cfg = config(tmp_path, "train_tokens=2M")
+    folder = freeze(cfg, WIDTH).folder
+    finish(folder)
+    asked = parse_counts(
+        compose_config(
+            [f"output={tmp_path}/out/deep", "name=run", "activations=file", "activations.path=a.npy"]
+            + ["train_tokens=4M", "resume=auto"]
+        )
+    )
+    begun = as_begun(asked, "config.yaml")
+    assert begun.train_tokens == 2_000_000
+    longer = with_length(Settled.of(begun, None, WIDTH, WIDTH), asked.train_tokens).cfg
+    with pytest.raises(ConfigError, match="begun with train_tokens=2000000; continue it with resume=auto"):
+        freeze(replace(longer, resume="never"), WIDTH)
+    frozen = freeze(longer, WIDTH)
+    assert not frozen.finished and not (folder / "summary.json").exists()
+    now = load_config(folder / "config.yaml")
+    assert now.train_tokens == 4_000_000 and now.sae.dead_after == cfg.sae.dead_after == 200_000
+    with pytest.raises(ConfigError, match="train_tokens=2000000 is less than the 4000000"):
+        freeze(replace(cfg, resume="auto"), WIDTH)

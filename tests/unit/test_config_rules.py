@@ -184,7 +184,14 @@ def test_resolving_twice_changes_nothing():
 def test_the_name_tells_what_matters_and_only_that():
     name = resolved("sae.k=16").name
     assert name.startswith("gpt2-h.3.attn_in-topk-1536-k16-")
-    same = [["output=x"], ["resume=auto"], ["metrics.every=1"], ["topology.shard=2"], ["sae.expansion=16"]]
+    same = [
+        ["output=x"],
+        ["cluster.partition=gpu"],
+        ["resume=auto"],
+        ["metrics.every=1"],
+        ["topology.shard=2"],
+        ["sae.expansion=16"],
+    ]
     assert all(resolved("sae.k=16", *each).name == name for each in same)
     other = [["seed=1"], ["optim.lr=1e-3"], ["llm.attn=eager"], ["train_tokens=1M"]]
     assert len({name, *(resolved("sae.k=16", *each).name for each in other)}) == 5
@@ -208,7 +215,7 @@ def test_a_transcoder_keeps_both_hooks_in_its_config_and_name():
 
 def test_identity_leaves_out_what_may_change_between_starts():
     keys = {key.split(".")[0] for key in identity(resolved())}
-    assert not keys & {"name", "output", "resume", "metrics", "topology"}
+    assert not keys & {"name", "output", "resume", "metrics", "topology", "cluster"}
     assert {"sae", "optim", "seed", "device"} <= keys
 
 

@@ -29,6 +29,7 @@ DOORS = {
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),
     "scipy": ("analysis",),
+    "submitit": ("launch",),
     "matplotlib": ("metrics", "analysis", "bench"),
     "hydra": ("core/config", "launch"),
     "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state", "bench/raw_wire"),

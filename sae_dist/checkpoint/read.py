@@ -1,0 +1,107 @@
+"""Which checkpoints a run has, which of them are sound, and one read as a whole."""
+
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from tqdm import tqdm
+
+from sae_dist.checkpoint.storage import damage, read_scalars, stored_tensors
+from sae_dist.core.errors import CheckpointError
+
+CHECKPOINTS = "checkpoints"
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint's folder."""
+    return int(path.name[5:])
+
+
+def complete(checkpoints: Path) -> list[Path]:
+    """The complete checkpoints in a `checkpoints` folder, oldest first."""
+    found = [path for path in checkpoints.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
+    return sorted(found, key=step_of)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest sound checkpoint of a run folder, if it has any checkpoint; a damaged one is named.
+
+    Raises:
+        CheckpointError: all of them are damaged.
+    """
+    found = complete(folder / CHECKPOINTS)
+    problems = []
+    for path in reversed(found):
+        problem = damage(path)
+        if problem is None:
+            return path
+        problems.append(problem)
+        say(passed_over(folder, problem))
+    if problems:
+        raise CheckpointError(none_left(folder, problems))
+    return None
+
+
+def passed_over(folder: Path, problem: str) -> str:
+    """A damaged checkpoint, in a line."""
+    return f"{folder}: checkpoint passed over: {problem}"
+
+
+def none_left(folder: Path, problems: list[str]) -> str:
+    """The same of the last one."""
+    return (
+        f"{folder} has no sound checkpoint ({'; '.join(problems)}); copy one back, or remove its "
+        f"{CHECKPOINTS} to train from the start"
+    )
+
+
+def say(line: str) -> None:
+    """A line on the terminal, above the progress bar."""
+    tqdm.write(line, file=sys.stderr)
+
+
+def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Whole tensors and the scalars, in one process, with or without a process group.
+
+    Raises:
+        CheckpointError: a tensor is missing or cannot be read.
+    """
+    stored = stored_tensors(path)
+    for name in names:
+        check_shape(path, stored, name, None)
+    full = {n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.load(full, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
+    except CheckpointException as error:
+        raise CheckpointError(f"cannot read checkpoint {path}: {first_cause(error)}") from None
+    return full, read_scalars(path)
+
+
+def check_shape(
+    path: Path, stored: dict[str, TensorStorageMetadata], name: str, shape: tuple[int, ...] | None
+) -> None:
+    """Whether a checkpoint has a tensor; `shape`: and of this shape.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    if name not in stored:
+        raise CheckpointError(f"checkpoint {path} has no tensor {name}; it has {', '.join(sorted(stored))}")
+    if shape is not None and tuple(stored[name].size) != shape:
+        raise CheckpointError(
+            f"checkpoint {path}: {name} has shape {list(stored[name].size)}, this run needs {list(shape)}"
+        )
+
+
+def first_cause(error: CheckpointException) -> str:
+    """What DCP's error of many ranks says of the first of them, in one line."""
+    rank, (cause, _) = min(error.failures.items())
+    return f"rank {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"

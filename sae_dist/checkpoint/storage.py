@@ -1,0 +1,162 @@
+"""What lies in a checkpoint's folder: safetensors files, JSON, and a checksum of each. Nothing is unpickled.
+
+DCP's usual storage keeps its metadata as a pickle, which runs code when it is read. Its safetensors storage
+does not: every rank's file says itself which rows of which tensor it holds.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from sae_dist.core.errors import CheckpointError
+from sae_dist.core.files import sync_folder
+
+STATE_FILE = "state.json"
+CHECKSUMS = "checksums.json"
+TENSORS = ".safetensors"
+PIECE_BYTES = 1 << 20
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
+"""What reading a file that is not what it should be raises."""
+
+
+class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
+    """One safetensors file per rank that has anything to write.
+
+    The base class serialises a file in memory, three times its size and with the interpreter's lock held;
+    here it goes from the tensors to the disk.
+
+    Attributes:
+        files: after the save, on the rank that coordinates it: name -> size and checksum of every file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(str(path), save_distributed=True)
+        self.files: dict[str, dict[str, Any]] = {}
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write this rank's rows; its results carry the checksum."""
+        written: Future[list[WriteResult]] = Future()
+        if not plan.items:
+            written.set_result([])
+            return written
+        name = f"rows_{plan.storage_data['shard_index']:05d}{TENSORS}"
+        path = Path(self.path) / name
+        tensors = {item.index.fqn: _tensor(planner.resolve_data(item)) for item in plan.items}
+        # The keys under which dcp.HuggingFaceStorageReader looks for the place of rows.
+        places = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item in plan.items}
+        save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(places), "format": "pt"})
+        summary = checksum(path, sync=True)
+        written.set_result(
+            [WriteResult(i.index, tensors[i.index.fqn].nbytes, (name, summary)) for i in plan.items]
+        )
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Collect the checksums; which tensors there are stands in the files themselves."""
+        self.files = {each.storage_data[0]: each.storage_data[1] for rank in results for each in rank}
+
+
+def _tensor(data: Any) -> Tensor:
+    assert isinstance(data, Tensor), "only tensors are given to DCP"
+    return data.contiguous()
+
+
+def _offsets(item: WriteItem) -> Iterable[int]:
+    assert item.tensor_data is not None, "only tensors are given to DCP"
+    return item.tensor_data.chunk.offsets
+
+
+def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
+    """Size and sha256 of a file; `sync`: once it is safely on the disk."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def seal(folder: Path, state: str, files: dict[str, dict[str, Any]]) -> None:
+    """Add the scalars, and the checksums of everything, to the tensors of a checkpoint."""
+    write_synced(folder / STATE_FILE, state)
+    files = {STATE_FILE: checksum(folder / STATE_FILE)} | files
+    write_synced(folder / CHECKSUMS, json.dumps({"files": files}, indent=1) + "\n")
+    sync_folder(folder)
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """What is wrong with a checkpoint's files; None: they are those that were written.
+
+    Args:
+        part, parts: read every `parts`-th file only, from `part` on.
+    """
+    try:
+        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
+        sealed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        return f"{folder.name}/{CHECKSUMS} is missing"
+    except UNREADABLE as error:
+        return f"{folder.name}/{CHECKSUMS} is not readable ({type(error).__name__})"
+    stray = {path.name for path in folder.glob(f"*{TENSORS}")} - set(sealed)
+    for name in sorted(stray):
+        return f"{folder.name}/{name} does not belong to it"
+    for name, (size, digest) in sorted(sealed.items())[part::parts]:
+        if Path(name).name != name:
+            return f"{folder.name}/{CHECKSUMS} names a file outside of its folder, {name}"
+        try:
+            found = checksum(folder / name)
+        except FileNotFoundError:
+            return f"{folder.name}/{name} is missing"
+        except OSError as error:
+            return f"{folder.name}/{name} cannot be read ({error.strerror})"
+        if found["bytes"] != size:
+            return f"{folder.name}/{name} has {found['bytes']} bytes of {size}"
+        if found["sha256"] != digest:
+            return f"{folder.name}/{name} is not what was written: its sha256 differs"
+    return None
+
+
+def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
+    """What tensors a checkpoint holds.
+
+    Raises:
+        CheckpointError: a file is not readable.
+    """
+    try:
+        entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except UNREADABLE as error:
+        raise CheckpointError(f"cannot read checkpoint {folder}: {' '.join(str(error).split())}") from None
+    return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+def read_scalars(folder: Path) -> dict[str, Any]:
+    """What a checkpoint remembers beside its tensors.
+
+    Raises:
+        CheckpointError: its file is not readable.
+    """
+    try:
+        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read checkpoint {folder}: {STATE_FILE}: {error}") from None
+
+
+def write_synced(path: Path, text: str) -> None:
+    """A text file that survives a power cut."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())

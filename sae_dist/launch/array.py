@@ -1,0 +1,66 @@
+"""A sweep as one Slurm array, by submitit: each task runs the job that its run folder holds."""
+
+import shutil
+from pathlib import Path
+
+from sae_dist.core.cluster import asks_apart, role_ranks
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.launch.submit import job_options
+
+SPOOL = ".submitit"
+"""Within the sweep's folder: what submitit pickles and reads again."""
+
+
+def submit_array(folder: Path, scripts: list[Path], cfg: RunConfig) -> str:
+    """Submit `submit.sbatch` of several runs; returns the array's number.
+
+    The tasks compose nothing: all that they are given is the path of a script. They read the resources of the
+    first run, whose topology all share.
+
+    Args:
+        folder: of the sweep, absolute.
+
+    Raises:
+        ConfigError: submitit is not there, or Slurm does not take such an array.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError(
+            "hydra/launcher=slurm needs submitit, which is not installed; pip install 'sae-dist[slurm]'"
+        ) from None
+    if asks_apart(cfg):
+        raise ConfigError(
+            "cluster.producer makes heterogeneous jobs, of which Slurm has no arrays; leave it out"
+        )
+    cluster = cfg.cluster
+    options = {key.replace("-", "_"): value for key, value in job_options(cfg).items()}
+    options |= {"ntasks": sum(role_ranks(cfg)), "requeue" if cluster.requeue else "no_requeue": True}
+    for line in cluster.sbatch:
+        name, equals, value = line.lstrip("-").partition("=")
+        options[name] = value if equals else True
+    executor = submitit.SlurmExecutor(folder / SPOOL)
+    executor.update_parameters(
+        job_name=folder.name,
+        nodes=None,
+        time=None,
+        wckey=None,
+        # The script starts its ranks by srun itself.
+        use_srun=False,
+        stderr_to_stdout=True,
+        signal_delay_s=cluster.warn_s,
+        array_parallelism=cluster.jobs or len(scripts),
+        additional_parameters=options,
+    )
+    try:
+        with executor.batch():
+            jobs = [
+                executor.submit(submitit.helpers.CommandFunction(["bash", str(each)], verbose=False))
+                for each in scripts
+            ]
+    except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+        shutil.rmtree(folder / SPOOL, ignore_errors=True)
+        said = " ".join(str(error).split())
+        raise ConfigError(f"Slurm does not take the array: {said}; see the keys of cluster") from None
+    return jobs[0].job_id.split("_")[0]

@@ -1,0 +1,202 @@
+"""`sae-dist submit`: freeze the run folder, write the job that trains it, hand that to Slurm."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sae_dist.core.cluster import asks_apart, role_ranks
+from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.errors import ConfigError
+from sae_dist.launch.compose import data_folder
+from sae_dist.launch.freeze import CONFIG, Frozen
+from sae_dist.launch.run import prepare
+from sae_dist.launch.settle import launched
+
+SCRIPT = "submit.sbatch"
+LOG = "all.log"
+SBATCH_TIMEOUT_S = 120
+
+
+def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
+    """One run, from its overrides to a job in the queue.
+
+    Args:
+        only_write: leave the job to the user.
+
+    Raises:
+        ConfigError: the input is wrong, or Slurm does not take the job; nothing is left behind.
+    """
+    check_slurm(only_write)
+    frozen = prepare(overrides, None, submitted=True)
+    if frozen.finished:
+        return
+    try:
+        script = write_script(frozen.folder)
+        job = None if only_write else sbatch([str(script)])
+    except ConfigError:
+        frozen.discard()
+        raise
+    shown = os.path.relpath(script)
+    print(
+        f"{shown}\nwritten; start or continue it with: sbatch {shown}" if job is None else told(frozen, job)
+    )
+
+
+def told(frozen: Frozen, job: str) -> str:
+    """The one line after a submission."""
+    folder = os.path.relpath(frozen.folder)
+    return f"submitted job {job}: {folder} (log: {folder}/logs/{LOG})"
+
+
+def check_slurm(only_write: bool = False) -> None:
+    """Whether jobs can be submitted from here.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    if launched():
+        raise ConfigError("a job is submitted from a shell, not by the ranks of another")
+    if not only_write and shutil.which("sbatch") is None:
+        raise ConfigError(
+            "there is no sbatch here; submit where Slurm's commands are, or only write the job: --dry-run"
+        )
+
+
+def sbatch(words: list[str]) -> str:
+    """Submit; returns the job's number.
+
+    Raises:
+        ConfigError: Slurm does not take it, or does not answer.
+    """
+    # Inside another job its variables would be taken for options of this one.
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_"))
+    }
+    keep = {key: os.environ[key] for key in ("SLURM_CONF",) if key in os.environ}
+    try:
+        done = subprocess.run(
+            ["sbatch", "--parsable", *words],
+            capture_output=True,
+            text=True,
+            env=environment | keep,
+            timeout=SBATCH_TIMEOUT_S,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigError(f"sbatch did not answer: {error}") from None
+    if done.returncode:
+        said = " ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines())
+        raise ConfigError(
+            f"Slurm does not take the job: {said}; see the keys of cluster (cluster.partition, ...)"
+        )
+    return done.stdout.strip().split(";")[0]
+
+
+def write_script(folder: Path) -> Path:
+    """`submit.sbatch` of a frozen run folder, complete or absent; returns its path."""
+    folder = folder.resolve()
+    cfg = load_config(folder / CONFIG)
+    (folder / "logs").mkdir(exist_ok=True)
+    path, temporary = folder / SCRIPT, folder / f".{SCRIPT}.tmp"
+    temporary.write_text(render(cfg, folder), encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def render(cfg: RunConfig, folder: Path) -> str:
+    """The job of a run: slurm/train.sbatch, filled in.
+
+    Args:
+        folder: absolute; paths in the config are meant from where this process is.
+    """
+    cluster = cfg.cluster
+    parts = {
+        "options": "\n".join(f"#SBATCH {line}" for line in option_lines(cfg, folder)),
+        "folder": shlex.quote(str(folder)),
+        "working_folder": shlex.quote(str(Path.cwd())),
+        "restarts": str(cluster.restarts),
+        "requeue": str(int(cluster.requeue)),
+        "setup": "\n".join(
+            [f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{cluster.cpus_per_task}}}"', *cluster.setup]
+        ),
+        "srun": step_line(cfg, folder),
+    }
+    text = (data_folder("slurm") / "train.sbatch").read_text(encoding="utf-8")
+    for name, value in parts.items():
+        text = text.replace("{{" + name + "}}", value)
+    return text
+
+
+def option_lines(cfg: RunConfig, folder: Path) -> list[str]:
+    """Options of sbatch; of a heterogeneous job those of its consumers, `hetjob`, those of its producers."""
+    cluster, producer = cfg.cluster, cfg.cluster.producer
+    consumers, producers = role_ranks(cfg)
+    apart = asks_apart(cfg)
+    job = job_options(cfg)
+    name = job_name(cfg, folder)
+    once = {
+        # A second job of the same run waits for the first.
+        "dependency": "singleton",
+        # Slurm's own words; in the script all else goes there, too. % would start a pattern.
+        "output": str(folder / "logs" / LOG).replace("%", "%%"),
+        "open-mode": "append",
+        "requeue" if cluster.requeue else "no-requeue": None,
+        "signal": f"USR2@{cluster.warn_s}",
+    }
+    ranks = {"ntasks": consumers if apart else consumers + producers}
+    lines = lines_of({"job-name": name, **once, **job, **ranks}) + cluster.sbatch
+    if apart:
+        own = {key: getattr(producer, key.replace("-", "_")) for key in ("partition", "nodes", *PER_ROLE)}
+        other = job | {key: value for key, value in own.items() if value is not None}
+        other = {key: value for key, value in other.items() if value and (key != "nodes" or producer.nodes)}
+        more = cluster.sbatch if producer.sbatch is None else producer.sbatch
+        lines += ["hetjob", *lines_of({"job-name": f"{name}-producers", **other, "ntasks": producers}), *more]
+    return [line if line == "hetjob" or line.startswith("-") else f"--{line}" for line in lines]
+
+
+PER_ROLE = ("cpus-per-task", "gpus-per-task", "mem")
+
+
+def job_options(cfg: RunConfig) -> dict[str, object]:
+    """What `cluster` asks sbatch for, whatever the job."""
+    cluster = cfg.cluster
+    asked: dict[str, object] = {
+        "account": cluster.account,
+        "partition": cluster.partition,
+        "qos": cluster.qos,
+        "time": cluster.time,
+        "nodes": cluster.nodes,
+        "cpus-per-task": cluster.cpus_per_task,
+        "gpus-per-task": cluster.gpus_per_task or None,
+        "mem": cluster.mem,
+    }
+    return {key: value for key, value in asked.items() if value is not None}
+
+
+def lines_of(options: dict[str, object]) -> list[str]:
+    """`--key=value`, or `--key` where there is no value."""
+    return [
+        f"--{key}" if value is None else f"--{key}={shlex.quote(str(value))}"
+        for key, value in options.items()
+    ]
+
+
+def job_name(cfg: RunConfig, folder: Path) -> str:
+    """Of one folder alone: jobs of one name wait for each other."""
+    return f"{cfg.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
+
+
+def step_line(cfg: RunConfig, folder: Path) -> str:
+    """The srun that starts every rank; consumers come first."""
+    cluster = cfg.cluster
+    # Rank 0 evaluates after the others have left; ranks that a failed one leaves behind end by themselves.
+    words = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=0"]
+    if asks_apart(cfg):
+        words.append("--het-group=0,1")
+    else:
+        words += [f"--ntasks={sum(role_ranks(cfg))}", f"--cpus-per-task={cluster.cpus_per_task}"]
+    command = cluster.command or shlex.join([sys.executable, "-m", "sae_dist.cli"])
+    return f"{shlex.join([*words, *cluster.srun])} {command} resume {shlex.quote(str(folder))}"

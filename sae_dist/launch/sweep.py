@@ -1,0 +1,124 @@
+"""`sae-dist train -m`: one run for each combination, one after the other or as an array of Slurm jobs."""
+
+import dataclasses
+import os
+import re
+import sys
+from pathlib import Path
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.validate import validate
+from sae_dist.launch.compose import expand, sweep_keys
+from sae_dist.launch.freeze import CONFIG, Frozen
+from sae_dist.launch.run import prepare, train_command
+from sae_dist.launch.settle import composed, for_cluster, launched
+
+LAUNCHER = "hydra/launcher"
+LAUNCHERS = ("basic", "slurm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a sweep: what it varies, and all of its overrides."""
+
+    chosen: str
+    overrides: list[str]
+
+
+def multirun_command(overrides: list[str]) -> None:
+    """The product of the comma lists; every config is composed and checked before the first run starts.
+
+    Raises:
+        SaeDistError: of the first run that fails.
+    """
+    if launched():
+        raise ConfigError("-m starts its own processes; run it without a launcher around it")
+    launcher, overrides = launcher_of(overrides)
+    folder, jobs, cfg = plan(overrides, submitted=launcher == "slurm")
+    if launcher == "slurm":
+        submit_jobs(folder, jobs, cfg)
+        return
+    try:
+        for number, job in enumerate(jobs):
+            print(f"[{number + 1}/{len(jobs)}] {job.chosen}", file=sys.stderr, flush=True)
+            train_command(job.overrides)
+    finally:
+        if any(folder.glob(f"*/{CONFIG}")):
+            table_command(folder)
+
+
+def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
+    """Hydra's name for who runs the jobs, and the other overrides.
+
+    Raises:
+        ConfigError: no such launcher.
+    """
+    given = [text.partition("=")[2] for text in overrides if text.partition("=")[0] == LAUNCHER]
+    launcher = given[-1] if given else "basic"
+    if launcher not in LAUNCHERS:
+        raise ConfigError(f"{LAUNCHER}={launcher} is not an option; options: {', '.join(LAUNCHERS)}")
+    return launcher, [text for text in overrides if text.partition("=")[0] != LAUNCHER]
+
+
+def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[Job], RunConfig]:
+    """The sweep's folder, its jobs, and the config of the first.
+
+    Raises:
+        ConfigError: a combination is wrong, or two runs would share a folder.
+    """
+    keys, combinations = sweep_keys(overrides), expand(overrides)
+    configs = [composed(each) for each in combinations]
+    for cfg in configs:
+        validate(for_cluster(cfg) if submitted else cfg, submitted=submitted)
+    base = configs[0]
+    sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)
+    jobs = []
+    for number, each in enumerate(combinations):
+        chosen = [text for text in each if text.split("=")[0] in keys]
+        name = re.sub(r"[^A-Za-z0-9._=,-]+", "_", ",".join(chosen)) or str(number)
+        rest = [text for text in each if not text.startswith(("name=", "output="))]
+        if base.metrics.group is None:
+            # Runs of one sweep stand together in W&B.
+            rest.append(f"metrics.group='{sweep}'")
+        jobs.append(Job(" ".join(chosen), [*rest, f"output='{Path(base.output) / sweep}'", f"name='{name}'"]))
+    return Path(base.output).expanduser() / sweep, jobs, base
+
+
+def submit_jobs(folder: Path, jobs: list[Job], cfg: RunConfig) -> None:
+    """Freeze every run, write its job, and submit them as one array.
+
+    Raises:
+        ConfigError: a run is wrong, or Slurm does not take the array; nothing is left behind.
+    """
+    from sae_dist.launch.array import submit_array
+    from sae_dist.launch.submit import check_slurm, write_script
+
+    check_slurm()
+    frozen: list[Frozen] = []
+    try:
+        frozen += (prepare(job.overrides, None, submitted=True) for job in jobs)
+        waiting = [each for each in frozen if not each.finished]
+        scripts = [write_script(each.folder) for each in waiting]
+        if not scripts:
+            return
+        job_id = submit_array(folder.resolve(), scripts, cfg)
+    except ConfigError:
+        for each in reversed(frozen):
+            each.discard()
+        raise
+    shown = os.path.relpath(folder)
+    print(
+        f"submitted array {job_id} of {len(scripts)} jobs: {shown}; their table: sae-dist sweep-table {shown}"
+    )
+
+
+def table_command(folder: Path) -> None:
+    """`sae-dist sweep-table`: write and print the table of the runs in a folder, and draw it.
+
+    Raises:
+        ConfigError: there is no run in it.
+    """
+    from sae_dist.analysis.sweep import sweep_table
+
+    print(sweep_table(folder))

@@ -1,0 +1,49 @@
+"""The table of a sweep, from run folders alone."""
+
+import csv
+import json
+
+import pytest
+
+from sae_dist.analysis.sweep import sweep_table
+from sae_dist.core.config import save_config
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.resolve import parse_counts
+from sae_dist.launch.compose import compose_config
+
+
+def make(folder, latents, k, fvu=None):
+    run = folder / f"sae.num_latents={latents},sae.k={k}"
+    run.mkdir()
+    words = [f"sae.num_latents={latents}", f"sae.k={k}", f"name={run.name!r}"]
+    save_config(parse_counts(compose_config(words)), run / "config.yaml")
+    if fvu is not None:
+        summary = {"status": "finished", "fvu": fvu, "l0": float(k), "tokens": 1000, "dead_fraction": None}
+        (run / "summary.json").write_text(json.dumps(summary))
+    return run
+
+
+def test_every_run_has_a_row_and_a_line_in_the_figure(tmp_path):
+    for latents in (512, 1024):
+        for k in (8, 16):
+            make(tmp_path, latents, k, 100 / latents / k)
+    (make(tmp_path, 2048, 8) / "metrics.jsonl").write_text("")
+    make(tmp_path, 2048, 16)
+
+    text = sweep_table(tmp_path)
+
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["sae.num_latents"], row["sae.k"]) for row in rows][:2] == [("1024", "16"), ("1024", "8")]
+    by_name = {row["run"]: row for row in rows}
+    assert float(by_name["sae.num_latents=512,sae.k=8"]["fvu"]) == 100 / 512 / 8
+    assert by_name["sae.num_latents=2048,sae.k=8"]["status"] == "unfinished"
+    assert by_name["sae.num_latents=2048,sae.k=16"]["status"] == "not started"
+    assert "dead_fraction" in rows[0] and "name" not in rows[0]
+    assert "not started" in text and "0.0244" in text and "dead" not in text
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="holds no runs"):
+        sweep_table(tmp_path)
