@@ -60,6 +60,15 @@ def resolved(*overrides, facts=FACTS):
             "topology.groups=2 is not possible with llm.shard=zero3",
         ),
         ("grid.lr=[1e-3,-1]", r"optim.lr=-1.0 must be greater than 0 .*lr=-1.0"),
+        (
+            "checkpoint.keep_every=1.2M",
+            "a multiple of .*; nearest: 1000000 or 1500000",
+        ),
+        (
+            "checkpoint.keep_every=1M checkpoint.every=null",
+            "read with checkpoint.every only",
+        ),
+        ("checkpoint.keep_every=0", "checkpoint.keep_every=0 must be greater than 0"),
         ("grid.seed=[0,1] checkpoint.keep=1", "checkpoint.keep=1 with a grid.* use checkpoint.keep=2"),
         ("grid.hook=[h.1,h.2] hook=h.3", "grid.hook=.* and hook=h.3 are both given"),
         ("grid.hook=[h.1,h.2] target_hook=h.3", "target_hook=h.3: hooks of a grid get autoencoders"),
