@@ -36,14 +36,16 @@ def submit_array(folder: Path, scripts: list[Path], cfg: RunConfig) -> str:
         )
     cluster = cfg.cluster
     options = {key.replace("-", "_"): value for key, value in job_options(cfg).items()}
-    options |= {"ntasks": sum(role_ranks(cfg)), "requeue" if cluster.requeue else "no_requeue": True}
+    ranks = sum(role_ranks(cfg))
+    # submitit would ask for one node.
+    options |= {"ntasks": ranks, "nodes": cluster.nodes or f"1-{ranks}"}
+    options |= {"requeue" if cluster.requeue else "no_requeue": True}
     for line in cluster.sbatch:
         name, equals, value = line.lstrip("-").partition("=")
         options[name] = value if equals else True
     executor = submitit.SlurmExecutor(folder / SPOOL)
     executor.update_parameters(
         job_name=folder.name,
-        nodes=None,
         time=None,
         wckey=None,
         # The script starts its ranks by srun itself.
