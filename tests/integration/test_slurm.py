@@ -170,7 +170,7 @@ def test_whatever_happens_the_run_goes_on(cluster, tmp_path):
     assert len(ids) == 1 and len(list((run / "wandb").glob("offline-run-*"))) >= 5
     errors = [line for line in log(run).splitlines() if "sae-dist: error:" in line]
     assert len(errors) == len(set(errors)) and "Traceback" not in log(run)
-    assert all(re.match(r"rank \d+ on sae[12]: sae-dist: error: ", line) for line in errors)
+    assert all(re.match(r"rank \d+: on sae[12]: sae-dist: error: ", line) for line in errors)
     assert all((run / "logs" / f"rank_{rank}.log").stat().st_size for rank in range(3))
 
     train(tmp_path, "alone", *LENGTH, *SPLIT[:2])
