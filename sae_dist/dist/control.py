@@ -107,9 +107,9 @@ class Control:
         self.timeout_s = min(self.timeout_s, LAST_WORDS_S)
         lonely = isinstance(error, dist.DistError | TransportError) or "gloo" in str(error)
         if lonely and (silent := self._silent(rank)):
-            verb = "does" if len(silent) == 1 else "do"
+            verb = "shows" if len(silent) == 1 else "show"
             error = TransportError(
-                f"{', '.join(silent)} {verb} not run any more, and rank {rank} waited {waited_s:g} s "
+                f"{', '.join(silent)} {verb} no sign of life, and rank {rank} waited {waited_s:g} s "
                 "(topology.timeout_s) in vain"
             )
         own = isinstance(error, SaeDistError) and not isinstance(error, ConfigError)

@@ -137,7 +137,7 @@ def test_a_rank_that_stands_still_is_named(tmp_path, victim):
     err = process.communicate(timeout=90)[1]
     assert process.returncode == 1 and time.monotonic() - began < 12 + 45
     said = errors(err)
-    assert len(said) == 1 and f"rank {victim} (host {HOST}" in said[0] and "does not run any more" in said[0]
+    assert len(said) == 1 and f"rank {victim} (host {HOST}" in said[0] and "shows no sign of life" in said[0]
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
     assert damage(newest(tmp_path / "outputs" / "still")) is None
 

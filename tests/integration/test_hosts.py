@@ -145,10 +145,12 @@ def test_a_link_that_is_cut(hosts, tmp_path):
 
     codes = [launcher.wait(120) for launcher in launchers]
     assert 0 not in codes and hosts.processes() == []
-    # Consumers miss a producer, and the second what the first said, unless torchrun has stopped it by then.
+    # Consumers miss a producer, or both producers' signs of life, and the second what the first said, unless
+    # torchrun has stopped it by then.
     consumers, producers = said(tmp_path, 0), said(tmp_path, 1)
     silent = f"was silent for {TIMEOUT_S} s (topology.timeout_s)"
-    assert all("producer rank" in line and silent in line for line in consumers)
+    for line in consumers:
+        assert "producer rank" in line and silent in line or "show no sign of life" in line, consumers
     assert len(consumers) <= 2
     # The producers' host reaches neither the store nor a consumer; which one a rank asked last is chance.
     assert len(producers) == 2

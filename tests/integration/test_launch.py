@@ -57,7 +57,7 @@ def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
 
 def test_a_multirun_runs_every_combination(tmp_path):
     words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
-    done = warm(tmp_path, "train", *words)
+    done = warm(tmp_path, "train", *words, "eval.tokens=4096")
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "outputs" / "widths"
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
