@@ -206,7 +206,8 @@ def defaults(words: list[str]) -> None:
     if given.lr:
         plan = dataclasses.replace(plan, lr=positive(given.lr, "--lr"))
     for study in studies:
-        run_defaults(plan, study, only)
+        if only is None or set(only) & set(STUDIES[study]):
+            run_defaults(plan, study, only)
 
 
 def law(words: list[str]) -> None:

@@ -15,6 +15,8 @@ IN_URL = re.compile(
     r"|[?&](x-amz-signature|x-goog-signature|sig|signature|token|access_token|api_key|key)=",
     re.IGNORECASE,
 )
+SET = re.compile(r"\b\w*(KEY|TOKEN|SECRET|PASSWORD)=.")
+"""A line of a job's script that sets one."""
 KNOWN = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bBearer\s+\S{8,}")
 
 
@@ -29,7 +31,9 @@ def check_secrets(cfg: RunConfig) -> None:
     ]
     for key, value in flat(cfg).items():
         for text in _texts(value):
-            if IN_URL.search(text) or KNOWN.search(text) or any(secret in text for secret in secrets):
+            if any(form.search(text) for form in (IN_URL, SET, KNOWN)) or any(
+                secret in text for secret in secrets
+            ):
                 raise ConfigError(
                     f"{key} holds a password or token, which the run folder would keep for everyone to read; "
                     "give it by the environment (HF_TOKEN, WANDB_API_KEY, AWS_*) or by ~/.netrc"

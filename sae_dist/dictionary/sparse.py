@@ -115,6 +115,7 @@ class _Decode(torch.autograd.Function):
         grad_BD = grad_BD.contiguous()
         grad_P = kernels.latent_gradient(pairs.latent_P, pairs.offsets_B, grad_BD, W_FD)
         if ctx.terms is not None:
+            # Detached: codes hold their graph, and that holds `terms`; nothing would ever free the three.
             ctx.terms["W_dec"].append(RowTerm(pairs.latent_P, code_P.detach(), pairs.offsets_B, grad_BD))
             return grad_P, None, None, None, None
         grad_W = kernels.weight_gradient(pairs.latent_P, code_P, pairs.offsets_B, grad_BD, len(W_FD))

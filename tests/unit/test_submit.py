@@ -34,7 +34,7 @@ def composed(*overrides):
         (['cluster.sbatch=["--output=x"]'], "logs are written to the run folder"),
         (['cluster.sbatch=["--array=0-3"]'], "hydra/launcher=slurm"),
         (['cluster.setup=["a\nb"]'], "cluster.setup has a line break"),
-        (['cluster.setup=["export WANDB_API_KEY=abc"]'], "cluster.setup sets WANDB_API_KEY, which would"),
+        (['cluster.setup=["export WANDB_API_KEY=abc"]'], "cluster.setup holds a password or token"),
         (["device=cuda"], "set cluster.gpus_per_task=1"),
         (["cluster=example_roles"], "topology.producers=0; set that"),
         ([*ROLES, "cluster.producer.nodes=3"], "cluster.producer.nodes=3 is more than the 2 ranks"),
