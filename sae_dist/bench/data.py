@@ -20,9 +20,10 @@ import torch
 from numpy.lib.format import open_memmap
 
 from sae_dist.bench.plan import CHUNK_ROWS, LANES, Plan, make_folder
-from sae_dist.core.config import LlmConfig, RunConfig, TokensConfig
+from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.sections import LlmConfig, TokensConfig
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm

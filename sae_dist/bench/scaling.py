@@ -18,8 +18,9 @@ from statistics import median
 import torch
 
 from sae_dist.bench.plan import make_folder
-from sae_dist.core.config import RunConfig, SaeConfig, save_config
+from sae_dist.core.config import RunConfig, save_config
 from sae_dist.core.resolve import resolve
+from sae_dist.core.sections import SaeConfig
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

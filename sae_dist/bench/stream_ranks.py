@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sae_dist.bench.raw_wire import meet, move_raw
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.types import ActivationChunk, Position, Precision
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

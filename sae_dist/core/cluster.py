@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-from sae_dist.core.config import ClusterProducerConfig, RunConfig
+from sae_dist.core.config import RunConfig
+from sae_dist.core.sections import ClusterProducerConfig
 from sae_dist.core.sharding import world_size_of
 
 TIME = re.compile(r"\d+|\d+:\d\d(:\d\d)?|\d+-\d+(:\d\d){0,2}")

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_dist.core.config import GridConfig, RunConfig
+from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.kinds import SELECTED
+from sae_dist.core.sections import GridConfig
 
 VARIES = {
     "hook": "hook",

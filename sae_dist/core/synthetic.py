@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sae_dist.core.config import ActivationsConfig
+from sae_dist.core.sections import ActivationsConfig
 
 GIVEN_BY_GROUP = {
     "activations.num_features": "512",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.config import SaeConfig
+from sae_dist.core.sections import SaeConfig
 from sae_dist.core.types import LossTerms, RowTerm
 from sae_dist.dictionary.dead import DeadLatents
 from sae_dist.dictionary.init import unit_rows

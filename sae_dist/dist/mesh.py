@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.runtime import Place
 

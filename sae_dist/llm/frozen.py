@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import LlmConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.sections import LlmConfig
 from sae_dist.core.types import LlmFacts, TokenChunk
 from sae_dist.dist.collectives import Axis
 from sae_dist.llm.compiled import CompiledForward

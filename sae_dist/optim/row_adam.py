@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.config import OptimConfig
+from sae_dist.core.sections import OptimConfig
 from sae_dist.core.types import RowTerm
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.mesh import Topology

@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
-from sae_dist.core.config import TopologyConfig
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

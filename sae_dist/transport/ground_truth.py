@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_dist.core.config import ActivationsConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.sections import ActivationsConfig
 
 DIRECTIONS = 3
 """Last word of the random key of directions; the shuffle has 1 and 2, the rows have others."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.shuffle.lanes import Shuffle

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.dictionary.batch_selection import select_batch
 from sae_dist.dictionary.radix import float_keys, nth_largest
 from sae_dist.dist import runtime

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.store import Checkpoints
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.errors import CheckpointError
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import Place, finish, start

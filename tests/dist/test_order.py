@@ -5,7 +5,7 @@ All topologies are built on the first ranks of one world, so that its processes 
 
 import pytest
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.transport.collective import produce
 from tests.dist.streams import (
     LANES,

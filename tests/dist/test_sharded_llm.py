@@ -6,7 +6,7 @@ Rank 0 stands for a consumer: it holds no LLM and takes no part in what the grou
 import pytest
 import torch
 
-from sae_dist.core.config import LlmConfig, TopologyConfig
+from sae_dist.core.sections import LlmConfig, TopologyConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

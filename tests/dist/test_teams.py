@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.errors import DataError
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

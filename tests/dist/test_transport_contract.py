@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.types import Precision
 from sae_dist.transport.collective import produce
 from tests.dist.streams import (

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.errors import DataError, TransportError
 from sae_dist.transport.collective import produce
 from tests.dist.streams import LANES, ROWS, open_stream, remote_chunks, shuffle_of, topology_of

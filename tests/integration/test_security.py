@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from sae_dist.cli import main
-from sae_dist.core.config import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError, SaeDistError
 from sae_dist.core.secrets import check_secrets
+from sae_dist.core.sections import LlmConfig, TokensConfig
 from sae_dist.export.saelens import load_exported
 from sae_dist.launch.compose import compose_config
 from sae_dist.llm.facts import llm_facts

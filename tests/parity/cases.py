@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from sae_dist.core.config import OptimConfig, RunConfig, SaeConfig, TopologyConfig
+from sae_dist.core.config import RunConfig
+from sae_dist.core.sections import OptimConfig, SaeConfig, TopologyConfig
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer

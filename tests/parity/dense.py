@@ -6,7 +6,7 @@ All latents on one rank, [rows, latents] tensors, nothing clever.
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import SaeConfig
+from sae_dist.core.sections import SaeConfig
 from sae_dist.dictionary.levels import levels
 
 

@@ -7,7 +7,7 @@ import torch
 from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.read import newest
 from sae_dist.checkpoint.store import Checkpoints
-from sae_dist.core.config import TopologyConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.dist.mesh import Topology
 from sae_dist.dist.runtime import Place, start
 

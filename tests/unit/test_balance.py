@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from sae_dist.core.config import RunConfig, TopologyConfig
+from sae_dist.core.config import RunConfig
+from sae_dist.core.sections import TopologyConfig
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.metrics import sinks

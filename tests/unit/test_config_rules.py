@@ -7,8 +7,9 @@ import pytest
 from sae_dist.core.config import flat
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.resolve import identity, parse_counts, resolve
+from sae_dist.core.tables import CHOICES, NOT_NEGATIVE, POSITIVE, UNREAD
 from sae_dist.core.types import LlmFacts
-from sae_dist.core.validate import CHOICES, NOT_NEGATIVE, POSITIVE, UNREAD, get, validate
+from sae_dist.core.validate import get, validate
 from sae_dist.launch.compose import compose_config
 
 FACTS = LlmFacts(

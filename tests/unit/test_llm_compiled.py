@@ -2,7 +2,7 @@
 
 import torch
 
-from sae_dist.core.config import LlmConfig
+from sae_dist.core.sections import LlmConfig
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from tests.unit.tiny_llms import packed_chunk as chunk

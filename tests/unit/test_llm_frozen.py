@@ -7,8 +7,8 @@ import torch
 from tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms
 from tiny_llms import packed_chunk as chunk
 
-from sae_dist.core.config import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.sections import LlmConfig, TokensConfig
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm

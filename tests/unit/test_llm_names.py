@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
-from sae_dist.core.config import LlmConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.sections import LlmConfig
 from sae_dist.llm.facts import llm_facts
 
 

@@ -7,8 +7,8 @@ import torch
 from test_llm_frozen import chunk, close
 from tiny_llms import LAYERS, WIDTH, TinyLlms
 
-from sae_dist.core.config import LlmConfig, TokensConfig
 from sae_dist.core.errors import DataError
+from sae_dist.core.sections import LlmConfig, TokensConfig
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm

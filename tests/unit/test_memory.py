@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sae_dist.core.config import OptimConfig, RunConfig, SaeConfig, TopologyConfig
+from sae_dist.core.config import RunConfig
 from sae_dist.core.kinds import PENALISED, SELECTED
+from sae_dist.core.sections import OptimConfig, SaeConfig, TopologyConfig
 from sae_dist.dictionary.dense import TILE_ELEMENTS
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

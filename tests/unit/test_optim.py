@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sae_dist.core.config import OptimConfig, TopologyConfig
+from sae_dist.core.sections import OptimConfig, TopologyConfig
 from sae_dist.core.types import RowTerm
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from sae_dist.core.config import ActivationsConfig, RunConfig, load_config, save_config
+from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.sections import ActivationsConfig
 from sae_dist.dictionary.init import unit_rows
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.transport.ground_truth import Draws, GroundTruth

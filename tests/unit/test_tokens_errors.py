@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from test_tokens_sources import FACTS, npy, write_tar
 
-from sae_dist.core.config import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.sections import TokensConfig
 from sae_dist.tokens.source import open_tokens
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_llms import EMBEDDED
 
-from sae_dist.core.config import TokensConfig
+from sae_dist.core.sections import TokensConfig
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.source import open_tokens
 

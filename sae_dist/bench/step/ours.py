@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from sae_dist.bench.peers.step_io import LR, Problem, read_job, seconds_of, serve
-from sae_dist.core.config import RunConfig, SaeConfig
+from sae_dist.core.config import RunConfig
 from sae_dist.core.resolve import resolve
+from sae_dist.core.sections import SaeConfig
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
 from sae_dist.dist import runtime
