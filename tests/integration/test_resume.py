@@ -17,7 +17,7 @@ from sae_dist.core.saving import checkpoint_bytes
 from tests.commands import TINY, rows, start, train
 from tests.warm import Command, warm
 
-LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred"]
+LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred", "hook=layers.0"]
 SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
 TIMES = ("perf/", "system/")
 

@@ -25,7 +25,13 @@ from safetensors.torch import load_file  # noqa: E402
 from tests.commands import TINY, rows, warm  # noqa: E402
 from tests.warm import Command  # noqa: E402
 
-RUN = ["train_tokens=76800", "checkpoint.every=7680", "topology.producers=1", "topology.shard=2"]
+RUN = [
+    "train_tokens=76800",
+    "checkpoint.every=7680",
+    "hook=layers.0",
+    "topology.producers=1",
+    "topology.shard=2",
+]
 RANKS = 3
 END_S = 300
 TIMES = ("perf/", "system/")
