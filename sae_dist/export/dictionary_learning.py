@@ -68,7 +68,7 @@ def export_dictionary_learning(folder: Path, latents: Latents) -> None:
     vectors = {theirs: ours for theirs, ours in others.items() if ours != "b_dec_E"}
     small = _buffers(latents, name)
     with writing(folder), untouched(folder, shapes) as state:
-        with torch_file(folder / f".{WEIGHTS}.tmp", state | small) as file:
+        with torch_file(folder / "ae.tmp", state | small) as file:
             for first, tile in tiles(latents):
                 _put_matrix(file, encoder, tile.W_enc_FD, first, as_columns=turned)
                 _put_matrix(file, decoder, tile.W_dec_FE, first, as_columns=not turned)

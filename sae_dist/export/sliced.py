@@ -7,13 +7,14 @@ import errno
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -22,8 +23,15 @@ from sae_dist.core.errors import SaeDistError
 
 Shapes = dict[str, tuple[int, ...]]
 ALIGNED = 8
-LOCAL_HEADER, NAME_LENGTH, EXTRA_LENGTH = 30, 26, 28
-"""Bytes before the name in a zip entry's local header, and where it says how long name and extra are."""
+STORAGES = "data"
+"""Folder of the tensors in an archive of torch's."""
+PIECE_BYTES = 1 << 20
+# Of zip archives (PKWARE's APPNOTE 4.3): bytes of an entry's own header and of its record in the directory up
+# to its name, and where in them stand the lengths of name, extra field and comment.
+ZIP_HEADER, ZIP_HEADER_LENGTHS = 30, (26, 28)
+ZIP_RECORD, ZIP_RECORD_LENGTHS, ZIP_RECORD_CRC = 46, (28, 30, 32), 16
+ZIP_DESCRIPTOR = b"PK\x07\x08"
+"""Begins what may follow an entry's bytes: its checksum and size once more."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,47 @@ class SlicedFile:
             left, offset = left[written:], offset + written
 
 
+class TorchFile(SlicedFile):
+    """A zip archive of torch's, whose checksums are put in when the tensors are."""
+
+    def publish(self, path: Path) -> None:
+        """See `SlicedFile.publish`."""
+        with zipfile.ZipFile(self._path) as archive, open(self._path, "r+b") as file:
+            at = archive.start_dir
+            # Records stand in the directory in the order of infolist.
+            for entry in archive.infolist():
+                file.seek(at)
+                record = file.read(ZIP_RECORD)
+                if PurePath(entry.filename).parent.name == STORAGES:
+                    checksum = _checksum(file, data_offset(file, entry), entry.file_size)
+                    if file.read(len(ZIP_DESCRIPTOR)) == ZIP_DESCRIPTOR:
+                        file.write(checksum)
+                    file.seek(at + ZIP_RECORD_CRC)
+                    file.write(checksum)
+                at += ZIP_RECORD + sum(_numbers(record, ZIP_RECORD_LENGTHS))
+        super().publish(path)
+
+
+def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin in the archive."""
+    file.seek(entry.header_offset)
+    return entry.header_offset + ZIP_HEADER + sum(_numbers(file.read(ZIP_HEADER), ZIP_HEADER_LENGTHS))
+
+
+def _numbers(record: bytes, places: tuple[int, ...]) -> list[int]:
+    return [int.from_bytes(record[at : at + 2], "little") for at in places]
+
+
+def _checksum(file: BinaryIO, offset: int, size: int) -> bytes:
+    """CRC-32 of a stretch of a file, behind which the file then stands."""
+    file.seek(offset)
+    found = 0
+    while size:
+        piece = file.read(min(size, PIECE_BYTES))
+        found, size = zlib.crc32(piece, found), size - len(piece)
+    return found.to_bytes(4, "little")
+
+
 def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None = None) -> SlicedFile:
     """A safetensors file of float32 tensors, without their values yet.
 
@@ -115,28 +164,18 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
     except RuntimeError as error:  # torch's writer says so of a disk that takes no more
         path.unlink(missing_ok=True)
         raise OSError(str(error).strip().splitlines()[0]) from error
-    names = {storage_name(number): name for number, name in enumerate(state)}
-    places = {}
+    names, places = list(state), {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
-            _, _, inside = entry.filename.partition("/")
-            if inside in names:
-                file.seek(entry.header_offset)
-                header = file.read(LOCAL_HEADER)
-                lengths = (
-                    int.from_bytes(header[at : at + 2], "little") for at in (NAME_LENGTH, EXTRA_LENGTH)
-                )
-                tensor = state[names[inside]]
-                offset = entry.header_offset + LOCAL_HEADER + sum(lengths)
-                places[names[inside]] = Place(offset, tuple(tensor.shape), tensor.dtype)
-    assert set(places) == set(state), "torch.save numbers storages in the order of the tensors"
+            inside = PurePath(entry.filename)
+            if inside.parent.name == STORAGES:
+                # Storages are numbered in the order in which torch.save meets them.
+                name = names[int(inside.name)]
+                tensor = state[name]
+                places[name] = Place(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
+    assert set(places) == set(state)
     reserve(path, path.stat().st_size)
-    return SlicedFile(path, places)
-
-
-def storage_name(number: int) -> str:
-    """Where torch.save puts the storage that it meets as the `number`-th."""
-    return f"data/{number}"
+    return TorchFile(path, places)
 
 
 @contextmanager
