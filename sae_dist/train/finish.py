@@ -134,7 +134,9 @@ def origin(cfg: RunConfig) -> dict[str, Any]:
     found: dict[str, Any] = {
         "model_name": facts.path if facts.name == "embedded" else facts.name,
         "model_class_name": "AutoModelForCausalLM" if facts.causal else "AutoModel",
-        "model_from_pretrained_kwargs": {"dtype": cfg.llm.dtype},
+        # Evaluations unpack it; a dtype in it would meet the one that SAEBench gives.
+        "model_from_pretrained_kwargs": {},
+        "llm_dtype": cfg.llm.dtype,
         "context_size": cfg.tokens.context,
         "prepend_bos": bool(facts.prefix),
         "exclude_special_tokens": True,

@@ -71,7 +71,7 @@ def test_an_export_in_every_format_is_the_dictionary(runs, kind, capfd):
         compare(before, back)
         assert back.metadata["context_size"] == 256 and back.metadata["prepend_bos"] is True
     assert before.metadata["model_class_name"] == "AutoModelForCausalLM"
-    assert before.metadata["model_from_pretrained_kwargs"] == {"dtype": "float32"}
+    assert before.metadata["model_from_pretrained_kwargs"] == {}
     hook = "model.layers.1.mlp:in" if kind == "skip" else "model.layers.1"
     assert before.metadata["hook_name"] == before.metadata["hf_hook_name"] == hook
     assert before.metadata.get("hook_name_out") == ("model.layers.1.mlp" if kind == "skip" else None)
