@@ -84,7 +84,7 @@ class SlicedFile:
         os.replace(self._path, path)
 
     def _write(self, offset: int, values: Tensor) -> None:
-        left = memoryview(values.detach().contiguous().view(-1).view(torch.uint8).numpy())
+        left = memoryview(values.detach().contiguous().numpy().reshape(-1)).cast("B")
         while left:
             written = os.pwrite(self._file, left, offset)
             left, offset = left[written:], offset + written

@@ -105,7 +105,12 @@ def test_an_auto_encoder_of_theirs_gets_unit_rows_as_their_loader_gives_it(tmp_p
         ("sparsify", "relu", "autoencoder", "a relu dictionary, only topk.*saelens or dictionary_learning"),
         ("sparsify", "matryoshka", "autoencoder", "a matryoshka dictionary, only topk"),
         ("dictionary_learning", "topk", "skip", "transcoders, only autoencoders; .*saelens or sparsify"),
-        ("dictionary_learning", "jumprelu", "transcoder", "only autoencoders; use --format saelens$"),
+        (
+            "dictionary_learning",
+            "jumprelu",
+            "transcoder",
+            "transcoders, only autoencoders; use --format saelens$",
+        ),
     ],
 )
 def test_a_kind_that_a_format_has_not(name, kind, form, says):
