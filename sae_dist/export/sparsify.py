@@ -10,7 +10,7 @@ from typing import Any
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
+from sae_dist.export.files import check_shapes, existing, read_json, read_safetensors, require
 from sae_dist.export.sliced import Shapes, safetensors_file, writing
 
 WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
@@ -72,6 +72,7 @@ def load_sparsify(folder: Path) -> ExportedSae:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
             computation than ours.
     """
+    existing(folder, WEIGHTS, (CONFIG, WEIGHTS))  # other formats have a cfg.json too
     config = read_json(folder, CONFIG, WEIGHTS)
     require(folder / CONFIG, config, "d_in", "k")
     skip, transcoder = bool(config.get("skip_connection")), bool(config.get("transcode"))
