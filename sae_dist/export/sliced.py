@@ -84,7 +84,7 @@ class SlicedFile:
         os.replace(self._path, path)
 
     def _write(self, offset: int, values: Tensor) -> None:
-        left = memoryview(values.detach().contiguous().numpy().reshape(-1)).cast("B")
+        left = values.detach().contiguous().numpy().reshape(-1).data.cast("B")
         while left:
             written = os.pwrite(self._file, left, offset)
             left, offset = left[written:], offset + written
@@ -185,11 +185,9 @@ def untouched(folder: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
     try:
         found = {}
         for name, shape in shapes.items():
-            size = prod(shape) * torch.float32.itemsize
             with open(hole, "wb") as file:
-                file.truncate(size)
-            storage = torch.UntypedStorage.from_file(str(hole), shared=True, nbytes=size)
-            found[name] = torch.empty(0).set_(storage, 0, shape)
+                file.truncate(prod(shape) * torch.float32.itemsize)
+            found[name] = torch.from_file(str(hole), shared=True, size=prod(shape)).view(shape)
             hole.unlink()
         yield found
     finally:
