@@ -13,7 +13,6 @@ from sae_dist.launch.words import HARVEST, SUBMIT, TRAIN, USAGE
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
-    "export": RUN,
     "eval": RUN,
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
@@ -58,6 +57,10 @@ def dispatch(words: list[str]) -> int:
         from sae_dist.bench.command import bench
 
         bench(rest)
+    elif command in ("export", "import"):
+        from sae_dist.launch.exchange import export_command, import_command
+
+        (export_command if command == "export" else import_command)(rest)
     elif command in ON_FOLDER:
         word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
@@ -146,11 +149,6 @@ def without_job(words: list[str]) -> list[str]:
 
 def on_run(command: str, folder: Path) -> None:
     """The commands of `ON_FOLDER`."""
-    if command == "export":
-        from sae_dist.train.finish import export_run
-
-        print(export_run(folder))
-        return
     if command == "resume":
         from sae_dist.launch.run import resume_command
 

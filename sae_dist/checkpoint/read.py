@@ -12,7 +12,14 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from tqdm import tqdm
 
-from sae_dist.checkpoint.storage import damage, read_scalars, stored_tensors
+from sae_dist.checkpoint.storage import (
+    TENSORS,
+    damage,
+    opened,
+    read_scalars,
+    saved_offsets,
+    stored_tensors,
+)
 from sae_dist.core.errors import CheckpointError
 
 CHECKPOINTS = "checkpoints"
@@ -83,6 +90,49 @@ def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str
     except CheckpointException as error:
         raise CheckpointError(f"cannot read checkpoint {path}: {first_cause(error)}") from None
     return full, read_scalars(path)
+
+
+class StoredRows:
+    """The tensors of a checkpoint, read by rows from the files of however many ranks.
+
+    A file is mapped while rows of it are read and no longer: mapped pages count as memory of the process.
+    """
+
+    def __init__(self, path: Path):
+        """Raises: CheckpointError, a file is not readable."""
+        self._path = path
+        self._sizes = {name: tuple(entry.size) for name, entry in stored_tensors(path).items()}
+        self._parts: dict[str, list[tuple[Path, int]]] = {}
+        for file in sorted(path.glob(f"*{TENSORS}")):
+            for name, offsets in saved_offsets(file).items():
+                self._parts.setdefault(name, []).append((file, offsets[0] if offsets else 0))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Raises: CheckpointError, there is no such tensor."""
+        if name not in self._sizes:
+            has = ", ".join(sorted(self._sizes))
+            raise CheckpointError(f"checkpoint {self._path} has no tensor {name}; it has {has}")
+        return self._sizes[name]
+
+    def rows(self, name: str, index_N: Tensor) -> Tensor:
+        """Rows of a tensor along dim 0, in any order.
+
+        Raises:
+            CheckpointError: there is no such tensor, or its files do not hold these rows.
+        """
+        found: Tensor | None = None
+        missing = len(index_N)
+        for file, first in self._parts.get(name, []):
+            with opened(file) as reader:
+                part = reader.get_tensor(name)
+                here = ((index_N >= first) & (index_N < first + len(part))).nonzero()[:, 0]
+                if found is None:
+                    found = part.new_empty(len(index_N), *self.shape(name)[1:])
+                found[here] = part[index_N[here] - first]
+                missing -= len(here)
+        if found is None or missing > 0:
+            raise CheckpointError(f"checkpoint {self._path} does not hold all rows of {name}")
+        return found
 
 
 def check_shape(

@@ -7,12 +7,13 @@ does not: every rank's file says itself which rows of which tensor it holds.
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
@@ -26,6 +27,8 @@ from sae_dist.core.files import sync_folder
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"
 TENSORS = ".safetensors"
+PLACES = "DCP_SHARDING_INFO"
+"""Where dcp.HuggingFaceStorageReader looks for the place of rows, under "saved_offsets"."""
 PIECE_BYTES = 1 << 20
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
 """What reading a file that is not what it should be raises."""
@@ -54,9 +57,8 @@ class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
         name = f"rows_{plan.storage_data['shard_index']:05d}{TENSORS}"
         path = Path(self.path) / name
         tensors = {item.index.fqn: _tensor(planner.resolve_data(item)) for item in plan.items}
-        # The keys under which dcp.HuggingFaceStorageReader looks for the place of rows.
         places = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item in plan.items}
-        save_file(tensors, path, metadata={"DCP_SHARDING_INFO": json.dumps(places), "format": "pt"})
+        save_file(tensors, path, metadata={PLACES: json.dumps(places), "format": "pt"})
         summary = checksum(path, sync=True)
         written.set_result(
             [WriteResult(i.index, tensors[i.index.fqn].nbytes, (name, summary)) for i in plan.items]
@@ -140,6 +142,33 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     except UNREADABLE as error:
         raise CheckpointError(f"cannot read checkpoint {folder}: {' '.join(str(error).split())}") from None
     return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A file of tensors, mapped as long as it and its tensors are in use.
+
+    Raises:
+        CheckpointError: it is not readable.
+    """
+    try:
+        with safe_open(file, framework="pt") as reader:
+            yield reader
+    except UNREADABLE as error:
+        raise CheckpointError(
+            f"cannot read checkpoint {file.parent}: {file.name}: {' '.join(str(error).split())}"
+        ) from None
+
+
+def saved_offsets(file: Path) -> dict[str, list[int]]:
+    """The first row and column of each tensor of a file within the tensor of the whole checkpoint.
+
+    Raises:
+        CheckpointError: the file is not readable.
+    """
+    with opened(file) as reader:
+        places = json.loads(reader.metadata()[PLACES])
+        return {name: list(place["saved_offsets"]) for name, place in places.items()}
 
 
 def read_scalars(folder: Path) -> dict[str, Any]:

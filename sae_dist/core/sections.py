@@ -103,6 +103,7 @@ class SaeConfig:
     aux_coefficient: float = 0.03125
     dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
     seed: int | None = None  # of the initial weights alone; null: `seed`, which the order of data follows too
+    start: str | None = None  # begin with the weights of this run, or export in SAELens' layout; null: random
     encoder_scale: float | None = None  # encoder init = this times decoder^T; null: see `core.resolve`
     skip: bool = False  # transcoder: add a linear path from input to output
     threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference

@@ -3,9 +3,9 @@
 Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,11 @@ NEEDS = {
     "gated": ("b_gate_F", "b_mag_F", "r_mag_F"),
 }
 """Kinds, and the fields that each has beyond those that all have."""
+OF_LATENTS = ("W_enc_FD", "W_dec_FE", "b_enc_F", "threshold_F", "b_gate_F", "b_mag_F", "r_mag_F")
+"""Fields with a row, or a number, for each latent."""
 LATENT_TILE = 4096
+WRITTEN_BYTES = 16 << 20
+"""Of W_enc in a tile that is written at once."""
 
 
 @dataclass
@@ -50,7 +54,8 @@ class ExportedSae:
     Attributes:
         trained_as: the kind that was trained, where it is another: batchtopk and matryoshka are used as
             jumprelu with one threshold for all latents.
-        metadata: JSON-able; where the dictionary comes from.
+        metadata: JSON-able; where the dictionary comes from. `training_k`: of batchtopk and matryoshka;
+            `matryoshka_prefixes`: latents of each prefix, which are the first ones.
     """
 
     kind: str
@@ -81,6 +86,18 @@ class ExportedSae:
     def width(self) -> int:
         """D."""
         return self.W_enc_FD.shape[1]
+
+    @property
+    def head(self) -> "ExportedSae":
+        """See `Latents`."""
+        return self
+
+    def tile(self, latents: slice | Tensor) -> "ExportedSae":
+        """The same dictionary with some of its latents only."""
+        parts: dict[str, Any] = {
+            name: value[latents] for name in OF_LATENTS if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **parts)
 
     def to(self, device: torch.device) -> "ExportedSae":
         """The same dictionary on `device`."""
@@ -138,3 +155,25 @@ class ExportedSae:
             per_sample_weights=codes.value_P,
         )
         return y_BE if self.W_skip_ED is None else y_BE + x_BD @ self.W_skip_ED.T
+
+
+class Latents(Protocol):
+    """A dictionary that is given out a few latents at a time; an `ExportedSae` is one that is in memory.
+
+    `head` is all of it but the latents' own tensors, which may be on the meta device: shapes, and no memory.
+    """
+
+    @property
+    def head(self) -> ExportedSae: ...
+
+    def tile(self, latents: slice) -> ExportedSae:
+        """The dictionary of these latents alone."""
+        ...
+
+
+def tiles(latents: Latents) -> Iterator[tuple[int, ExportedSae]]:
+    """All latents in order, a tile at a time, each with the number of its first latent."""
+    head = latents.head
+    step = max(1, WRITTEN_BYTES // (4 * head.width))
+    for first in range(0, head.num_latents, step):
+        yield first, latents.tile(slice(first, min(first + step, head.num_latents)))

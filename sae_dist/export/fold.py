@@ -31,6 +31,8 @@ USED_AS = {
     "matryoshka": "jumprelu",
 }
 """Kind that is trained -> kind of the finished dictionary."""
+PER_LATENT = ("W_enc", "W_dec", "b_enc", "log_threshold", "b_gate", "b_mag", "r_mag")
+"""Tensors of a checkpoint with a row, or a number, for each latent."""
 OWN_TENSORS = {
     "topk": ["b_enc"],
     "relu": ["b_enc"],
@@ -48,36 +50,23 @@ def tensor_names(cfg: RunConfig) -> list[str]:
     return [*names, "shift"] if cfg.activations.scaling == "centred" else names
 
 
-def to_exported(
-    cfg: RunConfig, tensors: dict[str, Tensor], scales: Sequence[float], level_F: Tensor | None = None
-) -> ExportedSae:
-    """The finished dictionary in raw activation space.
+def to_exported(cfg: RunConfig, tensors: dict[str, Tensor], scales: Sequence[float]) -> ExportedSae:
+    """The finished dictionary in raw activation space, or the part of it whose latents are given.
 
     Args:
         tensors: `tensor_names(cfg)`: W_enc [F, D], W_dec [F, E], b_dec [E], b_enc, b_gate, b_mag, r_mag,
             log_threshold [F], threshold [], W_skip [E, D], shift [D] or [D + E].
         scales: s_in, and for a transcoder s_out.
-        level_F: matryoshka: the level of each latent. Latents are sorted by it, in their order within a
-            level, so that the first prefix is the innermost dictionary; `matryoshka_prefixes` in the
-            metadata lists how many latents each level and those before it hold.
     """
     s_in, s_out = scales[0], scales[-1]
     ratio = s_in / s_out
-    metadata = {}
-    order_F: Tensor | slice = slice(None)
-    if level_F is not None:
-        order_F = level_F.argsort(stable=True)
-        metadata["matryoshka_prefixes"] = torch.bincount(level_F).cumsum(0).tolist()
-
-    def latents(name: str) -> Tensor | None:
-        return tensors[name][order_F] if name in tensors else None
+    trained_as = cfg.sae.kind if cfg.sae.kind != USED_AS[cfg.sae.kind] else None
 
     def divided(name: str) -> Tensor | None:
-        value = latents(name)
-        return None if value is None else value / s_out
+        return tensors[name] / s_out if name in tensors else None
 
-    W_enc_FD, W_dec_FE = tensors["W_enc"][order_F], tensors["W_dec"][order_F]
-    log_threshold_F = latents("log_threshold")
+    W_enc_FD, W_dec_FE = tensors["W_enc"], tensors["W_dec"]
+    log_threshold_F = tensors.get("log_threshold")
     threshold_F = None if log_threshold_F is None else log_threshold_F.exp() / s_out
     if "threshold" in tensors:
         threshold_F = (tensors["threshold"] / s_out).to(W_enc_FD.dtype).expand(len(W_enc_FD))
@@ -91,15 +80,53 @@ def to_exported(
         threshold_F=threshold_F,
         b_gate_F=divided("b_gate"),
         b_mag_F=divided("b_mag"),
-        r_mag_F=latents("r_mag"),
+        r_mag_F=tensors.get("r_mag"),
         W_skip_ED=tensors["W_skip"] * ratio if "W_skip" in tensors else None,
         transcoder=cfg.target_hook is not None,
-        trained_as=cfg.sae.kind if cfg.sae.kind != USED_AS[cfg.sae.kind] else None,
-        metadata=metadata,
+        trained_as=trained_as,
+        metadata={} if trained_as is None else {"training_k": cfg.sae.k},
     )
     if "shift" in tensors:
         unshift(found, tensors["shift"])
     return found
+
+
+def to_tensors(
+    kind: str, sae: ExportedSae, scales: Sequence[float], shift_C: Tensor, unit_rows: bool
+) -> dict[str, Tensor]:
+    """The reverse: the tensors with which training would begin at a finished dictionary, or at a part of it.
+
+    Args:
+        kind: that is trained; `sae` is of a kind that it is used as, or both select their codes.
+        scales, shift_C: of the training, see `to_exported` and `unshift`.
+        unit_rows: bring decoder rows to unit norm, and codes to their length: exact but for selected codes,
+            whose rank that changes.
+    """
+    s_in, s_out = scales[0], scales[-1]
+    in_D, out_E = shift_C[: sae.width], shift_C[-len(sae.b_dec_E) :]
+    norm_F = sae.W_dec_FE.norm(dim=1) if unit_rows else torch.ones_like(sae.W_dec_FE[:, 0])
+    b_dec_E = sae.b_dec_E - out_E
+    move_F = torch.zeros_like(norm_F)
+    if sae.transcoder:
+        move_F = sae.W_enc_FD @ in_D
+    found = {
+        "W_enc": sae.W_enc_FD * (norm_F * (s_out / s_in))[:, None],
+        "W_dec": sae.W_dec_FE / norm_F[:, None],
+    }
+    if sae.b_enc_F is not None:
+        found["b_enc"] = (sae.b_enc_F + move_F) * (norm_F * s_out)
+    if sae.b_gate_F is not None and sae.b_mag_F is not None and sae.r_mag_F is not None:
+        found["b_gate"] = (sae.b_gate_F + move_F) * (norm_F * s_out)
+        found["b_mag"] = (sae.b_mag_F + sae.r_mag_F.exp() * move_F) * (norm_F * s_out)
+        found["r_mag"] = sae.r_mag_F
+    if sae.threshold_F is not None and kind == "jumprelu":
+        found["log_threshold"] = (sae.threshold_F * norm_F * s_out).log()
+    elif sae.threshold_F is not None and "threshold" in OWN_TENSORS[kind]:
+        found["threshold"] = sae.threshold_F[0] * s_out
+    if sae.W_skip_ED is not None:
+        found["W_skip"] = sae.W_skip_ED * (s_out / s_in)
+        b_dec_E = b_dec_E + sae.W_skip_ED @ in_D
+    return found | {"b_dec": b_dec_E * s_out}
 
 
 def unshift(sae: ExportedSae, shift_C: Tensor) -> None:

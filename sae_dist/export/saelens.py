@@ -5,19 +5,21 @@ Transcoders of other kinds are written in the same way, as `topk_transcoder`, `t
 `gated_transcoder` and `gated_skip_transcoder`; those only `load_exported` reads, and their metadata says so.
 """
 
-import json
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_dist.core.errors import ConfigError, SaeDistError
-from sae_dist.export.exported import ExportedSae
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_json
+from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
+from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
@@ -47,34 +49,39 @@ ARCHITECTURES = {
 }
 
 
-def export_saelens(folder: Path, sae: ExportedSae) -> None:
-    """Write the dictionary: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_out].
+def export_saelens(folder: Path, latents: Latents) -> None:
+    """Write the dictionary, a tile of latents at a time: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_out].
 
-    Each file is complete or absent. `sae.metadata` goes into cfg.json's metadata (JSON-able; the keys that
-    SAELens knows are model_name, hook_name, hook_name_out, hf_hook_name, context_size, prepend_bos,
+    Each file is complete or absent. The head's metadata goes into cfg.json's metadata (JSON-able; the keys
+    that SAELens knows are model_name, model_class_name, model_from_pretrained_kwargs, hook_name,
+    hook_name_out, hf_hook_name, hf_hook_name_out, context_size, prepend_bos, exclude_special_tokens,
     dataset_path, training_architecture).
 
     Raises:
         SaeDistError: the disk did not take the weights.
     """
-    weights = {"W_enc": sae.W_enc_FD.T, "W_dec": sae.W_dec_FE, "b_dec": sae.b_dec_E}
-    weights |= {name: getattr(sae, ours) for name, ours in OWN_TENSORS[sae.kind].items()}
-    if sae.W_skip_ED is not None:
-        weights["W_skip"] = sae.W_skip_ED
-    config = _config(sae)
-    folder.mkdir(parents=True, exist_ok=True)
-    plain = {n: t.detach().to("cpu", torch.float32).contiguous() for n, t in weights.items()}
-    temporary = folder / f".{WEIGHTS}.tmp"
-    try:
-        save_file(plain, temporary)
-    except SafetensorError as error:
-        temporary.unlink(missing_ok=True)
-        raise SaeDistError(
-            f"cannot write {folder / WEIGHTS}: {error}; make room and run: sae-dist export {folder.parent}"
-        ) from None
-    (folder / f".{CONFIG}.tmp").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for name in (WEIGHTS, CONFIG):
-        os.replace(folder / f".{name}.tmp", folder / name)
+    head = latents.head
+    vectors = OWN_TENSORS[head.kind]
+    shapes = _shapes(head)
+    with writing(folder):
+        with safetensors_file(folder / f".{WEIGHTS}.tmp", shapes) as file:
+            for first, tile in tiles(latents):
+                file.put_columns("W_enc", tile.W_enc_FD, first)
+                file.put("W_dec", tile.W_dec_FE, first)
+                for name, ours in vectors.items():
+                    file.put(name, getattr(tile, ours), first)
+            file.put("b_dec", head.b_dec_E)
+            if head.W_skip_ED is not None:
+                file.put("W_skip", head.W_skip_ED)
+            file.publish(folder / WEIGHTS)
+        write_json(folder / CONFIG, _config(head))
+
+
+def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
+    D, E, F = head.width, len(head.b_dec_E), head.num_latents
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, F), "W_dec": (F, E), "b_dec": (E,)}
+    shapes |= {name: (F,) for name in OWN_TENSORS[head.kind]}
+    return shapes if head.W_skip_ED is None else shapes | {"W_skip": (E, D)}
 
 
 def _config(sae: ExportedSae) -> dict[str, Any]:
@@ -108,7 +115,25 @@ def load_exported(folder: Path) -> ExportedSae:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
             computation than ours.
     """
-    config, weights = _read(folder)
+    sae = open_exported(folder)
+    return replace(sae, W_enc_FD=sae.W_enc_FD.contiguous())
+
+
+def open_exported(folder: Path) -> ExportedSae:
+    """As `load_exported`, of which no more is read from the disk than is looked at.
+
+    Raises:
+        ConfigError: see `load_exported`.
+    """
+    return from_saelens(folder, *read_files(folder))
+
+
+def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> ExportedSae:
+    """A dictionary from what SAELens' two files hold; its W_enc is a view of theirs.
+
+    Raises:
+        ConfigError: see `load_exported`; `folder` is for its words.
+    """
     _require(folder, config, "architecture", "d_in", "d_sae")
     if config["architecture"] not in ARCHITECTURES:
         raise ConfigError(
@@ -133,11 +158,11 @@ def load_exported(folder: Path) -> ExportedSae:
         "b_dec": [D_out],
         **{name: [F] for name in OWN_TENSORS[kind]},
     }
-    _check_shapes(folder, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}))
+    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), CONFIG)
     metadata = config.get("metadata", {})
     return ExportedSae(
         kind=kind,
-        W_enc_FD=weights["W_enc"].T.contiguous(),
+        W_enc_FD=weights["W_enc"].T,
         W_dec_FE=weights["W_dec"],
         b_dec_E=weights["b_dec"],
         k=config["k"] if kind == "topk" else None,
@@ -150,35 +175,16 @@ def load_exported(folder: Path) -> ExportedSae:
 
 
 def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
-    for key in keys:
-        if key not in config:
-            raise ConfigError(f"{folder / CONFIG} has no key {key}; export the dictionary again")
+    require(folder / CONFIG, config, *keys)
 
 
-def _check_shapes(folder: Path, weights: dict[str, torch.Tensor], shapes: dict[str, list[int]]) -> None:
-    for name, shape in shapes.items():
-        if name not in weights:
-            raise ConfigError(f"{folder / WEIGHTS} has no tensor {name}; it has {', '.join(sorted(weights))}")
-        if list(weights[name].shape) != shape:
-            raise ConfigError(
-                f"{folder / WEIGHTS}: {name} has shape {list(weights[name].shape)}, {CONFIG} says {shape}"
-            )
+def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What cfg.json and sae_weights.safetensors hold; the weights are read when they are looked at.
 
-
-def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ConfigError(f"{folder / name} does not exist; give a folder with {CONFIG} and {WEIGHTS}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{folder / CONFIG} is not JSON ({error}); export the dictionary again") from None
-    try:
-        return config, load_file(folder / WEIGHTS)
-    except SafetensorError as error:
-        raise ConfigError(
-            f"{folder / WEIGHTS} is not a safetensors file ({error}); export it again"
-        ) from None
+    Raises:
+        ConfigError: one is missing or not readable.
+    """
+    return read_json(folder, CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:

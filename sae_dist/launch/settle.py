@@ -40,11 +40,16 @@ class Settled:
         """From a config that was composed.
 
         Raises:
-            ConfigError: see `core.resolve`.
+            ConfigError: see `core.resolve`, and `train.warm.check_start`.
         """
         cfg = resolve(cfg, facts, width)
         found = resolved_members(cfg, facts, width) if varied(cfg) else []
         widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
+        for each, its in zip(found or [cfg], widths or (columns,), strict=True):
+            if each.sae.start is not None:
+                from sae_dist.train.warm import check_start
+
+                check_start(each, its)
         return cls(cfg, columns, tuple(found), widths, note)
 
 
@@ -111,6 +116,10 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     Raises:
         ConfigError: the model, the hook or the source of data is wrong.
     """
+    if cfg.sae.start is not None:
+        from sae_dist.train.warm import with_start
+
+        cfg = with_start(cfg)
     if cfg.activations.kind == "file":
         import torch
 

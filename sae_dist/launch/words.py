@@ -7,7 +7,8 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist submit [key=value ...]   the same as a Slurm job   (submit --help)
   sae-dist resume RUN               continue an unfinished run from its folder alone
   sae-dist sweep-table SWEEP        table and figure of the runs in a folder
-  sae-dist export RUN               export a run's newest checkpoint again
+  sae-dist export RUN               export a run's newest checkpoint, for other libraries   (export --help)
+  sae-dist import FOLDER name=...   make a run of a dictionary that others trained   (import --help)
   sae-dist eval RUN                 evaluate a run's export again
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
@@ -38,6 +39,7 @@ Main keys (key=value; all of them: --cfg job):
   tokens.path=FOLDER            your own text
   sae.num_latents=65536         or sae.expansion=32 times the width
   sae.k=32                      codes per activation
+  sae.start=RUN                 begin with the weights of a run or of an import, not with random ones
   optim.lr=null                 null: a law of steps, latents and width
   grid.num_latents=[4096,8192]  many dictionaries on one stream, the LLM runs once for all: every combination
                                 of grid.num_latents, grid.k, grid.lr, grid.hook and grid.seed

@@ -188,3 +188,16 @@ def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int,
     whole = tokenizer("a")["input_ids"]
     begin = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
     return tuple(whole[:begin]), tuple(whole[begin + len(text) :])
+
+
+def whole_path(facts: LlmFacts, hook: str) -> str:
+    """A hook as it is called in the model that has the head too: `model.layers.1:out` of `layers.1:out`.
+
+    Of an encoder, which is used without a head, it stays as it is.
+    """
+    import transformers
+
+    if not facts.causal:
+        return hook
+    prefix = getattr(getattr(transformers, facts.architecture, None), "base_model_prefix", "") or "model"
+    return f"{prefix}.{hook}"

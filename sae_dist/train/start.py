@@ -9,6 +9,7 @@ from sae_dist.checkpoint.read import CHECKPOINTS, complete, none_left, passed_ov
 from sae_dist.core.errors import CheckpointError
 from sae_dist.shuffle.scale import estimate
 from sae_dist.train.state import Progress, Run
+from sae_dist.train.warm import begin_with
 
 
 def start(runs: list[Run]) -> None:
@@ -63,7 +64,10 @@ def newest_sound(runs: list[Run], names: set[str]) -> str | None:
 
 
 def begin(run: Run) -> None:
-    """Estimate shift, scales, mean and variance from the first batch, which is then trained on."""
+    """Estimate shift, scales, mean and variance from the first batch, which is then trained on.
+
+    With `sae.start` the weights are those of a finished dictionary, brought to this run's scale.
+    """
     raw, _ = run.shuffle.draw(0)
     master = run.to_master(raw)
     scaling, consumers = run.cfg.activations.scaling, run.topology.consumers
@@ -71,6 +75,8 @@ def begin(run: Run) -> None:
     run.scales = [scale for _, scale in found]
     run.shift_C.copy_(torch.cat([shift_D for shift_D, _ in found]))
     run.dictionary.start_from(run.normalise(raw))
+    if run.cfg.sae.start is not None:
+        begin_with(run, run.cfg.sae.start)
 
 
 def resume(run: Run, checkpoint: Path) -> None:

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sae_dist.core.config import RunConfig
 from sae_dist.export import exported
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.fold import tensor_names, to_exported
+from sae_dist.export.fold import tensor_names, to_exported, to_tensors
 from sae_dist.kernels import reference, torch_backend
 from tests.dictionaries import FORMS, KINDS, OUT, D, F, K, dense_codes, dense_output, random_sae, to_dense
 
@@ -141,16 +141,27 @@ def test_folding_a_shift(kind, form):
     torch.testing.assert_close(dense_output(folded, x), dense_output(trained, inner) / s_out + m_out)
 
 
-def test_latents_of_a_matryoshka_dictionary_are_sorted_by_level():
-    cfg, tensors, trained = checkpoint("matryoshka", "autoencoder")
-    level = torch.arange(F) % 3
-    folded = to_exported(cfg, tensors, [1.0], level_F=level)
-    order = [f for part in range(3) for f in range(F) if f % 3 == part]
-    for name in ("W_enc_FD", "W_dec_FE", "b_enc_F"):
-        assert torch.equal(getattr(folded, name), getattr(trained, name)[order])
-    assert folded.metadata["matryoshka_prefixes"] == [14, 27, 40]
-    x = torch.randn(16, D, dtype=torch.float64)
-    torch.testing.assert_close(dense_output(folded, x), dense_output(trained, x))
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", [*KINDS, "batchtopk", "matryoshka"])
+def test_training_that_begins_with_an_export_begins_with_the_weights_that_it_was_made_of(kind, form):
+    cfg, tensors, trained = checkpoint(kind, form)
+    cfg.activations.scaling = "centred"
+    E = len(trained.b_dec_E)
+    scales = [0.037] if form == "autoencoder" else [0.037, 5.3]
+    shift = 3 * torch.randn(D if form == "autoencoder" else D + E, dtype=torch.float64)
+    folded = to_exported(cfg, tensors | {"shift": shift}, scales)
+    back = to_tensors(kind, folded, scales, shift, unit_rows=False)
+    assert set(back) == set(tensors)
+    for name, value in tensors.items():
+        torch.testing.assert_close(back[name], value)
+    # Of unit rows, and the same dictionary where codes are not ranked.
+    folded.W_dec_FE = folded.W_dec_FE * torch.linspace(0.5, 2, F, dtype=torch.float64)[:, None]
+    unit = to_tensors(kind, folded, scales, shift, unit_rows=True)
+    torch.testing.assert_close(unit["W_dec"].norm(dim=1), torch.ones(F, dtype=torch.float64))
+    if kind in ("relu", "jumprelu", "gated"):
+        again = to_exported(cfg, unit | {"shift": shift}, scales)
+        x = 2 * torch.randn(64, D, dtype=torch.float64) / 0.037
+        torch.testing.assert_close(dense_output(again, x), dense_output(folded, x))
 
 
 def test_every_field_moves_to_the_device():

@@ -21,7 +21,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 }
 DOORS = {
     "transformers": ("llm", "tokens"),
-    "huggingface_hub": ("llm", "tokens"),
+    "huggingface_hub": ("llm", "tokens", "export"),
     "datasets": ("tokens", "transport"),
     "webdataset": ("tokens", "transport"),
     "wandb": ("metrics",),

@@ -1,0 +1,86 @@
+"""The layouts that a dictionary can be written in, and read from: ours is SAELens'."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.export import dictionary_learning, published, saelens, sparsify
+from sae_dist.export.exported import ExportedSae, Latents
+
+
+@dataclass(frozen=True)
+class Format:
+    """A layout.
+
+    Attributes:
+        folder: where a run's export of it lies, within the run's `export`.
+        files: the names of its files, config first.
+        cannot_hold: of a dictionary, why it cannot be written so ("only ..."); None: it can.
+    """
+
+    folder: str
+    files: tuple[str, str]
+    cannot_hold: Callable[[ExportedSae], str | None]
+    write: Callable[[Path, Latents], None]
+    read: Callable[[Path], ExportedSae]
+
+
+def _holds_all(head: ExportedSae) -> None:
+    return None
+
+
+FORMATS = {
+    "saelens": Format(
+        folder=".",
+        files=(saelens.CONFIG, saelens.WEIGHTS),
+        cannot_hold=_holds_all,
+        write=saelens.export_saelens,
+        read=published.load_published,
+    ),
+    "sparsify": Format(
+        folder="sparsify",
+        files=(sparsify.CONFIG, sparsify.WEIGHTS),
+        cannot_hold=sparsify.cannot_hold,
+        write=sparsify.export_sparsify,
+        read=sparsify.load_sparsify,
+    ),
+    "dictionary_learning": Format(
+        folder="dictionary_learning",
+        files=(dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+        cannot_hold=dictionary_learning.cannot_hold,
+        write=dictionary_learning.export_dictionary_learning,
+        read=dictionary_learning.load_dictionary_learning,
+    ),
+}
+
+
+def check_format(name: str, head: ExportedSae) -> None:
+    """Whether a format has this dictionary.
+
+    Raises:
+        ConfigError: it has not; names those that have.
+    """
+    reason = FORMATS[name].cannot_hold(head)
+    if reason is not None:
+        able = [other for other, each in FORMATS.items() if each.cannot_hold(head) is None]
+        raise ConfigError(f"--format {name} cannot hold {reason}; use --format {' or '.join(able)}")
+
+
+def format_of(folder: Path) -> str:
+    """The format whose weights lie in a folder.
+
+    Raises:
+        ConfigError: there is no such folder, or it has the files of none or of several.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; give one with {_all_files()}")
+    found = [name for name, each in FORMATS.items() if (folder / each.files[1]).is_file()]
+    if len(found) != 1:
+        has = "the files of several formats; say which with --format" if found else f"none of {_all_files()}"
+        raise ConfigError(f"{folder} has {has}")
+    return found[0]
+
+
+def _all_files() -> str:
+    return ", ".join(f"{each.files[1]} ({name})" for name, each in FORMATS.items())

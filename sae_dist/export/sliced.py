@@ -1,0 +1,223 @@
+"""Files of tensors that are written a slice at a time, in place: a tensor is never in memory as a whole.
+
+Plain writes at an offset: pages of a mapped file would count as memory of the process.
+"""
+
+import errno
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path, PurePath
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.errors import SaeDistError
+
+Shapes = dict[str, tuple[int, ...]]
+ALIGNED = 8
+STORAGES = "data"
+"""Folder of the tensors in an archive of torch's."""
+PIECE_BYTES = 1 << 20
+# Of zip archives (PKWARE's APPNOTE 4.3): bytes of an entry's own header and of its record in the directory up
+# to its name, and where in them stand the lengths of name, extra field and comment.
+ZIP_HEADER, ZIP_HEADER_LENGTHS = 30, (26, 28)
+ZIP_RECORD, ZIP_RECORD_LENGTHS, ZIP_RECORD_CRC = 46, (28, 30, 32), 16
+ZIP_DESCRIPTOR = b"PK\x07\x08"
+"""Begins what may follow an entry's bytes: its checksum and size once more."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor's bytes begin in a file."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class SlicedFile:
+    """A file whose tensors, all of a known shape, are put in by slices.
+
+    It lies under a temporary name until `publish`; leaving the `with` block without that removes it.
+    """
+
+    def __init__(self, path: Path, places: dict[str, Place]):
+        """`path`: where `places` hold; it exists and has its full length."""
+        self._path, self._places = path, places
+
+    def __enter__(self) -> "SlicedFile":
+        self._file = os.open(self._path, os.O_WRONLY)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._file)
+        self._path.unlink(missing_ok=True)
+
+    def put(self, name: str, part: Tensor, first: int = 0) -> None:
+        """Write rows `first` and following of a tensor; a part of its own shape is all of it."""
+        place = self._places[name]
+        assert tuple(part.shape[1:]) == place.shape[1:]
+        width = prod(place.shape[1:])
+        self._write(place.offset + first * width * place.dtype.itemsize, part.to("cpu", place.dtype))
+
+    def put_columns(self, name: str, part: Tensor, first: int) -> None:
+        """Write columns `first` and following of a matrix; a row of `part` is a column."""
+        place = self._places[name]
+        rows, columns = place.shape
+        assert part.shape[1] == rows
+        for row, values in enumerate(part.to("cpu", place.dtype).T.contiguous()):
+            self._write(place.offset + (row * columns + first) * place.dtype.itemsize, values)
+
+    def publish(self, path: Path) -> None:
+        """Give the file its name, once all of it is on the disk."""
+        os.fsync(self._file)
+        os.replace(self._path, path)
+
+    def _write(self, offset: int, values: Tensor) -> None:
+        left = values.detach().contiguous().numpy().reshape(-1).data.cast("B")
+        while left:
+            written = os.pwrite(self._file, left, offset)
+            left, offset = left[written:], offset + written
+
+
+class TorchFile(SlicedFile):
+    """A zip archive of torch's, whose checksums are put in when the tensors are."""
+
+    def publish(self, path: Path) -> None:
+        """See `SlicedFile.publish`."""
+        with zipfile.ZipFile(self._path) as archive, open(self._path, "r+b") as file:
+            at = archive.start_dir
+            # Records stand in the directory in the order of infolist.
+            for entry in archive.infolist():
+                file.seek(at)
+                record = file.read(ZIP_RECORD)
+                if PurePath(entry.filename).parent.name == STORAGES:
+                    checksum = _checksum(file, data_offset(file, entry), entry.file_size)
+                    if file.read(len(ZIP_DESCRIPTOR)) == ZIP_DESCRIPTOR:
+                        file.write(checksum)
+                    file.seek(at + ZIP_RECORD_CRC)
+                    file.write(checksum)
+                at += ZIP_RECORD + sum(_numbers(record, ZIP_RECORD_LENGTHS))
+        super().publish(path)
+
+
+def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
+    """Where an entry's bytes begin in the archive."""
+    file.seek(entry.header_offset)
+    return entry.header_offset + ZIP_HEADER + sum(_numbers(file.read(ZIP_HEADER), ZIP_HEADER_LENGTHS))
+
+
+def _numbers(record: bytes, places: tuple[int, ...]) -> list[int]:
+    return [int.from_bytes(record[at : at + 2], "little") for at in places]
+
+
+def _checksum(file: BinaryIO, offset: int, size: int) -> bytes:
+    """CRC-32 of a stretch of a file, behind which the file then stands."""
+    file.seek(offset)
+    found = 0
+    while size:
+        piece = file.read(min(size, PIECE_BYTES))
+        found, size = zlib.crc32(piece, found), size - len(piece)
+    return found.to_bytes(4, "little")
+
+
+def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None = None) -> SlicedFile:
+    """A safetensors file of float32 tensors, without their values yet.
+
+    The format (huggingface/safetensors): length of the header, header in JSON, the tensors' bytes.
+    """
+    places, offset = {}, 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} | (metadata or {})}
+    for name, shape in shapes.items():
+        end = offset + prod(shape) * torch.float32.itemsize
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
+        places[name] = Place(offset, shape, torch.float32)
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    begin = 8 + len(text)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+    reserve(path, begin + offset)
+    return SlicedFile(path, {n: Place(begin + p.offset, p.shape, torch.float32) for n, p in places.items()})
+
+
+def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
+    """A file as torch.save writes it, without the tensors' values yet.
+
+    Args:
+        state: tensors in memory that nothing has touched (`untouched`); their values are not looked at.
+    """
+    try:
+        with torch.serialization.skip_data():
+            torch.save(state, path)
+    except RuntimeError as error:  # torch's writer says so of a disk that takes no more
+        path.unlink(missing_ok=True)
+        raise OSError(str(error).strip().splitlines()[0]) from error
+    names, places = list(state), {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for entry in archive.infolist():
+            inside = PurePath(entry.filename)
+            if inside.parent.name == STORAGES:
+                # Storages are numbered in the order in which torch.save meets them.
+                name = names[int(inside.name)]
+                tensor = state[name]
+                places[name] = Place(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
+    assert set(places) == set(state)
+    reserve(path, path.stat().st_size)
+    return TorchFile(path, places)
+
+
+@contextmanager
+def untouched(folder: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
+    """Float32 tensors of any size that take no memory and no disk, while nobody looks at their values."""
+    hole = folder / ".untouched.tmp"
+    try:
+        found = {}
+        for name, shape in shapes.items():
+            with open(hole, "wb") as file:
+                file.truncate(prod(shape) * torch.float32.itemsize)
+            found[name] = torch.from_file(str(hole), shared=True, size=prod(shape)).view(shape)
+            hole.unlink()
+        yield found
+    finally:
+        hole.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give a file its length, and where the system can, the room for it."""
+    try:
+        with open(path, "r+b") as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system that cannot
+            path.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Write files of a dictionary into a folder, which is made.
+
+    Raises:
+        SaeDistError: the disk did not take them.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise SaeDistError(
+            f"cannot write {folder}: {error.strerror or error}; make room and export again"
+        ) from None

@@ -1,0 +1,101 @@
+"""`sae.start`: training that begins with the weights of a finished dictionary."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.kinds import SELECTED
+from sae_dist.dictionary.levels import levels
+from sae_dist.export.exported import ExportedSae, tiles
+from sae_dist.export.fold import USED_AS, to_tensors
+from sae_dist.export.saelens import CONFIG, WEIGHTS, open_exported
+from sae_dist.train.state import Run
+
+UNIT_ERROR = 1e-3
+
+
+def with_start(cfg: RunConfig) -> RunConfig:
+    """A copy of a config whose `sae.start` is the folder of the export itself; its width unless one is given.
+
+    Raises:
+        ConfigError: there is no such export.
+    """
+    cfg = copy.deepcopy(cfg)
+    assert cfg.sae.start is not None
+    folder = Path(cfg.sae.start).expanduser()
+    folder = folder / "export" if (folder / "export" / CONFIG).is_file() else folder
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise ConfigError(
+            f"sae.start={cfg.sae.start} has no {CONFIG} and {WEIGHTS}; give a run that was exported, its "
+            "export, or what sae-dist import made of another format"
+        )
+    cfg.sae.start = str(folder.resolve())
+    if cfg.sae.num_latents is None and cfg.sae.expansion is None:
+        cfg.sae.num_latents = open_exported(folder).num_latents
+    return cfg
+
+
+def check_start(cfg: RunConfig, columns: int) -> None:
+    """Whether training can begin with the dictionary that `sae.start` names.
+
+    Args:
+        columns: width of the activations, of a transcoder D + E.
+
+    Raises:
+        ConfigError: it is of another kind or size.
+    """
+    assert cfg.sae.start is not None
+    sae, said = open_exported(Path(cfg.sae.start)), f"sae.start={cfg.sae.start}"
+    if sae.num_latents != cfg.sae.num_latents:
+        raise ConfigError(f"{said} has {sae.num_latents} latents; use sae.num_latents={sae.num_latents}")
+    if sae.transcoder != (cfg.target_hook is not None) or (sae.W_skip_ED is not None) != cfg.sae.skip:
+        form = "a transcoder" if sae.transcoder else "an autoencoder"
+        skip = " with skip" if sae.W_skip_ED is not None else ""
+        raise ConfigError(f"{said} is {form}{skip}; give target_hook and sae.skip as it has them")
+    own = sae.width + (len(sae.b_dec_E) if sae.transcoder else 0)
+    if own != columns:
+        raise ConfigError(f"{said} is for activations of width {own}, not {columns}; choose another hook")
+    selected = cfg.sae.kind in SELECTED
+    if not (sae.kind == USED_AS[cfg.sae.kind] or selected and sae.kind in ("topk", "jumprelu")):
+        raise ConfigError(f"{said} is a {sae.kind} dictionary; use sae={sae.kind}")
+    if cfg.sae.kind == "jumprelu" and sae.threshold_F is not None and float(sae.threshold_F.min()) <= 0:
+        raise ConfigError(f"{said} has thresholds of 0 or less, and sae=jumprelu trains their logarithm")
+    if selected:
+        _check_rows(said, sae)
+
+
+def _check_rows(said: str, sae: ExportedSae) -> None:
+    """Selected codes are ranked: with other rows, unit rows would select others."""
+    norms_F = torch.cat([tile.W_dec_FE.norm(dim=1) for _, tile in tiles(sae)])
+    low, high = float(norms_F.min()), float(norms_F.max())
+    if max(1 - low, high - 1) > UNIT_ERROR:
+        raise ConfigError(
+            f"{said} has decoder rows of norm {low:.4g} to {high:.4g}; kinds that select codes are trained "
+            "with unit rows, with which this dictionary would select others"
+        )
+
+
+@torch.no_grad()
+def begin_with(run: Run, start: str) -> None:
+    """Set the weights of this rank's shard to those of a finished dictionary; only its rows are read."""
+    tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()}
+    rows, master = len(tensors["W_dec"]), tensors["b_dec"].dtype
+    index_N = _stored_at(run.cfg)[run.topology.shard.rank * rows :][:rows]
+    part = open_exported(Path(start)).tile(index_N)
+    weighted = run.cfg.sae.l1_weighting == "decoder_norm"
+    shift_C = run.shift_C.cpu().to(part.W_dec_FE.dtype)
+    found = to_tensors(run.cfg.sae.kind, part, run.scales, shift_C, unit_rows=not weighted)
+    for name, value in found.items():
+        tensors[name].copy_(value.to(tensors[name].device, master))
+
+
+def _stored_at(cfg: RunConfig) -> Tensor:
+    """Which latent of an export each latent in training is: exports of matryoshka are sorted by level."""
+    assert cfg.sae.num_latents is not None
+    if cfg.sae.prefixes is None:
+        return torch.arange(cfg.sae.num_latents)
+    return levels(cfg.sae.num_latents, cfg.sae.prefixes).argsort(stable=True).argsort()
