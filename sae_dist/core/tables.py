@@ -35,10 +35,10 @@ POSITIVE = (
     "shuffle.chunk_rows shuffle.block_chunks llm.shard_size topology.shard topology.dp topology.groups "
     "topology.in_flight topology.timeout_s sae.num_latents sae.expansion sae.k sae.dead_after "
     "sae.encoder_scale sae.target_l0 sae.bandwidth sae.threshold optim.lr optim.encoder_lr optim.bias_lr "
-    "optim.eps optim.clip metrics.every metrics.telemetry_s checkpoint.keep checkpoint.keep_every "
-    "activations.num_features activations.width activations.mean_active activations.group_size activations.group_strength "
+    "optim.eps optim.clip metrics.every checkpoint.keep checkpoint.keep_every activations.num_features "
+    "activations.width activations.mean_active activations.group_size activations.group_strength "
     "cache.shard_chunks cluster.nodes cluster.cpus_per_task cluster.jobs cluster.producer.nodes "
-    "cluster.producer.cpus_per_task"
+    "cluster.producer.cpus_per_task metrics.telemetry_s"
 ).split()
 NOT_NEGATIVE = (
     "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "

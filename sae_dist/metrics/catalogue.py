@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ALWAYS = "always"
-AUX = "steps on which a latent is dead, else 0"
-PENALTY = "kinds with a penalty, else 0"
 PRODUCERS = "with producers"
 PHASES = "`device=cpu` always; on a GPU once the device has passed the first step"
 SAMPLED = "with `metrics.telemetry_s`, in rows that follow a new sample"
@@ -39,8 +37,10 @@ ROW = (
         "1",
         "sum |x - x^|^2 / sum |x - m|^2 over the row's steps, m the first batch's mean; scaled activations",
     ),
-    Metric("loss/aux", "1", "AuxK: sum |e - e^|^2 / sum |e|^2, e^ from dead latents; mean over steps", AUX),
-    Metric("loss/sparsity", "1", "the penalty with its coefficient, mean over steps", PENALTY),
+    Metric(
+        "loss/aux", "1", "AuxK: sum |e - e^|^2 / sum |e|^2, e^ from dead latents; mean over steps, 0 without"
+    ),
+    Metric("loss/sparsity", "1", "the penalty with its coefficient, mean over steps; 0 in kinds without"),
     Metric("sparsity/l0", "codes", "codes above zero per activation"),
     Metric("latents/dead_fraction", "share", "latents that have not fired for `sae.dead_after` tokens"),
     Metric("optim/lr", "1", "the decoder's learning rate of the last step"),
