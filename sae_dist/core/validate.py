@@ -119,6 +119,8 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             f"metrics.profile={profile} must be the first step and how many, both 1 or more, for example "
             "metrics.profile=[20,3]"
         )
+    elif profile is not None and profile[0] > cfg.train_tokens // cfg.batch:
+        yield f"metrics.profile={profile} begins after the run's last step, {cfg.train_tokens // cfg.batch}"
     if cfg.train_tokens < cfg.batch:
         yield f"train_tokens={cfg.train_tokens} is less than one step of batch={cfg.batch}; train longer"
 

@@ -28,7 +28,7 @@ from tests.warm import Command  # noqa: E402
 RUN = ["train_tokens=76800", "checkpoint.every=7680", "topology.producers=1", "topology.shard=2"]
 RANKS = 3
 END_S = 300
-TIMES = ("perf/", "system/")
+TIMES = ("perf/", "gpu/", "host/")
 
 
 def words(name: str) -> list[str]:

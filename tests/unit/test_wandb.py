@@ -45,7 +45,7 @@ def write(sink, steps):
 
 
 def test_config_groups_axis_and_rows_of_a_run_that_goes_on(tmp_path, capfd):
-    """The second part repeats steps 3 and 4, as a run that goes on from a checkpoint does: nothing is dropped."""
+    """The second part repeats steps 3 and 4, as one that goes on from a checkpoint does; none is dropped."""
     write(WandbSink(config(), tmp_path, "abc"), range(1, 5))
     write(WandbSink(config(), tmp_path, "abc"), range(3, 7))
     found = of_folder(tmp_path)
