@@ -49,12 +49,12 @@ class Alerts:
 
     def write(self, row: dict[str, Any]) -> None:
         """Look at a row of metrics."""
-        now = time.monotonic()
-        if self.last_row is None:
+        now, before = time.monotonic(), self.last_row
+        self.last_row, self.step = now, row["step"]
+        if before is None:
             self.thread.start()
         else:
-            self.longest_s = max(self.longest_s, now - self.last_row)
-        self.last_row, self.step = now, row["step"]
+            self.longest_s = max(self.longest_s, now - before)
         broken = [key for key, value in row.items() if isinstance(value, float) and not math.isfinite(value)]
         if broken:
             self.alert("numbers are not finite", f"{', '.join(broken)} at step {self.step}")

@@ -224,8 +224,13 @@ SUMMARY = (
     Metric("stream_seconds", "s", "waiting for activations, or computing them", TRAINED),
     Metric("dictionary_seconds", "s", "the host spent on the dictionary's steps", TRAINED),
     Metric("gemm_tflops", "TFLOP/s", "measured rate of matrix products, all consumers", TRAINED),
-    Metric("gpu_hours", "GPU h", "GPUs x hours of training, over all starts of the run", "on GPUs"),
-    Metric("joules", "J", "energy of all GPUs while training, over all starts", "on GPUs, with telemetry"),
+    Metric(
+        "gpu_hours",
+        "GPU h",
+        "GPUs x hours of training, over all starts of the run, less what a kill lost",
+        "on GPUs",
+    ),
+    Metric("joules", "J", "energy of all GPUs meanwhile", "on GPUs, with telemetry"),
     Metric("joules_per_million_tokens", "J", "joules / tokens x 10^6", "on GPUs, with telemetry"),
 )
 

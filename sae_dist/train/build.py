@@ -164,13 +164,14 @@ def build_runs(
     topology: Topology,
     stop: StopRequest,
     device: torch.device,
-    watch: Watch,
+    watch: Watch | None = None,
 ) -> list[Run]:
     """Shuffle -> dictionaries -> optimizers -> checkpoints and metrics, new or resumed.
 
     Args:
         cfg: of the stream, which every dictionary shares.
         folders: of the dictionaries, each with its own config.
+        watch: the process's; None: nothing but phases is watched.
     """
     assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
     steps = cfg.train_tokens // cfg.batch
@@ -185,6 +186,7 @@ def build_runs(
         block_chunks=cfg.shuffle.block_chunks,
     )
     stream = SharedStream(shuffle)
+    watch = watch or Watch(PhaseClock(device))
     background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
@@ -200,7 +202,8 @@ def build_runs(
         return runs
     if cfg.metrics.profile:
         trace = folders[0] / "traces" / f"rank_{topology.rank}.json.gz"
-        runs[0].meter.speed.profile = ProfileWindow(*cfg.metrics.profile, trace, device, watch.clock)
+        first, number = cfg.metrics.profile
+        runs[0].meter.speed.profile = ProfileWindow(first, number, trace, device, watch.clock)
     start(runs)
     if topology.leads:
         step = runs[0].progress.step
