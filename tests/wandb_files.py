@@ -2,19 +2,22 @@
 
 import json
 import struct
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import Record
 
 BLOCK, HEADER = 32768, 7
+WITHIN_S = 20.0
 WHOLE, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def records(path: Path) -> list[Record]:
     """Every record of a .wandb file."""
     data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert data[:4] in (b"", b":W&B")
     found, place, parts = [], HEADER, b""
     while place + HEADER <= len(data):
         left = BLOCK - place % BLOCK
@@ -22,6 +25,8 @@ def records(path: Path) -> list[Record]:
             place += left
             continue
         _, length, kind = struct.unpack("<IHB", data[place : place + HEADER])
+        if place + HEADER + length > len(data):
+            break
         assert kind in (WHOLE, FIRST, MIDDLE, LAST)
         parts += data[place + HEADER : place + HEADER + length]
         place += HEADER + length
@@ -32,30 +37,40 @@ def records(path: Path) -> list[Record]:
 
 
 def of_folder(folder: Path) -> list[Record]:
-    """Records of all parts of a run, in the order in which they were begun."""
-    return [each for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")) for each in records(path)]
+    """Records of all parts of a run, in the order in which they were begun.
+
+    A run's `finish` returns before W&B's own process has written the last of them.
+    """
+    found = []
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        until = time.monotonic() + WITHIN_S
+        while not of_kind(part := records(path), "exit"):
+            assert time.monotonic() < until, f"{path} has no end"
+            time.sleep(0.05)
+        found += part
+    return found
 
 
 def history(found: list[Record]) -> list[dict[str, Any]]:
     """The rows that were logged."""
-    rows = [record.history for record in found if record.WhichOneof("record_type") == "history"]
-    return [{key_of(item): json.loads(item.value_json) for item in row.item} for row in rows]
+    return [nested(row.item) for row in of_kind(found, "history")]
 
 
 def summary(found: list[Record]) -> dict[str, Any]:
-    """What was set in the run's summary, last value first."""
-    items = [
-        item
-        for record in found
-        if record.WhichOneof("record_type") == "summary"
-        for item in record.summary.update
-    ]
-    return {key_of(item): json.loads(item.value_json) for item in items}
+    """What was set in the run's summary."""
+    return nested([item for each in of_kind(found, "summary") for item in each.update])
 
 
-def key_of(item: Any) -> str:
-    """Of a key, or a path of keys."""
-    return item.key or ".".join(item.nested_key)
+def nested(items: Iterable[Any]) -> dict[str, Any]:
+    """Values by their keys; those of a dictionary come one by one, with a path of keys each."""
+    result: dict[str, Any] = {}
+    for item in items:
+        *path, last = item.nested_key or [item.key]
+        place = result
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = json.loads(item.value_json)
+    return result
 
 
 def of_kind(found: list[Record], kind: str) -> list[Any]:

@@ -1,5 +1,6 @@
 """A step between two rows of metrics never waits for the device: nothing is read on the host (I7)."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -78,7 +79,7 @@ def reads_by_step(kind: str) -> list[list[str]]:
     rows, watch = Rows(), Watch(clock, gemm_flops=1e9)
     stop = SimpleNamespace(wanted=False)
     balance = Balance(cfg, topology, Timed(rows), None)
-    run = build_run(cfg, None, rows, (WIDTH,), topology, stop, device, balance, None, watch)
+    run = build_run(cfg, Path("unused"), rows, (WIDTH,), topology, stop, device, balance, None, watch)
     written = []
     run.meter.sinks = [SimpleNamespace(write=written.append)]
     run.dictionary.start_from(rows.draw(0)[0])
