@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import statistics
 
 import pytest
 
@@ -42,10 +43,11 @@ def test_every_column_is_in_the_catalogue_and_what_is_always_there_is_there(whol
 
 
 def test_the_phases_are_the_time_of_the_steps(whole):
+    """But for what lies between two steps: loading before the first row, a checkpoint, the trace."""
     found = rows(whole[0])
     shares = {phase: sum(row[f"perf/{phase}_ms"] for row in found) for phase in OF_A_STEP}
-    whole_ms = sum(row["perf/wall_ms"] for row in found)
-    assert 0.6 * whole_ms < sum(shares.values()) <= 1.01 * whole_ms
+    parts = [sum(row[f"perf/{phase}_ms"] for phase in OF_A_STEP) / row["perf/wall_ms"] for row in found]
+    assert 0.7 < statistics.median(parts) < 1.05
     assert all(shares[phase] > 0 for phase in ("receive", "encode", "decode", "backward", "step", "record"))
     assert shares["exchange"] == 0, "one process exchanges nothing"
     assert all(0 < row["perf/gemm_share"] < 1.5 for row in found)
