@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
-from sae_dist.launch.words import HARVEST, SUBMIT, TRAIN, USAGE
+from sae_dist.launch.words import DASHBOARD, HARVEST, SUBMIT, TRAIN, USAGE
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
@@ -61,6 +61,8 @@ def dispatch(words: list[str]) -> int:
         from sae_dist.launch.exchange import export_command, import_command
 
         (export_command if command == "export" else import_command)(rest)
+    elif command == "dashboard":
+        dashboard(rest)
     elif command in ON_FOLDER:
         word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
@@ -135,6 +137,18 @@ def submit(words: list[str]) -> None:
     from sae_dist.launch.submit import submit_command
 
     submit_command(overrides, only_write="--dry-run" in words)
+
+
+def dashboard(words: list[str]) -> None:
+    """`sae-dist dashboard`."""
+    if words in (["--help"], ["-h"]):
+        print(DASHBOARD, end="")
+        return
+    if len(words) != 1:
+        raise ConfigError("sae-dist dashboard takes one project of W&B, PROJECT or ENTITY/PROJECT")
+    from sae_dist.metrics import dashboard as made
+
+    print(made.dashboard(words[0]))
 
 
 def without_job(words: list[str]) -> list[str]:

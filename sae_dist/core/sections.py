@@ -147,11 +147,17 @@ class GridConfig:
 
 @dataclass
 class MetricsConfig:
+    """What a run says of itself: `sae_dist/metrics/README.md` lists every number."""
+
     every: int = 10  # steps per line of metrics.jsonl
     console: bool = True
     wandb: str = "auto"  # auto (online with a key, else offline) | online | offline | off
     project: str = "sae_dist"
     group: str | None = None  # W&B's group; the dictionaries of a grid have its name here
+    upload: bool = False  # W&B: upload the newest checkpoint and the export when the run has ended
+    telemetry_s: float | None = 5.0  # seconds between samples of GPUs (NVML) and hosts; null: none
+    # [first step, number of steps] that torch's profiler traces, into the run folder's traces/; null: none
+    profile: list[int] | None = None
 
 
 @dataclass

@@ -5,6 +5,7 @@ activation, B rows of a batch, F latents held by this rank, K active latents per
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -76,6 +77,17 @@ class ChunkSource(Protocol):
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         """Chunks of `lane` from `start` on (None: from the beginning)."""
         ...
+
+
+class Clock(Protocol):
+    """Times the phases of a step: `with clock("encode"): ...`. Which phases there are: `metrics.clock`."""
+
+    def __call__(self, phase: str) -> AbstractContextManager[None]: ...
+
+
+def untimed(phase: str) -> AbstractContextManager[None]:
+    """A `Clock` that times nothing."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)

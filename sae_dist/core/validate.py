@@ -113,6 +113,14 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             f"optim.warmup={warmup:g} and optim.decay={cfg.optim.decay:g} are fractions of the run and must "
             "add up to at most 1"
         )
+    profile = cfg.metrics.profile
+    if profile is not None and (len(profile) != 2 or min(profile) < 1):
+        yield (
+            f"metrics.profile={profile} must be the first step and how many, both 1 or more, for example "
+            "metrics.profile=[20,3]"
+        )
+    elif profile is not None and profile[0] > cfg.train_tokens // cfg.batch:
+        yield f"metrics.profile={profile} begins after the run's last step, {cfg.train_tokens // cfg.batch}"
     if cfg.train_tokens < cfg.batch:
         yield f"train_tokens={cfg.train_tokens} is less than one step of batch={cfg.batch}; train longer"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.core.sections import SaeConfig
-from sae_dist.core.types import LossTerms, RowTerm
+from sae_dist.core.types import Clock, LossTerms, RowTerm, untimed
 from sae_dist.dictionary.dead import DeadLatents
 from sae_dist.dictionary.init import unit_rows
 from sae_dist.dist.mesh import Topology
@@ -27,6 +27,7 @@ class Setting:
     widths  (D,): autoencoder; (D, E): transcoder, whose rows are input and target side by side
     rows    rows per step over all replicas
     tokens  rows of the whole run
+    clock   times the phases encode, select and decode
     """
 
     cfg: SaeConfig
@@ -38,6 +39,7 @@ class Setting:
     kernels: ModuleType
     device: torch.device
     dtype: torch.dtype
+    clock: Clock = untimed
 
 
 class Dictionary(torch.nn.Module):
@@ -74,7 +76,7 @@ class Dictionary(torch.nn.Module):
         super().__init__()
         cfg, topology = setting.cfg, setting.topology
         assert cfg.num_latents is not None and cfg.encoder_scale is not None
-        self.cfg, self.setting, self.kernels = cfg, setting, setting.kernels
+        self.cfg, self.setting, self.kernels, self.clock = cfg, setting, setting.kernels, setting.clock
         self.shard, self.dp, self.consumers = topology.shard, topology.dp, topology.consumers
         self.transcoder = len(setting.widths) == 2
         self.D, self.E = setting.widths[0], setting.widths[-1]

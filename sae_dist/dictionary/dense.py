@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_dist.core.types import LossTerms
+from sae_dist.core.types import Clock, LossTerms, untimed
 from sae_dist.dictionary.base import Dictionary
 
 TILE_ELEMENTS = 1 << 22
@@ -50,8 +50,9 @@ class TiledDictionary(Dictionary):
         x_BD = self.gather_input(rows_bC)
         tiles = self.tiles(x_BD)
         partial_BN = tiles.partial_BN
-        error_bE = self.error(rows_bC, partial_BN[:, : self.E])
-        squares = error_bE.square().sum()
+        with self.clock("decode"):
+            error_bE = self.error(rows_bC, partial_BN[:, : self.E])
+            squares = error_bE.square().sum()
         penalty = self.sparsity_loss(tiles.penalty, tokens)
         own = squares + penalty + tiles.extra + self.other_losses(rows_bC, partial_BN[:, self.E :])
         total = own / (self.setting.rows * self.variance)
@@ -89,11 +90,16 @@ class TiledDictionary(Dictionary):
         names = [name for name in self.sharded if name not in ("W_enc", "W_dec")]
         weights = [getattr(self, name) for name in ("W_enc", "W_dec", *names)]
 
-        def one(centre_D: Tensor | None, W_enc_fD: Tensor, W_dec_fE: Tensor, *vectors: Tensor) -> Tile:
-            z_Bf = _Scores.apply(x_BD, W_enc_fD, centre_D)
-            return self.tile(z_Bf, W_dec_fE, dict(zip(names, vectors, strict=True)))
+        def one(
+            clock: Clock, centre_D: Tensor | None, W_enc_fD: Tensor, W_dec_fE: Tensor, *vectors: Tensor
+        ) -> Tile:
+            with clock("encode"):
+                z_Bf = _Scores.apply(x_BD, W_enc_fD, centre_D)
+            with clock("decode"):
+                return self.tile(z_Bf, W_dec_fE, dict(zip(names, vectors, strict=True)))
 
-        return Tile(*_Tiles.apply(one, max(1, TILE_ELEMENTS // len(x_BD)), self.centre(), *weights))
+        size = max(1, TILE_ELEMENTS // len(x_BD))
+        return Tile(*_Tiles.apply(one, self.clock, size, self.centre(), *weights))
 
 
 class _Tiles(torch.autograd.Function):
@@ -105,14 +111,14 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, one: Callable[..., Tile], size: int, centre_D: Tensor | None, *weights: Tensor
+        ctx: Any, one: Callable[..., Tile], clock: Clock, size: int, centre_D: Tensor | None, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         ctx.one, ctx.size, ctx.centred = one, size, centre_D is not None
         ctx.save_for_backward(*weights, *([] if centre_D is None else [centre_D]))
         sums: list[Tensor] = []
         fired: list[Tensor] = []
         for parts in zip(*(weight.split(size) for weight in weights), strict=True):
-            tile = one(centre_D, *parts)
+            tile = one(clock, centre_D, *parts)
             new = [tile.partial_BN, tile.penalty, tile.extra, tile.num_codes]
             sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
             fired.append(tile.fired_f)
@@ -133,7 +139,8 @@ class _Tiles(torch.autograd.Function):
         ):
             leaves = [part.detach().requires_grad_() for part in parts]
             with torch.enable_grad():
-                tile = ctx.one(centre_D, *leaves)
+                # What is computed again belongs to the backward pass.
+                tile = ctx.one(untimed, centre_D, *leaves)
                 outs = [tile.partial_BN, tile.penalty, tile.extra]
                 pulled = [(out, grad) for out, grad in zip(outs, grads, strict=False) if out.requires_grad]
             wanted = [*leaves, centre_D] if centre_D is not None else leaves
@@ -142,7 +149,7 @@ class _Tiles(torch.autograd.Function):
                 place.copy_(value)
             if grad_centre is not None:
                 grad_centre += given[-1]
-        return None, None, grad_centre, *grad_weights
+        return None, None, None, grad_centre, *grad_weights
 
 
 class _Scores(torch.autograd.Function):

@@ -32,11 +32,12 @@ class SelectedDictionary(Dictionary):
 
     def candidates(self, x_BD: Tensor, k: int, dead_F: Tensor | None) -> tuple[Found, Found | None]:
         """The `k` best of this shard's latents in each row; of `dead_F` the aux_k best, in one sweep."""
-        if dead_F is None:
-            return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
-        assert self.cfg.aux_k is not None
-        aux_k = min(self.cfg.aux_k, self.F)
-        return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
+        with self.clock("encode"):
+            if dead_F is None:
+                return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
+            assert self.cfg.aux_k is not None
+            aux_k = min(self.cfg.aux_k, self.F)
+            return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Error of this rank's rows [b, E], and the sum of squares that the loss is made of."""
@@ -46,13 +47,14 @@ class SelectedDictionary(Dictionary):
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
         """See `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
-        with torch.no_grad():
+        with torch.no_grad(), self.clock("select"):
             dead_F = self.dead.mask(tokens)
             codes, dead = self.select(x_BD, dead_F if with_aux and self.cfg.aux_k else None)
             pairs = Pairs.of(codes)
-        code_P = self.encode(x_BD, pairs)
-        error_bE, squares = self.reconstruct(rows_bC, code_P, pairs)
-        total = squares / (self.setting.rows * self.variance)
+        with self.clock("decode"):
+            code_P = self.encode(x_BD, pairs)
+            error_bE, squares = self.reconstruct(rows_bC, code_P, pairs)
+            total = squares / (self.setting.rows * self.variance)
 
         fired_P = code_P.detach() > 0
         parts = self.parts(rows_bC, error_bE.detach().square().sum(), fired_P.sum(), dead_F)
@@ -77,13 +79,14 @@ class SelectedDictionary(Dictionary):
         """
         aux_k = self.cfg.aux_k
         assert aux_k is not None
-        with torch.no_grad():
+        with torch.no_grad(), self.clock("select"):
             codes = select(*dead, aux_k, self.shard, self.kernels, padded=True)
             totals = self.consumers.sum(
                 torch.stack([error_bE.square().sum(), (dead_F.sum() / self.dp.size).to(error_bE.dtype)])
             )
             share = (totals[1] / aux_k).clamp(max=1.0)
-        pairs = Pairs.of(codes)
-        partial_BE = decode(self.encode(x_BD, pairs), self.W_dec, pairs, self.kernels, self.row_terms)
-        missed_bE = error_bE - self.shard.scatter_sum_rows(partial_BE)
-        return share * missed_bE.square().sum() / totals[0]
+        with self.clock("decode"):
+            pairs = Pairs.of(codes)
+            partial_BE = decode(self.encode(x_BD, pairs), self.W_dec, pairs, self.kernels, self.row_terms)
+            missed_bE = error_bE - self.shard.scatter_sum_rows(partial_BE)
+            return share * missed_bE.square().sum() / totals[0]

@@ -11,17 +11,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sae_dist.core.types import Clock, untimed
+
 # Renamed in torch 2.13, which warns of the names that 2.11 has.
 _all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 _reduce_scatter = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 class Axis:
-    """The ranks along one axis of the mesh, as seen from this rank."""
+    """The ranks along one axis of the mesh, as seen from this rank.
 
-    def __init__(self, name: str, group: dist.ProcessGroup):
+    Args:
+        clock: times each operation as "exchange": waiting for the other ranks, and moving bytes.
+    """
+
+    def __init__(self, name: str, group: dist.ProcessGroup, clock: Clock = untimed):
         self.name = name
         self.group = group
+        self.clock = clock
         self.size = dist.get_world_size(group)
         self.rank = dist.get_rank(group)
         self.bytes: Counter[str] = Counter()
@@ -31,7 +38,8 @@ class Axis:
         if self.size == 1:
             return part
         whole = part.new_empty(self.size * part.shape[0], *part.shape[1:])
-        _all_gather(whole, part.contiguous(), group=self.group)
+        with self.clock("exchange"):
+            _all_gather(whole, part.contiguous(), group=self.group)
         self._count("gather_rows", part, self.size - 1)
         return whole
 
@@ -52,7 +60,8 @@ class Axis:
         if rows.dtype == torch.int16:  # which neither gloo nor NCCL moves as such
             return self.exchange_rows(rows.contiguous().view(torch.uint8)).view(torch.int16)
         received = torch.empty_like(rows)
-        dist.all_to_all_single(received, rows.contiguous(), group=self.group)
+        with self.clock("exchange"):
+            dist.all_to_all_single(received, rows.contiguous(), group=self.group)
         self._count("exchange_rows", rows, (self.size - 1) / self.size)
         return received
 
@@ -70,7 +79,8 @@ class Axis:
 
     def _all_reduce(self, name: str, value: Tensor, op: Any) -> Tensor:
         if self.size > 1:
-            dist.all_reduce(value, op, group=self.group)
+            with self.clock("exchange"):
+                dist.all_reduce(value, op, group=self.group)
             self._count(name, value, 2 * (self.size - 1) / self.size)
         return value
 
@@ -85,7 +95,8 @@ class _ScatterSumRows(torch.autograd.Function):
     def forward(ctx: Any, partial: Tensor, axis: Axis) -> Tensor:
         ctx.axis = axis
         part = partial.new_empty(partial.shape[0] // axis.size, *partial.shape[1:])
-        _reduce_scatter(part, partial.contiguous(), group=axis.group)
+        with axis.clock("exchange"):
+            _reduce_scatter(part, partial.contiguous(), group=axis.group)
         axis._count("scatter_sum_rows", part, axis.size - 1)
         return part
 

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sae_dist.core.sections import TopologyConfig
+from sae_dist.core.types import Clock, untimed
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.runtime import Place
 
@@ -29,19 +30,29 @@ class Topology:
         shard, dp, consumers: the axes (`Axis`) this rank belongs to; absent on producers.
         team: the axis of the producer group this rank belongs to; None on consumers and groups of one.
         checkpoint_group: the consumers of a group once more, for a thread that writes checkpoints meanwhile.
+        clock: what the axes time their exchanges with.
         mesh: DeviceMesh with axes ("shard", "dp") over them, only to label tensors on the host for checkpoints:
             labelled the other way round, a resharded load permutes rows.
     """
 
     def __init__(
-        self, cfg: TopologyConfig, where: Place, device_type: str, *, team_size: int = 1, in_step: bool = False
+        self,
+        cfg: TopologyConfig,
+        where: Place,
+        device_type: str,
+        *,
+        team_size: int = 1,
+        in_step: bool = False,
+        clock: Clock = untimed,
     ):
         """Make every group.
 
         Args:
             team_size: ranks of a producer group, `llm.shard_size`.
             in_step: every rank of a producer group sends chunks of its own (ZeRO-3), else the first sends all.
+            clock: times the exchanges of consumers.
         """
+        self.clock = clock
         self.num_shards, self.num_replicas = cfg.shard, cfg.dp
         self.num_groups, self.num_consumers = cfg.groups, cfg.shard * cfg.dp
         all_consumers = self.num_groups * self.num_consumers
@@ -67,8 +78,9 @@ class Topology:
             if self.is_consumer and group == self.group:
                 dp_rank, shard_rank = divmod(self.index, cfg.shard)
                 self.consumer_group, self.checkpoint_group, self.mesh = everyone, writers, mesh
-                self.consumers = Axis("consumers", everyone)
-                self.shard, self.dp = Axis("shard", shards[dp_rank]), Axis("dp", replicas[shard_rank])
+                self.consumers = Axis("consumers", everyone, clock)
+                self.shard = Axis("shard", shards[dp_rank], clock)
+                self.dp = Axis("dp", replicas[shard_rank], clock)
         self.stream_groups = {
             (producer, consumer): dist.new_group([consumer, self.producer_rank(producer)], timeout=timeout)
             for producer in range(self.num_producers)

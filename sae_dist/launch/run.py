@@ -182,6 +182,7 @@ def finish(folder: Path) -> None:
     from sae_dist.analysis.run import evaluate_run
     from sae_dist.analysis.table import format_table
     from sae_dist.train.finish import export_run
+    from sae_dist.train.show import publish_run
 
     cfg = load_config(folder / CONFIG)
     with stopping_on_request():
@@ -192,6 +193,8 @@ def finish(folder: Path) -> None:
         else:
             export_run(folder)
             table = format_table(evaluate_run(folder))
+        for each in member_folders(cfg, folder):
+            publish_run(each)
     print(f"{os.path.relpath(folder)}\n{table}")
 
 

@@ -10,6 +10,7 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist export RUN               export a run's newest checkpoint, for other libraries   (export --help)
   sae-dist import FOLDER name=...   make a run of a dictionary that others trained   (import --help)
   sae-dist eval RUN                 evaluate a run's export again
+  sae-dist dashboard PROJECT        panels for a project of W&B   (dashboard --help)
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
 
@@ -75,6 +76,13 @@ computes them itself. Takes the keys of sae-dist train (train --help); those of 
 Examples:
   sae-dist harvest train_tokens=2M name=cache
   sae-dist train activations=cache activations.path=outputs/cache sae.num_latents=16384
+"""
+
+DASHBOARD = """sae-dist dashboard PROJECT | ENTITY/PROJECT
+
+Makes a view in a project of W&B (metrics.project, by default sae_dist) with the panels to watch while
+dictionaries train: quality, optimizer, speed and where a step goes, GPUs and hosts, over tokens. Prints its
+address. Needs W&B's key, and pip install 'sae-dist[dashboard]'.
 """
 
 SUBMIT = """sae-dist submit [key=value ...] [--dry-run]

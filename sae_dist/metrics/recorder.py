@@ -47,7 +47,14 @@ class Recorder:
         device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
         def stack(values: list[Tensor | float]) -> Tensor:
-            return torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in values])
+            # What is on the host goes over in one copy.
+            host = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float64)
+            moved = host.to(device)
+            parts = [
+                v.to(device, torch.float64) if isinstance(v, Tensor) else moved[i]
+                for i, v in enumerate(values)
+            ]
+            return torch.stack(parts)
 
         def value_of(kind: str) -> list[Tensor | float]:
             return [self._values[n] for n in names[kind]]

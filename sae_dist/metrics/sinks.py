@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.counts import parse_count
+from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -20,9 +21,11 @@ WAITS = {"perf/wait_for_chunks_s": "consumers", "perf/wait_for_credit_s": "produ
 
 
 class Sink(Protocol):
-    """Takes one row of metrics per flush; a row has at least `step` and `tokens`."""
+    """Takes one row of metrics per flush; a row has at least `step` and `tokens`. Some pass on alerts."""
 
     def write(self, row: dict[str, Any]) -> None: ...
+
+    def alert(self, title: str, text: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -37,12 +40,13 @@ def make_sinks(
         resume_step: step the run continues from; 0 for a new run.
         run_id: the W&B run's id; kept by the caller, so that a resumed run continues its curves.
     """
-    sinks: list[Sink] = [JsonlSink(folder / "metrics.jsonl", resume_step)]
+    shown: list[Sink] = []
     if cfg.metrics.console:
-        sinks.append(console or make_console(cfg, resume_step))
+        shown.append(console or make_console(cfg, resume_step))
     if cfg.metrics.wandb != "off":
-        sinks.append(WandbSink(cfg, folder, run_id))
-    return sinks
+        shown.append(WandbSink(cfg, folder, run_id))
+    of_many = folder.name if isinstance(console, GridConsole) else None
+    return [JsonlSink(folder / "metrics.jsonl", resume_step), *shown, Alerts(shown, of_many)]
 
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
@@ -72,6 +76,9 @@ class JsonlSink:
         finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
+
+    def alert(self, title: str, text: str) -> None:
+        """A file of numbers has no place for it."""
 
     def close(self) -> None:
         self._file.close()
@@ -116,6 +123,9 @@ class ConsoleSink:
         if time.monotonic() - self._last_line >= PLAIN_LINE_EVERY_S:
             self._print_line()
 
+    def alert(self, title: str, text: str) -> None:
+        tqdm.write(f"alert: {title}: {text}", file=sys.stderr)
+
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
@@ -158,6 +168,9 @@ class GridConsole:
         if self._rows and row["step"] != self._rows[0]["step"]:
             self._pass_on()
         self._rows.append(row)
+
+    def alert(self, title: str, text: str) -> None:
+        self._console.alert(title, text)
 
     def close(self) -> None:
         if self._rows:

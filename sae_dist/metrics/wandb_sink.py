@@ -1,5 +1,10 @@
-"""Weights & Biases: online, offline, or out of the way. No failure of W&B stops a run."""
+"""Weights & Biases: online, offline, or out of the way. No failure of W&B stops a run.
 
+Rows are logged without W&B's `step`: it would drop those that a resumed run writes again. Their x-axis is
+`tokens`, so such rows stand twice at the same place.
+"""
+
+import json
 import netrc
 import os
 import signal
@@ -16,6 +21,9 @@ from tqdm import tqdm
 from sae_dist.core.config import RunConfig
 
 INIT_TIMEOUT_S = 20
+USED = "sae_dist.json"
+"""In the run folder's wandb/: which run of W&B this is, and how it was logged."""
+LONGEST_TITLE = 63
 
 
 class WandbSink:
@@ -32,13 +40,18 @@ class WandbSink:
         )
         for self._mode, each in tries.items():
             try:
-                self._run = _init(cfg, folder, each, self._mode)
+                self._run = begin(cfg, folder, each, self._mode)
+                used = json.dumps({"id": each, "mode": self._mode})
+                (folder / "wandb" / USED).write_text(used, encoding="utf-8")
                 return
             except Exception as error:
-                _say(f"wandb ({self._mode}) failed, the run goes on: {_one_line(error)}")
+                say(f"wandb ({self._mode}) failed, the run goes on: {one_line(error)}")
 
     def write(self, row: dict[str, Any]) -> None:
-        self._guard(lambda: self._run.log(row, step=row["step"]))
+        self._guard(lambda: self._run.log(row))
+
+    def alert(self, title: str, text: str) -> None:
+        self._guard(lambda: self._run.alert(title[:LONGEST_TITLE], text, level="WARN"))
 
     def close(self) -> None:
         run = self._run
@@ -46,7 +59,9 @@ class WandbSink:
             return
         self._guard(run.finish)
         if self._run is not None and self._mode == "offline":
-            _say(f"wandb: offline; to upload: wandb sync {Path(run.dir).parent}")
+            # A run that went on has several parts, which W&B adds up if told to resume.
+            parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"
+            say(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 
     def _guard(self, act: Any) -> None:
@@ -57,7 +72,7 @@ class WandbSink:
             act()
         except Exception as error:
             self._run = None
-            _say(f"wandb failed and is off from here on, the run goes on: {_one_line(error)}")
+            say(f"wandb failed and is off from here on, the run goes on: {one_line(error)}")
             if isinstance(error, ConnectionError):
                 _forget_service()
 
@@ -68,10 +83,11 @@ def wandb_mode(setting: str) -> str:
         return setting
     if os.environ.get("WANDB_MODE"):
         return {"dryrun": "offline", "run": "online"}.get(os.environ["WANDB_MODE"], os.environ["WANDB_MODE"])
-    return "online" if _has_key() else "offline"
+    return "online" if has_key() else "offline"
 
 
-def _has_key() -> bool:
+def has_key() -> bool:
+    """Whether W&B's key is in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
@@ -82,7 +98,8 @@ def _has_key() -> bool:
     return found is not None
 
 
-def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
+def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
+    """A run of W&B, new or gone on with."""
     import wandb
 
     # The dictionaries of a grid have a run each in one process.
@@ -92,16 +109,30 @@ def _init(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
             project=cfg.metrics.project,
             name=cfg.name or folder.name,
             group=cfg.metrics.group,
+            job_type=groups(cfg, folder)["run"],
             id=run_id,
             resume="allow" if mode == "online" else None,
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
-            config=OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True),  # type: ignore[arg-type]
+            config=_config(cfg) | {"groups": groups(cfg, folder)},
             settings=settings,
         )
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run
+
+
+def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:
+    """Names to group runs by: of the sweep, of the run, and, in a grid, of the dictionary within it."""
+    in_grid = (folder.parent / "config.yaml").is_file()
+    run = folder.parent.name if in_grid else folder.name
+    return {"sweep": cfg.metrics.group, "run": run, "dictionary": folder.name if in_grid else None}
+
+
+def _config(cfg: RunConfig) -> dict[str, Any]:
+    found = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def _forget_service() -> None:
@@ -126,9 +157,11 @@ def _user_signal_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """An error for the console."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """On the console, above a progress bar."""
     tqdm.write(line, file=sys.stderr)

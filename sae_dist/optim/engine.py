@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.core.sections import OptimConfig
-from sae_dist.core.types import RowTerm
+from sae_dist.core.types import Clock, RowTerm, untimed
 from sae_dist.dist.mesh import Topology
 from sae_dist.kernels.row_update import normalise, remove_radial
 
@@ -85,10 +85,21 @@ class FusedAdam:
 
 
 class Engine:
-    """Dense Adam with one global-norm clip over all shards."""
+    """Dense Adam with one global-norm clip over all shards.
 
-    def __init__(self, cfg: OptimConfig, model: Trainable, topology: Topology, updater: Any = FusedAdam):
-        self.cfg, self.model, self.topology = cfg, model, topology
+    Args:
+        clock: times the phases backward and step.
+    """
+
+    def __init__(
+        self,
+        cfg: OptimConfig,
+        model: Trainable,
+        topology: Topology,
+        updater: Any = FusedAdam,
+        clock: Clock = untimed,
+    ):
+        self.cfg, self.model, self.topology, self.clock = cfg, model, topology, clock
         self.placements = model.placements()
         self.parameters: dict[str, Parameter] = {name: getattr(model, name) for name in self.placements}
         self.owned = {
@@ -107,7 +118,12 @@ class Engine:
         """
         for owned in self.owned.values():
             owned.grad = None  # the last step's, before this step's is made
-        total.backward()
+        with self.clock("backward"):
+            total.backward()
+        with self.clock("step"):
+            return self._apply(lr)
+
+    def _apply(self, lr: float) -> tuple[Tensor, Tensor]:
         self._reduce()
         for name in self.model.unit_rows:
             remove_radial(_grad(self.owned[name]), self.owned[name].data)

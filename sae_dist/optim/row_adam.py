@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.core.sections import OptimConfig
-from sae_dist.core.types import RowTerm
+from sae_dist.core.types import Clock, RowTerm, untimed
 from sae_dist.dist.collectives import Axis
 from sae_dist.dist.mesh import Topology
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState, RowUpdate, TiledUpdate
@@ -30,8 +30,10 @@ class RowAdam:
         model: Trainable,
         topology: Topology,
         kernel: type[RowUpdate] = TiledUpdate,
+        clock: Clock = untimed,
     ):
         self.cfg, self.model, self.topology, self.kernel = cfg, model, topology, kernel
+        self.clock = clock
         model.row_terms = {"W_enc": [], "W_dec": []}
         self.weights = {name: getattr(model, name) for name in ("W_enc", "b_enc", "W_dec")}
         others = [n for n, kind in model.placements().items() if kind == "replicated"]
@@ -47,8 +49,9 @@ class RowAdam:
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
         """See `Engine.step`."""
-        total.backward()
-        with torch.no_grad():
+        with self.clock("backward"):
+            total.backward()
+        with torch.no_grad(), self.clock("step"):
             return self._apply(lr)
 
     def _apply(self, lr: float) -> tuple[Tensor, Tensor]:

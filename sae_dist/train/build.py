@@ -11,6 +11,7 @@ import torch
 from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.config import RunConfig, load_config
+from sae_dist.core.flops import step_flops
 from sae_dist.core.grid import captured
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.base import Dictionary, Setting
@@ -21,6 +22,8 @@ from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.metrics.clock import PhaseClock
+from sae_dist.metrics.profiler import ProfileWindow
 from sae_dist.metrics.recorder import Recorder
 from sae_dist.metrics.sinks import make_console, make_sinks
 from sae_dist.optim.engine import Engine, FusedAdam
@@ -31,9 +34,11 @@ from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
 from sae_dist.train.meter import RunMeter
+from sae_dist.train.speed import Speed
 from sae_dist.train.start import start
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.train.stream import Columns, SharedStream
+from sae_dist.train.watch import Watch
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.collective import RemoteChunks, produce
@@ -159,12 +164,14 @@ def build_runs(
     topology: Topology,
     stop: StopRequest,
     device: torch.device,
+    watch: Watch | None = None,
 ) -> list[Run]:
     """Shuffle -> dictionaries -> optimizers -> checkpoints and metrics, new or resumed.
 
     Args:
         cfg: of the stream, which every dictionary shares.
         folders: of the dictionaries, each with its own config.
+        watch: the process's; None: nothing but phases is watched.
     """
     assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
     steps = cfg.train_tokens // cfg.batch
@@ -179,6 +186,7 @@ def build_runs(
         block_chunks=cfg.shuffle.block_chunks,
     )
     stream = SharedStream(shuffle)
+    watch = watch or Watch(PhaseClock(device))
     background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
@@ -187,9 +195,15 @@ def build_runs(
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
         draw = Columns(stream, columns)
-        runs.append(build_run(member, folder, draw, widths, topology, stop, device, balance, background))
+        runs.append(
+            build_run(member, folder, draw, widths, topology, stop, device, balance, background, watch)
+        )
     if not runs:
         return runs
+    if cfg.metrics.profile:
+        trace = folders[0] / "traces" / f"rank_{topology.rank}.json.gz"
+        first, number = cfg.metrics.profile
+        runs[0].meter.speed.profile = ProfileWindow(first, number, trace, device, watch.clock)
     start(runs)
     if topology.leads:
         step = runs[0].progress.step
@@ -211,14 +225,18 @@ def build_run(
     device: torch.device,
     balance: Balance,
     background: Background | None = None,
+    watch: Watch | None = None,
 ) -> Run:
-    """One dictionary with all that it has for itself."""
+    """One dictionary with all that it has for itself; `watch` is the process's."""
     steps = cfg.train_tokens // cfg.batch
     dictionary = build_dictionary(cfg, widths, topology, device)
     assert cfg.sae.num_latents is not None
     every, kept = cfg.checkpoint.every, cfg.checkpoint.keep_every
     save_every = max(1, every // cfg.batch) if every else steps + 1
     keep_steps = save_every * (kept // every) if every and kept else None
+    gpus = topology.world if device.type == "cuda" else 0
+    watch = watch or Watch(PhaseClock(device))
+    speed = Speed(watch, step_flops(cfg, widths), device, gpus)
     return Run(
         cfg=cfg,
         folder=folder,
@@ -226,7 +244,9 @@ def build_run(
         shuffle=draw,
         dictionary=dictionary,
         optimizer=build_optimizer(cfg, dictionary, topology),
-        meter=RunMeter(Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance),
+        meter=RunMeter(
+            Recorder(lambda values, kind: getattr(topology.consumers, kind)(values)), balance, speed
+        ),
         checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep, keep_steps, background),
         agreement=Agreement(topology, stop),
         device=device,
@@ -257,6 +277,7 @@ def build_dictionary(
             kernels=resolve(cfg.kernels),
             device=device,
             dtype=Precision.of(cfg.precision).master,
+            clock=topology.clock,
         )
     )
 
@@ -264,5 +285,6 @@ def build_dictionary(
 def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
     """The optimizer that the config names."""
     if cfg.optim.kind == "row_adam":
-        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels))
-    return Engine(cfg.optim, dictionary, topology, HostAdam if cfg.optim.kind == "offload" else FusedAdam)
+        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels), topology.clock)
+    updater = HostAdam if cfg.optim.kind == "offload" else FusedAdam
+    return Engine(cfg.optim, dictionary, topology, updater, topology.clock)

@@ -74,8 +74,10 @@ def advance(run: Run) -> bool:
     Raises:
         NumericsError: see `train`.
     """
-    cfg, progress, agreement = run.cfg, run.progress, run.agreement
-    batch = run.next_batch()
+    cfg, progress, agreement, clock = run.cfg, run.progress, run.agreement, run.topology.clock
+    run.meter.speed.begin(progress.step + 1)
+    with clock("receive"):
+        batch = run.next_batch()
     began = time.perf_counter()
     progress.tokens += cfg.batch
     terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead)
@@ -83,10 +85,13 @@ def advance(run: Run) -> bool:
     norm, not_finite = run.optimizer.step(terms.total, lr)
     progress.step += 1
 
-    stop = agreement.read()
-    agreement.post(progress.step, terms, not_finite)
-    run.meter.record(run, batch, terms, norm, lr)
-    if progress.step % cfg.metrics.every == 0:
-        run.meter.flush(run)
+    with clock("wait"):
+        stop = agreement.read()
+    with clock("record"):
+        agreement.post(progress.step, terms, not_finite)
+        run.meter.record(run, batch, terms, norm, lr)
+        if progress.step % cfg.metrics.every == 0:
+            run.meter.flush(run)
+    run.meter.speed.end(progress.step)
     run.seconds += time.perf_counter() - began
     return stop

@@ -1,13 +1,6 @@
 """Metrics of a training run: what is recorded at each step, and the row it becomes.
 
-Row: `loss/total` mean over the steps; `loss/fvu` squared error over squared deviations from the first
-batch's mean, pooled over the window; `sparsity/l0` mean number of codes above zero;
-`latents/dead_fraction` share not fired for `sae.dead_after` tokens; `stream/batch_hash` equal for equal
-data; `stream/excluded_rows` and `stream/repeated_rows` since the run began, over all ranks;
-`perf/tokens_per_second` since the last row. With producers `perf/wait_for_chunks_s`, seconds since the last
-row that the consumer that waited longest waited for chunks, and `perf/wait_for_credit_s`, seconds in which
-producers, on average, did not compute; without, `perf/make_chunks_s`, seconds that the slowest consumer spent
-on computing or reading its chunks.
+`metrics.catalogue` has every column, with its unit and formula.
 """
 
 import time
@@ -19,6 +12,7 @@ from torch import Tensor
 
 from sae_dist.core.types import Batch, LossTerms
 from sae_dist.train.balance import Balance
+from sae_dist.train.speed import Speed
 from sae_dist.train.state import Run
 
 HASH_PRIME = 2147483647
@@ -37,14 +31,16 @@ class Sink(Protocol):
 
     def write(self, row: dict[str, Any]) -> None: ...
 
+    def alert(self, title: str, text: str) -> None: ...
+
     def close(self) -> None: ...
 
 
 class RunMeter:
     """Records on every consumer rank; the rank that is given sinks writes."""
 
-    def __init__(self, recorder: Recorder, balance: Balance):
-        self.recorder, self.balance = recorder, balance
+    def __init__(self, recorder: Recorder, balance: Balance, speed: Speed):
+        self.recorder, self.balance, self.speed = recorder, balance, speed
         self.sinks: Sequence[Sink] = ()
         self.steps = 0
         self.since = time.monotonic()
@@ -76,6 +72,7 @@ class RunMeter:
         self.recorder.record("stream/excluded_rows", float(counts.excluded), "sum")
         self.recorder.record("stream/repeated_rows", float(counts.repeated), "sum")
         self.recorder.record(self.balance.column, self.balance.spent(), "max")
+        self.speed.record(self.recorder.record)
         sums = self.recorder.flush()
         rows = self.steps * run.cfg.batch
         seconds = time.monotonic() - self.since
@@ -87,7 +84,9 @@ class RunMeter:
             "loss/sparsity": sums.pop("sparsity", 0.0) / self.steps,
             "sparsity/l0": sums.pop("codes") / rows,
             "perf/tokens_per_second": rows / max(seconds, 1e-9),
-        } | sums
+            "perf/wall_ms": 1000 * seconds / self.steps,
+        }
+        row |= self.speed.row(sums) | sums
         row |= self.balance.row(sums[self.balance.column])
         for sink in self.sinks:
             sink.write(row)
@@ -98,12 +97,18 @@ class RunMeter:
         waits = self.balance.waits()
         return waits.in_words() if waits else None
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, tokens: int) -> dict[str, Any]:
         """What the meter adds to summary.json."""
-        return self.balance.summary()
+        return self.balance.summary() | self.speed.summary(tokens)
+
+    def alert(self, title: str, text: str) -> None:
+        """Tell whoever looks at the run."""
+        for sink in self.sinks:
+            sink.alert(title, text)
 
     def close(self) -> None:
         """Close the sinks."""
+        self.speed.close()
         for sink in self.sinks:
             sink.close()
 

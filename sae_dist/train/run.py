@@ -1,7 +1,6 @@
 """What one rank does once the run folder is frozen: train, or produce."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -15,13 +14,17 @@ from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
 from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.memory import consumer_memory
-from sae_dist.core.types import ChunkSource
+from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.dist import runtime
 from sae_dist.dist.control import Control
 from sae_dist.dist.mesh import Topology
+from sae_dist.metrics.clock import PhaseClock
 from sae_dist.train.build import build_chunks, build_facts, build_producer, build_runs
 from sae_dist.train.loop import train
+from sae_dist.train.out_of_memory import explained, is_out_of_memory
+from sae_dist.train.speed import peak_memory_bytes
 from sae_dist.train.state import Run
+from sae_dist.train.watch import Watch, start_telemetry
 from sae_dist.transport.collective import RemoteChunks
 
 SUMMARY = "summary.json"
@@ -65,19 +68,45 @@ def play(
     stop: runtime.StopRequest,
     control: Control,
 ) -> None:
-    """Train, or produce, whichever this rank is for."""
+    """Train, or produce, whichever this rank is for, and watch that."""
+    clock = PhaseClock(device)
     topology = Topology(
         cfg.topology,
         where,
         device.type,
         team_size=cfg.llm.shard_size,
         in_step=cfg.llm.shard == "zero3",
+        clock=clock,
     )
     facts = build_facts(cfg)
+    watch = Watch(clock, start_telemetry(cfg, where, topology, device, control))
+    try:
+        work(cfg, folder, facts, topology, device, stop, control, watch)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise explained(error, cfg, facts, folder, where, device) from error
+    finally:
+        watch.close()
+
+
+def work(
+    cfg: RunConfig,
+    folder: Path,
+    facts: LlmFacts | None,
+    topology: Topology,
+    device: torch.device,
+    stop: runtime.StopRequest,
+    control: Control,
+    watch: Watch,
+) -> None:
+    """What is watched."""
     if topology.is_consumer:
         chunks = build_chunks(cfg, facts, topology, device)
         folders = unfinished(cfg, folder, topology.group)
-        runs = build_runs(cfg, folders, chunks, facts, topology, stop, device)
+        if folders:
+            watch.measure(cfg, topology, device)
+        runs = build_runs(cfg, folders, chunks, facts, topology, stop, device, watch)
         if runs:
             control.step = lambda: runs[0].progress.step
         try:
@@ -154,6 +183,9 @@ def consume(
     except Preempted:
         close(chunks)
         raise
+    except NumericsError as error:
+        runs[0].meter.alert("training has ended", str(error))
+        raise
     finally:
         for run in runs:
             run.meter.close()
@@ -166,6 +198,7 @@ def give_up(run: Run, error: NumericsError) -> None:
     del run.dictionary, run.optimizer
     if run.topology.leads:
         tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        run.meter.alert("given up", str(error))
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
         write_json(run.folder / SUMMARY, summary | {"status": DIVERGED, "reason": str(error)})
 
@@ -191,7 +224,10 @@ def announce(runs: list[Run]) -> None:
         scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
         name = f"{run.folder.name}: " if len(runs) > 1 else ""
         print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
-    print(f"  {memory_in_words(runs)}", file=sys.stderr, flush=True)
+    print(f"  {memory_in_words(runs)}", file=sys.stderr)
+    if cfg.metrics.telemetry_s is not None:
+        gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
+        print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr, flush=True)
 
 
 def memory_in_words(runs: list[Run]) -> str:
@@ -228,12 +264,4 @@ def write_summary(run: Run) -> None:
         },
         "status": "trained",
     }
-    write_json(run.folder / SUMMARY, summary | run.meter.summary())
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process held: of the device, or resident on the host."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
+    write_json(run.folder / SUMMARY, summary | run.meter.summary(run.progress.tokens))

@@ -54,6 +54,7 @@ class Meter(Protocol):
     """Metrics of the steps since the last flush."""
 
     sinks: Sequence[Any]
+    speed: Any
 
     def record(self, run: "Run", batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None: ...
 
@@ -61,7 +62,9 @@ class Meter(Protocol):
 
     def balance_in_words(self) -> str | None: ...
 
-    def summary(self) -> dict[str, Any]: ...
+    def summary(self, tokens: int) -> dict[str, Any]: ...
+
+    def alert(self, title: str, text: str) -> None: ...
 
     def close(self) -> None: ...
 
@@ -219,6 +222,7 @@ class Run:
             "any_dead": self.agreement.any_dead,
             "pending": self.agreement.pending(),
             "wandb_id": self.wandb_id,
+            "spent": self.meter.speed.spent(),
             "lanes": lanes,
         }
         self.checkpoints.save(self.progress.step, self.tensors(), scalars)

@@ -19,7 +19,7 @@ from tests.warm import Command, warm
 
 LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred", "hook=layers.0"]
 SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
-TIMES = ("perf/", "system/")
+TIMES = ("perf/", "gpu/", "host/")
 
 
 def wait_for_checkpoint(process, run, after=None, timeout_s=180):

@@ -34,7 +34,7 @@ RUN = [
 ]
 RANKS = 3
 END_S = 300
-TIMES = ("perf/", "system/")
+TIMES = ("perf/", "gpu/", "host/")
 
 
 def words(name: str) -> list[str]:

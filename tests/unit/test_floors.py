@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "analysis": ("core", "dist", "kernels", *STAGES),
     "launch": ("core", "dist", "train", "analysis", "tokens", "llm", "transport"),
     "bench": ("core", "dist", "kernels", *STAGES, "train", "launch"),
-    "cli": ("core", "launch", "train", "analysis", "bench"),
+    "cli": ("core", "launch", "train", "analysis", "metrics", "bench"),
 }
 DOORS = {
     "transformers": ("llm", "tokens"),
@@ -25,6 +25,8 @@ DOORS = {
     "datasets": ("tokens", "transport"),
     "webdataset": ("tokens", "transport"),
     "wandb": ("metrics",),
+    "wandb_workspaces": ("metrics",),
+    "psutil": ("metrics",),
     "pynvml": ("metrics",),
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),

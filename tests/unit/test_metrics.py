@@ -133,7 +133,8 @@ def test_wandb_offline_keeps_its_files_in_the_run_folder_and_says_how_to_sync(no
     (offline,) = (tmp_path / "wandb").glob("offline-run-*-abc123")
     assert list(offline.glob("*.wandb"))
     shown = capfd.readouterr().err.splitlines()
-    assert shown == [f"wandb: offline; to upload: wandb sync {offline}"]
+    parts = tmp_path / "wandb" / "offline-run-*-abc123"
+    assert shown == [f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}"]
 
 
 def test_a_broken_wandb_is_one_warning_and_the_run_goes_on(no_wandb_key, tmp_path, capfd):

@@ -1,0 +1,68 @@
+"""What W&B gets when a run has been evaluated: numbers, a table, the density, plots; files if asked."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_dist.core.config import RunConfig
+from sae_dist.metrics.catalogue import EVAL, SUMMARY
+from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
+
+
+def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
+    """Add to the run of W&B that training logged to; nothing where there was none. Never fatal.
+
+    Args:
+        summary: what summary.json holds.
+    """
+    path = folder / "wandb" / USED
+    if not path.exists():
+        return
+    used = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        run = begin(cfg, folder, used["id"], used["mode"])
+        run.log(row(folder, summary))
+        run.summary.update({f"summary/{key}": value for key, value in numbers(summary, SUMMARY).items()})
+        if cfg.metrics.upload:
+            run.log_artifact(_artifact(folder, used["id"]))
+        run.finish()
+    except Exception as error:
+        say(f"wandb got no final numbers, which are in summary.json: {one_line(error)}")
+
+
+def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of the evaluation, and media."""
+    import wandb
+
+    found: dict[str, Any] = {"tokens": summary.get("tokens"), "step": summary.get("steps")}
+    measured = numbers(summary, EVAL)
+    found |= {f"eval/{key}": value for key, value in measured.items()}
+    by_name = {metric.name: metric for metric in EVAL}
+    lines = [
+        [key, value, by_name[f"eval/{key}"].unit, by_name[f"eval/{key}"].meaning]
+        for key, value in measured.items()
+    ]
+    found["eval/table"] = wandb.Table(columns=["name", "value", "unit", "meaning"], data=lines)
+    if density := summary.get("density"):
+        histogram = (density["latents"], density["log10_edges"])
+        found["eval/density"] = wandb.Histogram(np_histogram=histogram)
+    for path in sorted((folder / "plots").glob("*.png")):
+        found[f"plots/{path.stem}"] = wandb.Image(str(path))
+    return found
+
+
+def numbers(summary: dict[str, Any], metrics: tuple[Any, ...]) -> dict[str, float]:
+    """The numbers of summary.json that these metrics name, by their keys there."""
+    keys = [metric.name.rpartition("/")[2] for metric in metrics]
+    return {key: summary[key] for key in keys if isinstance(summary.get(key), int | float)}
+
+
+def _artifact(folder: Path, run_id: str) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(f"run-{run_id}", type="model")
+    artifact.add_dir(str(folder / "export"), name="export")
+    latest = folder / "checkpoints" / "latest"
+    if latest.is_file():
+        artifact.add_dir(str(latest.parent / latest.read_text().strip()), name="checkpoint")
+    return artifact

@@ -1,0 +1,111 @@
+"""Where a dictionary's time, memory and energy go, for metrics.jsonl and summary.json."""
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sae_dist.metrics.clock import PHASES, Phases
+from sae_dist.metrics.profiler import ProfileWindow
+from sae_dist.train.watch import Watch
+
+BUSY = ("encode", "select", "exchange", "decode", "backward", "step")
+"""Phases in which the operations of `core.flops` are done."""
+STEPS = "phases of steps"
+GIB, TERA = 2**30, 1e12
+
+
+class Speed:
+    """One dictionary's share of a process's `Watch`.
+
+    Args:
+        flops: of a step, all ranks together.
+        gpus: that the whole run has, if telemetry counts none.
+    """
+
+    def __init__(self, watch: Watch, flops: float, device: torch.device, gpus: int):
+        self.watch, self.flops, self.device, self.gpus = watch, flops, device, gpus
+        self.phases = Phases()
+        self.profile: ProfileWindow | None = None
+        self.seen = 0
+        self.started = time.monotonic()
+        self.before = {"gpu_hours": 0.0, "joules": 0.0}
+
+    def begin(self, step: int) -> None:
+        """Step `step`, counted from 1, begins."""
+        if self.profile:
+            self.profile.before(step)
+        self.watch.clock.begin(self.phases)
+
+    def end(self, step: int) -> None:
+        """It has ended."""
+        self.watch.clock.end()
+        if self.profile:
+            self.profile.after(step)
+
+    def record(self, record: Callable[[str, float, str], None]) -> None:
+        """Hand this rank's part of a row to the recorder. Waits for nothing."""
+        self.watch.clock.settle()
+        seconds, steps = self.phases.take()
+        for phase in PHASES:
+            record(f"perf/{phase}_ms", 1000 * seconds[phase], "sum")
+        record(STEPS, steps, "sum")
+        record("perf/peak_memory_gib", peak_memory_bytes(self.device) / GIB, "max")
+
+    def row(self, sums: dict[str, float]) -> dict[str, float]:
+        """Columns made of what was recorded, which is taken out of `sums`; new samples of GPUs and hosts."""
+        steps = sums.pop(STEPS)
+        times = {f"perf/{phase}_ms": sums.pop(f"perf/{phase}_ms") for phase in PHASES}
+        row: dict[str, float] = {}
+        if steps:  # none before the device has passed the first one
+            row = {name: total / steps for name, total in times.items()}
+            busy_s = sum(row[f"perf/{phase}_ms"] for phase in BUSY) / 1000
+            if busy_s > 0:
+                row["perf/dictionary_tflops"] = self.flops / busy_s / TERA
+                if self.watch.gemm_flops:
+                    row["perf/gemm_share"] = self.flops / busy_s / self.watch.gemm_flops
+        telemetry = self.watch.telemetry
+        if telemetry is not None and telemetry.number > self.seen:
+            self.seen = telemetry.number
+            row |= telemetry.row
+        return row
+
+    def spent(self) -> dict[str, float]:
+        """Of the whole run, on the rank that writes, over all of its starts: kept in checkpoints."""
+        telemetry = self.watch.telemetry
+        gpus = telemetry.num_gpus if telemetry and telemetry.num_gpus else self.gpus
+        joules = telemetry.row.get("gpu/energy_j", 0.0) if telemetry else 0.0
+        hours = (time.monotonic() - self.started) / 3600
+        return {
+            "gpu_hours": self.before["gpu_hours"] + gpus * hours,
+            "joules": self.before["joules"] + joules,
+        }
+
+    def summary(self, tokens: int) -> dict[str, Any]:
+        """For summary.json."""
+        found: dict[str, Any] = {}
+        if self.watch.gemm_flops:
+            found["gemm_tflops"] = self.watch.gemm_flops / TERA
+        spent = self.spent()
+        if spent["gpu_hours"]:
+            found["gpu_hours"] = spent["gpu_hours"]
+        if spent["joules"]:
+            found["joules"] = spent["joules"]
+            found["joules_per_million_tokens"] = spent["joules"] / tokens * 1e6
+        return found
+
+    def close(self) -> None:
+        """Write the trace of a window that the run ended within."""
+        if self.profile:
+            self.profile.close()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process held: of the device, or resident on the host."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes if sys.platform == "darwin" else kilobytes * 1024
