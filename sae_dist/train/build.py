@@ -30,6 +30,8 @@ from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
+from sae_dist.train.evaluator import Evaluator
+from sae_dist.train.held_out import take
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.start import start
 from sae_dist.train.state import Agreement, Progress, Run
@@ -191,6 +193,11 @@ def build_runs(
     if not runs:
         return runs
     start(runs)
+    if cfg.eval.every is not None:
+        held_out = take(cfg, topology, device, chunks.width)
+        for run in runs:
+            columns = facts.stretch(run.cfg.hook) if facts else slice(0, chunks.width)
+            run.evaluator = Evaluator(held_out, columns, max(1, cfg.eval.every // cfg.batch))
     if topology.leads:
         step = runs[0].progress.step
         console = make_console(cfg, step, len(runs))

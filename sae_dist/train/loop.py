@@ -86,7 +86,20 @@ def advance(run: Run) -> bool:
     stop = agreement.read()
     agreement.post(progress.step, terms, not_finite)
     run.meter.record(run, batch, terms, norm, lr)
-    if progress.step % cfg.metrics.every == 0:
+    evaluated = evaluate(run)
+    if evaluated or progress.step % cfg.metrics.every == 0:
         run.meter.flush(run)
-    run.seconds += time.perf_counter() - began
+    run.seconds += time.perf_counter() - began - evaluated
     return stop
+
+
+def evaluate(run: Run) -> float:
+    """Evaluate where that is due; the numbers go into this step's row. Seconds that it took; 0: not due."""
+    if run.evaluator is None or run.progress.step % run.evaluator.every:
+        return 0.0
+    began = time.perf_counter()
+    values = run.evaluator.evaluate(run)
+    seconds = time.perf_counter() - began
+    run.meter.add(values, seconds)
+    run.progress.started += seconds
+    return seconds

@@ -1,0 +1,29 @@
+"""Rules of evaluation in training, and of the controls."""
+
+from collections.abc import Iterator
+
+from sae_dist.core.config import RunConfig
+
+
+def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
+    """What cannot be evaluated, or would not be read."""
+    every, ce = cfg.eval.every, cfg.eval.ce
+    if cfg.llm.random_init and cfg.llm.shard != "none":
+        yield f"llm.random_init=true is not possible with llm.shard={cfg.llm.shard}; use llm.shard=none"
+    if ce is not None and every is None:
+        yield f"eval.ce={ce} is read by evaluations in training; give eval.every, or use eval.ce_tokens"
+    if every is None:
+        return
+    if every < cfg.batch:
+        yield f"eval.every={every} is less than one step of batch={cfg.batch}; use at least that"
+    if cfg.activations.kind in ("llm", "cache") and cfg.llm.shard != "none":
+        yield (
+            f"eval.every={every} needs the LLM in one process for a moment, which llm.shard={cfg.llm.shard} "
+            "has not; leave it out, and evaluate afterwards"
+        )
+    if ce is not None and cfg.activations.kind not in ("llm", "cache"):
+        yield (
+            f"eval.ce={ce} needs a language model; with activations.kind={cfg.activations.kind} leave it out"
+        )
+    if ce is not None and cfg.grid.hook is not None:
+        yield f"eval.ce={ce} splices one hook in, and grid.hook names several; leave eval.ce out"
