@@ -20,8 +20,8 @@ def format_evaluation(result: dict[str, Any]) -> str:
     if found := result.get("absorption"):
         lines.append(
             f"absorption, first letters: {found['rate']:.2%} of words, {found['latents']:.1f} latents per "
-            f"letter, {len(found['letters'])} letters; F1 of the probe {found['probe_f1']:.2f}, of those latents "
-            f"{found['latents_f1']:.2f}"
+            f"letter, {len(found['letters'])} letters; F1 of the probe {found['probe_f1']:.2f}, of those "
+            f"latents {found['latents_f1']:.2f}"
         )
     if found := result.get("controls"):
         arms = {name: each for name, each in found.items() if isinstance(each, dict)}

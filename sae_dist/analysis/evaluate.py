@@ -1,4 +1,7 @@
-"""`sae-dist eval`: a run's export, evaluated as its config and the keys of `eval` say. README.md has the numbers."""
+"""`sae-dist eval`: a run's export, evaluated as its config and the keys of `eval` say.
+
+README.md in this folder defines the numbers.
+"""
 
 import json
 from pathlib import Path
@@ -51,16 +54,17 @@ FROM_SUMMARY = (
     "density",
 )
 """Numbers that the end of training computes too, in the order of eval.json."""
-REASONS = (
-    "fvu",
-    "fvu_pca",
-    "fvu_untrained",
-    "fvu_without_high_norm",
-    "l2_ratio",
-    "relative_bias",
-    "dead",
-    "ce",
-)
+WHY_NOT = {
+    "dead_fraction": "dead_reason",
+    "fvu_pca": "fvu_pca_reason",
+    "fvu_untrained": "fvu_untrained_reason",
+    "fvu_without_high_norm": "fvu_without_high_norm_reason",
+    "l2_ratio": "l2_ratio_reason",
+    "relative_bias": "relative_bias_reason",
+    **{key: "ce_reason" for key in FROM_SUMMARY if key.startswith(("ce_", "kl"))},
+}
+"""Where summary.json says why a number is missing; of the others, `fvu_reason`."""
+ELSEWHERE = {"fvu_linear": "of transcoders, with eval.baselines", "embedding_cosine": "of encoders"}
 
 
 def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
@@ -87,11 +91,11 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
     exported = json.loads((folder / "export" / CONFIG).read_text(encoding="utf-8"))["metadata"]
     result: dict[str, Any] = {"run": folder.absolute().name, "full": full}
     result |= {"step": exported.get("sae_dist_step"), "tokens": exported.get("training_tokens")}
-    result |= {key: summary.get(key) for key in FROM_SUMMARY}
-    reasons = {f"{key}_reason": summary.get(f"{key}_reason") for key in REASONS}
-    result |= {key: reason for key, reason in reasons.items() if reason is not None}
-    if result["kl"] is None:
-        result["kl_reason"] = summary.get("ce_reason")
+    for key in FROM_SUMMARY:
+        result[key] = summary.get(key)
+        if result[key] is None:
+            why = summary.get(WHY_NOT.get(key, "fvu_reason"))
+            result[f"{key}_reason"] = why or ELSEWHERE.get(key) or "eval.tokens=0"
     result |= costly
     write_json(folder / FILE, result)
     plot_evaluation(result, folder / "plots")
@@ -111,6 +115,6 @@ def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:
     needed, memory = weights.stat().st_size * (2 if untrained else 1), memory_bytes(device.type)
     if needed > USABLE * memory:
         raise ConfigError(
-            f"{export} takes {needed / 2**30:,.1f} GiB here and there are {memory / 2**30:,.1f} GiB: one process "
+            f"{export} takes {needed / 2**30:,.1f} GiB and there are {memory / 2**30:,.1f} GiB: one process "
             "holds the dictionary" + ("; eval.baselines=false halves that" if untrained else "")
         )

@@ -103,8 +103,8 @@ RUN/summary.json as the end of training writes it. sae_dist/analysis/README.md d
 Always: FVU (also of single tokens, and of those of ordinary length), explained variance, L0, dead, dense and
 silent latents, shrinkage, cross-entropy and KL of the spliced model, density, redundancy of decoder rows.
 
-  --full                    also probes on Python's own tokens, absorption and controls, and redundancy however
-                            many latents there are
+  --full                    also probes on Python's own tokens, absorption and controls, and redundancy
+                            however many latents there are
   eval.probes=FILE.jsonl    k-sparse probing on your texts, a "text" and a "label" a line; eval.probes=python
   eval.absorption=true      first-letter absorption
   eval.controls=true        the same dictionary on a random LM, and on shuffled activations
@@ -112,7 +112,8 @@ silent latents, shrinkage, cross-entropy and KL of the spliced model, density, r
   eval.tokens=500k          held-out activations; eval.ce_tokens=64k: tokens for cross-entropy and KL
   eval.baselines=false      without PCA and the untrained dictionary
 
-One process; the dictionary must fit into its memory, or its GPU's. In training: sae-dist train eval.every=500k.
+One process; the dictionary must fit into its memory, or its GPU's. In training: sae-dist train
+eval.every=500k.
 
 Examples:
   sae-dist eval outputs/my_run
