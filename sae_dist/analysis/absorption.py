@@ -121,7 +121,7 @@ def _of_letter(
 
 def _main_latents(codes: RowCodes, yes_N: Tensor, train: Tensor, test: Tensor) -> tuple[Tensor, float]:
     """The latents that stand for the letter, and the F1 of a probe on them."""
-    order_F = by_difference(codes, train[yes_N[train]], train[~yes_N[train]])
+    order_F = by_difference(codes, train[yes_N[train]], train[~yes_N[train]], signed=True)
     best = -1.0
     for k in range(1, min(MOST_SPLITS, codes.latents) + 1):
         probe = fit(codes.columns(order_F[:k], train), yes_N[train], STRENGTH)

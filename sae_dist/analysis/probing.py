@@ -84,13 +84,16 @@ def encode_rows(sae: ExportedSae, encode: Encode, x_ND: Tensor) -> RowCodes:
     return RowCodes(parts[0], parts[1], parts[2], len(x_ND), sae.num_latents)
 
 
-def by_difference(codes: RowCodes, yes_N: Tensor, no_N: Tensor) -> Tensor:
-    """Latents by how far their normalised means over two classes lie apart, farthest first, [F]."""
+def by_difference(codes: RowCodes, yes_N: Tensor, no_N: Tensor, signed: bool = False) -> Tensor:
+    """Latents by how far their normalised means over two classes lie apart, farthest first, [F].
+
+    `signed`: those that fire for yes first, those that fire for no last.
+    """
     yes, yes_fired = codes.sums(yes_N)
     no, no_fired = codes.sums(no_N)
     mean_fired = (yes + no) / (yes_fired + no_fired).clamp(min=1)
     apart = (yes / len(yes_N) - no / len(no_N)) / mean_fired.clamp(min=1e-12)
-    return apart.abs().argsort(descending=True, stable=True)
+    return (apart if signed else apart.abs()).argsort(descending=True, stable=True)
 
 
 def probe_tasks(

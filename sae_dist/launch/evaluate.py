@@ -67,4 +67,7 @@ def with_overrides(cfg: RunConfig, overrides: list[str]) -> RunConfig:
             raise ConfigError(f"{text} has the wrong type; see sae-dist eval --help") from None
     found = OmegaConf.to_object(changed)
     assert isinstance(found, RunConfig)
-    return parse_counts(found)
+    found = parse_counts(found)
+    if overrides and found.eval.tokens == 0:
+        raise ConfigError("eval.tokens=0 evaluates nothing; give more, such as eval.tokens=500k")
+    return found
