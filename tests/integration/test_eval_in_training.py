@@ -1,12 +1,12 @@
-"""Evaluation in training: the same numbers on every topology, after a resume, and without a trace in the run."""
+"""Evaluation in training: the same numbers on every topology and after a resume, and no trace in the run."""
 
 import json
 
 import pytest
 
 from tests.commands import TINY, train
-from tests.warm import Command, warm
 from tests.integration.test_resume import results, wait_for_checkpoint
+from tests.warm import Command, warm
 
 EXACT = [
     "precision=float64",
