@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_dist.analysis import absorption as absorbed
 from sae_dist.analysis.controls import controls, rows_held
-from sae_dist.analysis.labels import python_tasks, read_labelled, text_tasks
+from sae_dist.analysis.labels import PYTHON_TOKENS, python_tasks, read_labelled, text_tasks
 from sae_dist.analysis.probing import encode_rows, probe_tasks
 from sae_dist.analysis.quality import Evaluation, evaluate
 from sae_dist.analysis.redundancy import redundancy
@@ -21,7 +21,7 @@ from sae_dist.core.sections import TokensConfig
 
 PYTHON = "python"
 CORPUS_TOKENS = 100_000
-ABSORPTION_TOKENS = 200_000
+ABSORPTION_TOKENS = 65_536
 
 
 def evaluate_costly(subject: Subject, full: bool) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def probes(subject: Subject) -> dict[str, Any]:
     assert subject.cfg.tokens.context is not None, "filled in by core.resolve"
     space = room(subject.facts, subject.cfg.tokens.context)
     if source == PYTHON:
-        passages, tasks = python_tasks(subject.encoder, space)
+        passages, tasks = python_tasks(subject.encoder, space, min(PYTHON_TOKENS, subject.cfg.eval.tokens))
     else:
         passages, tasks = text_tasks(read_labelled(source), subject.encoder.ids, space)
     if not passages:
@@ -141,7 +141,7 @@ def absorption(subject: Subject) -> dict[str, Any]:
         rows.append(chunk.rows_RD.cpu()[kept_R].float())
         ids.append(ids_R[kept_R])
         seen, words = seen + len(ids_R), words + len(ids[-1])
-        if seen >= ABSORPTION_TOKENS or words >= 2 * absorbed.MOST_ROWS:
+        if seen >= min(ABSORPTION_TOKENS, subject.cfg.eval.tokens) or words >= 2 * absorbed.MOST_ROWS:
             break
     ids_N = torch.cat(ids)
     chosen = absorbed.few_of_each(ids_N, letter_V[ids_N])
@@ -154,7 +154,7 @@ def control(subject: Subject) -> dict[str, Any]:
     """`controls`; see `analysis.controls`."""
     if reason := of_autoencoders(subject):
         return nothing("controls", reason)
-    most = rows_held(subject.sae.width)
+    most = min(rows_held(subject.sae.width), max(subject.cfg.eval.tokens, 1))
     x_ND = subject.first_rows(most)
     reason = subject.why_no_llm() or ("the LM is random itself" if subject.cfg.llm.random_init else None)
     random_ND = None if reason else subject.first_rows(most, subject.load(random_init=True))

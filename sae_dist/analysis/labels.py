@@ -32,7 +32,9 @@ TEST_ONE_IN = 4
 PER_CLASS = 1000
 """Tokens, or texts, of yes and as many of no, that a question takes at most."""
 PYTHON_BYTES = 60_000
-PYTHON_TOKENS = 150_000
+PYTHON_TOKENS = 60_000
+WINDOWS = 8
+"""Stretches of a file that fill the context, at most: many files rather than long ones."""
 MOST_LABELS = 20
 
 
@@ -80,8 +82,11 @@ def _kind(number: int, name: str, text: str, before: str) -> str | None:
     return "definition" if number == tokenize.NAME and before in ("def", "class") else None
 
 
-def python_tasks(encoder: Encoder, room: int) -> tuple[list[Passage], list[Task]]:
+def python_tasks(encoder: Encoder, room: int, most: int) -> tuple[list[Passage], list[Task]]:
     """Passages of held-out sources, and a question for each of CLASSES; rows are numbered passage by passage.
+
+    Args:
+        room: tokens of a passage; most: tokens in all, but for the last file's.
 
     Raises:
         ConfigError: the tokenizer does not say where its tokens stand.
@@ -90,7 +95,7 @@ def python_tasks(encoder: Encoder, room: int) -> tuple[list[Passage], list[Task]
     labels, train = [], []
     files = [(key, path) for key, path in python_sources() if held_out(key)]
     for key, path in sorted(files, key=lambda each: hashed(each[0])):
-        if sum(map(len, windows)) >= PYTHON_TOKENS or path.stat().st_size > PYTHON_BYTES:
+        if sum(map(len, windows)) >= most or path.stat().st_size > PYTHON_BYTES:
             continue
         try:
             source = path.read_text(encoding="utf-8")
@@ -99,7 +104,7 @@ def python_tasks(encoder: Encoder, room: int) -> tuple[list[Passage], list[Task]
             continue  # The library holds files that are wrong on purpose, for its own tests.
         ids, spans = encoder.spans(source)
         spans, ids = spans[spans[:, 1] > spans[:, 0]], ids[spans[:, 1] > spans[:, 0]]
-        for first in range(0, len(ids), room):
+        for first in range(0, min(len(ids), WINDOWS * room), room):
             windows.append(ids[first : first + room])
             labels.append(of_character[spans[first : first + room, 1] - 1])
             train.append(np.full(len(windows[-1]), hashed(key) % TEST_ONE_IN != 0))

@@ -39,7 +39,7 @@ def fit(x_ND: Tensor, label_N: Tensor, strength: float) -> Probe:
     share = y_N.mean().clamp(1e-6, 1 - 1e-6)
     balance_N = torch.where(label_N, 0.5 / share, 0.5 / (1 - share))
     search = torch.optim.LBFGS(
-        [weight_D, bias], max_iter=STEPS, tolerance_grad=1e-9, line_search_fn="strong_wolfe"
+        [weight_D, bias], max_iter=STEPS, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

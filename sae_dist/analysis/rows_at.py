@@ -49,5 +49,13 @@ def _chunks(passages: Iterable[Passage], facts: LlmFacts) -> Iterator[TokenChunk
             segment[number, : len(whole)] = 1
             keep[number, before + each.places] = True
         position = np.where(segment > 0, np.arange(shape[1]), 0)
-        tensors = [torch.from_numpy(each) for each in (ids, segment, position, keep)]
-        yield TokenChunk(0, 0, *tensors, torch.where(tensors[1] > 0, 0, -1), {"chunk": 0})
+        yield TokenChunk(
+            number=0,
+            lane=0,
+            ids_NS=torch.from_numpy(ids),
+            segment_NS=torch.from_numpy(segment),
+            position_NS=torch.from_numpy(position),
+            keep_NS=torch.from_numpy(keep),
+            document_NS=torch.from_numpy(np.where(segment > 0, 0, -1)),
+            start={"chunk": 0},
+        )

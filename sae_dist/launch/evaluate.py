@@ -38,12 +38,12 @@ def understood(words: list[str]) -> tuple[Path, list[str]]:
     for word in words:
         if word.startswith("-"):
             raise ConfigError(f"sae-dist eval has no option {word}; there is {FULL}, and eval.key=value")
-    folders = [word for word in words if "=" not in word or Path(word).is_dir()]
+    folders = [word for word in words if "=" not in word or "/" in word.split("=")[0] or Path(word).is_dir()]
     if len(folders) != 1:
         raise ConfigError(
             "sae-dist eval takes one run folder, such as outputs/my_run; see sae-dist eval --help"
         )
-    return Path(folders[0]), [word for word in words if word not in folders]
+    return Path(folders[0]), [word for word in words if word != folders[0]]
 
 
 def with_overrides(cfg: RunConfig, overrides: list[str]) -> RunConfig:

@@ -75,7 +75,11 @@ class FrozenLlm:
             config = AutoConfig.from_pretrained(facts.path, trust_remote_code=remote)
             if not with_head:
                 _trim(config.get_text_config(), facts.hooks)
-            how = {"dtype": dtype, "attn_implementation": cfg.attn, "trust_remote_code": remote}
+            how: dict[str, Any] = {
+                "dtype": dtype,
+                "attn_implementation": cfg.attn,
+                "trust_remote_code": remote,
+            }
             model: Any
             partitioned = None
             if cfg.random_init:

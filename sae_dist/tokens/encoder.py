@@ -47,7 +47,7 @@ class Encoder:
 
     def words(self, size: int) -> list[str]:
         """The text of each of `size` token ids, as it stands in a text."""
-        return [self.tokenizer.decode([number]) for number in range(size)]
+        return [str(self.tokenizer.decode([number])) for number in range(size)]
 
 
 def given_ids(values: Any, vocab_size: int) -> np.ndarray:

@@ -175,12 +175,15 @@ def shared_out(
 def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Splice | None]:
     """Held-out chunks in the order that `sae-dist eval` reads them; and the LLM, where it is to stay."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
-    plain = {"rows": rows, "seed": cfg.seed, "held_out": True, "dtype": Precision.of(cfg.precision).master}
+    master = Precision.of(cfg.precision).master
     if cfg.activations.kind == "file":
         array = open_array(cfg.activations.path or "", cfg.activations.key)
-        return FileChunkSource(array, lanes=1, **plain), None
+        found = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=master)
+        return found, None
     if cfg.activations.kind == "synthetic":
-        return SyntheticChunkSource(GroundTruth.of(cfg.activations, cfg.seed), lanes=1, **plain), None
+        truth = GroundTruth.of(cfg.activations, cfg.seed)
+        made = SyntheticChunkSource(truth, lanes=1, rows=rows, seed=cfg.seed, held_out=True, dtype=master)
+        return made, None
     hook, more = captured(cfg)
     facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
     assert cfg.llm.dtype is not None, "filled in by core.resolve"

@@ -152,7 +152,11 @@ TABLE = [
     ("eval.ce=1k", "eval.ce=1000", "give eval.every"),
     ("eval.every=1k eval.ce=1k activations=synthetic", "eval.ce=1000", "leave it out"),
     ("eval.every=1k eval.ce=1k grid.hook=[layers.0,layers.1]", "eval.ce=1000", "leave eval.ce out"),
-    ("llm.shard=tp llm.shard_size=2 topology=split llm.random_init=true", "llm.random_init", "llm.shard=none"),
+    (
+        "llm.shard=tp llm.shard_size=2 topology=split llm.random_init=true",
+        "llm.random_init",
+        "llm.shard=none",
+    ),
     ("llm.shard=tp llm.shard_size=2 topology=split eval.every=1k", "eval.every=1000", "leave it out"),
 ]
 

@@ -123,7 +123,7 @@ def test_planted_absorption_is_counted():
     share = float(((words % 10 == 0) & test).sum() / test.sum())
     a, b = found["letters"]["a"], found["letters"]["b"]
     assert a["probe_f1"] > 0.99 and a["latents"] == b["latents"] == 1 and b["rate"] == 0
-    assert 0 < share < 0.3 and a["rate"] == pytest.approx(share, abs=1e-9)
+    assert 0 < share < 0.3 and a["rate"] == pytest.approx(share, abs=1e-6)
     assert found["rate"] == pytest.approx(a["rate"] / 2)
 
 

@@ -46,7 +46,7 @@ def test_in_full(run, tmp_path, capsys):
     corpus.mkdir()
     for number in range(80):
         (corpus / f"{number}.txt").write_text(f"Text {number} says little, and nothing of Python. " * 60)
-    words = [f"eval.corpus={corpus}", "eval.tokens=1024", "eval.ce_tokens=0", "eval.baselines=false"]
+    words = [f"eval.corpus={corpus}", "eval.tokens=12k", "eval.ce_tokens=0", "eval.baselines=false"]
     assert cli.main(["eval", str(run), "--full", *words]) == 0
     found = json.loads((run / "eval.json").read_text())
     assert found["fvu_second_corpus"] < 1e-6 and found["second_corpus"]["path"] == str(corpus)
@@ -54,14 +54,12 @@ def test_in_full(run, tmp_path, capsys):
     assert set(tasks) >= {"comment", "string", "keyword", "number"}
     assert tasks["keyword"]["raw"]["auc"] > 0.95 > 0.5 < tasks["keyword"]["k=16"]["auc"]
     assert found["probes"]["mean"]["k=16"] >= found["probes"]["mean"]["k=1"]
-    assert 0 <= found["absorption"]["rate"] <= 1 and len(found["absorption"]["letters"]) > 3
+    assert found["absorption"] is None and "best F1" in found["absorption_reason"], "it cannot spell"
     # A perfect dictionary is perfect everywhere: these controls are about those that are not.
     assert found["controls"]["random_llm"]["fvu"] < 1e-6
     assert found["ce_recovered"] is None and "eval.ce_tokens=0" in found["ce_recovered_reason"]
-    assert {"eval_probes.png", "eval_absorption.png", "eval_controls.png"} <= {
-        each.name for each in (run / "plots").iterdir()
-    }
-    assert "absorption, first letters" in capsys.readouterr().out
+    assert {"eval_probes.png", "eval_controls.png"} <= {each.name for each in (run / "plots").iterdir()}
+    assert "AUC on python" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
