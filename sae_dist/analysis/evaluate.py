@@ -21,6 +21,8 @@ from sae_dist.export.saelens import CONFIG, WEIGHTS, load_exported
 from sae_dist.llm.fit import USABLE, memory_bytes
 
 FILE = "eval.json"
+TRAINED = {"step": "sae_dist_step", "tokens": "training_tokens"}
+"""How far the run was, by its key in the export's metadata."""
 FROM_SUMMARY = (
     "eval_tokens",
     "eval_excluded",
@@ -90,7 +92,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         costly = evaluate_costly(subject, full)
     exported = json.loads((folder / "export" / CONFIG).read_text(encoding="utf-8"))["metadata"]
     result: dict[str, Any] = {"run": folder.absolute().name, "full": full}
-    result |= {"step": exported.get("sae_dist_step"), "tokens": exported.get("training_tokens")}
+    result |= {key: exported[there] for key, there in TRAINED.items() if there in exported}
     for key in FROM_SUMMARY:
         result[key] = summary.get(key)
         if result[key] is None:
