@@ -154,9 +154,12 @@ def control(subject: Subject) -> dict[str, Any]:
     """`controls`; see `analysis.controls`."""
     if reason := of_autoencoders(subject):
         return nothing("controls", reason)
+    reason = subject.why_no_llm()
+    if reason and subject.cfg.activations.kind in ("llm", "cache"):
+        return nothing("controls", reason)
+    reason = reason or ("the LM is random itself" if subject.cfg.llm.random_init else None)
     most = min(rows_held(subject.sae.width), max(subject.cfg.eval.tokens, 1))
     x_ND = subject.first_rows(most)
-    reason = subject.why_no_llm() or ("the LM is random itself" if subject.cfg.llm.random_init else None)
     random_ND = None if reason else subject.first_rows(most, subject.load(random_init=True))
     found: dict[str, Any] = controls(subject.sae, subject.encode, x_ND, random_ND)
     if reason:

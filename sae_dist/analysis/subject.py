@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_dist.analysis.synthetic import held_out
 from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.sections import TokensConfig
 from sae_dist.core.types import ActivationChunk, ChunkSource, LlmFacts
 from sae_dist.export.exported import Encode, ExportedSae
@@ -84,8 +85,15 @@ class Subject:
         kind = self.cfg.activations.kind
         if kind in ("file", "synthetic"):
             return f"activations.kind={kind}: there is no LLM"
+        try:
+            facts = self.facts
+        except ConfigError as error:
+            if kind != "cache":
+                raise
+            # Training needed it no more than an array.
+            return f"the cache's language model is not here: {error}"
         if self.cfg.llm.shard != "none":
-            return why_not_whole(self.facts, self.cfg.llm.dtype or "", self.device)
+            return why_not_whole(facts, self.cfg.llm.dtype or "", self.device)
         return None
 
     def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:

@@ -3,6 +3,28 @@
 from collections.abc import Iterator
 
 from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.memory import MASTER_BYTES
+
+MOST_BYTES = 1 << 30
+"""Of all held-out activations that the consumers of a group keep on the host, together."""
+
+
+def check_held_out(cfg: RunConfig, columns: int) -> None:
+    """Whether the activations for evaluation in training fit into what is set aside for them.
+
+    Args:
+        columns: width of a row.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    row, ce = columns * MASTER_BYTES[cfg.precision], cfg.eval.ce or 0
+    if cfg.eval.every is not None and (cfg.eval.rows + ce) * row > MOST_BYTES:
+        raise ConfigError(
+            f"eval.rows={cfg.eval.rows} and eval.ce={ce} rows of {columns} numbers take more than the "
+            f"{MOST_BYTES / 2**30:.0f} GiB for evaluation in training; use at most {MOST_BYTES // row} rows"
+        )
 
 
 def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
@@ -25,5 +47,3 @@ def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
         yield (
             f"eval.ce={ce} needs a language model; with activations.kind={cfg.activations.kind} leave it out"
         )
-    if ce is not None and cfg.grid.hook is not None:
-        yield f"eval.ce={ce} splices one hook in, and grid.hook names several; leave eval.ce out"

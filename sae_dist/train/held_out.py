@@ -28,9 +28,6 @@ from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
 from sae_dist.transport.synthetic import SyntheticChunkSource
 
-MOST_BYTES = 1 << 30
-"""Of all held-out activations that the consumers of a group keep, together."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
@@ -108,9 +105,8 @@ def take(cfg: RunConfig, topology: Topology, device: torch.device, columns: int)
         columns: width of a row.
 
     Raises:
-        ConfigError: they are too many for the memory set aside, the LLM is not here, or there are none.
+        ConfigError: the LLM is not here, or there are none.
     """
-    check_bytes(cfg, columns)
     dtype = Precision.of(cfg.precision).master
     splice: Splice | None = None
     plain: Iterator[Tensor] = iter(())
@@ -128,21 +124,6 @@ def take(cfg: RunConfig, topology: Topology, device: torch.device, columns: int)
             splice.against(shares.mean_C[-(splice.llm.facts.target_width or splice.llm.facts.width) :])
             spliced = splice.rows()
         return HeldOut(shares, shared_out(spliced, None, topology, device, dtype, columns), splice)
-
-
-def check_bytes(cfg: RunConfig, columns: int) -> None:
-    """Whether the activations fit into what is set aside for them.
-
-    Raises:
-        ConfigError: they do not.
-    """
-    row = columns * Precision.of(cfg.precision).master.itemsize
-    if (cfg.eval.rows + (cfg.eval.ce or 0)) * row > MOST_BYTES:
-        raise ConfigError(
-            f"eval.rows={cfg.eval.rows} and eval.ce={cfg.eval.ce or 0} rows of {columns} numbers take more "
-            f"than the {MOST_BYTES / 2**30:.0f} GiB for evaluation in training; use at most "
-            f"{MOST_BYTES // row} rows"
-        )
 
 
 def shared_out(
