@@ -44,6 +44,7 @@ Main keys (key=value; all of them: --cfg job):
   topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
                                 the LLM; topology.dp=2 doubles the whole
   resume=auto                   continue an unfinished run
+  eval.every=500k               held-out FVU, L0 and more in training too; eval.ce=4k: CE and KL
   precision=float32             float64 (to compare runs), bfloat16 (activations travel in it)
   metrics.wandb=off             auto, online, offline, off
 
