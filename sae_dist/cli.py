@@ -9,11 +9,10 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
-from sae_dist.launch.words import DASHBOARD, HARVEST, SUBMIT, TRAIN, USAGE
+from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
-    "eval": RUN,
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
 }
@@ -63,6 +62,8 @@ def dispatch(words: list[str]) -> int:
         (export_command if command == "export" else import_command)(rest)
     elif command == "dashboard":
         dashboard(rest)
+    elif command == "eval":
+        evaluate(rest)
     elif command in ON_FOLDER:
         word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
@@ -125,6 +126,16 @@ def harvest(words: list[str]) -> None:
         harvest_command(overrides)
 
 
+def evaluate(words: list[str]) -> None:
+    """`sae-dist eval`."""
+    if "--help" in words or "-h" in words:
+        print(EVAL, end="")
+        return
+    from sae_dist.launch.evaluate import eval_command
+
+    eval_command(words)
+
+
 def submit(words: list[str]) -> None:
     """`sae-dist submit`."""
     overrides = [word for word in words if word not in ("--dry-run", "--help", "-h")]
@@ -168,15 +179,9 @@ def on_run(command: str, folder: Path) -> None:
 
         resume_command(folder)
         return
-    if command == "sweep-table":
-        from sae_dist.launch.sweep import table_command
+    from sae_dist.launch.sweep import table_command
 
-        table_command(folder)
-        return
-    from sae_dist.analysis.run import evaluate_run
-    from sae_dist.analysis.table import format_table
-
-    print(format_table(evaluate_run(folder)))
+    table_command(folder)
 
 
 def rank(command: str, folder: Path, pipe: int) -> None:

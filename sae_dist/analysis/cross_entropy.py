@@ -11,15 +11,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from torch.nn.functional import cross_entropy as cross_entropy_of
 
 from sae_dist.core.types import TokenChunk
 from sae_dist.export.exported import Encode, ExportedSae
+from sae_dist.llm.next_token import losses, sparing_outliers, targets
 
 Replace = Callable[[Tensor], Tensor]
-KEYS = ("ce_clean", "ce_sae", "ce_mean_ablated", "ce_zero_ablated", "ce_recovered", "ce_recovered_zero")
+KEYS = (
+    "ce_clean",
+    "ce_sae",
+    "ce_mean_ablated",
+    "ce_zero_ablated",
+    "ce_recovered",
+    "ce_recovered_zero",
+    "kl",
+    "kl_mean_ablated",
+)
 ABLATIONS = ("mean_ablated", "zero_ablated")
-LOGIT_ROWS = 4096
 
 
 class Spliceable(Protocol):
@@ -36,7 +44,8 @@ def cross_entropy(
     """Nats per next token: clean, with each replacement at the kept positions, and what is recovered.
 
     ce_recovered = (ce_mean_ablated - ce_sae) / (ce_mean_ablated - ce_clean); ce_recovered_zero against
-    zero ablation. A token is a target if it is kept and its predecessor is in the same segment.
+    zero ablation. kl, kl_mean_ablated: mean KL of the next-token distribution from the clean one. Targets as
+    in `llm.next_token`.
 
     Args:
         replacements: rows -> [R, E]: `mean_ablated`, `zero_ablated`, and dictionaries by any other name.
@@ -48,12 +57,17 @@ def cross_entropy(
     arms: dict[str, Replace | None] = {"clean": None, **replacements}
     dictionaries = [name for name in replacements if name not in ABLATIONS]
     sums = {name: 0.0 for name in arms}
+    divergences = {name: 0.0 for name in arms}
     num_targets = num_kept = 0
     for chunk in chunks:
-        target_NS = _targets(chunk)
+        clean = llm.logits(chunk, None)
         for name, replace in arms.items():
-            sums[name] += _summed(llm.logits(chunk, replace), chunk, target_NS)
-        num_targets += int(target_NS.sum())
+            logits = clean if replace is None else llm.logits(chunk, replace)
+            compared = None if name in ("clean", "zero_ablated") else clean
+            entropy, divergence = losses(logits, chunk, compared)
+            sums[name] += entropy
+            divergences[name] += divergence
+        num_targets += int(targets(chunk).sum())
         num_kept += int(chunk.keep_NS.sum())
         if num_kept >= tokens:
             break
@@ -61,7 +75,13 @@ def cross_entropy(
         return {name: no_cross_entropy("there are no held-out tokens") for name in dictionaries}
     nats = {name: total / num_targets for name, total in sums.items()}
     common = {f"ce_{name}": nats[name] for name in ("clean", *ABLATIONS)} | {"ce_tokens": num_targets}
-    return {name: common | {"ce_sae": nats[name]} | _recovered(nats, nats[name]) for name in dictionaries}
+    common["kl_mean_ablated"] = divergences["mean_ablated"] / num_targets
+    return {
+        name: common
+        | {"ce_sae": nats[name], "kl": divergences[name] / num_targets}
+        | _recovered(nats, nats[name])
+        for name in dictionaries
+    }
 
 
 def _recovered(nats: dict[str, float], spliced: float) -> dict[str, Any]:
@@ -114,38 +134,15 @@ def replacements(
     def reconstruct(x_RD: Tensor, sae: ExportedSae) -> Tensor:
         return sae.decode(sae.encode(x_RD, encode), x_RD)
 
-    def sparing_outliers(rows: Tensor, replace: Replace) -> Tensor:
+    def act_on(rows: Tensor, replace: Replace) -> Tensor:
         raw = rows.to(mean_E)
         x_RD, y_RE = raw[:, :width], raw[:, -len(mean_E) :]
-        new_RE = replace(x_RD)
-        if max_norm_multiple is not None:
-            norm_R = x_RD.norm(dim=1, keepdim=True)
-            new_RE = torch.where(norm_R > max_norm_multiple * norm_R.median(), y_RE, new_RE)
-        return new_RE.to(rows)
+        return sparing_outliers(x_RD, y_RE, replace(x_RD), max_norm_multiple).to(rows)
 
     acts: dict[str, Replace] = {name: partial(reconstruct, sae=sae) for name, sae in saes.items()}
     acts["mean_ablated"] = lambda x_RD: mean_E.expand(len(x_RD), -1)
     acts["zero_ablated"] = lambda x_RD: torch.zeros_like(mean_E).expand(len(x_RD), -1)
-    return {name: partial(sparing_outliers, replace=act) for name, act in acts.items()}
-
-
-def _targets(chunk: TokenChunk) -> Tensor:
-    """[N, S - 1]: whether token s + 1 is to be predicted from token s."""
-    same_segment = chunk.segment_NS[:, 1:] == chunk.segment_NS[:, :-1]
-    return same_segment & chunk.keep_NS[:, 1:]
-
-
-def _summed(logits_NSV: Tensor, chunk: TokenChunk, target_NS: Tensor) -> float:
-    target_NS = target_NS.to(logits_NSV.device)
-    ids = chunk.ids_NS[:, 1:].to(logits_NSV.device)[target_NS]
-    sequence, place = target_NS.nonzero(as_tuple=True)
-    total = 0.0
-    for part in range(0, len(ids), LOGIT_ROWS):
-        rows = slice(part, part + LOGIT_ROWS)
-        logits = logits_NSV[sequence[rows], place[rows]]
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        total += float(cross_entropy_of(logits, ids[rows], reduction="none").sum(dtype=torch.float64))
-    return total
+    return {name: partial(act_on, replace=act) for name, act in acts.items()}
 
 
 def _pooled(hidden_NSD: Tensor, chunk: TokenChunk) -> Tensor:

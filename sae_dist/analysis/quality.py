@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from sae_dist.analysis.moments import LeastSquares, Moments
+from sae_dist.analysis.per_token import PerToken
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import DataError
 from sae_dist.core.kinds import ENCODER_SCALE
+from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.export.exported import Encode, ExportedSae
 
 DEAD_TOKENS = 500_000
@@ -30,13 +32,15 @@ class Reconstruction:
         self.cosine = torch.zeros_like(self.error_E[0])
         self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
 
-    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> Tensor:
+        """Take in rows; their reconstruction [R, E]."""
         codes = self.sae.encode(x_RD, self.encode)
         y_hat_RE = self.sae.decode(codes, x_RD)
         self.rows += len(x_RD)
         self.error_E += (y_RE - y_hat_RE).square().sum(0, dtype=torch.float64)
         self.cosine += cosine_similarity(y_RE, y_hat_RE, dim=1).sum(dtype=torch.float64)
         self.fired_F += torch.bincount(codes.latent_P, minlength=self.sae.num_latents)
+        return y_hat_RE
 
     def l0(self) -> float:
         """Mean number of codes of a row."""
@@ -90,11 +94,13 @@ class Evaluation:
 
     Errors are those of the input, of a transcoder those of its target:
 
-    fvu                 sum of squared errors / sum of squared deviations from these rows' mean
-    explained_variance  1 - the same ratio per dimension, mean over dimensions that vary
+    fvu, explained_variance, l2_ratio, relative_bias: see `core.reconstruction.Fidelity`
+    fvu_quantiles, fvu_without_high_norm: see `analysis.per_token`
     cosine              mean cosine of input or target and reconstruction
     l0                  mean number of codes above zero
     dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
+    silent_fraction     the same, however many rows there are
+    dense_fraction_1    latents that fire on more than 1 % of the rows; _10: on more than 10 %
     density             latents by log10 of how often they fire; `silent`: never
     fvu_pca             PCA with k components (kinds without k: L0, rounded), fitted on these very rows: a
                         baseline with an advantage; not of transcoders
@@ -115,9 +121,13 @@ class Evaluation:
         if self.moments is None:
             baselines = self.cfg.eval.baselines and not sae.transcoder
             self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
+            self.fidelity = Fidelity(y_RE.mean(0))
+            self.per_token = PerToken(x_RD, y_RE)
             self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
         self.moments.add(y_RE)
-        self.trained.add(x_RD, y_RE)
+        y_hat_RE = self.trained.add(x_RD, y_RE)
+        self.fidelity.add(y_RE, y_hat_RE)
+        self.per_token.add(x_RD, y_RE, y_hat_RE)
         self.baselines.add(x_RD, y_RE)
 
     def numbers(self) -> dict[str, Any]:
@@ -136,14 +146,9 @@ class Evaluation:
             raise DataError(
                 "evaluation: the held-out activations are all equal or not finite; look at the hook"
             )
-        varies_E = deviations_E > 0
-        result: dict[str, Any] = {
-            "eval_tokens": moments.rows,
-            "fvu": float(trained.error_E.sum() / deviations_E.sum()),
-            "explained_variance": float((1 - trained.error_E / deviations_E)[varies_E].mean()),
-            "cosine": float(trained.cosine / moments.rows),
-            "l0": trained.l0(),
-        }
+        result: dict[str, Any] = {"eval_tokens": moments.rows} | self.fidelity.numbers()
+        result |= {"cosine": float(trained.cosine / moments.rows), "l0": trained.l0()}
+        result |= self.per_token.numbers(float(deviations_E.sum()) / moments.rows)
         result |= self.baselines.results(moments, trained.l0())
         return result | _firing(trained.fired_F, moments.rows)
 
@@ -197,6 +202,7 @@ def _firing(fired_F: Tensor, rows: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "dead_fraction": silent / len(fired_F) if rows >= DEAD_TOKENS else None,
         "dead_tokens": rows,
+        **firing_shares(firing_counts(fired_F, rows), len(fired_F)),
         "density": {"log10_edges": DENSITY_EDGES, "latents": histogram.long().tolist(), "silent": silent},
     }
     if rows < DEAD_TOKENS:

@@ -1,6 +1,5 @@
 """Evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -17,23 +16,21 @@ from sae_dist.analysis import cross_entropy as ce
 from sae_dist.analysis.ahead import ahead
 from sae_dist.analysis.plots import plot_density
 from sae_dist.analysis.quality import Evaluation, evaluate
+from sae_dist.analysis.subject import file_rows, held_out_tokens, llm_rows
 from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.grid import check_single
-from sae_dist.core.types import ChunkSource, LlmFacts
+from sae_dist.core.types import ChunkSource
 from sae_dist.export.exported import Encode
 from sae_dist.export.saelens import export_firing_rates, load_exported
 from sae_dist.kernels.resolve import resolve
-from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
-from sae_dist.tokens.source import TokenSource, open_tokens
-from sae_dist.transport.file import FileChunkSource, open_array
 
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
 
@@ -52,19 +49,22 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     return evaluate_runs([folder])[0]
 
 
-def evaluate_runs(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them."""
-    configs = [load_config(folder / "config.yaml") for folder in folders]
+def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) -> list[dict[str, Any]]:
+    """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them.
+
+    Args:
+        configs: theirs, where they differ from those in the folders.
+    """
+    configs = configs or [load_config(folder / "config.yaml") for folder in folders]
     for each, folder in zip(configs, folders, strict=True):
         check_single(each, folder)
     cfg = configs[0]
-    device = _device(cfg)
-    elsewhere = cfg.kernels == "triton" and device.type == "cpu"
-    encode = resolve("torch" if elsewhere else cfg.kernels).encode_topk
+    device = device_of(cfg)
+    encode = encode_of(cfg, device)
     saes = [load_exported(folder / "export").to(device) for folder in folders]
     parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
     started = time.monotonic()
-    with torch.no_grad(), _half_the_cores():
+    with torch.no_grad(), half_the_cores():
         results = _measure(cfg, parts, device, encode)
     if cfg.activations.kind == "synthetic":
         with torch.no_grad():
@@ -104,12 +104,7 @@ def _measure(
     if tokens == 0:
         return [ce.no_cross_entropy("eval.tokens=0") for _ in parts]
     if cfg.activations.kind == "file":
-        assert cfg.activations.path is not None, "checked by core.validate"
-        array = open_array(cfg.activations.path, cfg.activations.key)
-        rows = FileChunkSource(
-            array, lanes=1, rows=cfg.shuffle.chunk_rows, seed=0, held_out=True, dtype=torch.float32
-        )
-        evaluate(parts, _rows(rows, device, []), tokens)
+        evaluate(parts, _rows(file_rows(cfg), device, []), tokens)
         reason = "activations come from a file: there is no LLM to splice into"
         return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
     if cfg.activations.kind == "synthetic":
@@ -137,7 +132,7 @@ def _measure_llm(
         print(f"not evaluated: {reason}", file=sys.stderr)
         return [ce.no_cross_entropy(reason) for _ in parts]
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
-    source = _activations(cfg, facts, llm)
+    source = llm_rows(cfg, cfg.tokens, llm)
     excluded: list[int] = []
     evaluate(parts, ahead(_rows(source, device, excluded)), parse_count(cfg.eval.tokens, "eval.tokens"))
     results = [part.numbers() | {"eval_excluded": sum(excluded)} for part in parts]
@@ -148,30 +143,12 @@ def _measure_llm(
     names = [f"sae {number}" for number in range(len(parts))]
     saes = {name: part.sae for name, part in zip(names, parts, strict=True)}
     acts = ce.replacements(saes, parts[0].mean(), encode, cfg.tokens.max_norm_multiple)
-    chunks = _tokens(cfg, facts, cfg.shuffle.chunk_rows).open(0, None)
+    chunks = held_out_tokens(cfg, cfg.tokens, facts, cfg.shuffle.chunk_rows).open(0, None)
     if facts.causal:
         costs = ce.cross_entropy(llm, chunks, acts, ce_tokens)
     else:
         costs = ce.embedding_cosine(llm, chunks, {name: acts[name] for name in names}, ce_tokens)
     return [result | costs[name] for name, result in zip(names, results, strict=True)]
-
-
-def _activations(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> ChunkSource:
-    rows = cfg.shuffle.chunk_rows
-    spare = spare_rows(rows, cfg.tokens.max_norm_multiple)
-    return LlmChunkSource(
-        llm,
-        _tokens(cfg, facts, rows + spare),
-        rows=rows,
-        spare=spare,
-        max_norm_multiple=cfg.tokens.max_norm_multiple,
-    )
-
-
-def _tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> TokenSource:
-    """Held-out tokens, once: a second pass would count the same tokens twice."""
-    once = dataclasses.replace(cfg.tokens, epochs=1)
-    return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
 
 
 def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Iterator[Tensor]:
@@ -181,13 +158,19 @@ def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Ite
         yield chunk.rows_RD.to(device)
 
 
-def _device(cfg: RunConfig) -> torch.device:
+def device_of(cfg: RunConfig) -> torch.device:
     """Where the run was trained, if that is here too: an export of a GPU run is evaluated on any machine."""
     return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def encode_of(cfg: RunConfig, device: torch.device) -> Encode:
+    """TopK's kernel of the run, or torch's where that does not run here."""
+    elsewhere = cfg.kernels == "triton" and device.type == "cpu"
+    return resolve("torch" if elsewhere else cfg.kernels).encode_topk
+
+
 @contextmanager
-def _half_the_cores() -> Iterator[None]:
+def half_the_cores() -> Iterator[None]:
     """Threads per matrix product: half of the cores, as the LLM and the dictionary run side by side.
 
     Ranks had shared the cores until now, often one each. All of them would be too many where anything else

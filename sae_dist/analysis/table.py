@@ -15,13 +15,23 @@ LINES = (
     ("  nearest row of each feature (MMCS)", "mmcs", ".4f"),
     ("  nearest feature of each row", "mmcs_latents", ".4f"),
     ("F1 of which features fire", "firing_f1", ".4f"),
+    ("  tokens of ordinary length alone", "fvu_without_high_norm", ".4f"),
+    ("  on the second corpus", "fvu_second_corpus", ".4f"),
+    ("  median token, 95th and 99th percentile", "fvu_quantiles", "quantiles"),
+    ("explained variance, mean over dimensions", "explained_variance", ".4f"),
     ("cosine of activation and reconstruction", "cosine", ".4f"),
+    ("length of the reconstruction, of the activation's", "l2_ratio", ".4f"),
+    ("  relative reconstruction bias", "relative_bias", ".4f"),
+    ("latents that fire on more than 1 % of tokens", "dense_fraction_1", ".2%"),
+    ("  on more than 10 %", "dense_fraction_10", ".2%"),
     ("cross-entropy, clean", "ce_clean", ".4f"),
     ("  reconstruction spliced in", "ce_sae", ".4f"),
     ("  mean-ablated", "ce_mean_ablated", ".4f"),
     ("  zero-ablated", "ce_zero_ablated", ".4f"),
     ("CE recovered, against the mean", "ce_recovered", ".2%"),
     ("CE recovered, against zero", "ce_recovered_zero", ".2%"),
+    ("KL from the clean next token, nats", "kl", ".4f"),
+    ("  mean-ablated", "kl_mean_ablated", ".4f"),
     ("cosine of the final embedding", "embedding_cosine", ".4f"),
     ("held-out tokens", "eval_tokens", ",d"),
     ("trained tokens", "tokens", ",d"),
@@ -56,4 +66,6 @@ def format_table(summary: dict[str, Any]) -> str:
 
 
 def _format(value: Any, form: str) -> str:
+    if form == "quantiles":
+        return " ".join(f"{value[key]:.3f}" for key in ("0.5", "0.95", "0.99"))
     return f"{value / 2**30:.2f}" if form == "GiB" else f"{value:{form}}"

@@ -10,7 +10,7 @@ from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.resolve import block_of
 
-LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn")
+LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.random_init")
 """Fields of the LLM that its activations depend on. `llm.trust_remote_code` is not among them: whether code
 that came with a model may run is never read from somebody's file."""
 LEFT_OPEN = ("llm.dtype", "tokens.context", "hook")

@@ -129,6 +129,8 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
         yield f"{hooks} is not read with activations.kind={cfg.activations.kind}; leave grid.hook out"
     if cfg.hook is not None and cfg.hook not in grid.hook:
         yield f"{hooks} and hook={cfg.hook} are both given; give one"
+    if cfg.eval.ce is not None:
+        yield f"eval.ce={cfg.eval.ce} splices one hook in, and {hooks} names several; leave eval.ce out"
     if cfg.target_hook is not None:
         yield f"{hooks} with target_hook={cfg.target_hook}: hooks of a grid get autoencoders; leave one out"
 

@@ -38,6 +38,10 @@ def parse_counts(cfg: RunConfig) -> RunConfig:
     cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
     cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
     cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    cfg.eval.rows = parse_count(cfg.eval.rows, "eval.rows")
+    for key in ("every", "ce"):
+        if (given := getattr(cfg.eval, key)) is not None:
+            setattr(cfg.eval, key, parse_count(given, f"eval.{key}"))
     if cfg.checkpoint.every is not None:
         cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
     if cfg.checkpoint.keep_every is not None:

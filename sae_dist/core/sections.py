@@ -18,6 +18,7 @@ class LlmConfig:
     shard_size: int = 1  # ranks of a producer group; 1 with shard=none
     offload: bool = False  # zero3: parameters stay in host memory, and visit the device layer by layer
     compile: bool = False  # torch.compile of the truncated forward; shard=none only
+    random_init: bool = False  # random weights in the model's shapes: a control, shard=none only
 
 
 @dataclass
@@ -173,6 +174,13 @@ class EvalConfig:
     tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
     ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
     baselines: bool = True  # PCA with k components and the untrained dictionary, beside FVU
+    every: Any = None  # tokens between evaluations in training; null: none
+    rows: Any = "16k"  # held-out activations of each of those, kept on the host by the consumers
+    ce: Any = None  # held-out tokens of each for CE and KL, for which a consumer keeps the LLM; null: none
+    corpus: str | None = None  # sae-dist eval: a second text, file or folder, for fvu_second_corpus
+    probes: str | None = None  # sae-dist eval: a .jsonl file of text and label, or python: its own tokens
+    absorption: bool = False  # sae-dist eval: first-letter absorption
+    controls: bool = False  # sae-dist eval: on activations of a random LM, and on shuffled ones
 
 
 @dataclass

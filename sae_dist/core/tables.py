@@ -38,7 +38,7 @@ POSITIVE = (
     "optim.eps optim.clip metrics.every checkpoint.keep checkpoint.keep_every activations.num_features "
     "activations.width activations.mean_active activations.group_size activations.group_strength "
     "cache.shard_chunks cluster.nodes cluster.cpus_per_task cluster.jobs cluster.producer.nodes "
-    "cluster.producer.cpus_per_task metrics.telemetry_s"
+    "cluster.producer.cpus_per_task metrics.telemetry_s eval.every eval.rows eval.ce"
 ).split()
 NOT_NEGATIVE = (
     "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "

@@ -10,6 +10,7 @@ from sae_dist.core.cluster import cluster_problems, submit_problems
 from sae_dist.core.config import RunConfig
 from sae_dist.core.counts import nearest
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.evaluating import evaluation_problems
 from sae_dist.core.grid import grid_problems, members, varied
 from sae_dist.core.kinds import READ_BY, SELECTED
 from sae_dist.core.saving import checkpoint_problems
@@ -61,6 +62,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _target(cfg)
     yield from _sharing(cfg)
     yield from checkpoint_problems(cfg)
+    yield from evaluation_problems(cfg)
     yield from sharding_problems(cfg)
     yield from world_problems(cfg, world_size)
 

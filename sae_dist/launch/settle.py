@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.evaluating import check_held_out
 from sae_dist.core.grid import captured, varied
 from sae_dist.core.resolve import parse_counts, resolve, resolved_members
 from sae_dist.core.sharding import world_formula, world_size_of
@@ -43,6 +44,7 @@ class Settled:
             ConfigError: see `core.resolve`, and `train.warm.check_start`.
         """
         cfg = resolve(cfg, facts, width)
+        check_held_out(cfg, columns)
         found = resolved_members(cfg, facts, width) if varied(cfg) else []
         widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
         for each, its in zip(found or [cfg], widths or (columns,), strict=True):

@@ -9,7 +9,7 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist sweep-table SWEEP        table and figure of the runs in a folder
   sae-dist export RUN               export a run's newest checkpoint, for other libraries   (export --help)
   sae-dist import FOLDER name=...   make a run of a dictionary that others trained   (import --help)
-  sae-dist eval RUN                 evaluate a run's export again
+  sae-dist eval RUN [...]           evaluate a run's export, shortly or in full   (eval --help)
   sae-dist dashboard PROJECT        panels for a project of W&B   (dashboard --help)
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
@@ -47,6 +47,7 @@ Main keys (key=value; all of them: --cfg job):
   topology.shard=2              split the dictionary over processes; topology.producers=1 lets others run
                                 the LLM; topology.dp=2 doubles the whole
   resume=auto                   continue an unfinished run
+  eval.every=500k               held-out FVU, L0 and more in training too; eval.ce=4k: CE and KL
   precision=float32             float64 (to compare runs), bfloat16 (activations travel in it)
   metrics.wandb=off             auto, online, offline, off
 
@@ -103,4 +104,30 @@ Logs are in outputs/NAME/logs: all.log of all ranks, rank_N.log of each.
 Examples:
   sae-dist submit cluster=mysite name=wide sae.num_latents=1048576 topology.producers=8 topology.shard=24
   sae-dist train -m hydra/launcher=slurm cluster=mysite name=sweep sae.num_latents=16384,32768 sae.k=32,64
+"""
+
+EVAL = """sae-dist eval RUN [--full] [eval.key=value ...]
+
+Evaluates the export in a run folder on held-out data: a table, RUN/eval.json, figures in RUN/plots, and
+RUN/summary.json as the end of training writes it. sae_dist/analysis/README.md defines every number.
+
+Always: FVU (also of single tokens, and of those of ordinary length), explained variance, L0, dead, dense and
+silent latents, shrinkage, cross-entropy and KL of the spliced model, density, redundancy of decoder rows.
+
+  --full                    also probes on Python's own tokens, absorption and controls, and redundancy
+                            however many latents there are
+  eval.probes=FILE.jsonl    k-sparse probing on your texts, a "text" and a "label" a line; eval.probes=python
+  eval.absorption=true      first-letter absorption
+  eval.controls=true        the same dictionary on a random LM, and on shuffled activations
+  eval.corpus=PATH          FVU on another text too: a file, or a folder
+  eval.tokens=500k          held-out activations; eval.ce_tokens=64k: tokens for cross-entropy and KL
+  eval.baselines=false      without PCA and the untrained dictionary
+
+One process; the dictionary must fit into its memory, or its GPU's. In training: sae-dist train
+eval.every=500k.
+
+Examples:
+  sae-dist eval outputs/my_run
+  sae-dist eval outputs/my_run --full eval.corpus=my_texts/
+  sae-dist train llm.random_init=true name=control    the same dictionary on a random LM: a control to train
 """

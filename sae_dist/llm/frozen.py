@@ -20,6 +20,7 @@ from sae_dist.llm.facts import last_layer, position_offset
 from sae_dist.llm.hooks import Stop, attach
 from sae_dist.llm.hub import cannot_pack, loading
 from sae_dist.llm.masks import packed_masks
+from sae_dist.llm.random_init import random_model
 from sae_dist.llm.tensor_parallel import check_not_split, load_split
 from sae_dist.llm.zero3 import Partitioned, load_partitioned
 
@@ -60,8 +61,8 @@ class FrozenLlm:
     ) -> "FrozenLlm":
         """Load the weights: without head only the layers up to the last hook, with head the whole model.
 
-        Encoders have no head; theirs is the whole model. The ranks of a `team` hold the model together, as
-        `llm.shard` says; without one this rank holds all of it.
+        Encoders have no head; theirs is the whole model. With `llm.random_init` no weight is read. The ranks
+        of a `team` hold the model together, as `llm.shard` says; without one this rank holds all of it.
 
         Raises:
             ConfigError: the weights do not load, or the model lets packed documents see each other.
@@ -74,10 +75,16 @@ class FrozenLlm:
             config = AutoConfig.from_pretrained(facts.path, trust_remote_code=remote)
             if not with_head:
                 _trim(config.get_text_config(), facts.hooks)
-            how = {"dtype": dtype, "attn_implementation": cfg.attn, "trust_remote_code": remote}
+            how: dict[str, Any] = {
+                "dtype": dtype,
+                "attn_implementation": cfg.attn,
+                "trust_remote_code": remote,
+            }
             model: Any
             partitioned = None
-            if team is None:
+            if cfg.random_init:
+                model, lacking = random_model(auto, config, **how).to(device), set()
+            elif team is None:
                 model, report = auto.from_pretrained(
                     facts.path, config=config, output_loading_info=True, **how
                 )

@@ -117,14 +117,19 @@ def python_documents() -> list[Document]:
     """
     from pydoc_data.topics import topics
 
-    root = Path(sysconfig.get_paths()["stdlib"])
-    skipped = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
     found: list[Document] = []
-    for path in sorted(python_files(root, skipped)):
-        if 0 < path.stat().st_size < 1_000_000:
-            found += pieces(path.relative_to(root).as_posix(), path)
+    for key, path in python_sources():
+        found += pieces(key, path)
     found += [Document(f"pydoc_data/{name}", None, 0, len(topics[name])) for name in sorted(topics)]
     return found
+
+
+def python_sources() -> list[tuple[str, Path]]:
+    """Files of the standard library's sources, each with the key of its documents, in order."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    skipped = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
+    paths = [path for path in sorted(python_files(root, skipped)) if 0 < path.stat().st_size < 1_000_000]
+    return [(path.relative_to(root).as_posix(), path) for path in paths]
 
 
 def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:

@@ -31,6 +31,24 @@ class Encoder:
         encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, padding=False)
         return np.asarray(encoded["input_ids"], dtype=np.int64)
 
+    def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids [tokens] of a text, and where in it each token's characters lie, [tokens, 2].
+
+        Raises:
+            ConfigError: the tokenizer cannot say.
+        """
+        if not self.tokenizer.is_fast:
+            raise ConfigError("the LLM's tokenizer does not say where its tokens stand; it needs a fast one")
+        encoded = self.tokenizer(
+            text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=np.int64)
+        return ids, np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(len(ids), 2)
+
+    def words(self, size: int) -> list[str]:
+        """The text of each of `size` token ids, as it stands in a text."""
+        return [str(self.tokenizer.decode([number])) for number in range(size)]
+
 
 def given_ids(values: Any, vocab_size: int) -> np.ndarray:
     """A list or array of token ids that somebody else made, as int64 [tokens].

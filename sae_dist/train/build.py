@@ -33,6 +33,8 @@ from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
+from sae_dist.train.evaluator import Evaluator
+from sae_dist.train.held_out import take
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.speed import Speed
 from sae_dist.train.start import start
@@ -205,6 +207,11 @@ def build_runs(
         first, number = cfg.metrics.profile
         runs[0].meter.speed.profile = ProfileWindow(first, number, trace, device, watch.clock)
     start(runs)
+    if cfg.eval.every is not None:
+        held_out = take(cfg, topology, device, chunks.width)
+        for run in runs:
+            columns = facts.stretch(run.cfg.hook) if facts else slice(0, chunks.width)
+            run.evaluator = Evaluator(held_out, columns, max(1, cfg.eval.every // cfg.batch))
     if topology.leads:
         step = runs[0].progress.step
         console = make_console(cfg, step, len(runs))

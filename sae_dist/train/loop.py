@@ -87,11 +87,25 @@ def advance(run: Run) -> bool:
 
     with clock("wait"):
         stop = agreement.read()
+    due = run.evaluator is not None and progress.step % run.evaluator.every == 0
     with clock("record"):
         agreement.post(progress.step, terms, not_finite)
         run.meter.record(run, batch, terms, norm, lr)
-        if progress.step % cfg.metrics.every == 0:
+        if progress.step % cfg.metrics.every == 0 and not due:
             run.meter.flush(run)
     run.meter.speed.end(progress.step)
     run.seconds += time.perf_counter() - began
+    if due:
+        evaluate(run)
+        run.meter.flush(run)
     return stop
+
+
+def evaluate(run: Run) -> None:
+    """Its numbers go into this step's row; its time is not training's."""
+    assert run.evaluator is not None
+    began = time.perf_counter()
+    values = run.evaluator.evaluate(run)
+    seconds = time.perf_counter() - began
+    run.meter.add(values, seconds)
+    run.progress.started += seconds

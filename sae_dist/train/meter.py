@@ -44,6 +44,12 @@ class RunMeter:
         self.sinks: Sequence[Sink] = ()
         self.steps = 0
         self.since = time.monotonic()
+        self.added: dict[str, float] = {}
+
+    def add(self, values: dict[str, float], seconds: float) -> None:
+        """Columns for the next row alone; the seconds that they took are none of training's."""
+        self.added |= values
+        self.since += seconds
 
     def record(self, run: Run, batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None:
         """Hand this step's numbers to the recorder; nothing is copied to the host here."""
@@ -87,7 +93,8 @@ class RunMeter:
             "perf/wall_ms": 1000 * seconds / self.steps,
         }
         row |= self.speed.row(sums) | sums
-        row |= self.balance.row(sums[self.balance.column])
+        row |= self.balance.row(sums[self.balance.column]) | self.added
+        self.added = {}
         for sink in self.sinks:
             sink.write(row)
         self.steps, self.since = 0, time.monotonic()

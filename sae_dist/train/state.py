@@ -60,6 +60,8 @@ class Meter(Protocol):
 
     def flush(self, run: "Run") -> None: ...
 
+    def add(self, values: dict[str, float], seconds: float) -> None: ...
+
     def balance_in_words(self) -> str | None: ...
 
     def summary(self, tokens: int) -> dict[str, Any]: ...
@@ -67,6 +69,14 @@ class Meter(Protocol):
     def alert(self, title: str, text: str) -> None: ...
 
     def close(self) -> None: ...
+
+
+class Evaluator(Protocol):
+    """Held-out evaluation every so many steps, by all consumers of a group."""
+
+    every: int
+
+    def evaluate(self, run: "Run") -> dict[str, float]: ...
 
 
 class Store(Protocol):
@@ -185,6 +195,7 @@ class Run:
     wandb_id: str
     seconds: float = 0.0
     pauses: list[float] = field(default_factory=list)
+    evaluator: "Evaluator | None" = None
 
     def next_batch(self) -> Batch:
         """This rank's rows of the step, scaled, in the master dtype."""

@@ -145,6 +145,19 @@ TABLE = [
     ("tokens.max_norm_multiple=0.5", "tokens.max_norm_multiple=0.5", "more than 1"),
     ("name=a/b", "name=a/b", "one folder"),
     ("sae.num_latents=4000000000", "GiB free", "choose another output="),
+    ("eval.every=100", "eval.every=100", "batch=512"),
+    ("eval.every=often", "eval.every=often", "500k, 2M"),
+    ("eval.every=1k eval.rows=0", "eval.rows=0", "greater than 0"),
+    ("eval.every=1k eval.rows=9M", "eval.rows=9000000", "use at most"),
+    ("eval.ce=1k", "eval.ce=1000", "give eval.every"),
+    ("eval.every=1k eval.ce=1k activations=synthetic", "eval.ce=1000", "leave it out"),
+    ("eval.every=1k eval.ce=1k grid.hook=[layers.0,layers.1]", "eval.ce=1000", "leave eval.ce out"),
+    (
+        "llm.shard=tp llm.shard_size=2 topology=split llm.random_init=true",
+        "llm.random_init",
+        "llm.shard=none",
+    ),
+    ("llm.shard=tp llm.shard_size=2 topology=split eval.every=1k", "eval.every=1000", "leave it out"),
 ]
 
 

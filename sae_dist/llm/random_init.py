@@ -1,0 +1,34 @@
+"""A language model of the right shapes that has learnt nothing: a control.
+
+"Sparse Autoencoders Can Interpret Randomly Initialized Transformers", Heap et al. 2025, arXiv 2501.17727.
+"""
+
+import zlib
+from typing import Any
+
+import torch
+
+DEFAULT_STD = 0.02
+
+
+def random_model(auto: Any, config: Any, *, trust_remote_code: bool, **how: Any) -> Any:
+    """A model of `auto` whose matrices are N(0, initializer_range^2), each from its own name.
+
+    Vectors (norms, biases) start as the architecture starts them. Names make a layer the same in a model that
+    was cut after it; no random state of torch's is moved.
+
+    Args:
+        how: dtype and attn_implementation, as from_pretrained takes them.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = auto.from_config(config, trust_remote_code=trust_remote_code, **how)
+    std = getattr(config.get_text_config(), "initializer_range", None) or DEFAULT_STD
+    base = model.base_model
+    inside = {id(each): name for name, each in base.named_parameters()}
+    for name, each in model.named_parameters():
+        if each.ndim < 2:
+            continue
+        draw = torch.Generator().manual_seed(zlib.crc32(inside.get(id(each), name).encode()))
+        values = std * torch.randn(each.shape, generator=draw)
+        each.data.copy_(values)
+    return model

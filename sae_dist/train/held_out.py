@@ -1,0 +1,203 @@
+"""Held-out activations for evaluation in training: taken once before the first step, the same everywhere.
+
+The first consumer of a group computes or reads them by itself, as `sae-dist eval` does, whatever the
+topology: it loads the LLM up to the hook, and frees it. Each consumer keeps its share on the host: row r
+belongs to consumer r mod C, as rows of a batch do. A run that is resumed takes them again.
+
+With `eval.ce` that consumer loads the whole LLM instead, and keeps it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.config import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import captured
+from sae_dist.core.types import ChunkSource, LlmFacts, Precision, TokenChunk
+from sae_dist.dist.mesh import Topology
+from sae_dist.llm.capture import LlmChunkSource, spare_rows
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.fit import why_not_whole
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.next_token import losses, sparing_outliers, targets
+from sae_dist.tokens.source import TokenSource, open_tokens
+from sae_dist.transport.file import FileChunkSource, open_array
+from sae_dist.transport.ground_truth import GroundTruth
+from sae_dist.transport.synthetic import SyntheticChunkSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Shares:
+    """This consumer's rows of `count`, row r at place r // C, on the host; and the mean of all, [columns]."""
+
+    rows_nC: Tensor
+    count: int
+    mean_C: Tensor
+
+
+class Splice:
+    """The LLM, on the consumer that holds it, and chunks of held-out tokens with its activations there."""
+
+    def __init__(self, llm: FrozenLlm, chunks: list[TokenChunk], multiple: float | None):
+        self.llm, self.chunks, self.multiple = llm, chunks, multiple
+        self.num_targets = sum(int(targets(chunk).sum()) for chunk in chunks)
+        self.seen: list[Tensor] = []
+        self.clean = self._mean(None)[0]
+
+    def rows(self) -> Iterator[Tensor]:
+        """The activations of every chunk's kept tokens, special lengths among them, [kept, columns]."""
+        for chunk in self.chunks:
+            yield self.llm.activations(chunk)
+
+    def against(self, mean_E: Tensor) -> None:
+        """Remember what mean ablation costs."""
+        self.ablated = self._mean(lambda rows, _: mean_E.to(rows).expand(len(rows), -1))[0]
+
+    def numbers(self, new_NE: Tensor) -> dict[str, float]:
+        """CE and KL with these rows [all chunks' kept, E] in the place of the activations."""
+        spliced, kl = self._mean(lambda rows, place: new_NE[place : place + len(rows)].to(rows))
+        found = {"eval/ce_clean": self.clean, "eval/ce_sae": spliced, "eval/kl": kl}
+        gap = self.ablated - self.clean
+        return found | ({"eval/ce_recovered": (self.ablated - spliced) / gap} if gap > 0 else {})
+
+    def _mean(self, new: Callable[[Tensor, int], Tensor] | None) -> tuple[float, float]:
+        """Nats per target, KL from the clean distribution; `new` gives rows, told how many came before."""
+        entropy = divergence = 0.0
+        place = 0
+        for chunk in self.chunks:
+            clean = self.llm.logits(chunk, None)
+            if new is None:
+                entropy += losses(clean, chunk)[0]
+                continue
+
+            def replace(rows: Tensor, place: int = place) -> Tensor:
+                new_RE, width = new(rows, place), self.llm.facts.width
+                target = rows[:, -new_RE.shape[1] :]
+                return sparing_outliers(rows[:, :width], target, new_RE, self.multiple)
+
+            each = losses(self.llm.logits(chunk, replace), chunk, clean)
+            entropy, divergence = entropy + each[0], divergence + each[1]
+            place += int(chunk.keep_NS.sum())
+        return entropy / self.num_targets, divergence / self.num_targets
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """What evaluations in training look at.
+
+    Attributes:
+        spliced: this consumer's share of the activations at the tokens of `splice`; None without eval.ce.
+        splice: on the consumer that holds the LLM, with eval.ce.
+    """
+
+    plain: Shares
+    spliced: Shares | None = None
+    splice: Splice | None = None
+
+
+def take(cfg: RunConfig, topology: Topology, device: torch.device, columns: int) -> HeldOut:
+    """Take the held-out activations; every consumer of the group calls this at the same time.
+
+    Args:
+        columns: width of a row.
+
+    Raises:
+        ConfigError: the LLM is not here, or there are none.
+    """
+    dtype = Precision.of(cfg.precision).master
+    splice: Splice | None = None
+    plain: Iterator[Tensor] = iter(())
+    spliced: Iterator[Tensor] = iter(())
+    with torch.no_grad():
+        if topology.leads:
+            source, splice = open_held_out(cfg, device)
+            plain = (chunk.rows_RD for chunk in source.open(0, None))
+        shares = shared_out(plain, cfg.eval.rows, topology, device, dtype, columns)
+        if shares.count == 0:
+            raise ConfigError("eval.every: there are no held-out activations; give more text or rows")
+        if cfg.eval.ce is None:
+            return HeldOut(shares)
+        if splice is not None:
+            splice.against(shares.mean_C[-(splice.llm.facts.target_width or splice.llm.facts.width) :])
+            spliced = splice.rows()
+        return HeldOut(shares, shared_out(spliced, None, topology, device, dtype, columns), splice)
+
+
+def shared_out(
+    parts: Iterator[Tensor],
+    most: int | None,
+    topology: Topology,
+    device: torch.device,
+    dtype: torch.dtype,
+    columns: int,
+) -> Shares:
+    """Deal rows out that the first consumer alone has, `most` of them at most."""
+    consumers, own, count = topology.consumers, [], 0
+    total_C = torch.zeros(columns, dtype=torch.float64, device=device)
+    while most is None or count < most:
+        part = next(parts, None)
+        there = consumers.max(torch.tensor([0 if part is None else len(part)], device=device))
+        if not (rows := int(there)):
+            break
+        blank = torch.zeros(rows, columns, dtype=dtype, device=device)
+        whole = consumers.sum(blank if part is None else part.to(device, dtype))
+        whole = whole[: None if most is None else most - count]
+        total_C += whole.sum(0, dtype=torch.float64)
+        first = (topology.index - count) % topology.num_consumers
+        own.append(whole[first :: topology.num_consumers].cpu())
+        count += len(whole)
+    rows_nC = torch.cat(own) if own else torch.zeros(0, columns, dtype=dtype)
+    return Shares(rows_nC, count, (total_C / max(count, 1)).to(dtype))
+
+
+def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Splice | None]:
+    """Held-out chunks in the order that `sae-dist eval` reads them; and the LLM, where it is to stay."""
+    rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
+    master = Precision.of(cfg.precision).master
+    if cfg.activations.kind == "file":
+        array = open_array(cfg.activations.path or "", cfg.activations.key)
+        found = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=master)
+        return found, None
+    if cfg.activations.kind == "synthetic":
+        truth = GroundTruth.of(cfg.activations, cfg.seed)
+        made = SyntheticChunkSource(truth, lanes=1, rows=rows, seed=cfg.seed, held_out=True, dtype=master)
+        return made, None
+    hook, more = captured(cfg)
+    facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    whole = cfg.eval.ce is not None
+    if whole and (reason := why_not_spliced(cfg, facts, device)):
+        raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
+    uncompiled = dataclasses.replace(cfg.llm, compile=False)
+    dtype = getattr(torch, cfg.llm.dtype)
+    llm = FrozenLlm.load(uncompiled, facts, device=device, dtype=dtype, with_head=whole)
+    spare = spare_rows(rows, multiple)
+    tokens = held_out_tokens(cfg, facts, rows + spare)
+    source = LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=multiple)
+    if not whole:
+        return source, None
+    chunks, kept = [], 0
+    for chunk in held_out_tokens(cfg, facts, rows).open(0, None):
+        chunks.append(chunk)
+        kept += int(chunk.keep_NS.sum())
+        if kept >= cfg.eval.ce:
+            break
+    return source, Splice(llm, chunks, multiple)
+
+
+def why_not_spliced(cfg: RunConfig, facts: LlmFacts, device: torch.device) -> str | None:
+    """Why there is no cross-entropy of the spliced LLM; None: there is."""
+    if not facts.causal:
+        return "the LLM is an encoder: it predicts no next token"
+    if facts.target_first:
+        return "the LLM reaches target_hook before hook, too early to splice"
+    return why_not_whole(facts, cfg.llm.dtype or "", device)
+
+
+def held_out_tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> TokenSource:
+    """Held-out tokens, once."""
+    once = dataclasses.replace(cfg.tokens, epochs=1)
+    return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
