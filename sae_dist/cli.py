@@ -15,6 +15,7 @@ RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
     "export": RUN,
     "eval": RUN,
+    "report": RUN,
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
 }
@@ -160,6 +161,15 @@ def on_run(command: str, folder: Path) -> None:
         from sae_dist.launch.sweep import table_command
 
         table_command(folder)
+        return
+    if command == "report":
+        from sae_dist.analysis.report.page import needs_export, report_run
+
+        if needs_export(folder):
+            from sae_dist.train.finish import export_run
+
+            export_run(folder)
+        print(report_run(folder))
         return
     from sae_dist.analysis.run import evaluate_run
     from sae_dist.analysis.table import format_table
