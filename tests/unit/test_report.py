@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sae_dist.analysis.report.cards import line, percent, visible
+from sae_dist.analysis.report.cards import chip, line, percent, visible
 from sae_dist.analysis.report.collect import choose, collect, firing_rates
 from sae_dist.analysis.report.figures import curves, density
 from sae_dist.analysis.report.files import RunFiles
@@ -64,7 +64,8 @@ def test_tokens_that_share_a_character_are_marked_together(decoder):
 
 
 def test_signs_that_cannot_be_seen_can_be_seen():
-    assert visible("a\n\tb\x1b\x00c") == "a↵⇥b␛␀c"
+    assert visible("a\n\tb\x1b\x00c") == "a↵⇥b\\x1b\\x00c"
+    assert [chip(x) for x in (" a b", "\n" + 12 * " ")] == ["␣a␣b", "↵␣×12"]
     assert [percent(x) for x in (0.5, 0.0123, 0.000012)] == ["50.0 %", "1.2 %", "0.0012 %"]
 
 

@@ -1,5 +1,6 @@
 """What the page says of each latent: only strings and numbers, ready to be laid out."""
 
+import re
 from dataclasses import dataclass
 
 from sae_dist.analysis.report.firing import Context, Firing
@@ -7,7 +8,8 @@ from sae_dist.analysis.report.latents import Latents
 from sae_dist.tokens.decoder import Decoder
 
 QUANTILES, OF_EACH = 5, 2
-CONTROLS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
+SIGNS = {"\n": "↵", "\r": "\\r", "\t": "⇥"}
+SPACE = "␣"
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def card(latents: Latents, firing: Firing) -> Card:
         norm=f"{float(latents.sae.W_dec_FE[firing.latent].norm()):.3g}",
         bars=bars,
         end=f"{end:.3g}",
-        strongest="".join(fires),
+        strongest=chip("".join(fires)),
         top=top,
         quantiles=[
             (
@@ -107,8 +109,8 @@ def card(latents: Latents, firing: Firing) -> Card:
             for n, (low, high, chosen) in enumerate(quantiles)
             if chosen
         ],
-        promoted=[(visible(token), f"{value:+.2f}") for token, value in effect.promoted] if effect else [],
-        suppressed=[(visible(t), f"{value:+.2f}") for t, value in effect.suppressed] if effect else [],
+        promoted=[(chip(token), f"{value:+.2f}") for token, value in effect.promoted] if effect else [],
+        suppressed=[(chip(token), f"{value:+.2f}") for token, value in effect.suppressed] if effect else [],
     )
 
 
@@ -133,8 +135,13 @@ def line(context: Context, decoder: Decoder | None, largest: float) -> Line:
 
 def visible(text: str) -> str:
     """Text with line ends, tabs and control characters as signs that can be seen."""
-    signs = ((CONTROLS.get(sign) or (chr(0x2400 + ord(sign)) if ord(sign) < 32 else sign)) for sign in text)
-    return "".join(signs)
+    return "".join(SIGNS.get(sign) or (f"\\x{ord(sign):02x}" if ord(sign) < 32 else sign) for sign in text)
+
+
+def chip(token: str) -> str:
+    """A token that stands alone: its spaces can be seen, and are counted where there are many."""
+    spaced = visible(token).replace(" ", SPACE)
+    return re.sub(f"{SPACE}{{4,}}", lambda run: f"{SPACE}×{len(run[0])}", spaced)
 
 
 def percent(share: float) -> str:

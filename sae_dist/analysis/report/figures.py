@@ -159,6 +159,7 @@ def _curve(
 ) -> None:
     from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
     _line(axes, points, LINE)
     if others:
         _line(axes, others, SECOND)
@@ -173,6 +174,8 @@ def _curve(
         subs = (1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    elif max(values) >= 1000:
-        axes.yaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.yaxis.set_major_formatter(plain)
+        return
+    # From 0 on: a line that hardly moves should look like one.
+    axes.set_ylim(min(0.0, *values), 1.08 * max([*values, mark or 0.0]) or 1.0)
+    axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(values) >= 1000 else plain)

@@ -138,7 +138,7 @@ def what(run: RunFiles, sae: ExportedSae) -> list[Number]:
     found += [
         Number(
             "Training",
-            f"{done:,} of {cfg.train_tokens} tokens",
+            f"{done:,} of {plain(cfg.train_tokens)} tokens",
             f"batch {cfg.batch:,}; {learning}; seed {cfg.seed}",
         ),
         Number(

@@ -13,6 +13,7 @@ MANY_DEAD = 0.1
 DENSE, MANY_DENSE = 0.1, 0.01
 STALL, FEW_ROWS = 3.0, 10
 EXCLUDED = 0.01
+RATE = "perf/tokens_per_second"
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,10 @@ def _data(run: RunFiles) -> Iterator[Warning]:
 
 
 def _speed(run: RunFiles) -> Iterator[Warning]:
-    rates = [row.get("perf/tokens_per_second") for row in run.rows]
-    known = [rate for rate in rates if rate is not None]
-    usual = median(known) if known else 0.0
-    slow = [
-        row["step"]
-        for row, rate in zip(run.rows, rates, strict=True)
-        if rate is not None and rate < usual / STALL
-    ]
+    # The first row waits for the first text, and for what is compiled.
+    known = [row for row in run.rows[1:] if row.get(RATE) is not None]
+    usual = median(row[RATE] for row in known) if known else 0.0
+    slow = [row["step"] for row in known if row[RATE] < usual / STALL]
     if len(known) >= FEW_ROWS and slow:
         yield Warning(
             f"Training stalled: {len(slow)} of {len(known)} rows of metrics, first at step {slow[0]:,}, "
