@@ -146,9 +146,14 @@ def what(run: RunFiles, sae: ExportedSae) -> list[Number]:
             ", ".join(run.provenance.get("devices", [])) or cfg.device,
             f"{cfg.precision}, {cfg.kernels} kernels",
         ),
-        Number("Started", str(run.provenance.get("time", "unknown")), str(run.provenance.get("command", ""))),
+        Number("Started", _moment(run.provenance.get("time")), str(run.provenance.get("command", ""))),
     ]
     return found
+
+
+def _moment(iso: str | None) -> str:
+    """2026-11-22T01:34:25+00:00 -> 2026-11-22 01:34 UTC."""
+    return "unknown" if not iso else f"{iso[:10]} {iso[11:16]} UTC"
 
 
 def entries(content: dict[str, Any]) -> list[Entry]:
