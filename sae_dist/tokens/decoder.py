@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.encoder import Encoder
@@ -17,7 +18,7 @@ class Decoder:
     """
 
     def __init__(self, facts: LlmFacts):
-        self.tokenizer = Encoder(facts).tokenizer
+        self.tokenizer: Any = Encoder(facts).tokenizer
 
     def __len__(self) -> int:
         """Ids below it have a text."""

@@ -222,9 +222,9 @@ def test_it_can_be_seen_in_light_and_dark(page, tmp_path):
     brightness = []
     for number, option in enumerate(([], ["--blink-settings=preferredColorScheme=0"])):
         picture = tmp_path / f"{number}.png"
-        browse(*option, f"--screenshot={picture}", "--window-size=1280,2400", page.as_uri())
+        browse(*option, f"--screenshot={picture}", "--window-size=1280,1600", page.as_uri())
         pixels = (matplotlib.image.imread(picture)[..., :3] * 255).astype(np.uint8)
-        assert pixels.shape[:2] == (2400, 1280)
+        assert pixels.shape[:2] == (1600, 1280)
         assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
         brightness.append(pixels.mean())
     assert brightness[0] > 200 and brightness[1] < 80
@@ -265,7 +265,7 @@ def dictionary(kind: str, width: int = 256, transcoder: bool = False) -> Exporte
         "topk": {"b_enc_F": zeros_F, "k": 4},
         "relu": {"b_enc_F": zeros_F - 1},
         "jumprelu": {"b_enc_F": zeros_F, "threshold_F": zeros_F + 1},
-        "gated": {"b_gate_F": zeros_F - 1, "b_mag_F": zeros_F, "r_mag_F": zeros_F},
+        "gated": {"b_gate_F": zeros_F - 1, "b_mag_F": zeros_F, "r_mag_F": zeros_F.clone()},
     }[kind]
     return ExportedSae(
         kind=kind, W_enc_FD=W_FD, W_dec_FE=W_FD, b_dec_E=torch.zeros(width), transcoder=transcoder, **own

@@ -61,6 +61,7 @@ class Part:
 
     @property
     def count(self) -> int:
+        """How many latents."""
         return len(self.cards)
 
 

@@ -88,9 +88,9 @@ def collect(
         mine_P = column_P >= 0
         row_P = pair_rows(codes.offsets_B, len(codes.latent_P))[mine_P].cpu().numpy()
         value_P = codes.value_P[mine_P].float().cpu().numpy()
-        column_P = column_P[mine_P].cpu().numpy()
+        number_P = column_P[mine_P].cpu().numpy()
         for number, firing in enumerate(firings):
-            its_P = column_P == number
+            its_P = number_P == number
             if its_P.any():
                 firing.add(read, row_P[its_P], value_P[its_P])
     return dict(zip(latents, firings, strict=True)), rows

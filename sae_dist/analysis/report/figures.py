@@ -24,7 +24,7 @@ COLOURS = {INK: "currentColor", LINE: "var(--accent)", GRID: "var(--rule)", SECO
 SIZE = (3.9, 2.5)
 POINTS = 800
 XLINK = "http://www.w3.org/1999/xlink"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -118,7 +118,7 @@ def svg(draw: Any, name: str) -> Markup:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):  # type: ignore[arg-type]
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Canvas(figsize=SIZE, layout="constrained")
         axes = figure.subplots()
         axes.grid(alpha=0.6, linewidth=0.6)

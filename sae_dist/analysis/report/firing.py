@@ -40,6 +40,7 @@ class Histogram:
         self.end = 0.0
 
     def add(self, value_P: np.ndarray) -> None:
+        """Count some values, at least one."""
         largest = float(value_P.max())
         self.end = self.end or largest
         while largest > self.end:
