@@ -35,11 +35,13 @@ SPEED = (
     ("Time on the stream", "stream_seconds", "s", "language model, transport, shuffle"),
     ("Time on the dictionary", "dictionary_seconds", "s", "forward, backward, update"),
     ("Time of the evaluation", "eval_seconds", "s", ""),
-    ("GPU time", "gpu_hours", "h", "all GPUs together"),
-    ("Energy", "energy_joules", "J", "of the GPUs, by their own counters"),
-    ("Energy per million tokens", "joules_per_million_tokens", "J", "of the GPUs"),
+    ("GPU time", "gpu_hours", "h", "of training, all GPUs together"),
+    ("Energy", "joules", "J", "of all GPUs"),
+    ("Energy", "energy_joules", "J", "of all GPUs"),
+    ("Energy per million tokens", "joules_per_million_tokens", "J", "of all GPUs"),
+    ("Matrix products", "gemm_tflops", "TFLOP/s", "measured before training: what the devices can do"),
 )
-ENERGY = ("gpu_hours", "energy_joules", "joules_per_million_tokens")
+ENERGY = ("gpu_hours", "joules", "energy_joules", "joules_per_million_tokens")
 MANY = 12
 
 
@@ -196,7 +198,7 @@ def shown(value: Any, form: str) -> str:
         return f"{value / 2**30:,.2f} GiB"
     if form == "count":
         return f"{value / 1e6:,.2f}M" if value >= 1e6 else f"{value:,}"
-    if form in ("s", "h", "J"):
+    if form in ("s", "h", "J", "TFLOP/s"):
         digits = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
         return f"{digits} {form}"
     return f"{value:{form}}"
