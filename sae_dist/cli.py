@@ -13,6 +13,7 @@ from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
+    "report": RUN,
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
 }
@@ -179,9 +180,18 @@ def on_run(command: str, folder: Path) -> None:
 
         resume_command(folder)
         return
-    from sae_dist.launch.sweep import table_command
+    if command == "sweep-table":
+        from sae_dist.launch.sweep import table_command
 
-    table_command(folder)
+        table_command(folder)
+        return
+    from sae_dist.analysis.report.page import needs_export, report_run
+
+    if needs_export(folder):
+        from sae_dist.train.finish import export_run
+
+        export_run(folder)
+    print(report_run(folder))
 
 
 def rank(command: str, folder: Path, pipe: int) -> None:

@@ -11,6 +11,7 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist import FOLDER name=...   make a run of a dictionary that others trained   (import --help)
   sae-dist eval RUN [...]           evaluate a run's export, shortly or in full   (eval --help)
   sae-dist dashboard PROJECT        panels for a project of W&B   (dashboard --help)
+  sae-dist report RUN               one HTML page of a run, with thirty of its latents to look at
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
 

@@ -147,6 +147,11 @@ class FrozenLlm:
         assert not self.facts.causal and self.with_head
         return self._whole(chunk, replace).last_hidden_state
 
+    def unembedding(self) -> Tensor:
+        """The head's weights, W_U [V, H]."""
+        assert self.facts.causal and self.with_head
+        return self.model.get_output_embeddings().weight
+
     @torch.no_grad()
     def _whole(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Any:
         tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)

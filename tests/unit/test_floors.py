@@ -33,6 +33,8 @@ DOORS = {
     "scipy": ("analysis",),
     "submitit": ("launch",),
     "matplotlib": ("metrics", "analysis", "bench"),
+    "jinja2": ("analysis/report",),
+    "markupsafe": ("analysis/report",),
     "hydra": ("core/config", "launch"),
     "torch.distributed": ("dist", "checkpoint", "transport", "launch", "train/state", "bench/raw_wire"),
 }
