@@ -33,8 +33,7 @@ from sae_dist.optim.schedule import law
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
-from sae_dist.train.evaluator import Evaluator
-from sae_dist.train.held_out import take
+from sae_dist.train.evaluator import evaluate_all
 from sae_dist.train.meter import RunMeter
 from sae_dist.train.speed import Speed
 from sae_dist.train.start import start
@@ -202,16 +201,10 @@ def build_runs(
         )
     if not runs:
         return runs
-    if cfg.metrics.profile:
-        trace = folders[0] / "traces" / f"rank_{topology.rank}.json.gz"
-        first, number = cfg.metrics.profile
-        runs[0].meter.speed.profile = ProfileWindow(first, number, trace, device, watch.clock)
     start(runs)
+    watch_first(runs[0], watch)
     if cfg.eval.every is not None:
-        held_out = take(cfg, topology, device, chunks.width)
-        for run in runs:
-            columns = facts.stretch(run.cfg.hook) if facts else slice(0, chunks.width)
-            run.evaluator = Evaluator(held_out, columns, max(1, cfg.eval.every // cfg.batch))
+        evaluate_all(runs, cfg, facts, chunks.width)
     if topology.leads:
         step = runs[0].progress.step
         console = make_console(cfg, step, len(runs))
@@ -220,6 +213,14 @@ def build_runs(
                 run.cfg, run.folder, resume_step=step, run_id=run.wandb_id, console=console
             )
     return runs
+
+
+def watch_first(run: Run, watch: Watch) -> None:
+    """The window of torch's profiler, which a process has one of, is its first dictionary's."""
+    if run.cfg.metrics.profile:
+        trace = run.folder / "traces" / f"rank_{run.topology.rank}.json.gz"
+        first, number = run.cfg.metrics.profile
+        run.meter.speed.profile = ProfileWindow(first, number, trace, run.device, watch.clock)
 
 
 def build_run(

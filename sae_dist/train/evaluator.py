@@ -4,19 +4,21 @@ Nothing of the run is touched: no counter, threshold, lane or random state. Lett
 this rank, D width of the input, E of the target, F latents of this shard, P codes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from sae_dist.core.config import RunConfig
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
+from sae_dist.core.types import LlmFacts
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
 from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.kernels.reference import pair_rows
 from sae_dist.kernels.resolve import resolve
-from sae_dist.train.held_out import HeldOut, Shares
+from sae_dist.train.held_out import HeldOut, Shares, take
 from sae_dist.train.state import Run
 
 
@@ -94,6 +96,14 @@ class Evaluator:
         padded[: len(own)] = own
         whole = consumers.gather_rows(padded).view(consumers.size, longest, -1)
         return whole.transpose(0, 1).reshape(consumers.size * longest, -1)[: shares.count]
+
+
+def evaluate_all(runs: Sequence[Run], cfg: RunConfig, facts: LlmFacts | None, width: int) -> None:
+    """Evaluation in training: every dictionary on its columns of the same held-out rows."""
+    held_out = take(cfg, runs[0].topology, runs[0].device, width)
+    for run in runs:
+        columns = facts.stretch(run.cfg.hook) if facts else slice(0, width)
+        run.evaluator = Evaluator(held_out, columns, max(1, cfg.eval.every // cfg.batch))
 
 
 def shard_of(run: Run) -> ExportedSae:
