@@ -9,7 +9,8 @@ COSTLY = ("fvu_second_corpus", "redundancy", "probes", "absorption", "controls")
 
 def format_evaluation(result: dict[str, Any]) -> str:
     """The table; below it, why a number is missing."""
-    lines = [format_table(result)]
+    reasons = {"dead_reason": "dead_fraction_reason", "ce_reason": "ce_recovered_reason"}
+    lines = [format_table(result | {key: result.get(there) for key, there in reasons.items()})]
     if found := result.get("redundancy"):
         lines.append(
             f"decoder rows: largest cosine with another {found['mean']:.3f} on average, "
