@@ -8,9 +8,12 @@ COSTLY = ("fvu_second_corpus", "redundancy", "probes", "absorption", "controls")
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
-    """The table; below it, why a number is missing."""
-    reasons = {"dead_reason": "dead_fraction_reason", "ce_reason": "ce_recovered_reason"}
-    lines = [format_table(result | {key: result.get(there) for key, there in reasons.items()})]
+    """The table; below it, why a number is missing.
+
+    Args:
+        result: what `evaluate_folder` returned.
+    """
+    lines = [format_table(result)]
     if found := result.get("redundancy"):
         lines.append(
             f"decoder rows: largest cosine with another {found['mean']:.3f} on average, "
