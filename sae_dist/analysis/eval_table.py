@@ -8,7 +8,11 @@ COSTLY = ("fvu_second_corpus", "redundancy", "probes", "absorption", "controls")
 
 
 def format_evaluation(result: dict[str, Any]) -> str:
-    """The table; below it, why a number is missing."""
+    """The table; below it, why a number is missing.
+
+    Args:
+        result: what `evaluate_folder` returned.
+    """
     lines = [format_table(result)]
     if found := result.get("redundancy"):
         lines.append(

@@ -56,6 +56,10 @@ FROM_SUMMARY = (
     "density",
 )
 """Numbers that the end of training computes too, in the order of eval.json."""
+RECOVERY = tuple(
+    "true_l0 matching_score matched_share mmcs mmcs_latents firing_precision firing_recall firing_f1".split()
+)
+"""Of runs on synthetic activations: see `analysis.recovery`."""
 WHY_NOT = {
     "dead_fraction": "dead_reason",
     "fvu_pca": "fvu_pca_reason",
@@ -76,6 +80,9 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         cfg: the run's, with the keys of `eval` as they were asked for.
         full: compute the costly numbers too.
 
+    Returns:
+        What eval.json holds, and what only summary.json does.
+
     Raises:
         ConfigError: the folder has no export, what a key names is not there, or the dictionary does not fit.
         DataError: there are no held-out activations.
@@ -93,6 +100,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
     exported = json.loads((folder / "export" / CONFIG).read_text(encoding="utf-8"))["metadata"]
     result: dict[str, Any] = {"run": folder.absolute().name, "full": full}
     result |= {key: exported[there] for key, there in TRAINED.items() if there in exported}
+    result |= {key: summary[key] for key in RECOVERY if key in summary}
     for key in FROM_SUMMARY:
         result[key] = summary.get(key)
         if result[key] is None:
@@ -101,7 +109,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
     result |= costly
     write_json(folder / FILE, result)
     plot_evaluation(result, folder / "plots")
-    return result
+    return summary | result
 
 
 def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:

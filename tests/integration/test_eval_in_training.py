@@ -75,7 +75,7 @@ def test_training_does_not_notice(folder, alone):
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_every_topology_gives_the_same_numbers(topology, folder, alone):
     found = train(folder, topology, *EXACT, *EVALUATED, *TOPOLOGIES[topology])
-    same(evaluations(found), evaluations(alone), 1e-6)
+    same(evaluations(found), evaluations(alone), 1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
