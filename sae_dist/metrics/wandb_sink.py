@@ -24,6 +24,8 @@ INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
 """In the run folder's wandb/: which run of W&B this is, and how it was logged."""
 LONGEST_TITLE = 63
+HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
+"""Where W&B's library logs to by default: since 0.31, and before."""
 
 
 class WandbSink:
@@ -90,12 +92,13 @@ def has_key() -> bool:
     """Whether W&B's key is in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    given = os.environ.get("WANDB_BASE_URL")
+    hosts = (urlsplit(given).hostname or "",) if given else HOSTS
     try:
-        found = netrc.netrc(os.environ.get("NETRC")).authenticators(host or "")
+        known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
-    return found is not None
+    return any(known.authenticators(host) for host in hosts)
 
 
 def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:

@@ -112,8 +112,9 @@ def no_wandb_key(monkeypatch, tmp_path):
 
 def test_wandb_auto_is_online_only_with_a_key_and_honours_wandb_mode(no_wandb_key, monkeypatch):
     assert wandb_mode("auto") == "offline"
-    no_wandb_key.write_text("machine api.wandb.ai\n  login user\n  password " + "0" * 40 + "\n")
-    assert wandb_mode("auto") == "online"
+    for host in ("elsewhere.org", "api.wandb.ai", "api.forge.coreweave.com"):
+        no_wandb_key.write_text(f"machine {host}\n  login user\n  password " + "0" * 40 + "\n")
+        assert wandb_mode("auto") == ("offline" if host == "elsewhere.org" else "online")
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert wandb_mode("auto") == "disabled"
     monkeypatch.setenv("WANDB_MODE", "offline")

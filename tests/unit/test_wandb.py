@@ -153,6 +153,13 @@ def test_a_dashboard_needs_a_key():
         dashboard("sae_dist")
 
 
+def test_a_dashboard_with_a_wrong_key(monkeypatch):
+    pytest.importorskip("wandb_workspaces")
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    with pytest.raises(ConfigError, match="W&B does not take the key: .*; run wandb login"):
+        dashboard("someone/sae_dist")
+
+
 def test_the_dashboard_s_panels():
     pytest.importorskip("wandb_workspaces")
     from sae_dist.metrics.dashboard import SECTIONS, workspace
