@@ -15,9 +15,9 @@ RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
     "export": RUN,
     "eval": RUN,
-    "report": RUN,
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
+    "report": RUN,
 }
 """Commands that take a folder and nothing else."""
 
@@ -152,6 +152,15 @@ def on_run(command: str, folder: Path) -> None:
 
         print(export_run(folder))
         return
+    if command == "report":
+        from sae_dist.analysis.report.page import needs_export, report_run
+
+        if needs_export(folder):
+            from sae_dist.train.finish import export_run
+
+            export_run(folder)
+        print(report_run(folder))
+        return
     if command == "resume":
         from sae_dist.launch.run import resume_command
 
@@ -161,15 +170,6 @@ def on_run(command: str, folder: Path) -> None:
         from sae_dist.launch.sweep import table_command
 
         table_command(folder)
-        return
-    if command == "report":
-        from sae_dist.analysis.report.page import needs_export, report_run
-
-        if needs_export(folder):
-            from sae_dist.train.finish import export_run
-
-            export_run(folder)
-        print(report_run(folder))
         return
     from sae_dist.analysis.run import evaluate_run
     from sae_dist.analysis.table import format_table

@@ -6,10 +6,10 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist harvest [key=value ...]  keep activations, to train many dictionaries on   (harvest --help)
   sae-dist submit [key=value ...]   the same as a Slurm job   (submit --help)
   sae-dist resume RUN               continue an unfinished run from its folder alone
+  sae-dist report RUN               one HTML page of a run, with thirty of its latents to look at
   sae-dist sweep-table SWEEP        table and figure of the runs in a folder
   sae-dist export RUN               export a run's newest checkpoint again
   sae-dist eval RUN                 evaluate a run's export again
-  sae-dist report RUN               one HTML page of a run, with thirty of its latents to look at
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
 
