@@ -25,6 +25,12 @@ from tests.warm import warm
 
 PLANTED = "<script>document.title='taken'</script>"
 NAME = "<img src=x onerror=alert(1)>&"
+EVALUATION = {
+    "kl": None,
+    "kl_reason": "there is no head",
+    "probes": [{"name": PLANTED, "accuracy": 0.912345}, {"name": "x" * 300, "accuracy": None}],
+    "redundancy": {"histogram": list(range(100)), "a_long_key_" * 12: 1e-7},
+}
 SECTIONS = {"about", "warnings", "curves", "results", "density", "speed", "evaluation", "latents", "config"}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = [
@@ -68,6 +74,7 @@ def trained(tmp_path_factory) -> Path:
     cfg = load_config(run / "config.yaml")
     cfg.name = NAME
     save_config(cfg, run / "config.yaml")
+    (run / "eval.json").write_text(json.dumps(EVALUATION))
     return run
 
 
@@ -122,7 +129,7 @@ def test_numbers_and_reasons_are_there(page, trained):
     text, summary = page.read_text(), json.loads((trained / "summary.json").read_text())
     assert f"{summary['fvu']:.4f}" in text and f"none: {summary['dead_reason']}" in text
     assert "no GPU was measured" in text and "not labelled" in text
-    assert "sae-dist eval" in text and "W&amp;B was off" in text
+    assert "W&amp;B was off" in text and "none: there is no head" in text and "0.9123" in text
 
 
 def browse(*arguments: str) -> str:
@@ -232,14 +239,14 @@ def test_it_can_be_seen_in_light_and_dark(page, tmp_path):
 
 def test_a_run_that_is_not_done_is_shown_from_its_newest_checkpoint(trained, tmp_path, capsys):
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    for name in ("summary.json", "report.html"):
+    for name in ("summary.json", "report.html", "eval.json"):
         (run / name).unlink(missing_ok=True)
     shutil.rmtree(max((run / "checkpoints").glob("step_*")))
     assert needs_export(run)
     assert main(["report", str(run)]) == 0
     text = (run / "report.html").read_text()
     assert "The run is unfinished (step 20)" in text and "dictionary of step 10" in text
-    assert text.count("<article") == 30 and "none yet" in text.lower()
+    assert text.count("<article") == 30 and f"sae-dist eval {run}" in text
 
 
 def made(folder: Path, sae: ExportedSae, **values) -> Path:

@@ -64,7 +64,7 @@ def test_tokens_that_share_a_character_are_marked_together(decoder):
 
 
 def test_signs_that_cannot_be_seen_can_be_seen():
-    assert visible("a\n\tb\x1b\x00c") == "a↵⇥b\\x1b\\x00c"
+    assert visible("a\n\tb\x1b\x00\x9fé") == "a↵⇥b\\x1b\\x00\\x9fé"
     assert [chip(x) for x in (" a b", "\n" + 12 * " ")] == ["␣a␣b", "↵␣×12"]
     assert [percent(x) for x in (0.5, 0.0123, 0.000012)] == ["50.0 %", "1.2 %", "0.0012 %"]
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from unicodedata import category
 
 from sae_dist.analysis.report.firing import Context, Firing
 from sae_dist.analysis.report.latents import Latents
@@ -136,7 +137,9 @@ def line(context: Context, decoder: Decoder | None, largest: float) -> Line:
 
 def visible(text: str) -> str:
     """Text with line ends, tabs and control characters as signs that can be seen."""
-    return "".join(SIGNS.get(sign) or (f"\\x{ord(sign):02x}" if ord(sign) < 32 else sign) for sign in text)
+    return "".join(
+        SIGNS.get(sign) or (f"\\x{ord(sign):02x}" if category(sign) == "Cc" else sign) for sign in text
+    )
 
 
 def chip(token: str) -> str:
