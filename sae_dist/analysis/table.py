@@ -65,7 +65,12 @@ def format_table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def quantiles(value: dict[str, float]) -> str:
+    """Median, 95th and 99th percentile of `fvu_quantiles`."""
+    return " ".join(f"{value[key]:.3f}" for key in ("0.5", "0.95", "0.99"))
+
+
 def _format(value: Any, form: str) -> str:
     if form == "quantiles":
-        return " ".join(f"{value[key]:.3f}" for key in ("0.5", "0.95", "0.99"))
+        return quantiles(value)
     return f"{value / 2**30:.2f}" if form == "GiB" else f"{value:{form}}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_dist.analysis.report.files import RunFiles
-from sae_dist.analysis.table import LINES, REASONS
+from sae_dist.analysis.table import LINES, REASONS, quantiles
 from sae_dist.export.exported import ExportedSae
 
 MEANS = {
@@ -196,6 +196,8 @@ def shown(value: Any, form: str) -> str:
     """A number and its unit."""
     if form == "GiB":
         return f"{value / 2**30:,.2f} GiB"
+    if form == "quantiles":
+        return quantiles(value)
     if form == "count":
         return f"{value / 1e6:,.2f}M" if value >= 1e6 else f"{value:,}"
     if form in ("s", "h", "J", "TFLOP/s"):
