@@ -14,6 +14,7 @@ from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
 from sae_dist.core.grid import member_folders, shared_out, varied
 from sae_dist.core.memory import consumer_memory
+from sae_dist.core.saving import checkpoint_bytes
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.dist import runtime
 from sae_dist.dist.control import Control
@@ -235,10 +236,18 @@ def memory_in_words(runs: list[Run]) -> str:
     held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
     rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
     parts = (sum(each.dictionary for each in held), sum(rows.values()))
-    gib = [f"{count / 2**30:.2f}" for count in parts]
-    return (
-        f"each consumer holds {gib[0]} GiB of dictionary and optimizer, {gib[1]} GiB of activations that wait"
-    )
+    gib = [f"{count / 2**30:.2f} GiB" for count in parts]
+    said = f"each consumer holds {gib[0]} of dictionary and optimizer, {gib[1]} of activations that wait"
+    if runs[0].cfg.checkpoint.background:
+        copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
+        copy = copies / runs[0].topology.num_consumers / 2**30
+        said += f", {copy:.2f} GiB more on the host while a checkpoint is written"
+    return said
+
+
+def width_of_rows(run: Run) -> int:
+    """Of a latent's rows, as `core.saving` counts: a transcoder's have two widths."""
+    return sum(run.widths) if run.cfg.target_hook else run.widths[-1]
 
 
 def write_summary(run: Run) -> None:

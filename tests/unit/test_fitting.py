@@ -1,5 +1,7 @@
 """A run that ran out of memory: what would fit, and the line that says it."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +10,7 @@ from sae_dist.core.fitting import held_bytes, what_would_fit
 from sae_dist.core.sections import OptimConfig, SaeConfig
 from sae_dist.dist.runtime import Place
 from sae_dist.train.out_of_memory import explained, is_out_of_memory
+from sae_dist.train.run import memory_in_words
 
 GIB = 2**30
 
@@ -43,6 +46,14 @@ def test_row_adam_is_suggested_to_kinds_that_can():
 
 def test_nothing_is_suggested_where_nothing_fits():
     assert what_would_fit(config(2**20), 1024, 1024, 2**20) == []
+
+
+def test_the_announcement_counts_the_copy_of_a_checkpoint():
+    """2^20 latents of width 1024 are 24 GiB with their moments; each of two consumers copies its half."""
+    run = SimpleNamespace(cfg=config(2**20), widths=(1024,), topology=SimpleNamespace(num_consumers=2))
+    assert "12.01 GiB more on the host while a checkpoint is written" in memory_in_words([run])
+    run.cfg.checkpoint.background = False
+    assert "more on the host" not in memory_in_words([run])
 
 
 def test_the_host_s_allocator_is_recognised_and_explained(tmp_path):
