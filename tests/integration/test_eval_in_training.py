@@ -47,7 +47,7 @@ def evaluations(found):
 
 def without(found):
     return [
-        {key: value for key, value in row.items() if not key.startswith(("eval/", "perf/", "system/"))}
+        {key: value for key, value in row.items() if not key.startswith(("eval/", "perf/", "gpu/", "host/"))}
         for row in found
     ]
 
