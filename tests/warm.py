@@ -77,14 +77,18 @@ class Command:
         for process in self.processes:
             os.kill(process.pid, number)
 
-    def communicate(self, timeout: float = 600) -> tuple[str, str]:
-        """Wait for the end, or for a rank that fails; what was said on stdout and stderr."""
+    def communicate(self, timeout: float = 600, grace: float = GRACE_S) -> tuple[str, str]:
+        """Wait for the end, or for a rank that fails; what was said on stdout and stderr.
+
+        Args:
+            grace: seconds that each of the others then has, as launchers give, before it is killed.
+        """
         until = time.monotonic() + timeout
         while self.poll() is None and time.monotonic() < until:
             time.sleep(0.02)
         code = self.poll()
         for process in self.processes:
-            process.join(GRACE_S if code else 0)
+            process.join(grace if code else 0)
             process.kill()
             process.join()
         out, err = ((Path(self.said.name) / name).read_text() for name in ("stdout", "stderr"))

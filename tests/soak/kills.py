@@ -33,7 +33,7 @@ RUN = [
     "topology.shard=2",
 ]
 RANKS = 3
-END_S = 300
+END_S, GRACE_S = 300, 3
 TIMES = ("perf/", "gpu/", "host/")
 
 
@@ -86,7 +86,8 @@ def killed(folder: Path, name: str, chance: random.Random, seconds: float, most:
         kill = kills < most and process.processes[victim].is_alive()
         if kill:
             process.processes[victim].kill()
-        _, err = process.communicate(timeout=END_S)
+        # Ranks that wait for one that never came are ended by their launcher.
+        _, err = process.communicate(timeout=END_S, grace=GRACE_S)
         if process.poll() == 0:
             return
         assert kill and process.processes[victim].exitcode == -signal.SIGKILL, err
