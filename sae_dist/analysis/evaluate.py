@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sae_dist.analysis.costly import check_asked, evaluate_costly
+from sae_dist.analysis.cross_entropy import KEYS as CE_KEYS
 from sae_dist.analysis.eval_plots import plot_evaluation
 from sae_dist.analysis.run import device_of, encode_of, evaluate_runs, half_the_cores
 from sae_dist.analysis.subject import Subject
@@ -43,15 +44,8 @@ FROM_SUMMARY = (
     "dense_fraction_10",
     "l2_ratio",
     "relative_bias",
-    "ce_clean",
-    "ce_sae",
-    "ce_mean_ablated",
-    "ce_zero_ablated",
-    "ce_recovered",
-    "ce_recovered_zero",
+    *CE_KEYS,
     "ce_tokens",
-    "kl",
-    "kl_mean_ablated",
     "embedding_cosine",
     "density",
 )

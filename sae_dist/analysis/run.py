@@ -16,7 +16,7 @@ from sae_dist.analysis import cross_entropy as ce
 from sae_dist.analysis.ahead import ahead
 from sae_dist.analysis.plots import plot_density
 from sae_dist.analysis.quality import Evaluation, evaluate
-from sae_dist.analysis.subject import file_rows, held_out_tokens, llm_rows
+from sae_dist.analysis.subject import file_rows, llm_rows
 from sae_dist.analysis.synthetic import evaluate_recovery, held_out
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.counts import parse_count
@@ -31,6 +31,7 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.metrics.plots import plot_curves
+from sae_dist.tokens.source import held_out_tokens
 
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
 
@@ -143,7 +144,7 @@ def _measure_llm(
     names = [f"sae {number}" for number in range(len(parts))]
     saes = {name: part.sae for name, part in zip(names, parts, strict=True)}
     acts = ce.replacements(saes, parts[0].mean(), encode, cfg.tokens.max_norm_multiple)
-    chunks = held_out_tokens(cfg, cfg.tokens, facts, cfg.shuffle.chunk_rows).open(0, None)
+    chunks = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows).open(0, None)
     if facts.causal:
         costs = ce.cross_entropy(llm, chunks, acts, ce_tokens)
     else:

@@ -19,21 +19,15 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.encoder import Encoder
-from sae_dist.tokens.source import TokenSource, open_tokens
+from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
-
-
-def held_out_tokens(cfg: RunConfig, tokens: TokensConfig, facts: LlmFacts, rows: int) -> TokenSource:
-    """Held-out tokens, once: a second pass would count the same tokens twice."""
-    once = dataclasses.replace(tokens, epochs=1)
-    return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
 
 
 def llm_rows(cfg: RunConfig, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
     """Held-out activations of a text, without rows of outlying norm."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
     spare = spare_rows(rows, multiple)
-    source = held_out_tokens(cfg, tokens, llm.facts, rows + spare)
+    source = held_out_tokens(tokens, llm.facts, seed=cfg.seed, rows=rows + spare)
     return LlmChunkSource(llm, source, rows=rows, spare=spare, max_norm_multiple=multiple)
 
 

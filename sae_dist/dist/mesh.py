@@ -110,6 +110,10 @@ class Topology:
         """Lanes whose rows a consumer draws, by its index in its group."""
         return list(range(index, num_lanes, self.num_consumers))
 
+    def rows_dealt(self, first: int) -> slice:
+        """Of rows that are numbered from `first` on, this consumer's: those that are its index mod C."""
+        return slice((self.index - first) % self.num_consumers, None, self.num_consumers)
+
     def lanes_of_producer(self, producer: int, num_lanes: int) -> list[int]:
         """Lanes whose chunks a producer computes."""
         return list(range(producer, num_lanes, self.num_producers))

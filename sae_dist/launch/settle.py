@@ -164,7 +164,7 @@ def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
         ConfigError: the source of tokens is wrong, or has too little to evaluate on.
     """
     from sae_dist.llm.capture import spare_rows
-    from sae_dist.tokens.source import open_tokens
+    from sae_dist.tokens.source import held_out_tokens, open_tokens
 
     rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
     lanes = cfg.shuffle.lanes
@@ -172,8 +172,7 @@ def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
     next(tokens.open(0, None), None)
     if cfg.eval.tokens == 0:
         return
-    once = dataclasses.replace(cfg.tokens, epochs=1)
-    tokens = open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
+    tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows)
     if next(tokens.open(0, None), None) is None:
         raise ConfigError(
             f"{tokens.field}: the held-out part (one document in eight) has too little text for one chunk of "

@@ -1,6 +1,7 @@
 """Opens the token source of a run: lanes of packed chunks, reachable at any position."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -141,6 +142,16 @@ def open_tokens(
     packing = Packing(context, facts.prefix, facts.suffix, rows)
     documents, field = _open_kind(cfg, facts, lanes=lanes, seed=seed, held_out=held_out)
     return TokenSource(documents, packing, field=field, lanes=lanes, epochs=cfg.epochs)
+
+
+def held_out_tokens(cfg: TokensConfig, facts: LlmFacts, *, seed: int, rows: int) -> TokenSource:
+    """The documents kept for evaluation, in one lane and once: a second pass would count tokens twice.
+
+    Raises:
+        ConfigError: see `open_tokens`.
+    """
+    once = replace(cfg, epochs=1)
+    return open_tokens(once, facts, lanes=1, seed=seed, rows=rows, held_out=True)
 
 
 def _open_kind(

@@ -23,7 +23,7 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.llm.next_token import losses, sparing_outliers, targets
-from sae_dist.tokens.source import TokenSource, open_tokens
+from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
 from sae_dist.transport.synthetic import SyntheticChunkSource
@@ -146,8 +146,7 @@ def shared_out(
         whole = consumers.sum(blank if part is None else part.to(device, dtype))
         whole = whole[: None if most is None else most - count]
         total_C += whole.sum(0, dtype=torch.float64)
-        first = (topology.index - count) % topology.num_consumers
-        own.append(whole[first :: topology.num_consumers].cpu())
+        own.append(whole[topology.rows_dealt(count)].cpu())
         count += len(whole)
     rows_nC = torch.cat(own) if own else torch.zeros(0, columns, dtype=dtype)
     return Shares(rows_nC, count, (total_C / max(count, 1)).to(dtype))
@@ -175,12 +174,12 @@ def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Sp
     dtype = getattr(torch, cfg.llm.dtype)
     llm = FrozenLlm.load(uncompiled, facts, device=device, dtype=dtype, with_head=whole)
     spare = spare_rows(rows, multiple)
-    tokens = held_out_tokens(cfg, facts, rows + spare)
+    tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows + spare)
     source = LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=multiple)
     if not whole:
         return source, None
     chunks, kept = [], 0
-    for chunk in held_out_tokens(cfg, facts, rows).open(0, None):
+    for chunk in held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows).open(0, None):
         chunks.append(chunk)
         kept += int(chunk.keep_NS.sum())
         if kept >= cfg.eval.ce:
@@ -195,9 +194,3 @@ def why_not_spliced(cfg: RunConfig, facts: LlmFacts, device: torch.device) -> st
     if facts.target_first:
         return "the LLM reaches target_hook before hook, too early to splice"
     return why_not_whole(facts, cfg.llm.dtype or "", device)
-
-
-def held_out_tokens(cfg: RunConfig, facts: LlmFacts, rows: int) -> TokenSource:
-    """Held-out tokens, once."""
-    once = dataclasses.replace(cfg.tokens, epochs=1)
-    return open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)

@@ -92,9 +92,9 @@ def identity_transcoder(width: int) -> ExportedSae:
 
 
 def test_a_transcoder_is_spliced_into_the_llm_as_a_patched_forward_would(tmp_path):
-    from sae_dist.analysis.subject import held_out_tokens
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.frozen import FrozenLlm
+    from sae_dist.tokens.source import held_out_tokens
 
     cfg = config()
     cfg.hook, cfg.target_hook, cfg.sae.kind, cfg.sae.skip = (
@@ -112,7 +112,7 @@ def test_a_transcoder_is_spliced_into_the_llm_as_a_patched_forward_would(tmp_pat
 
     llm = FrozenLlm.load(cfg.llm, facts, device=torch.device("cpu"), dtype=torch.float32, with_head=True)
     total = count = 0
-    for chunk in held_out_tokens(cfg, cfg.tokens, facts, cfg.shuffle.chunk_rows).open(0, None):
+    for chunk in held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows).open(0, None):
         if count >= cfg.eval.ce_tokens:
             break
         keep = chunk.keep_NS[..., None]

@@ -90,13 +90,13 @@ def test_wrong_words_are_answered_in_a_line(words, says, run, capsys):
 def test_an_llm_with_random_weights_is_the_same_every_time_and_layer_by_layer():
     import dataclasses
 
-    from sae_dist.analysis.subject import held_out_tokens
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.frozen import FrozenLlm
+    from sae_dist.tokens.source import held_out_tokens
 
     cfg = config()
     facts, _ = llm_facts(cfg.llm, "layers.1")
-    chunk = next(held_out_tokens(cfg, cfg.tokens, facts, 64).open(0, None))
+    chunk = next(held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=64).open(0, None))
     how = {"device": torch.device("cpu"), "dtype": torch.float32}
     state = torch.get_rng_state()
     control = dataclasses.replace(cfg.llm, random_init=True)

@@ -1,6 +1,5 @@
 """Held-out activations with the text that they belong to."""
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from sae_dist.core.config import RunConfig
 from sae_dist.core.types import ChunkSource, LlmFacts, TokenChunk
 from sae_dist.llm.frozen import FrozenLlm
-from sae_dist.tokens.source import open_tokens
+from sae_dist.tokens.source import held_out_tokens
 
 
 @dataclass(frozen=True)
@@ -46,9 +45,7 @@ class Read:
 
 def read_text(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]:
     """Held-out tokens, once, in the order of the evaluation. Rows of outlying norm are left out."""
-    once = dataclasses.replace(cfg.tokens, epochs=1)
-    rows = cfg.shuffle.chunk_rows
-    source = open_tokens(once, facts, lanes=1, seed=cfg.seed, rows=rows, held_out=True)
+    source = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows)
     for chunk in source.open(0, None):
         x_RD = llm.activations(chunk)[:, : facts.width].to(torch.promote_types(llm.dtype, torch.float32))
         place_R = chunk.keep_NS.flatten().nonzero().squeeze(1).numpy()
