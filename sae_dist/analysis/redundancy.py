@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from sae_dist.core.files import write_tensors
 
 TILE = 2048
 CHEAP_PRODUCTS = 2e13
@@ -67,7 +68,7 @@ def redundancy(W_FE: Tensor, asked: bool, folder: Path | None = None) -> dict[st
         return {"redundancy": None, "redundancy_reason": reason}
     best_F, which_F = nearest_rows(W_FE)
     if folder is not None:
-        save_file({"nearest": which_F.cpu(), "cosine": best_F.float().cpu()}, folder / FILE)
+        write_tensors(folder / FILE, {"nearest": which_F.cpu(), "cosine": best_F.float().cpu()})
     best_F = best_F.double().clamp(-1, 1)
     found: dict[str, Any] = {"mean": float(best_F.mean())}
     found |= {f"above_{share}": float((best_F > share).double().mean()) for share in SHARES}

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
@@ -22,7 +21,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync_folder, write_tensors
 
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"
@@ -58,7 +57,7 @@ class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
         path = Path(self.path) / name
         tensors = {item.index.fqn: _tensor(planner.resolve_data(item)) for item in plan.items}
         places = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item in plan.items}
-        save_file(tensors, path, metadata={PLACES: json.dumps(places), "format": "pt"})
+        write_tensors(path, tensors, {PLACES: json.dumps(places), "format": "pt"})
         summary = checksum(path, sync=True)
         written.set_result(
             [WriteResult(i.index, tensors[i.index.fqn].nbytes, (name, summary)) for i in plan.items]

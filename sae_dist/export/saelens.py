@@ -6,17 +6,16 @@ Transcoders of other kinds are written in the same way, as `topk_transcoder`, `t
 """
 
 import math
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
+from sae_dist.core.files import write_json, write_tensors
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
@@ -189,9 +188,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
     """Write how often each latent fires, as SAELens does: sparsity.safetensors, log10(rate + 1e-10)."""
-    temporary = folder / f".{FIRING}.tmp"
-    save_file({"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()}, temporary)
-    os.replace(temporary, folder / FIRING)
+    write_tensors(folder / FIRING, {"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()})
 
 
 def load_firing_rates(folder: Path) -> Tensor | None:

@@ -84,7 +84,7 @@ def resume(run: Run, checkpoint: Path) -> None:
     scalars: dict[str, Any] = run.checkpoints.load(checkpoint, run.tensors())
     run.optimizer.updates = scalars["updates"]
     run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
-    run.meter.speed.before = scalars.get("spent", run.meter.speed.before)
+    run.meter.speed.before = scalars["spent"]
     run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
     run.agreement.restore(scalars["any_dead"], scalars["pending"])
     run.shuffle.restore(scalars["lanes"])

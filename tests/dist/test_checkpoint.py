@@ -178,9 +178,10 @@ def trained_to(folder: Path, steps: list[int]) -> SimpleNamespace:
         agreement=Mock(),
         topology=topo,
         shuffle=Mock(),
+        meter=Mock(),
     )
     run.tensors = lambda: {"W": (run.W, "replicated")}
-    rest = {"any_dead": False, "pending": None, "wandb_id": "id", "scales": [1.0]}
+    rest = {"any_dead": False, "pending": None, "wandb_id": "id", "scales": [1.0], "spent": {}}
     for step in steps:
         scalars = {"step": step, "tokens": 10 * step, "updates": step, "lanes": {"0": step}}
         run.checkpoints.save(step, {"W": (torch.full((3,), float(step)), "replicated")}, scalars | rest)
