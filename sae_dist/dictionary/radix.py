@@ -37,8 +37,10 @@ def nth_largest(key_N: Tensor, wanted: Tensor, bits: int, axis: Axis) -> tuple[T
         count_R.index_add_(0, digit_N, taking_part_N)
         at_least_R = axis.sum(count_R).flip(0).cumsum(0).flip(0)
         digit = ((at_least_R >= missing).sum() - 1).clamp(min=0)
-        larger = torch.cat([at_least_R, at_least_R.new_zeros(1)])[digit + 1]
-        enough = at_least_R[digit] >= missing
+        # By index_select: an index that is a 0-d tensor is read on the host.
+        here_or_above = torch.cat([at_least_R, at_least_R.new_zeros(1)])
+        here, larger = here_or_above.index_select(0, torch.stack([digit, digit + 1])).unbind()
+        enough = here >= missing
         missing = torch.where(enough, missing - larger, missing)
         found = (found << DIGIT_BITS) | torch.where(enough, digit, 0)
     return found, missing

@@ -31,13 +31,20 @@ class Pairs:
             offsets = torch.arange(0, rows * slots, slots, device=device)
             return Pairs(codes.idx_BK.reshape(-1), codes.val_BK.reshape(-1), offsets)
         used_BK = torch.arange(slots, device=device) < codes.count_B[:, None]
+        # A mask as an index is read on the host each time; so it is made a list of places once.
+        place_P = used_BK.flatten().nonzero().squeeze(1)
         offsets = codes.count_B.cumsum(0) - codes.count_B
-        return Pairs(codes.idx_BK[used_BK], codes.val_BK[used_BK], offsets)
+        return Pairs(codes.idx_BK.flatten()[place_P], codes.val_BK.flatten()[place_P], offsets)
 
-    def where(self, kept_P: Tensor) -> "Pairs":
-        """Only the pairs with `kept_P`."""
-        before = torch.cat([kept_P.new_zeros(1, dtype=torch.int64), kept_P.cumsum(0)])
-        return Pairs(self.latent_P[kept_P], self.score_P[kept_P], before[self.offsets_B])
+    def split(self, part_P: Tensor, parts: int) -> list[tuple[Tensor, "Pairs"]]:
+        """For each part, 0 .. parts - 1, the places of its pairs, in their order, and those pairs."""
+        kept_LP = part_P == torch.arange(parts, device=part_P.device)[:, None]
+        before_LQ = torch.nn.functional.pad(kept_LP.cumsum(1), (1, 0))
+        places = part_P.argsort(stable=True).split(kept_LP.sum(1).tolist())
+        return [
+            (place_P, Pairs(self.latent_P[place_P], self.score_P[place_P], before_Q[self.offsets_B]))
+            for place_P, before_Q in zip(places, before_LQ, strict=True)
+        ]
 
 
 def encode(

@@ -1,8 +1,9 @@
-"""SAELens' own evaluation, from an export alone: it finds the language model and our numbers."""
+"""SAELens' own evaluation and SAEBench's core, from an export alone: our language model and our numbers."""
 
 import dataclasses
 import json
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from sae_dist.analysis import cross_entropy as ce
 from sae_dist.core.config import load_config
 from sae_dist.core.types import TokenChunk
+from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.reference import encode_topk
 from sae_dist.llm.facts import llm_facts
@@ -51,6 +53,25 @@ for export in sys.argv[1:]:
 print(json.dumps(found))
 """
 
+# A model of another name than TransformerLens lists, its name for the hook, and sequences that are tokenised already,
+# whose tokeniser SAELens would look for on the Hub.
+BENCH = """
+import sys
+import sae_lens.training.activations_store as store
+import transformer_lens.loading_from_pretrained as loading
+from sae_bench.evals.core.main import multiple_evals
+from sae_lens import SAE
+sae = SAE.load_from_disk(sys.argv[1])
+loading.OFFICIAL_MODEL_NAMES.append(sae.cfg.metadata.model_name)
+store.validate_pretokenized_dataset_tokenizer = lambda **_: None
+sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
+multiple_evals(
+    [("ours", sae)], dataset=sys.argv[4], context_size=int(sys.argv[2]), eval_batch_size_prompts=8,
+    n_eval_reconstruction_batches=int(sys.argv[3]), n_eval_sparsity_variance_batches=int(sys.argv[3]),
+    device="cpu", output_folder="bench",
+)
+"""
+
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory) -> dict[str, Path]:
@@ -76,12 +97,35 @@ def whole_sequences(cfg, facts) -> TokenChunk:
     raise AssertionError("there are not enough long documents")
 
 
-def test_ce_and_l0_are_ours(exports, saelens_python, tmp_path):
+@dataclass
+class Ours:
+    """What we find on some sequences: the rows that the LLM's hook gave, and cross-entropies by kind."""
+
+    chunk: TokenChunk
+    rows_BD: torch.Tensor
+    saes: dict[str, ExportedSae]
+    entropies: dict[str, dict[str, float]]
+
+    def l0(self, kind: str) -> float:
+        return len(self.saes[kind].encode(self.rows_BD, encode_topk).latent_P) / len(self.rows_BD)
+
+
+@pytest.fixture(scope="module")
+def ours(exports) -> Ours:
     cfg = load_config(exports["topk"] / "config.yaml")
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     chunk = whole_sequences(cfg, facts)
     assert chunk.ids_NS.shape == (SEQUENCES, cfg.tokens.context)
-    save_file({"ids": chunk.ids_NS.contiguous()}, tmp_path / "ids.safetensors")
+    llm = FrozenLlm.load(cfg.llm, facts, device=torch.device("cpu"), dtype=torch.float32, with_head=True)
+    saes = {kind: load_exported(run / "export") for kind, run in exports.items()}
+    seen: list[torch.Tensor] = []
+    llm.logits(chunk, lambda rows: seen.append(rows) or rows)
+    acts = ce.replacements(saes, seen[0].mean(0), encode_topk, None)
+    return Ours(chunk, seen[0], saes, ce.cross_entropy(llm, iter([chunk]), acts, 1))
+
+
+def test_ce_and_l0_are_ours(exports, ours, saelens_python, tmp_path):
+    save_file({"ids": ours.chunk.ids_NS.contiguous()}, tmp_path / "ids.safetensors")
     done = subprocess.run(
         [saelens_python, "-c", EVALUATES, *(run / "export" for run in exports.values())],
         capture_output=True,
@@ -91,18 +135,44 @@ def test_ce_and_l0_are_ours(exports, saelens_python, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = json.loads(done.stdout.splitlines()[-1])
-
-    device = torch.device("cpu")
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=torch.float32, with_head=True)
-    saes = {kind: load_exported(run / "export") for kind, run in exports.items()}
-    seen: list[torch.Tensor] = []
-    llm.logits(chunk, lambda rows: seen.append(rows) or rows)
-    acts = ce.replacements(saes, seen[0].mean(0), encode_topk, None)
-    ours = ce.cross_entropy(llm, iter([chunk]), acts, 1)
-    for kind, sae in saes.items():
-        found, mine = theirs[str(exports[kind] / "export")], ours[kind]
-        l0 = len(sae.encode(seen[0], encode_topk).latent_P) / len(seen[0])
-        assert found["l0"] == pytest.approx(l0, rel=0.01)
+    for kind, mine in ours.entropies.items():
+        found = theirs[str(exports[kind] / "export")]
+        assert found["l0"] == pytest.approx(ours.l0(kind), rel=0.01)
         assert found["ce_loss_without_sae"] == pytest.approx(mine["ce_clean"], rel=0.01)
         assert found["ce_loss_with_sae"] == pytest.approx(mine["ce_sae"], rel=0.01)
         assert mine["ce_sae"] > 1.01 * mine["ce_clean"], "else nothing was compared"
+
+
+def test_the_core_of_saebench_finds_the_same(exports, ours, request, tmp_path):
+    given = request.config.getoption("--peer-python", default=None) or ""
+    python = dict(each.split("=", 1) for each in given.split(",") if each).get("saebench")
+    if python is None:
+        pytest.skip("a peer is missing: --peer-python saebench=/path/bin/python")
+    (tmp_path / "data").mkdir()
+    lines = [json.dumps({"tokens": ids}) for ids in ours.chunk.ids_NS.tolist()]
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines))
+    context, batches = str(ours.chunk.ids_NS.shape[1]), str(SEQUENCES // 8)
+    done = subprocess.run(
+        [python, "-c", BENCH, exports["topk"] / "export", context, batches, tmp_path / "data"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+    )
+    written = list((tmp_path / "bench").glob("*.json"))
+    assert done.returncode == 0 and len(written) == 1, done.stderr[-2000:]
+    groups = json.loads(written[0].read_text())["eval_result_metrics"]
+    found = {name: value for group in groups.values() for name, value in group.items()}
+    mine = ours.entropies["topk"]
+    assert found["l0"] == pytest.approx(ours.l0("topk"), rel=0.01)
+    assert found["ce_loss_without_sae"] == pytest.approx(mine["ce_clean"], rel=0.01)
+    assert found["ce_loss_with_sae"] == pytest.approx(mine["ce_sae"], rel=0.01)
+    # Its "total variance" squares the mean of x^2 over rows and dimensions, where the mean of x was meant.
+    x_BD = ours.rows_BD.double()
+    sae = ours.saes["topk"]
+    out_BD = sae.decode(sae.encode(ours.rows_BD, encode_topk), ours.rows_BD)
+    error = (x_BD - out_BD).pow(2).sum(1).mean()
+    squares = x_BD.pow(2).sum(1).mean()
+    assert found["explained_variance"] == pytest.approx(
+        float(1 - error / (squares - x_BD.pow(2).mean() ** 2)), abs=0.03
+    )

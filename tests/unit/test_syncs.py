@@ -1,10 +1,11 @@
-"""A step between two rows of metrics never waits for the device: nothing is read on the host (I7)."""
+"""Between two rows of metrics a step reads nothing on the host but what some selections must know (I7)."""
 
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_dist.core.resolve import resolve
@@ -21,6 +22,13 @@ from sae_dist.transport.timed import Timed
 from tests.ranks import run_ranks
 
 ROWS, WIDTH, LATENTS, EVERY, STEPS = 64, 16, 128, 4, 8
+# BatchTopK: whether a row lacks candidates, how many pairs won; Matryoshka: of each level, too. Among shards,
+# how many winners are a shard's own differs from step to step.
+SELECTION = {
+    "batchtopk": ["_local_scalar_dense", "nonzero"],
+    "matryoshka": ["_local_scalar_dense", "nonzero", "tolist"],
+}
+SHARDED = {"topk": ["nonzero"]}
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "item")
 
 
@@ -70,12 +78,14 @@ class Rows:
         return SimpleNamespace(excluded=0, repeated=0)
 
 
-def reads_by_step(kind: str) -> list[list[str]]:
+def reads_by_step(kind: str, shard: int = 1) -> list[list[str]]:
     sizes = [f"sae.num_latents={LATENTS}", f"batch={ROWS}", f"train_tokens={ROWS * 100}"]
     words = [f"sae={kind}", "kernels=reference", "device=cpu", "metrics.wandb=off", f"metrics.every={EVERY}"]
     cfg = resolve(compose_config(words + sizes), None, WIDTH)
     device, clock = torch.device("cpu"), PhaseClock(torch.device("cpu"))
-    topology = Topology(TopologyConfig(), runtime.Place(0, 1, 0, 1), "cpu", clock=clock)
+    rank = dist.get_rank()
+    place = runtime.Place(rank, shard, rank, shard)
+    topology = Topology(TopologyConfig(shard=shard), place, "cpu", clock=clock)
     rows, watch = Rows(), Watch(clock, gemm_flops=1e9)
     stop = SimpleNamespace(wanted=False)
     balance = Balance(cfg, topology, Timed(rows), None)
@@ -93,13 +103,23 @@ def reads_by_step(kind: str) -> list[list[str]]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["topk", "relu", "jumprelu", "gated"])
-def test_no_step_between_two_rows_reads_anything_on_the_host(kind):
+@pytest.mark.parametrize("kind", ["topk", "relu", "jumprelu", "gated", "batchtopk", "matryoshka"])
+def test_a_step_between_two_rows_reads_nothing_but_what_its_selection_must_know(kind):
     """But for the agreement of the step before, which was copied while that step went on."""
     (found,) = run_ranks(reads_by_step, 1, kind)
+    assert found == expected(SELECTION.get(kind, []))
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_shards_read_no_more(kind):
+    for found in run_ranks(reads_by_step, 2, kind, 2):
+        assert found == expected(SHARDED.get(kind, []))
+
+
+def expected(selection: list[str]) -> list[list[str]]:
+    """Of each step: its selection's; from the second on, what was agreed; at a row, one copy."""
     rows = [EVERY - 1, 2 * EVERY - 1]
-    assert [each for step, each in enumerate(found) if step not in rows] == [[]] + [["tolist"]] * 5
-    assert [found[step] for step in rows] == [["tolist", "tolist"]] * 2, "a row is one copy"
+    return [selection + ["tolist"] * (step > 0) + ["tolist"] * (step in rows) for step in range(STEPS)]
 
 
 def test_a_read_shows():

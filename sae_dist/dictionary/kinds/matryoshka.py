@@ -28,13 +28,10 @@ class Kind(batchtopk.Kind):
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """See `SelectedDictionary.reconstruct`: the error of the whole, squares averaged over prefixes."""
-        level_P = self.level_F[pairs.latent_P]
-        partials = []
-        for level in range(self.num_levels):
-            kept_P = level_P == level
-            partials.append(
-                decode(code_P[kept_P], self.W_dec, pairs.where(kept_P), self.kernels, self.row_terms)
-            )
+        partials = [
+            decode(code_P[place_P], self.W_dec, part, self.kernels, self.row_terms)
+            for place_P, part in pairs.split(self.level_F[pairs.latent_P], self.num_levels)
+        ]
         whole_BE, *others = partials
         first_bE = self.error(rows_bC, whole_BE)
         parts_bLE = (
