@@ -53,8 +53,8 @@ for export in sys.argv[1:]:
 print(json.dumps(found))
 """
 
-# A model of another name than TransformerLens lists, its name for the hook, and sequences that are tokenised already,
-# whose tokeniser SAELens would look for on the Hub.
+# A model of another name than TransformerLens lists; its name for the hook; sequences that are tokenised already,
+# whose tokeniser SAELens would look for on the Hub. One kind of its metrics per latent needs the other.
 BENCH = """
 import sys
 import sae_lens.training.activations_store as store
@@ -68,6 +68,7 @@ sae.cfg.metadata.hook_name = "blocks.1.hook_resid_post"
 multiple_evals(
     [("ours", sae)], dataset=sys.argv[4], context_size=int(sys.argv[2]), eval_batch_size_prompts=8,
     n_eval_reconstruction_batches=int(sys.argv[3]), n_eval_sparsity_variance_batches=int(sys.argv[3]),
+    compute_featurewise_density_statistics=True, compute_featurewise_weight_based_metrics=True,
     device="cpu", output_folder="bench",
 )
 """
