@@ -53,8 +53,8 @@ for export in sys.argv[1:]:
 print(json.dumps(found))
 """
 
-# A model of another name than TransformerLens lists; its name for the hook; sequences that are tokenised already,
-# whose tokeniser SAELens would look for on the Hub. One kind of its metrics per latent needs the other.
+# The model is none of TransformerLens' list, and its hook has another name there; the sequences are tokenised
+# already, and SAELens would seek their tokeniser on the Hub; one kind of metrics per latent needs the other.
 BENCH = """
 import sys
 import sae_lens.training.activations_store as store
