@@ -155,7 +155,7 @@ def sized(name: str) -> str:
 
 def peers(words: list[str]) -> None:
     """`sae-dist bench peers`."""
-    from sae_dist.bench.venvs import PACKAGES, TORCH, make_environments
+    from sae_dist.bench.venvs import PACKAGES, TORCH, TRAINERS, make_environments
 
     parser = Parser(
         prog="sae-dist bench peers",
@@ -163,10 +163,10 @@ def peers(words: list[str]) -> None:
         "own settings choose the build of torch; on a machine without a GPU the CPU build saves gigabytes.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"of the benchmark ({FOLDER})")
-    parser.add_argument("--only", help=f"some of {','.join(PACKAGES)}")
+    parser.add_argument("--only", help=f"some of {','.join(PACKAGES)} ({','.join(TRAINERS)})")
     parser.add_argument("--torch", default=TORCH, help=f"what pip installs first ({TORCH})")
     given = parser.parse_args(words)
-    only = given.only.split(",") if given.only else list(PACKAGES)
+    only = given.only.split(",") if given.only else TRAINERS
     for peer in only:
         if peer not in PACKAGES:
             raise ConfigError(f"--only {peer}: the peers are {', '.join(PACKAGES)}")

@@ -10,10 +10,13 @@ from sae_dist.bench.plan import make_folder
 from sae_dist.core.errors import SaeDistError
 
 PACKAGES = {
-    "saelens": "sae-lens==6.54.12",
-    "sparsify": "eai-sparsify==1.3.3",
-    "dictionary_learning": "dictionary-learning==0.1.0",
+    "saelens": ["sae-lens==6.54.12"],
+    "sparsify": ["eai-sparsify==1.3.3"],
+    "dictionary_learning": ["dictionary-learning==0.1.0"],
+    "saebench": ["sae-lens==6.54.12", "sae-bench==0.6.0"],
 }
+TRAINERS = ["saelens", "sparsify", "dictionary_learning"]
+"""Those that the benchmarks need; SAEBench, with the SAELens it stands on, evaluates exports in the tests."""
 TORCH = "torch==2.13.0"
 
 
@@ -36,14 +39,15 @@ def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
         python = peer_environment(folder, peer)
         ready = python.parents[1] / "ready"
         if not ready.exists():
-            print(f"{peer}: {torch}, {PACKAGES[peer]}", file=sys.stderr, flush=True)
+            packages = PACKAGES[peer]
+            print(f"{peer}: {', '.join([torch, *packages])}", file=sys.stderr, flush=True)
             venv.create(python.parents[1], with_pip=True, clear=True)
             log = python.parents[1] / "pip.log"
             for step in (
                 ["install", torch],
-                ["install", torch, PACKAGES[peer]],
-                # Drawn in by nnsight and used by none of the trainers; beside a CPU build of torch its wheel
-                # breaks the import of transformers.
+                ["install", torch, *packages],
+                # Drawn in by nnsight and SAEBench, and used by none of what runs here; beside a CPU build of
+                # torch its wheel breaks the import of transformers.
                 ["uninstall", "--yes", "torchvision"],
             ):
                 with open(log, "a", encoding="utf-8") as out:
@@ -51,6 +55,6 @@ def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
                     done = subprocess.run(words, stdout=out, stderr=out)
                 if done.returncode:
                     raise SaeDistError(f"{peer}: pip {' '.join(step)} failed: {last_line(log)} (see {log})")
-            ready.write_text(PACKAGES[peer] + "\n", encoding="utf-8")
+            ready.write_text("\n".join(packages) + "\n", encoding="utf-8")
         lines.append(f"{peer}: {python}")
     return lines
