@@ -37,8 +37,7 @@ def _unfinished(run: RunFiles) -> Iterator[Warning]:
         yield Warning(f"The run was given up: {reason}.", "Train again with a lower optim.lr.")
     elif not run.is_done:
         yield Warning(
-            f"The run is unfinished (step {step:,}): all below is of its newest checkpoint.",
-            f"Go on with: sae-dist resume {run.folder}",
+            f"The run is {run.status} (step {step:,}).", f"Go on with: sae-dist resume {run.started}"
         )
 
 
