@@ -17,6 +17,8 @@ FIGURE = "sweep.png"
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
 """Sections and keys in which runs may differ and be the same dictionary, trained in the same way."""
+FILLED_IN = ("sae.aux_k", "sae.dead_after", "sae.encoder_scale", "optim.warmup", "shuffle.block_chunks")
+"""What `core.resolve` makes of other values, if it is left open."""
 FORMATS = {
     "fvu": ".4f",
     "l0": ".1f",
@@ -83,12 +85,22 @@ def _dictionaries(path: Path) -> dict[Path, RunConfig]:
 
 
 def differing(runs: dict[Path, RunConfig]) -> list[str]:
-    """Full keys of the values in which runs differ. What is gone has open values, and does not count."""
+    """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
+
+    What is gone has open values, and does not count.
+    """
     values = [flat(cfg) for folder, cfg in runs.items() if folder.is_dir()]
-    return [
+    keys = [
         key
         for key in (values[0] if values else ())
         if key.split(".")[0] not in UNSAID and len({str(each[key]) for each in values}) > 1
+    ]
+    chosen = [key for key in keys if key not in FILLED_IN]
+    known = {str([each[key] for key in chosen]) for each in values}
+    return [
+        key
+        for key in keys
+        if key in chosen or len({str([each[one] for one in (*chosen, key)]) for each in values}) > len(known)
     ]
 
 

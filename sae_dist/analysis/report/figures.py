@@ -189,9 +189,14 @@ def over_tokens(axes: "Axes", values: list[float], log: bool, top: float = 0.0) 
 
 
 def plain_log(axis: "Axis", values: list[float]) -> None:
-    """Ticks of a logarithmic axis: 0.2 0.5 1, or powers of ten where `values` span many."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    """Ticks of a logarithmic axis: 0.4 0.5 0.6, 0.2 0.5 1, or powers of ten, as far as `values` span."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,)))
-    axis.set_minor_formatter(NullFormatter())
+    span = max(values) / min(values)
+    if span < 4:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
+        axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter("{x:g}")

@@ -70,14 +70,19 @@ def read_run(folder: Path) -> RunFiles:
         started=started,
         cfg=cfg,
         config_text=(folder / "config.yaml").read_text(encoding="utf-8"),
-        summary=_json(folder / "summary.json") or {},
-        provenance=_json(started / "provenance.json") or {},
+        summary=read_json(folder / "summary.json") or {},
+        provenance=read_json(started / "provenance.json") or {},
         rows=rows,
-        evaluation=_json(folder / "eval.json"),
+        evaluation=read_json(folder / "eval.json"),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object of a JSON file; None: there is none.
+
+    Raises:
+        ConfigError: it is not JSON.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

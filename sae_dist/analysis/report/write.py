@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 PAGE = "report.html"
@@ -11,7 +12,7 @@ def write_page(folder: Path, template: str, **values: Any) -> Path:
     """Write `folder`/report.html, complete or not at all; returns its path."""
     path = folder / PAGE
     temporary = folder / f".{PAGE}.{os.getpid()}"
-    temporary.write_text(rendered(template, folder=str(folder), **values), encoding="utf-8")
+    temporary.write_text(rendered(template, folder=quote(str(folder)), **values), encoding="utf-8")
     os.replace(temporary, path)
     return path
 
