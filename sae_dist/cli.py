@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
-from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE
+from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, REPORT, SUBMIT, TRAIN, USAGE
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
-    "report": RUN,
+    "report": ("FOLDER", "one folder of a run, a grid or a sweep, such as outputs/my_run"),
     "resume": RUN,
     "sweep-table": ("SWEEP", "one folder of runs, such as outputs/my_sweep"),
 }
@@ -68,7 +68,8 @@ def dispatch(words: list[str]) -> int:
     elif command in ON_FOLDER:
         word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
-            print(f"sae-dist {command} {word}\n\n{word} is {what}.")
+            more = f"\n\n{REPORT}" if command == "report" else ""
+            print(f"sae-dist {command} {word}\n\n{word} is {what}.{more}")
         elif len(rest) != 1:
             raise ConfigError(f"sae-dist {command} takes {what}")
         else:
@@ -185,13 +186,9 @@ def on_run(command: str, folder: Path) -> None:
 
         table_command(folder)
         return
-    from sae_dist.analysis.report.page import needs_export, report_run
+    from sae_dist.launch.report import report_command
 
-    if needs_export(folder):
-        from sae_dist.train.finish import export_run
-
-        export_run(folder)
-    print(report_run(folder))
+    report_command(folder)
 
 
 def rank(command: str, folder: Path, pipe: int) -> None:

@@ -8,13 +8,17 @@ from typing import Any
 
 from sae_dist.core.config import RunConfig, flat, load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.grid import member_folders, varied
+from sae_dist.core.grid import member_folders, members, varied
 from sae_dist.core.resolve import SAME_RUN
 
 CONFIG = "config.yaml"
 TABLE = "sweep.csv"
 FIGURE = "sweep.png"
 ALWAYS = ("sae.num_latents", "sae.k")
+UNSAID = tuple(key for key in SAME_RUN if key != "topology")
+"""Sections and keys in which runs may differ and be the same dictionary, trained in the same way."""
+FILLED_IN = ("sae.aux_k", "sae.dead_after", "sae.encoder_scale", "optim.warmup", "shuffle.block_chunks")
+"""What `core.resolve` makes of other values, if it is left open."""
 FORMATS = {
     "fvu": ".4f",
     "l0": ".1f",
@@ -52,27 +56,60 @@ def sweep_table(folder: Path) -> str:
 
 
 def runs_of(folder: Path) -> dict[Path, RunConfig]:
-    """Config of each run in a folder, and of each dictionary of those that are grids."""
+    """Config of each run in a folder, and of each dictionary of those that are grids, or of a grid itself.
+
+    A dictionary whose folder is gone has the config that its grid made for it.
+
+    Raises:
+        ConfigError: a config is damaged, or a folder lacks it.
+    """
+    own = folder / CONFIG
+    if own.is_file():
+        return _dictionaries(own) if varied(load_config(own)) else {}
     found: dict[Path, RunConfig] = {}
     for path in sorted(folder.glob(f"*/{CONFIG}")):
-        cfg = load_config(path)
-        for each in member_folders(cfg, path.parent):
-            found[each] = load_config(each / CONFIG) if varied(cfg) else cfg
+        found |= _dictionaries(path)
     return found
+
+
+def _dictionaries(path: Path) -> dict[Path, RunConfig]:
+    """Of the run with this config."""
+    cfg = load_config(path)
+    if not varied(cfg):
+        return {path.parent: cfg}
+    folders = member_folders(cfg, path.parent)
+    return {
+        each: load_config(each / CONFIG) if each.is_dir() else member
+        for each, member in zip(folders, members(cfg), strict=True)
+    }
+
+
+def differing(runs: dict[Path, RunConfig]) -> list[str]:
+    """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
+
+    What is gone has open values, and does not count.
+    """
+    values = [flat(cfg) for folder, cfg in runs.items() if folder.is_dir()]
+    keys = [
+        key
+        for key in (values[0] if values else ())
+        if key.split(".")[0] not in UNSAID and len({str(each[key]) for each in values}) > 1
+    ]
+    chosen = [key for key in keys if key not in FILLED_IN]
+    known = {str([each[key] for key in chosen]) for each in values}
+    return [
+        key
+        for key in keys
+        if key in chosen or len({str([each[one] for one in (*chosen, key)]) for each in values}) > len(known)
+    ]
 
 
 def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
     """A row for each run: name, status, the values that differ among runs, results."""
-    values = [flat(cfg) for cfg in runs.values()]
-    differ = [
-        key
-        for key in values[0]
-        if key.split(".")[0] not in SAME_RUN and len({str(each[key]) for each in values}) > 1
-    ]
-    keys = list(dict.fromkeys([*ALWAYS, *differ]))
+    keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []
-    for each, value in zip(runs, values, strict=True):
-        summary = summary_of(each)
+    for each, cfg in runs.items():
+        summary, value = summary_of(each), flat(cfg)
         row: dict[str, Any] = {"run": each.relative_to(folder).as_posix(), "status": status_of(each, summary)}
         rows.append(row | {key: value[key] for key in keys} | {name: summary.get(name) for name in FORMATS})
     return rows
@@ -87,7 +124,9 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 
 def status_of(folder: Path, summary: dict[str, Any]) -> str:
-    """finished, trained (not evaluated yet), diverged, unfinished, or not started."""
+    """finished, trained (not evaluated yet), diverged, imported, unfinished, not started, or missing."""
+    if not folder.is_dir():
+        return "missing"
     if summary.get("status"):
         return summary["status"]
     return "unfinished" if (folder / "metrics.jsonl").exists() else "not started"

@@ -11,7 +11,7 @@ USAGE = """sae-dist: sparse autoencoders over the activations of language models
   sae-dist import FOLDER name=...   make a run of a dictionary that others trained   (import --help)
   sae-dist eval RUN [...]           evaluate a run's export, shortly or in full   (eval --help)
   sae-dist dashboard PROJECT        panels for a project of W&B   (dashboard --help)
-  sae-dist report RUN               one HTML page of a run, with thirty of its latents to look at
+  sae-dist report FOLDER            one HTML page of a run and its latents, a grid, a sweep   (report --help)
   sae-dist bench ...                compare with other trainers, on this machine   (bench --help)
   sae-dist --version
 
@@ -132,3 +132,17 @@ Examples:
   sae-dist eval outputs/my_run --full eval.corpus=my_texts/
   sae-dist train llm.random_init=true name=control    the same dictionary on a random LM: a control to train
 """
+
+REPORT = """Writes FOLDER/report.html: one file, no scripts, nothing fetched; light and dark, desk and phone.
+
+Of a run: what was trained, warnings, curves, results, speed, and thirty latents in context. It loads the
+language model and reads as many held-out tokens as the evaluation.
+
+Of a grid (grid.k=[16,32]) or of a sweep (train -m): a row for each dictionary, FVU against L0, curves over
+one another, results, speed and cost, a grid's seeds, the warnings of all. It takes seconds and reads the
+folders alone; links lead to those pages of single dictionaries that there are.
+
+Examples:
+  sae-dist report outputs/my_run
+  sae-dist report outputs/my_grid
+  sae-dist report 'outputs/my_grid/num_latents=4096,k=32'"""

@@ -1,13 +1,8 @@
 """`sae-dist report`: the page in a real browser, offline, and of every kind of run."""
 
-import contextlib
-import html.parser
-import http.server
+import html
 import json
-import re
 import shutil
-import subprocess
-import threading
 from pathlib import Path
 
 import matplotlib.image
@@ -20,6 +15,7 @@ from sae_dist.cli import main
 from sae_dist.core.config import RunConfig, load_config, save_config
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import export_saelens
+from tests.browser import Tags, browse, is_light, measured, needs_browser, watched
 from tests.commands import TINY
 from tests.warm import warm
 
@@ -32,22 +28,6 @@ EVALUATION = {
     "redundancy": {"histogram": list(range(100)), "a_long_key_" * 12: 1e-7},
 }
 SECTIONS = {"about", "warnings", "curves", "results", "density", "speed", "evaluation", "latents", "config"}
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--virtual-time-budget=10000",
-]
-OWN = re.compile(r"(http://)?(?!fonts\.)[\w.-]+\.(google|googleapis|gvt1)\.com\b")
-"""What the browser itself asks for, whatever it shows."""
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian's package of that name)")
 
 
 @pytest.fixture(scope="module")
@@ -86,35 +66,6 @@ def page(trained) -> Path:
     return trained / "report.html"
 
 
-class Tags(html.parser.HTMLParser):
-    """Elements of a page, and every address in it."""
-
-    def __init__(self, text: str):
-        super().__init__()
-        self.names: set[str] = set()
-        self.attributes: set[str] = set()
-        self.addresses: list[str] = []
-        self.in_style = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.names.add(tag)
-        self.in_style = tag == "style"
-        for name, value in attrs:
-            self.attributes.add(name)
-            if name in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
-                self.addresses.append(value)
-            self.addresses += re.findall(r"url\(([^)]*)\)", value or "")
-
-    def handle_data(self, data):
-        if self.in_style:
-            assert "<" not in data and "@import" not in data and "@font-face" not in data
-            self.addresses += re.findall(r"url\(([^)]*)\)", data)
-
-    def handle_endtag(self, tag):
-        self.in_style = False
-
-
 def test_nothing_that_was_read_becomes_part_of_the_page(page):
     text = page.read_text()
     tags = Tags(text)
@@ -130,75 +81,6 @@ def test_numbers_and_reasons_are_there(page, trained):
     assert f"{summary['fvu']:.4f}" in text and f"none: {summary['dead_reason']}" in text
     assert "no GPU was measured" in text and "not labelled" in text
     assert "W&amp;B was off" in text and "none: there is no head" in text and "0.9123" in text
-
-
-def browse(*arguments: str) -> str:
-    assert BROWSER is not None
-    done = subprocess.run([BROWSER, *QUIET, *arguments], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-class Proxy(http.server.BaseHTTPRequestHandler):
-    """Notes what is asked for, and has nothing."""
-
-    def do_GET(self):
-        if not OWN.match(self.path):
-            self.server.asked.append(self.path)
-        self.send_error(404)
-
-    do_CONNECT = do_HEAD = do_POST = do_GET
-
-    def log_message(self, *_):
-        pass
-
-
-@contextlib.contextmanager
-def watched():
-    """A proxy for the browser; gives its options and the list of what it asked for."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
-        server.asked = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"--proxy-server=http://127.0.0.1:{server.server_port}"
-        yield [address, "--proxy-bypass-list=<-loopback>"], server.asked
-        server.shutdown()
-
-
-MEASURE = """<script>onload = () => {
-  const wide = [...document.querySelectorAll("body *")].filter(each =>
-    !each.closest(".scroll, pre, svg") && each.getBoundingClientRect().right > innerWidth + 1);
-  parent.postMessage({
-    width: innerWidth,
-    scroll: document.documentElement.scrollWidth,
-    wide: wide.slice(0, 5).map(each => each.outerHTML.slice(0, 80)),
-    title: document.title,
-    sections: [...document.querySelectorAll("section")].map(each => each.id),
-    latents: document.querySelectorAll("article.latent").length,
-    contexts: document.querySelectorAll("article.latent .text mark.fires").length,
-    scripts: document.querySelectorAll("script").length,
-    ids: [...document.querySelectorAll("[id]")].map(each => each.id),
-  }, "*")
-}</script>"""
-WRAPPER = """<!doctype html><body><script>
-let seen = [];
-onmessage = event => { seen.push(event.data); document.body.dataset.seen = JSON.stringify(seen); };
-</script>"""
-
-
-def measured(page: Path, folder: Path, widths: tuple[int, ...]) -> list[dict]:
-    """What a script sees in the page, at each width."""
-    policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
-    text, found = re.subn(policy, "", page.read_text())
-    assert found == 1
-    (folder / "measured.html").write_text(text.replace("</body>", MEASURE + "</body>"))
-    frames = "".join(
-        f'<iframe src="measured.html" style="width:{w}px;height:800px;border:0"></iframe>' for w in widths
-    )
-    (folder / "wrapper.html").write_text(WRAPPER + frames)
-    dom = browse("--dump-dom", (folder / "wrapper.html").as_uri())
-    seen = re.search(r'data-seen="([^"]*)"', dom)
-    assert seen, dom[:2000]
-    return json.loads(html.unescape(seen[1]))
 
 
 @needs_browser
@@ -226,15 +108,7 @@ def test_the_page_asks_for_nothing(page, tmp_path):
 
 @needs_browser
 def test_it_can_be_seen_in_light_and_dark(page, tmp_path):
-    brightness = []
-    for number, option in enumerate(([], ["--blink-settings=preferredColorScheme=0"])):
-        picture = tmp_path / f"{number}.png"
-        browse(*option, f"--screenshot={picture}", "--window-size=1280,1600", page.as_uri())
-        pixels = (matplotlib.image.imread(picture)[..., :3] * 255).astype(np.uint8)
-        assert pixels.shape[:2] == (1600, 1280)
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 200
-        brightness.append(pixels.mean())
-    assert brightness[0] > 200 and brightness[1] < 80
+    assert is_light(page, tmp_path, 1280) == (True, False)
 
 
 def test_a_run_that_is_not_done_is_shown_from_its_newest_checkpoint(trained, tmp_path, capsys):
@@ -336,7 +210,11 @@ def test_what_is_no_run_is_refused(tmp_path, trained, capsys):
     save_config(cfg, grid / "config.yaml")
     bare = made(tmp_path / "bare", dictionary("topk"))
     shutil.rmtree(bare / "export")
-    words = {"empty": "is not a run folder", "grid": "is a grid of 2", "bare": "has no checkpoint yet"}
+    words = {
+        "empty": "is not a run folder, nor a grid's or a sweep's",
+        "grid": "a grid of 2 dictionaries, and none of their folders",
+        "bare": "has no checkpoint yet",
+    }
     for name, word in words.items():
         assert main(["report", str(tmp_path / name)]) == 2
         err = capsys.readouterr().err

@@ -15,6 +15,8 @@ DATA = (
     "slurm/README.md",
     "slurm/train.sbatch",
     "llm/embedded/model.safetensors",
+    "analysis/report/base.html",
+    "analysis/report/macros.html",
     "analysis/report/page.html",
     "analysis/report/page.css",
 )

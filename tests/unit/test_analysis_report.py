@@ -208,7 +208,9 @@ def run(tmp_path, rows=(), **summary) -> RunFiles:
     cfg = RunConfig(name="a-run")
     cfg.sae.kind, cfg.llm.name, cfg.tokens.kind, cfg.activations.kind = "topk", "embedded", "text", "llm"
     cfg.optim.kind = "adam"
-    return RunFiles(tmp_path, cfg, "", {"status": "finished", **summary}, {}, list(rows), None)
+    if rows:
+        (tmp_path / "metrics.jsonl").touch()
+    return RunFiles(tmp_path, tmp_path, cfg, "", {"status": "finished", **summary}, {}, list(rows), None)
 
 
 def row(step: int, **values) -> dict:
@@ -223,6 +225,7 @@ GOOD = {"fvu": 0.1, "eval_tokens": 500_000, "dead_fraction": 0.01}
     [
         (GOOD, {}, None),
         (GOOD | {"status": None}, {}, "unfinished"),
+        (GOOD | {"status": "imported"}, {}, None),
         (GOOD | {"status": "diverged", "reason": "NaN at step 3"}, {}, "given up: NaN at step 3"),
         (GOOD | {"dead_fraction": 0.3}, {}, "30% of the latents are dead"),
         (GOOD | {"eval_tokens": 2000}, {}, "Only 2,000 held-out tokens"),

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from sae_dist.analysis.sweep import sweep_table
+from sae_dist.analysis.sweep import differing, runs_of, sweep_table
 from sae_dist.core.config import save_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import members
 from sae_dist.core.resolve import parse_counts
 from sae_dist.launch.compose import compose_config
 
@@ -42,6 +43,27 @@ def test_every_run_has_a_row_and_a_line_in_the_figure(tmp_path):
     assert "dead_fraction" in rows[0] and "name" not in rows[0]
     assert "not started" in text and "0.0244" in text and "dead" not in text
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_what_follows_from_other_values_is_no_column(tmp_path):
+    for latents in (64, 128):
+        for aux_k in (16, 32):
+            run = tmp_path / f"{latents},{aux_k}"
+            run.mkdir()
+            words = [f"sae.num_latents={latents}", f"sae.aux_k={aux_k}", f"sae.dead_after={latents}"]
+            save_config(parse_counts(compose_config(words)), run / "config.yaml")
+    assert differing(runs_of(tmp_path)) == ["sae.num_latents", "sae.aux_k"]
+
+
+def test_a_grid_has_a_row_for_each_dictionary_even_if_it_is_gone(tmp_path):
+    cfg = parse_counts(compose_config(["grid.k=[8,16]", "sae.num_latents=64", "name=grid"]))
+    save_config(cfg, tmp_path / "config.yaml")
+    (tmp_path / "k=16").mkdir()
+    save_config(members(cfg)[1], tmp_path / "k=16" / "config.yaml")
+    sweep_table(tmp_path)
+    with open(tmp_path / "sweep.csv", newline="") as file:
+        found = [(row["run"], row["status"], row["sae.k"]) for row in csv.DictReader(file)]
+    assert found == [("k=8", "missing", "8"), ("k=16", "not started", "16")]
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

@@ -18,9 +18,12 @@ from sae_dist.analysis.report.collect import Group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 INK, LINE, GRID, SECOND = "#010203", "#040506", "#070809", "#0a0b0c"
+LINES = tuple(f"#0d0e{number:02x}" for number in range(8))
 COLOURS = {INK: "currentColor", LINE: "var(--accent)", GRID: "var(--rule)", SECOND: "var(--mark)"}
+COLOURS |= {stand_in: f"var(--line-{number})" for number, stand_in in enumerate(LINES)}
 SIZE = (3.9, 2.5)
 POINTS = 800
 XLINK = "http://www.w3.org/1999/xlink"
@@ -112,14 +115,18 @@ def density(rate_F: Tensor, groups: Sequence[Group]) -> Figure:
     return Figure("How often latents fire", caption, svg(draw, "density"))
 
 
-def svg(draw: Any, name: str) -> Markup:
-    """What `draw` draws on axes, as an <svg> without any id, script or address of its own."""
+def svg(draw: Any, name: str, size: tuple[float, float] = SIZE) -> Markup:
+    """What `draw` draws on axes, as an <svg> without any id, script or address of its own.
+
+    Args:
+        size: inches; the greater, the smaller the text beside it.
+    """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        figure = Canvas(figsize=SIZE, layout="constrained")
+        figure = Canvas(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.grid(alpha=0.6, linewidth=0.6)
         axes.set_axisbelow(True)
@@ -157,25 +164,39 @@ def _curve(
     mark: float | None,
     log: bool,
 ) -> None:
-    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
     _line(axes, points, LINE)
     if others:
         _line(axes, others, SECOND)
     if mark is not None:
         axes.axhline(mark, color=SECOND, linestyle="--", linewidth=1)
+    over_tokens(axes, [value for _, value in points], log, mark or 0.0)
+
+
+def over_tokens(axes: "Axes", values: list[float], log: bool, top: float = 0.0) -> None:
+    """Ticks and limits of curves over training tokens; linear ones show 0, and at least `top`."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
     axes.set_xlabel("training tokens")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    values = [value for _, value in points]
     if log and min(values) > 0:
         axes.set_yscale("log")
-        subs = (1.0, 2.0, 5.0) if max(values) < 100 * min(values) else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.yaxis.set_major_formatter(plain)
+        plain_log(axes.yaxis, values)
         return
     # From 0 on: a line that hardly moves should look like one.
-    axes.set_ylim(min(0.0, *values), 1.08 * max([*values, mark or 0.0]) or 1.0)
-    axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(values) >= 1000 else plain)
+    axes.set_ylim(min(0.0, *values), 1.08 * max([*values, top]) or 1.0)
+    axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(values) >= 1000 else "{x:g}")
+
+
+def plain_log(axis: "Axis", values: list[float]) -> None:
+    """Ticks of a logarithmic axis: 0.4 0.5 0.6, 0.2 0.5 1, or powers of ten, as far as `values` span."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+    span = max(values) / min(values)
+    if span < 4:
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_minor_locator(NullLocator())
+    else:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if span < 100 else (1.0,)))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter("{x:g}")

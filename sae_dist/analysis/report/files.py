@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_dist.analysis.sweep import status_of
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.grid import check_single
 from sae_dist.metrics.sinks import read_rows
 
-DONE = ("finished", "trained")
+DONE = ("finished", "trained", "imported")
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class RunFiles:
     """A run of one dictionary.
 
     Attributes:
+        started: the folder that a command made and continues: its own, of a grid's dictionary the grid's.
         config_text: config.yaml as it stands.
         summary, provenance: of their JSON files; empty where there is none.
         rows: of metrics.jsonl.
@@ -25,6 +27,7 @@ class RunFiles:
     """
 
     folder: Path
+    started: Path
     cfg: RunConfig
     config_text: str
     summary: dict[str, Any]
@@ -34,13 +37,18 @@ class RunFiles:
 
     @property
     def status(self) -> str:
-        """finished, trained (not evaluated), diverged, or unfinished."""
-        return self.summary.get("status") or "unfinished"
+        """finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
+        return status_of(self.folder, self.summary)
 
     @property
     def is_done(self) -> bool:
         """Whether training came to its end."""
         return self.status in DONE
+
+    @property
+    def tokens(self) -> int:
+        """Trained on, as far as is known."""
+        return self.summary.get("tokens") or (self.rows[-1]["tokens"] if self.rows else 0)
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -56,20 +64,25 @@ def read_run(folder: Path) -> RunFiles:
         rows = read_rows(metrics) if metrics.exists() else []
     except ValueError as error:
         raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is no JSON") from None
-    # Dictionaries of a grid share their run's.
-    provenance = next((p for p in (folder, folder.parent) if (p / "provenance.json").is_file()), folder)
+    started = next((p for p in (folder, folder.parent) if (p / "provenance.json").is_file()), folder)
     return RunFiles(
         folder=folder,
+        started=started,
         cfg=cfg,
         config_text=(folder / "config.yaml").read_text(encoding="utf-8"),
-        summary=_json(folder / "summary.json") or {},
-        provenance=_json(provenance / "provenance.json") or {},
+        summary=read_json(folder / "summary.json") or {},
+        provenance=read_json(started / "provenance.json") or {},
         rows=rows,
-        evaluation=_json(folder / "eval.json"),
+        evaluation=read_json(folder / "eval.json"),
     )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """An object of a JSON file; None: there is none.
+
+    Raises:
+        ConfigError: it is not JSON.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sae_dist.analysis.report.files import RunFiles
 from sae_dist.analysis.table import LINES, REASONS, quantiles
+from sae_dist.core.config import RunConfig
 from sae_dist.export.exported import ExportedSae
 
 MEANS = {
@@ -47,12 +48,16 @@ MANY = 12
 
 @dataclass(frozen=True)
 class Number:
-    """A line of a table; `value` is empty where there is none, and `means` says why."""
+    """A line of a table; `value` is empty where there is none, and `means` says why.
+
+    `key` tells it from others, where labels do not.
+    """
 
     label: str
     value: str
     means: str = ""
     indent: bool = False
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,12 +76,10 @@ def results(summary: dict[str, Any]) -> list[Number]:
     for label, key, form in LINES:
         if key in ELSEWHERE:
             continue
-        if summary.get(key) is not None:
-            found.append(
-                Number(label.strip(), shown(summary[key], form), MEANS.get(key, ""), label.startswith(" "))
-            )
-        elif key in reasons:
-            found.append(Number(label.strip(), "", f"none: {reasons[key]}", label.startswith(" ")))
+        value = shown(summary[key], form) if summary.get(key) is not None else ""
+        if value or key in reasons:
+            means = MEANS.get(key, "") if value else f"none: {reasons[key]}"
+            found.append(Number(label.strip(), value, means, label.startswith(" "), key))
     return found
 
 
@@ -99,7 +102,7 @@ def speed(run: RunFiles) -> list[Number]:
     """Time, memory and energy."""
     summary = run.summary
     found = [
-        Number(label, shown(summary[key], form), means)
+        Number(label, shown(summary[key], form), means, key=key)
         for label, key, form, means in SPEED
         if summary.get(key) is not None
     ]
@@ -116,41 +119,52 @@ def speed(run: RunFiles) -> list[Number]:
     return found
 
 
-def what(run: RunFiles, sae: ExportedSae) -> list[Number]:
-    """What was trained, on what."""
-    cfg, sae_cfg = run.cfg, run.cfg.sae
-    kind = f"{sae_cfg.kind} {'transcoder' if cfg.target_hook else 'autoencoder'}"
+def dictionary(cfg: RunConfig, sae: ExportedSae) -> Number:
+    """Its kind and size."""
     used = f"; used as {sae.kind}" if sae.trained_as else ""
+    return Number("Dictionary", kind(cfg), f"{sae.num_latents:,} latents of width {sae.width:,}{used}")
+
+
+def kind(cfg: RunConfig) -> str:
+    """topk autoencoder, relu transcoder."""
+    return f"{cfg.sae.kind} {'transcoder' if cfg.target_hook else 'autoencoder'}"
+
+
+def what(run: RunFiles) -> list[Number]:
+    """What it was trained on, how, and where."""
+    cfg = run.cfg
     text = cfg.tokens.dataset or cfg.tokens.path or "the Python standard library"
-    found = [
-        Number("Dictionary", kind, f"{sae.num_latents:,} latents of width {sae.width:,}{used}"),
-    ]
+    found = []
     if cfg.activations.kind in ("llm", "cache"):
         place = str(cfg.hook) if cfg.target_hook is None else f"{cfg.hook} to {cfg.target_hook}"
         found += [
-            Number("Language model", cfg.llm.name, f"{place}, {cfg.llm.dtype}"),
-            Number("Text", text, f"{cfg.tokens.kind}, {cfg.tokens.context or 'default'} tokens a sequence"),
+            Number("Language model", cfg.llm.name, f"{place}; {cfg.llm.dtype}"),
+            Number("Text", text, f"{cfg.tokens.kind}; {cfg.tokens.context or 'default'} tokens a sequence"),
         ]
     else:
         of = cfg.activations.path or f"{cfg.activations.num_features} known features"
         found.append(Number("Activations", cfg.activations.kind, of))
     rate = run.summary.get("lr") or cfg.optim.lr
-    learning = f"{cfg.optim.kind}, lr {rate:.3g}" if rate else cfg.optim.kind
-    done = run.summary.get("tokens") or (run.rows[-1]["tokens"] if run.rows else 0)
+    learning = f"{cfg.optim.kind}; lr {rate:.3g}" if rate else cfg.optim.kind
     found += [
         Number(
             "Training",
-            f"{done:,} of {plain(cfg.train_tokens)} tokens",
+            f"{run.tokens:,} of {plain(cfg.train_tokens)} tokens",
             f"batch {cfg.batch:,}; {learning}; seed {cfg.seed}",
         ),
         Number(
             "Device",
             ", ".join(run.provenance.get("devices", [])) or cfg.device,
-            f"{cfg.precision}, {cfg.kernels} kernels",
+            f"{cfg.precision}; {cfg.kernels} kernels",
         ),
         Number("Started", _moment(run.provenance.get("time")), str(run.provenance.get("command", ""))),
     ]
     return found
+
+
+def of_start(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows of provenance.json; the uncommitted changes are too long for it."""
+    return {key: value for key, value in provenance.items() if key not in ("diff", "resumed")}
 
 
 def _moment(iso: str | None) -> str:

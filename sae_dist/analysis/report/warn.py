@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from shlex import quote
 from statistics import median
 
 from torch import Tensor
@@ -37,8 +38,8 @@ def _unfinished(run: RunFiles) -> Iterator[Warning]:
         yield Warning(f"The run was given up: {reason}.", "Train again with a lower optim.lr.")
     elif not run.is_done:
         yield Warning(
-            f"The run is unfinished (step {step:,}): all below is of its newest checkpoint.",
-            f"Go on with: sae-dist resume {run.folder}",
+            f"The run is {run.status} (step {step:,}).",
+            f"Go on with: sae-dist resume {quote(str(run.started))}",
         )
 
 
@@ -81,7 +82,8 @@ def _data(run: RunFiles) -> Iterator[Warning]:
         reason = summary.get("fvu_reason") or summary.get("ce_reason") or f"status {run.status}"
         yield Warning(
             f"The evaluation was skipped: {reason}.",
-            "Set eval.tokens in config.yaml, if it is 0 there, and run: sae-dist eval " + str(run.folder),
+            "Set eval.tokens in config.yaml, if it is 0 there, and run: sae-dist eval "
+            + quote(str(run.folder)),
         )
     elif seen is not None and seen < DEAD_TOKENS:
         yield Warning(
