@@ -121,5 +121,5 @@ def codes_of(sae: ExportedSae, x_BD: Tensor, run: Run) -> SparseCodes:
     centred_BD = x_BD if sae.transcoder else x_BD - sae.b_dec_E
     found = kernels.encode_topk(centred_BD, sae.W_enc_FD, sae.b_enc_F, min(sae.k, sae.num_latents))
     pairs = Pairs.of(select(found[0], found[1], sae.k, run.topology.shard, kernels))
-    pairs = pairs.where(pairs.score_P > 0)
-    return SparseCodes(pairs.latent_P, pairs.score_P, pairs.offsets_B)
+    _, (_, above_zero) = pairs.split((pairs.score_P > 0).long(), 2)
+    return SparseCodes(above_zero.latent_P, above_zero.score_P, above_zero.offsets_B)
