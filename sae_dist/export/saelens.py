@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
@@ -192,8 +191,14 @@ def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
 
 
 def load_firing_rates(folder: Path) -> Tensor | None:
-    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured."""
+    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured.
+
+    Raises:
+        ConfigError: the file is not readable.
+    """
     if not (folder / FIRING).is_file():
         return None
-    log_F = load_file(folder / FIRING)["sparsity"].double()
+    found = read_safetensors(folder, FIRING, CONFIG)
+    require(folder / FIRING, found, "sparsity")
+    log_F = found["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

@@ -66,6 +66,8 @@ def test_a_multirun_runs_every_combination(tmp_path):
     assert str(sweep.relative_to(tmp_path) / "sweep.csv") in done.stdout
     assert all("group: widths" in (run / "config.yaml").read_text() for run in runs)
     assert [round(rows(run)[-1]["sparsity/l0"]) for run in runs] == [4, 8]
+    done = warm(tmp_path, "report", "outputs/widths")
+    assert done.returncode == 0 and (sweep / "report.html").read_text().count("<td>finished</td>") == 2
     refused = warm(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
     assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr
 

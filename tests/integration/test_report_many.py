@@ -202,6 +202,9 @@ def test_a_grid_in_a_sweep_counts_once(sweep, changed):
     text = made(sweep)
     assert len(rows(text)) == 11 and f"grid/{member(64, 4, 0)}" in [row[1] for row in rows(text)]
     cost = text[text.index('<section id="speed">') :]
+    # All were trained by the grid, so each says what its one stream took: three runs, and a grid.
+    stream = 4 * summary["stream_seconds"]
+    assert f"{stream:.1f} s" in cost[: cost.index("Time on the dictionaries")]
     assert cost.index("6.0 h") < cost.index("600.0 J") < cost.index("1.0 h") and "3.0 h" not in cost
     assert "./grid/seeds/" in text
 
@@ -216,6 +219,7 @@ def test_bad_input_is_one_line(changed, tmp_path, capsys):
         ("metrics", "metrics.jsonl", "{\n{}\n"),
         ("summary", "summary.json", "{"),
         ("config", "config.yaml", "sae: 3"),
+        ("firing", "export/sparsity.safetensors", "none"),
     ):
         damaged = shutil.copytree(changed, tmp_path / name) / member(128, 8, 1) / file
         damaged.write_text(content)

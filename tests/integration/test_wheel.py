@@ -17,6 +17,7 @@ DATA = (
     "llm/embedded/model.safetensors",
     "analysis/report/base.html",
     "analysis/report/macros.html",
+    "analysis/report/many.html",
     "analysis/report/page.html",
     "analysis/report/page.css",
 )

@@ -51,10 +51,9 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
     runs = runs if is_grid else by_value(runs)
     members = read_members(folder, runs)
     addresses = [address(folder, each.run.folder / PAGE) for each in members]
-    alone = [
-        each for each, its in zip(members, addresses, strict=True) if its is None and each.run.config_text
-    ]
-    keys = list(dict.fromkeys([*ALWAYS, *(key for key in differing(runs) if key != "optim.lr")]))
+    alone = [each for each, its in zip(members, addresses, strict=True) if its is None and each.run.rows]
+    apart = differing(runs)
+    keys = list(dict.fromkeys([*ALWAYS, *(key for key in apart if key != "optim.lr")]))
     names = [key.split(".")[-1] for key in keys]
     started = [each.run.provenance for each in members if each.run.provenance]
     return write_page(
@@ -66,12 +65,12 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
         ended=sum(each.run.status == "finished" for each in members),
         headline=headline(members),
         told=[*not_listed(folder, runs), *told(members)],
-        about=about(members, names),
+        about=about(members, apart),
         heads=[key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)],
         cells=[cells(each, keys) for each in members],
         addresses=addresses,
         alone=[quoted(str(each.run.folder)) for each in alone],
-        unevaluated=[quoted(str(each.run.folder)) for each in members if each.run.evaluation is None],
+        done=[quoted(str(each.run.folder)) for each in members if each.run.is_done],
         result_heads=[label for label, _, _ in RESULTS],
         series=list({each.line.series: each.line for each in members}.values()),
         frontier=frontier(members),
@@ -148,15 +147,16 @@ def not_listed(folder: Path, runs: dict[Path, RunConfig]) -> list[Told]:
     return [Told(f"sae-dist sweep-table {quoted(str(folder))} writes it anew.", [(found, [])])]
 
 
-def about(members: list[Member], names: list[str]) -> list[Number]:
-    """What was trained, as far as it is the same for all."""
+def about(members: list[Member], apart: list[str]) -> list[Number]:
+    """What was trained, as far as it is the same for all; `apart`: keys in which they differ."""
     kinds = " and ".join(dict.fromkeys(kind(each.run.cfg) + "s" for each in members))
     there = [each.run for each in members if each.run.config_text]
     first = min((run.provenance.get("time") or "" for run in there), default="")
     dated = [replace(run, provenance=run.provenance | {"time": first}) for run in there]
     wanted = {f"{plain(each.run.cfg.train_tokens)} tokens for each" for each in members}
+    differ = "that differ in " + ", ".join(apart) if apart else ""
     return [
-        Number("Dictionaries", f"{len(members)} {kinds}", "that differ in " + ", ".join(names)),
+        Number("Dictionaries", f"{len(members)} {kinds}", differ),
         *(
             replace(number, value=min(wanted)) if number.label == "Training" and len(wanted) == 1 else number
             for number in shared([what(run) for run in dated])

@@ -42,7 +42,7 @@ class Member:
     """One dictionary of many.
 
     Attributes:
-        number: from 1 on, in the order of the grid, or of the folders' names.
+        number: from 1 on, in the order of the page.
         name: its folder, within that of all.
         run: its files; of the rows of metrics the last alone.
         points: of each of COLUMNS, some of its values (training tokens, value).
