@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder, write_tensors
+from sae_dist.core.files import sync_folder
+from sae_dist.core.tensors import write_tensors
 
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json, write_tensors
+from sae_dist.core.files import write_json
+from sae_dist.core.tensors import write_tensors
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing

@@ -3,7 +3,8 @@
 import torch
 from safetensors.torch import load_file
 
-from sae_dist.core.files import write_json, write_tensors
+from sae_dist.core.files import write_json
+from sae_dist.core.tensors import write_tensors
 
 
 def test_tensors_may_be_read_by_whoever_may_read_other_files(tmp_path):
