@@ -11,15 +11,17 @@ candidates, then in full.
 Letters: B rows, D width, F latents, K slots per row.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 ROW_TILE = 256
 LATENT_TILE = 32768
-GROUP = 16
+GROUP = 8
 PAD = 32
 """oneDNN's kernels take widths of whole multiples of this fastest."""
-FEWEST = 8192
+FEWEST = 4096
 """Latents below which the float32 product is as fast."""
 NEVER = -3e38
 """Bound of latents that only fill a tile up."""
@@ -30,15 +32,21 @@ def is_worth(x_BD: Tensor, W_FD: Tensor, k: int) -> bool:
     return (
         x_BD.device.type == "cpu"
         and x_BD.dtype == W_FD.dtype == torch.float32
-        and len(W_FD) >= max(FEWEST, 32 * k)
+        and len(W_FD) >= FEWEST
+        and len(W_FD) > 64 * k
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     )
 
 
-def wanted(k: int) -> tuple[int, int]:
-    """How many candidates at first, and for rows where those were too few."""
-    return k + max(64, k), k + 4 * max(64, k)
+def wanted(k: int, D: int) -> tuple[int, int]:
+    """How many candidates at first, and for rows where those were too few.
+
+    Rounding widens a bound by 2^-8 |x| |w|, which is sqrt(D) / 256 of a score's spread: so many more latents
+    lie within it of the k-th best.
+    """
+    more = 16 + math.ceil(k * D**0.5 / 40)
+    return k + more, k + 4 * more
 
 
 def candidates(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, count: int) -> tuple[Tensor, Tensor]:

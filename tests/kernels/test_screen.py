@@ -18,7 +18,7 @@ def screened(monkeypatch):
     monkeypatch.setattr(screen, "LATENT_TILE", 1024)
     monkeypatch.setattr(screen, "ROW_TILE", 4)
     monkeypatch.setattr(
-        screen, "is_worth", lambda x, W, k: x.dtype == torch.float32 and len(W) >= screen.wanted(k)[1]
+        screen, "is_worth", lambda x, W, k: x.dtype == torch.float32 and len(W) >= screen.wanted(k, x.shape[1])[1]
     )
 
 
