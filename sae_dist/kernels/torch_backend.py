@@ -18,9 +18,9 @@ GROUP = 8
 def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """See `reference.topk_rows`.
 
-    The k+1 best lie in the k+1 groups of latents with the largest maxima, so only those are searched. A group
-    is every (F / GROUP)-th latent: maxima over whole rows of memory are several times faster than over neighbours.
-    Equal neighbours among the k+1 best mean that ties could decide: those rows are sorted stably.
+    The k+1 best lie in the k+1 groups of latents with the largest maxima, so only those are searched. A
+    group is every (F / GROUP)-th latent: maxima over whole rows of memory are several times faster than over
+    neighbours. Equal neighbours among the k+1 best mean that ties could decide: those rows are sorted stably.
     """
     rows, F = scores_BF.shape
     wanted = min(k + 1, F)

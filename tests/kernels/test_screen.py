@@ -17,9 +17,11 @@ def screened(monkeypatch):
     """As on a machine that multiplies bfloat16; others do the same, slowly. Tiles are small, and many."""
     monkeypatch.setattr(screen, "LATENT_TILE", 1024)
     monkeypatch.setattr(screen, "ROW_TILE", 4)
-    monkeypatch.setattr(
-        screen, "is_worth", lambda x, W, k: x.dtype == torch.float32 and len(W) >= screen.wanted(k, x.shape[1])[1]
-    )
+
+    def worth(x, W, k):
+        return x.dtype == torch.float32 and len(W) >= screen.wanted(k, x.shape[1])[1]
+
+    monkeypatch.setattr(screen, "is_worth", worth)
 
 
 def redone(monkeypatch):
