@@ -75,6 +75,8 @@ def dispatch(words: list[str]) -> int:
         else:
             on_run(command, Path(rest[0]))
     elif command in ("rank", "harvest-rank", "bench-rank"):
+        if len(rest) != 3 or not rest[2].isdecimal():
+            raise ConfigError(f"sae-dist {command} is one process of a run, which sae-dist starts itself")
         rank(command, Path(rest[0]), int(rest[2]))
     else:
         raise ConfigError(f"there is no command {command}; see sae-dist --help")
@@ -93,11 +95,14 @@ def train(words: list[str]) -> None:
     """`sae-dist train`."""
     words = without_job(words)
     overrides = [word for word in words if word not in ("-m", "--multirun", "--cfg", "--help", "-h")]
-    if "--help" in words or "-h" in words:
-        from sae_dist.launch.compose import groups
+    if words[:1] == ["--help"] and len(words) == 2:
+        from sae_dist.launch.keys import explain
 
-        lines = [f"  {name}={'|'.join(options)}" for name, options in groups().items()]
-        print(TRAIN.format(groups="\n".join(lines)), end="")
+        print(explain(words[1]))
+    elif "--help" in words or "-h" in words:
+        from sae_dist.launch.keys import groups_in_words
+
+        print(TRAIN.format(groups=groups_in_words()), end="")
     elif "--cfg" in words:
         from sae_dist.launch.compose import print_config
 

@@ -36,8 +36,8 @@ class RunConfig:
 
     name: str | None = None  # the run folder; null: made of the values that matter
     output: str = "outputs"  # the run folder's parent
-    seed: int = 0
-    train_tokens: Any = "2M"
+    seed: int = 0  # of the order of data and of the initial weights
+    train_tokens: Any = "2M"  # activations to train on: 500k, 2M, 1e9
     batch: int = 2048  # activations per step, all replicas together
     hook: str | None = None  # module path, `:out` (default) or `:in`; null: the middle layer's output
     target_hook: str | None = None  # null: reconstruct the input itself; else a transcoder to there

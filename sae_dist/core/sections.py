@@ -13,7 +13,7 @@ class LlmConfig:
     name: str = MISSING  # "embedded", "minilm", or a Hugging Face name or path
     dtype: str | None = None  # null: float64 with precision=float64, else float32 (CPU) or bfloat16 (CUDA)
     attn: str = "sdpa"  # transformers' attn_implementation: sdpa or eager
-    trust_remote_code: bool = False
+    trust_remote_code: bool = False  # run code that comes with the model
     shard: str = "none"  # none | zero3 | tp: how the ranks of a producer group hold the model together
     shard_size: int = 1  # ranks of a producer group; 1 with shard=none
     offload: bool = False  # zero3: parameters stay in host memory, and visit the device layer by layer
@@ -30,7 +30,7 @@ class TokensConfig:
     dataset: str | None = None  # hf: a dataset's name, folder, or a loader name such as json
     subset: str | None = None  # hf: the dataset's configuration
     data_files: str | None = None  # hf: files for a loader such as json
-    split: str = "train"  # hf
+    split: str = "train"  # hf: the part of the dataset
     column: str = "text"  # hf: the column with text (or, if it holds lists of integers, token ids)
     streaming: bool = True  # hf: stream, or download and map
     context: int | None = None  # tokens per sequence; null: the model's limit, at most 256
@@ -72,9 +72,10 @@ class CacheConfig:
 
 @dataclass
 class ShuffleConfig:
-    """Lanes: the deterministic shuffle (DESIGN 4.3)."""
+    """Lanes: the deterministic shuffle (`shuffle.lanes`)."""
 
-    lanes: int = 48  # fixed per run; a multiple of the number of consumer ranks
+    # streams that documents are dealt to, each shuffled by itself; fixed per run; a multiple of shard * dp
+    lanes: int = 48
     chunk_rows: int = 1024  # activations per chunk, the unit of transport
     # chunks per block: larger ones mix better, hold more memory; null: 8, or what a fifth of the run fills
     block_chunks: int | None = None
@@ -85,11 +86,11 @@ class TopologyConfig:
     """Who does what. World = producers * llm.shard_size + groups * shard * dp."""
 
     producers: int = 0  # groups of llm.shard_size ranks that run the LLM; 0: consumers run it in between
-    shard: int = 1
-    dp: int = 1
+    shard: int = 1  # ranks that share the latents of a dictionary
+    dp: int = 1  # replicas of those, which share the rows of a step
     groups: int = 1  # groups of shard * dp consumers, among which the dictionaries of a grid are shared out
     in_flight: int = 2  # chunks sent ahead of the one being received, per producer and consumer
-    timeout_s: float = 600.0
+    timeout_s: float = 600.0  # seconds that a rank may be silent before the others name it and end
 
 
 @dataclass
@@ -98,11 +99,13 @@ class SaeConfig:
 
     kind: str = MISSING  # topk | batchtopk | matryoshka | relu | jumprelu | gated
     num_latents: int | None = None  # null: expansion * D
-    expansion: float | None = None
+    expansion: float | None = None  # latents as a multiple of the activation's width D
     k: int = 32  # codes per row: topk exactly, batchtopk and matryoshka on average
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
-    aux_coefficient: float = 0.03125
-    dead_after: Any = None  # tokens without firing; null: min(10M, a tenth of the run)
+    aux_coefficient: float = 0.03125  # weight of that loss (AuxK): dead latents explain what live ones miss
+    dead_after: Any = (
+        None  # tokens without firing that make a latent dead; null: min(10M, a tenth of the run)
+    )
     seed: int | None = None  # of the initial weights alone; null: `seed`, which the order of data follows too
     start: str | None = None  # begin with the weights of this run, or export in SAELens' layout; null: random
     encoder_scale: float | None = None  # encoder init = this times decoder^T; null: see `core.resolve`
@@ -127,9 +130,9 @@ class OptimConfig:
     lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
     encoder_lr: float = 0.3  # W_enc's learning rate as a share of lr, which is the decoder's
     bias_lr: float = 4.0  # the biases' as a multiple: they are in units of activations, not of unit rows
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: float = 1e-20  # negligible against any gradient: see DESIGN 4.4
+    beta1: float = 0.9  # Adam's memory of gradients
+    beta2: float = 0.999  # and of their squares
+    eps: float = 1e-20  # Adam's; negligible against any gradient
     clip: float | None = 1.0  # global norm of the gradient; null: off
     warmup: float | None = None  # fraction of the run; null: min(1000 steps, 20 % of the run)
     decay: float = 0.5  # last fraction of the run, linear to zero
@@ -151,9 +154,9 @@ class MetricsConfig:
     """What a run says of itself: `sae_dist/metrics/README.md` lists every number."""
 
     every: int = 10  # steps per line of metrics.jsonl
-    console: bool = True
+    console: bool = True  # print such a line, too, every few seconds
     wandb: str = "auto"  # auto (online with a key, else offline) | online | offline | off
-    project: str = "sae_dist"
+    project: str = "sae_dist"  # W&B's
     group: str | None = None  # W&B's group; the dictionaries of a grid have its name here
     upload: bool = False  # W&B: upload the newest checkpoint and the export when the run has ended
     telemetry_s: float | None = 5.0  # seconds between samples of GPUs (NVML) and hosts; null: none
@@ -187,21 +190,21 @@ class EvalConfig:
 class ClusterProducerConfig:
     """What producers ask Slurm for where it is not what consumers do. All null: it is."""
 
-    partition: str | None = None
-    nodes: int | None = None
-    cpus_per_task: int | None = None
-    gpus_per_task: int | None = None
-    mem: str | None = None
-    sbatch: list[str] | None = None
+    partition: str | None = None  # as cluster.partition, and so on
+    nodes: int | None = None  # of the producers' part of the job
+    cpus_per_task: int | None = None  # of a producer
+    gpus_per_task: int | None = None  # of a producer
+    mem: str | None = None  # of a node
+    sbatch: list[str] | None = None  # more options of that part
 
 
 @dataclass
 class ClusterConfig:
     """What `sae-dist submit` and `hydra/launcher=slurm` ask Slurm for. null: not asked for."""
 
-    account: str | None = None
-    partition: str | None = None
-    qos: str | None = None
+    account: str | None = None  # Slurm's --account
+    partition: str | None = None  # --partition
+    qos: str | None = None  # --qos
     time: str | None = None  # of one job, as Slurm writes it: 90 (minutes), 12:00:00, 2-00:00:00
     nodes: int | None = None  # null: as many as the ranks need
     cpus_per_task: int = 4  # of a rank

@@ -23,6 +23,18 @@ CHOICES = {
     "optim.kind": ("adam", "row_adam", "offload"),
     "metrics.wandb": ("auto", "online", "offline", "off"),
 }
+MEANT = {
+    "false": ("off", "none", "never"),
+    "true": ("auto",),
+    "disabled": ("off",),
+    "gpu": ("cuda",),
+    "bf16": ("bfloat16",),
+    "fp16": ("float16", "bfloat16"),
+    "fp32": ("float32",),
+    "fp64": ("float64",),
+    "int8": ("bfloat16",),
+}
+"""What is meant by words that are none of `CHOICES`, and look like others."""
 MAY_BE_OPEN = (
     "llm.dtype",
     "activations.magnitudes",

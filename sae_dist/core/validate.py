@@ -23,6 +23,7 @@ from sae_dist.core.tables import (
     GROUP_OF,
     LARGEST_SEED,
     MAY_BE_OPEN,
+    MEANT,
     NOT_NEGATIVE,
     POSITIVE,
     UNREAD,
@@ -80,8 +81,10 @@ def _choices(cfg: RunConfig) -> Iterator[str]:
         value = get(cfg, key)
         if value is None and key in MAY_BE_OPEN or value in allowed:
             continue
-        near = difflib.get_close_matches(str(value), allowed, n=1, cutoff=0.0)
-        yield f"{key}={value} is not one of {', '.join(allowed)}; nearest: {key}={near[0]}"
+        meant = [each for each in MEANT.get(str(value).lower(), ()) if each in allowed]
+        near = meant or difflib.get_close_matches(str(value), allowed, n=1)
+        hint = f"; nearest: {key}={near[0]}" if near else ""
+        yield f"{key}={value} is not one of {', '.join(allowed)}{hint}"
 
 
 def _ranges(cfg: RunConfig) -> Iterator[str]:

@@ -59,7 +59,7 @@ def encode(
     """Codes of the selected pairs, [P]: relu(W[f] . x[b] + b[f]), with gradients for W, b and the centre.
 
     `x_BD` is already centred. The gradient with respect to its centre (b_dec) goes through the encoder,
-    which is why it is an argument; the full gradient is worth a good part of the FVU (DESIGN 4.4). With
+    which is why it is an argument; the full gradient is worth a good part of the FVU. With
     `terms`, the gradients of W and b are appended to terms["W_enc"] instead of being added up.
     """
     return _Encode.apply(W_FD, b_F, centre_D, x_BD, pairs, kernels, terms).relu()

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.core.config import RunConfig, register
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.grid import VARIES
 from sae_dist.core.secrets import check_secrets
 
 PACKAGE = Path(__file__).parents[1]
@@ -65,7 +66,6 @@ TYPE_WORDS = {
     float: "a number",
     bool: "true or false",
     str: "text",
-    list: "a list, [a,b]",
 }
 
 
@@ -75,10 +75,25 @@ def data_folder(name: str) -> Path:
     return inside if inside.is_dir() else PACKAGE.parent / name
 
 
+def conf_folders() -> list[Path]:
+    """The package's `conf`, and the user's in the folder where the command is given."""
+    ours, theirs = data_folder("conf").resolve(), Path("conf").resolve()
+    return [ours, theirs] if theirs.is_dir() and theirs != ours else [ours]
+
+
+def option_files() -> dict[str, dict[str, Path]]:
+    """Config groups, and their options' files by name; the user's own add to ours."""
+    ours = data_folder("conf")
+    found: dict[str, dict[str, Path]] = {path.name: {} for path in sorted(ours.iterdir()) if path.is_dir()}
+    for folder in reversed(conf_folders()):
+        for group, options in found.items():
+            options |= {file.stem: file for file in sorted((folder / group).glob("*.yaml"))}
+    return {group: dict(sorted(options.items())) for group, options in found.items()}
+
+
 def groups() -> dict[str, list[str]]:
     """Config groups and their options."""
-    folders = sorted(folder for folder in data_folder("conf").iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    return {group: list(options) for group, options in option_files().items()}
 
 
 def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
@@ -120,7 +135,9 @@ def _compose(overrides: list[str]) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line} lists several values; add -m to run each of them")
+            fix = _as_list(override) or "add -m to run each of them"
+            raise ConfigError(f"{override.input_line} lists several values; {fix}")
+    _check_twice(parsed)
     lines = [override.input_line or "" for override in parsed]
     keys = {override.key_or_group for override in parsed}
     # A width given here replaces the one that a group gave, however that was written.
@@ -128,6 +145,7 @@ def _compose(overrides: list[str]) -> DictConfig:
         if given in keys and other not in keys:
             lines.append(f"{other}=null")
     register()
+    lines += [f"hydra.searchpath=['file://{folder}']" for folder in conf_folders()[1:]]
     try:
         with initialize_config_dir(str(data_folder("conf").resolve()), version_base="1.3"):
             return hydra_compose("train", overrides=lines)
@@ -168,17 +186,24 @@ def parse(text: str) -> Override:
         ConfigError: no key=value, or no such key or option.
     """
     key, equals, value = text.partition("=")
+    if not equals and text.startswith("~"):
+        raise ConfigError(f"{text} removes a key; every key exists: write {text[1:]}=null")
     if not equals:
         raise ConfigError(f"{text} is not an override; write key=value, such as sae.k=16")
-    keys = schema()
+    if key != key.strip() or value != value.lstrip():
+        raise ConfigError(f"{text} has spaces beside its =; write {key.strip()}={value.strip()}")
     try:
         override = OverridesParser.create().parse_override(text)
     except HydraException:
-        items = typing.get_origin(keys.get(key)) is list
-        if items or str not in (keys.get(key), *typing.get_args(keys.get(key))):
+        if list in kinds_of(key) or str not in kinds_of(key):
             _check_key(key.lstrip("+~"), value)
-            what, example = ("its items", '["..."]') if items else ("the value", '"..."')
-            raise ConfigError(f"{key}={value} cannot be read; quote {what}: {key}='{example}'") from None
+            if list in kinds_of(key) and str in kinds_of(key):
+                fix = f"""quote its items: {key}='["..."]'"""
+            elif list in kinds_of(key):
+                fix = f"write the list without spaces, all of it in quotes: '{key}=[first,second]'"
+            else:
+                fix = f"""quote the value: {key}='"..."'"""
+            raise ConfigError(f"{key}={value} cannot be read; {fix}") from None
         quoted = value.replace("'", "\\'")
         override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
     name = override.key_or_group
@@ -188,6 +213,37 @@ def parse(text: str) -> Override:
     if name in groups() and not override.is_sweep_override():
         _check_option(name, override.value())
     return override
+
+
+def kinds_of(key: str) -> list[Any]:
+    """The types that a key takes, those of its items behind that of the list; none: there is no such key."""
+    kind = schema().get(key)
+    parts = [kind, *typing.get_args(kind)]
+    parts += [item for part in parts[1:] for item in typing.get_args(part)]
+    return [typing.get_origin(part) or part for part in parts]
+
+
+def _type_of(key: str) -> str:
+    kinds = kinds_of(key)
+    if list not in kinds:
+        return " or ".join(TYPE_WORDS[kind] for kind in kinds if kind in TYPE_WORDS) or "one value"
+    items = [TYPE_WORDS[kind] for kind in kinds[kinds.index(list) + 1 :] if kind in TYPE_WORDS]
+    return f"a list, each item {items[0]}: '{key}=[first,second]'"
+
+
+def _as_list(override: Override) -> str | None:
+    """What to write instead of `grid.k=16,32`; None: the key takes no list."""
+    key = override.key_or_group
+    _, _, value = (override.input_line or "").partition("=")
+    return f"write it as a list: '{key}=[{value}]'" if list in kinds_of(key) else None
+
+
+def _check_twice(parsed: list[Override]) -> None:
+    given = {override.key_or_group: override.input_line for override in parsed}
+    varied = [(f"grid.{key}", sets) for key, sets in VARIES.items() if key != "hook"]
+    for listed, single in [*varied, ("grid.num_latents", "sae.expansion")]:
+        if listed in given and single in given:
+            raise ConfigError(f"{given[listed]} and {given[single]} are both given; give one")
 
 
 def _check_key(key: str, value: str) -> None:
@@ -206,7 +262,7 @@ def _check_key(key: str, value: str) -> None:
     meant = [f"{name}={value}" for name in leaves if name.split(".")[-1] == last]
     if meant:
         raise ConfigError(f"{key} is not a key; did you mean {' or '.join(meant)}?")
-    near = difflib.get_close_matches(key, [*keys, *groups()], n=3, cutoff=0.5)
+    near = difflib.get_close_matches(key, dict.fromkeys([*leaves, *groups()]), n=3, cutoff=0.5)
     ends = {name.split(".")[-1]: name for name in keys}
     near = near or [ends[name] for name in difflib.get_close_matches(last, ends, n=3, cutoff=0.5)]
     hint = f"nearest: {', '.join(near)}" if near else "sae-dist train --help lists the keys"
@@ -217,7 +273,11 @@ def _check_option(group: str, value: Any) -> None:
     options = groups()[group]
     if value in options or (value is None and group in OPTIONAL_GROUPS):
         return
-    named = {"llm": f"; another model: llm.name={value}", "tokens": f"; your own text: tokens.path={value}"}
+    named = {
+        "llm": f"; another model: llm.name={value}",
+        "tokens": f"; your own text: tokens.path={value}",
+        "cluster": f"; your own: conf/cluster/{value}.yaml, below the folder where you give the command",
+    }
     raise ConfigError(
         f"{group}={value} is not an option; options: {', '.join(options)}{named.get(group, '')}"
     )
@@ -228,13 +288,11 @@ def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
-    key = getattr(cause, "full_key", None)
+    # Of an item of a list, grid.k[1], the list.
+    key = (getattr(cause, "full_key", None) or "").partition("[")[0]
     for override in parsed:
         if key == override.key_or_group:
-            kind = schema().get(key)
-            kinds = [typing.get_origin(each) or each for each in (kind, *typing.get_args(kind))]
-            words = [TYPE_WORDS[each] for each in kinds if each in TYPE_WORDS]
             text = (override.input_line or "").lstrip("+")
-            return ConfigError(f"{text} has the wrong type; {key} takes {' or '.join(words) or 'one value'}")
+            return ConfigError(f"{text} has the wrong type; {key} takes {_type_of(key)}")
     reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
     return ConfigError(f"{key}: {reason}" if key else reason)

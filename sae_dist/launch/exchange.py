@@ -98,6 +98,10 @@ def import_command(words: list[str]) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*")
     parser.add_argument("--format", choices=FORMATS)
     given = parser.parse_intermixed_args(words)
+    if "=" in given.folder.name and not given.folder.exists():
+        raise ConfigError(
+            f"sae-dist import takes the folder first, then {given.folder} and other key=value words"
+        )
 
     from sae_dist.train.importing import Imported
 

@@ -19,6 +19,8 @@ from sae_dist.launch.settle import launched
 SCRIPT = "submit.sbatch"
 LOG = "all.log"
 SBATCH_TIMEOUT_S = 120
+NO_CONTROLLER = ("Unable to contact slurm controller", "Could not establish a configuration source")
+"""Of what sbatch says where Slurm's commands are installed and no cluster is."""
 
 
 def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
@@ -89,6 +91,8 @@ def sbatch(words: list[str]) -> str:
         raise ConfigError(f"sbatch did not answer: {error}") from None
     if done.returncode:
         said = " ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines())
+        if any(word in said for word in NO_CONTROLLER):
+            raise ConfigError(f"sbatch finds no Slurm to submit to ({said}); --dry-run only writes the job")
         raise ConfigError(
             f"Slurm does not take the job: {said}; see the keys of cluster (cluster.partition, ...)"
         )

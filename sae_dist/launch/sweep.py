@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sae_dist.core.config import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.kinds import SELECTED
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen
@@ -28,6 +29,8 @@ class Job:
 
 def multirun_command(overrides: list[str]) -> None:
     """The product of the comma lists; every config is composed and checked before the first run starts.
+
+    Whether a model has the hooks is known once it is loaded, so that is checked as each run's turn comes.
 
     Raises:
         SaeDistError: of the first run that fails.
@@ -68,8 +71,17 @@ def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[Job], Run
         ConfigError: a combination is wrong, or two runs would share a folder.
     """
     keys, combinations = sweep_keys(overrides), expand(overrides)
+    if not keys:
+        raise ConfigError(
+            "-m runs every combination of comma lists, such as sae.k=16,32; leave -m out for one run"
+        )
     configs = [composed(each) for each in combinations]
     for cfg in configs:
+        if "sae.k" in keys and cfg.sae.kind not in SELECTED:
+            raise ConfigError(
+                f"sae.k has several values, and is not read with sae.kind={cfg.sae.kind}; "
+                "use sae=topk, or leave it out"
+            )
         validate(for_cluster(cfg) if submitted else cfg, submitted=submitted)
     base = configs[0]
     sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)

@@ -19,7 +19,7 @@ Exit codes: 0 done; 2 the input is wrong (one line says what); 75 stopped on req
 else.
 """
 
-TRAIN = """sae-dist train [key=value ...] [-m] [--cfg job]
+TRAIN = """sae-dist train [key=value ...] [-m] [--cfg job] [--help [KEY]]
 
 Trains a dictionary, exports it, evaluates it on held-out data. Without arguments: a small language model and
 text that are already on this machine.
@@ -27,11 +27,12 @@ text that are already on this machine.
   -m            one run for every combination of comma lists: sae-dist train -m sae.k=16,32 optim.lr=1e-3,3e-3
                 hydra/launcher=slurm makes them jobs of one Slurm array (submit --help)
   --cfg job     print the composed configuration and exit
+  --help KEY    what a key means, and its default: --help sae.k, --help sae (a section), --help all
 
 Groups (group=option):
 {groups}
 
-Main keys (key=value; all of them: --cfg job):
+Main keys (key=value; all of them: --help all):
   name=...                      run folder in output=outputs; default: made of the values that matter
   train_tokens=2M               activations to train on; counts are written 500k, 2M, 1e9
   batch=2048                    activations per step, all processes together
@@ -95,7 +96,7 @@ submits it: one task per rank. Takes the keys of sae-dist train (train --help).
   --dry-run                 write the job only; sbatch outputs/NAME/submit.sbatch starts it
 
   cluster=FILE              conf/cluster/FILE.yaml, what the job asks Slurm for; options here: {options}
-  cluster.partition=...     or any key of it: {keys}
+  cluster.partition=...     or any key of it, which sae-dist train --help cluster explains: {keys}
   output=...                a folder that all nodes see
 
 The job goes back into the queue by itself when it is preempted, reaches its time, or loses a node, and

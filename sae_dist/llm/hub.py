@@ -129,8 +129,11 @@ def _from_cache(name: str) -> str:
     except HFValidationError:
         config = None
     if not isinstance(config, str):
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hugging Face Hub cannot be reached"
         raise ConfigError(
-            f"llm.name={name} is no folder here, is not in the local cache, and the Hugging Face Hub cannot "
-            "be reached; give the folder of a transformers model"
+            f"llm.name={name} is no folder here, is not in the local cache, and {why}; give the folder of a "
+            "transformers model"
         )
     return str(Path(config).parent)

@@ -1,4 +1,4 @@
-"""Lanes: a shuffle that is deterministic, resumable and independent of the topology (DESIGN 4.3).
+"""Lanes: a shuffle that is deterministic, resumable and independent of the topology.
 
 There are V lanes. Row q of the run belongs to lane q mod V, so lanes never drift apart. A lane reads
 chunks of exactly R activations; `block_chunks` chunks make a group. Row r of group g goes to block g or

@@ -56,9 +56,10 @@ class IndexedDocuments:
         mask = corpus.held_out()
         self.numbers = np.flatnonzero(mask if held_out else ~mask)
         if len(self.numbers) < lanes:
-            which = "held-out documents" if held_out else "documents to train on"
+            found = f"{len(self.numbers)} document{'s' * (len(self.numbers) != 1)}"
+            which = f"{found} held out" if held_out else f"{found} to train on"
             raise ConfigError(
-                f"{corpus.field} has {len(self.numbers)} {which}, fewer than shuffle.lanes={lanes}; "
+                f"{corpus.field} has {which}, fewer than shuffle.lanes={lanes}; "
                 "use fewer lanes or give more text"
             )
         self._order: tuple[int, np.ndarray] = (-1, self.numbers)

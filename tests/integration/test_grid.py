@@ -15,6 +15,7 @@ from tests.warm import Command, warm
 LENGTH = "train_tokens=15360"
 WORDS = ["train", *TINY, LENGTH, "name=grid"]
 GRID = ["grid.num_latents=[512,1024]", "grid.k=[8,16]"]
+OF_GRID = [word for word in WORDS[:-1] if not word.startswith(("sae.num_latents=", "sae.k="))] + GRID
 CURVE = (
     "step loss/total loss/fvu loss/aux sparsity/l0 latents/dead_fraction optim/lr stream/batch_hash".split()
 )
@@ -40,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(folder):
     """A grid's folder, and what the command printed."""
-    done = warm(folder, *WORDS, *GRID)
+    done = warm(folder, *OF_GRID, "name=grid")
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "grid", done.stdout
 
@@ -73,7 +74,7 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
 def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
     run, _ = whole
     topology = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
-    done = warm(folder, *WORDS[:-1], "name=split", *GRID, *topology, ranks=5)
+    done = warm(folder, *OF_GRID, "name=split", *topology, ranks=5)
     assert done.returncode == 0, done.stderr
     assert "2 groups of 1 x 2 consumers" in done.stderr
     for each in ("num_latents=512,k=16", "num_latents=1024,k=8"):
@@ -86,7 +87,7 @@ def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
 
 def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
     run, _ = whole
-    words = [*WORDS[:-1], "name=killed", *GRID, "checkpoint.every=3840"]
+    words = [*OF_GRID, "name=killed", "checkpoint.every=3840"]
     process = Command(folder, *words)
     killed = folder / "outputs" / "killed"
     wait_for_checkpoint(process, killed / "num_latents=512,k=8")
@@ -121,7 +122,7 @@ def without_clip(folder):
 
 def test_groups_that_were_stopped_go_on_as_one(folder, whole):
     run, _ = whole
-    words = [*WORDS[:-1], "name=regrouped", *GRID, "checkpoint.every=1536", "checkpoint.keep=20"]
+    words = [*OF_GRID, "name=regrouped", "checkpoint.every=1536", "checkpoint.keep=20"]
     process = Command(folder, *words, "topology.producers=1", "topology.groups=2", ranks=3)
     stopped = folder / "outputs" / "regrouped"
     for name in ("num_latents=512,k=8", "num_latents=1024,k=16"):

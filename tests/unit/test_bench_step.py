@@ -18,7 +18,6 @@ from sae_dist.bench.step.plan import (
     CONTESTANTS,
     MODES,
     PRESETS,
-    STEPPERS,
     Shape,
     StepPlan,
     order,
@@ -306,9 +305,17 @@ def test_tables_csv_and_plot(tmp_path):
     assert (tmp_path / "step.png").stat().st_size > 10_000
 
 
-def test_words_mean_a_preset_or_shapes_of_ones_own():
-    plan = read_step_plan(["--device", "cpu"])
-    assert plan.shapes == PRESETS["laptop"].shapes and plan.minutes == 5.5 and plan.only == STEPPERS
+def test_words_mean_a_preset_or_shapes_of_ones_own(tmp_path, capsys):
+    alone = tmp_path / "peers" / "saelens" / "bin" / "python"
+    alone.parent.mkdir(parents=True)
+    alone.touch()
+    plan = read_step_plan(["--device", "cpu", "--folder", str(tmp_path)])
+    assert plan.shapes == PRESETS["laptop"].shapes and plan.minutes == 5.5
+    assert plan.only == ("ours", "ours_row_adam", "saelens", "dense")
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "no environments for sparsify, sparsify_adam, dictionary_learning, which are left out; "
+    )
     assert "product_tf32" not in plan.names and set(plan.names) < set(CONTESTANTS)
     plan = read_step_plan("--latents 1k,2048 --k 4 --rounds 2 --only ours --device cpu".split())
     assert plan.shapes == (Shape(384, 1000, 4, 2048), Shape(384, 2048, 4, 2048))
@@ -321,6 +328,7 @@ def test_words_mean_a_preset_or_shapes_of_ones_own():
     ("words", "said"),
     [
         ("--only mine", "--only mine: the contestants are ours"),
+        ("--only ours,saelens", "--only saelens: .* does not exist; make it with sae-dist bench peers"),
         ("--preset laptop --k 8", "--preset laptop has shapes of its own; leave out --k"),
         ("--latents 32 --k 30", "--k 30 is more than the 29 of --latents 32 that are alive"),
         ("--rounds 0", "--rounds=0 must be greater than 0"),

@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from sae_dist import cli
+from sae_dist.core.config import RunConfig, flat
 from sae_dist.core.errors import DataError, Preempted
 from sae_dist.launch.compose import groups
+from sae_dist.launch.keys import meanings
 
 
 @pytest.mark.parametrize("line", ["", "--help", "-h", "train --help", "eval --help", "--version"])
@@ -62,6 +64,44 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "train", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli.main(["train"])
+
+
+@pytest.mark.parametrize(
+    "words", [["rank"], ["rank", "outputs/x"], ["bench-rank", "a", "--parent-pipe", "b"]]
+)
+def test_a_process_of_a_run_is_not_started_by_hand(words, capsys):
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == (
+        f"sae-dist: error: sae-dist {words[0]} is one process of a run, which sae-dist starts itself\n"
+    )
+
+
+def test_many_runs_need_several_values(capsys):
+    assert cli.main(["train", "-m", "sae.k=16"]) == 2
+    assert "leave -m out for one run" in capsys.readouterr().err
+
+
+def test_many_runs_differ_in_what_they_compute(capsys):
+    assert cli.main(["train", "-m", "sae=topk,relu", "sae.k=16,32"]) == 2
+    assert "sae.k has several values, and is not read with sae.kind=relu" in capsys.readouterr().err
+
+
+def test_every_key_has_a_meaning():
+    said = meanings()
+    assert list(said) == list(flat(RunConfig()))
+    assert not [key for key, entry in said.items() if len(" ".join(entry.split()).partition(" ")[2]) < 4]
+
+
+def test_help_says_what_a_key_means(capsys):
+    assert cli.main(["train", "--help", "sae.k"]) == 0
+    assert capsys.readouterr().out.split() == (
+        "sae.k=32 codes per row: topk exactly, batchtopk and matryoshka on average".split()
+    )
+    assert cli.main(["train", "--help", "shuffle"]) == 0
+    out = capsys.readouterr().out
+    assert "shuffle.lanes=48" in out and "a multiple of shard * dp" in out and "sae.k" not in out
+    assert cli.main(["train", "--help", "sae.kk"]) == 2
+    assert "names no key and no section; nearest: sae.k" in capsys.readouterr().err
 
 
 def test_help_and_wrong_words_need_no_torch():

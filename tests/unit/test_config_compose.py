@@ -9,6 +9,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.resolve import parse_counts
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import compose_config, data_folder, expand, groups, print_config, sweep_keys
+from sae_dist.launch.keys import groups_in_words
 
 GIVEN = {
     "llm=hf": ["llm.name=gpt2"],
@@ -102,6 +103,17 @@ def test_paths_need_no_quotes_of_hydras(path):
         ("+sae.k=3", "write sae.k=3"),
         ("~sae.k=3", "write sae.k=3"),
         ("sae.k", "key=value"),
+        ("~sae.k", "write sae.k=null"),
+        ("sae.k = 32", "spaces beside its =; write sae.k=32"),
+        ("grid.k=16,32", r"write it as a list: 'grid.k=\[16,32\]'"),
+        ("grid.k=16", r"takes a list, each item a whole number: 'grid.k=\[first,second\]'"),
+        ("grid.k=[16,", r"in quotes: 'grid.k=\[first,second\]'"),
+        (
+            "grid.k=[16,a]",
+            r"grid.k=\[16,a\] has the wrong type; grid.k takes a list, each item a whole number",
+        ),
+        ("+sae.foo=1", "sae.foo is not a key; nearest: sae.k"),
+        ("cluster=mysite", "your own: conf/cluster/mysite.yaml"),
         ("--batch", "key=value"),
         ("sae.k=1,2", "add -m"),
         ("sae.k=abc", "sae.k=abc has the wrong type; sae.k takes a whole number"),
@@ -155,3 +167,27 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match="config.yaml"):
         load_config(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize(
+    ("listed", "single"),
+    [
+        ("grid.k=[4,8]", "sae.k=4"),
+        ("grid.num_latents=[64,128]", "sae.expansion=4"),
+        ("grid.seed=[0,1]", "sae.seed=2"),
+    ],
+)
+def test_a_grid_and_one_of_its_keys_are_not_both_given(listed, single):
+    with pytest.raises(ConfigError) as failure:
+        compose_config([single, listed])
+    assert str(failure.value) == f"{listed} and {single} are both given; give one"
+
+
+def test_your_own_conf_adds_options(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
+    (tmp_path / "conf" / "cluster" / "mysite.yaml").write_text("# A partition.\npartition: wide\n")
+    monkeypatch.chdir(tmp_path)
+    assert compose_config(["cluster=mysite"]).cluster.partition == "wide"
+    assert {"mysite", "default"} <= set(
+        groups()["cluster"]
+    ) and "    mysite: A partition." in groups_in_words()

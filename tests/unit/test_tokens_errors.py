@@ -42,7 +42,7 @@ def test_too_few_documents(tmp_path):
     path.write_text("some words\n" * 500)
     fails("has 4 documents to train on, fewer than shuffle.lanes=48; use fewer", lanes=48, path=str(path))
     path.write_text("some words\n")
-    fails("has 0 held-out documents", lanes=1, held_out=True, path=str(path))
+    fails("has 0 documents held out", lanes=1, held_out=True, path=str(path))
 
 
 def test_documents_without_a_token(tmp_path):

@@ -1,10 +1,11 @@
 """The words of `sae-dist bench step`."""
 
+import sys
 from itertools import product
 from pathlib import Path
 
-from sae_dist.bench.contestants import check_peer_python
-from sae_dist.bench.step.plan import DEAD_SHARE, PRESETS, STEPPERS, Shape, StepPlan
+from sae_dist.bench.contestants import TrialFailed, check_peer_python, interpreter
+from sae_dist.bench.step.plan import CONTESTANTS, DEAD_SHARE, PRESETS, STEPPERS, Shape, StepPlan
 from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs
 from sae_dist.core.errors import ConfigError
 
@@ -41,14 +42,11 @@ def read_step_plan(words: list[str]) -> StepPlan:
                 f"--k {shape.k} is more than the {shape.most_k} of --latents {shape.latents} that are alive "
                 f"where {DEAD_SHARE:.0%} are dead; use a smaller k"
             )
-    only = tuple(dict.fromkeys(given.only.split(",")))
-    for name in only:
-        if name not in STEPPERS:
-            raise ConfigError(f"--only {name}: the contestants are {', '.join(STEPPERS)}")
     if given.minutes is not None:
         minutes = float(count(given.minutes, "--minutes"))
     peer_python = pairs(given.peer_python or "")
     check_peer_python(peer_python)
+    only = contestants(given.only, given.folder, peer_python)
     return StepPlan(
         folder=given.folder,
         shapes=shapes,
@@ -58,6 +56,31 @@ def read_step_plan(words: list[str]) -> StepPlan:
         peer_python=peer_python,
         device=device(given.device),
     )
+
+
+def contestants(only: str | None, folder: Path, peer_python: dict[str, str]) -> tuple[str, ...]:
+    """Those that were asked for, or all that have an environment.
+
+    Raises:
+        ConfigError: an unknown one, or one without its environment.
+    """
+    there, absent = [], []
+    for name in dict.fromkeys(only.split(",") if only else STEPPERS):
+        if name not in STEPPERS:
+            raise ConfigError(f"--only {name}: the contestants are {', '.join(STEPPERS)}")
+        peer = CONTESTANTS[name].peer
+        try:
+            if peer is not None:
+                interpreter(peer, folder, peer_python)
+            there.append(name)
+        except TrialFailed as error:
+            if only:
+                raise ConfigError(f"--only {name}: {error}") from None
+            absent.append(name)
+    if absent:
+        missing = f"no environments for {', '.join(absent)}, which are left out"
+        print(f"{missing}; sae-dist bench peers --folder {folder} makes them", file=sys.stderr, flush=True)
+    return tuple(there)
 
 
 def step_parser() -> Parser:
@@ -72,7 +95,9 @@ def step_parser() -> Parser:
         "--folder", type=Path, default=Path(FOLDER), help=f"gets step.csv, .md, .png ({FOLDER})"
     )
     parser.add_argument("--preset", choices=list(PRESETS), help=presets())
-    parser.add_argument("--only", default=",".join(STEPPERS), help=f"some of {','.join(STEPPERS)}")
+    parser.add_argument(
+        "--only", help=f"some of {','.join(STEPPERS)} (those that have an environment: sae-dist bench peers)"
+    )
     for name, what in zip(
         SIZES, ("D of the activations", "", "codes of a row", "rows of a step"), strict=True
     ):
