@@ -11,6 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sae_dist.kernels.torch_backend import order_by
+
 TILE = 4096
 """Touched latents per tile; with clipping their gradients are made twice, once for the norm."""
 
@@ -74,7 +76,8 @@ class TiledUpdate:
     """See `RowUpdate`."""
 
     def __init__(self, encoder: list[PairTerm], decoder: list[PairTerm], state: RowState):
-        self.encoder, self.decoder = _sorted(encoder), _sorted(decoder)
+        F = len(state.touched_F)
+        self.encoder, self.decoder = _sorted(encoder, F), _sorted(decoder, F)
         self.state = state
 
     def squares(self) -> Tensor:
@@ -171,10 +174,12 @@ def sum_all(values: list[Tensor]) -> Tensor:
     return torch.stack(values).sum(0) if len(values) > 1 else values[0]
 
 
-def _sorted(terms: list[PairTerm]) -> list[PairTerm]:
+def _sorted(terms: list[PairTerm], F: int) -> list[PairTerm]:
     """Pairs by latent, ascending."""
     found = []
     for term in terms:
-        latent_P, order_P = term.latent_P.sort(stable=True)
-        found.append(PairTerm(latent_P, term.coeff_P[order_P], term.row_P[order_P], term.rows_BD))
+        order_P = order_by(term.latent_P, F)
+        found.append(
+            PairTerm(term.latent_P[order_P], term.coeff_P[order_P], term.row_P[order_P], term.rows_BD)
+        )
     return found

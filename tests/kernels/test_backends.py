@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.kernels import reference
+from sae_dist.kernels import reference, torch_backend
 from tests.kernels.backends import BACKENDS, DEVICE, backend, draw
 
 on_backends = pytest.mark.parametrize("name", BACKENDS)
@@ -120,6 +120,14 @@ def test_sparse_kernels(name, rows, latents, width):
 @given(rows=st.integers(1, 7), latents=st.integers(1, 12), width=st.integers(1, 70))
 def test_sparse_kernels_in_float32(name, rows, latents, width):
     check_sparse(name, rows, latents, width, torch.float32)
+
+
+@pytest.mark.parametrize("faster", [0, 10**9])
+@pytest.mark.parametrize("rows,latents,width", [(1, 1, 1), (40, 17, 5), (9, 40000, 3)])
+def test_a_dense_product_over_few_latents_is_the_sparse_one(faster, rows, latents, width, monkeypatch):
+    monkeypatch.setattr(torch_backend, "FASTER", faster)
+    monkeypatch.setattr(torch_backend, "ROW_TILE", 4)
+    check_sparse("torch", rows, latents, width, torch.float64)
 
 
 @pytest.mark.parametrize("rows,latents,width", [(9, 5, 31), (3, 8, 64)])
