@@ -214,6 +214,7 @@ EVAL = (
 )
 
 TRAINED = "when training has ended"
+APART = "with producers"
 SUMMARY = (
     Metric("tokens", "activations", "trained on", TRAINED),
     Metric("steps", "steps", "made", TRAINED),
@@ -232,6 +233,11 @@ SUMMARY = (
     ),
     Metric("joules", "J", "energy of all GPUs meanwhile", "on GPUs, with telemetry"),
     Metric("joules_per_million_tokens", "J", "joules / tokens x 10^6", "on GPUs, with telemetry"),
+    Metric("balance.consumers_waited", "1", "share of training in which consumers waited for chunks", APART),
+    Metric("balance.producers_waited", "1", "share in which producers had no room to send to", APART),
+    Metric("balance.chunk_busy_s", "s", "that a producer computes a chunk", APART),
+    Metric("balance.step_busy_s", "s", "of a step without waiting", APART),
+    Metric("balance.producers_per_consumer", "1", "at which neither would wait", APART),
 )
 
 HEAD = """# Metrics

@@ -1,10 +1,12 @@
 """The table of all metrics: unique names, the file made of it, and what the dashboard shows."""
 
+from dataclasses import fields
 from pathlib import Path
 
 from sae_dist.metrics import catalogue
 from sae_dist.metrics.catalogue import EVAL, ROW, SUMMARY, known, markdown
 from sae_dist.metrics.dashboard import SECTIONS
+from sae_dist.train.balance import Waits
 
 GROUPS = {"loss", "sparsity", "latents", "optim", "perf", "stream", "gpu", "host", "eval", "plots"}
 
@@ -28,3 +30,8 @@ def test_placeholders_stand_for_one_part_of_a_name():
 def test_the_dashboard_shows_known_metrics_alone():
     shown = {name for _, panels in SECTIONS for _, metrics, _ in panels for name in metrics}
     assert shown <= {metric.name for metric in (*ROW, *EVAL)}
+
+
+def test_what_producers_and_consumers_waited_is_in_the_catalogue():
+    said = {metric.name for metric in SUMMARY if metric.name.startswith("balance.")}
+    assert said == {f"balance.{field.name}" for field in fields(Waits)}
