@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
-from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, REPORT, SUBMIT, TRAIN, USAGE
+from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE, WHAT_IT_DOES
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
 ON_FOLDER = {
@@ -68,8 +68,7 @@ def dispatch(words: list[str]) -> int:
     elif command in ON_FOLDER:
         word, what = ON_FOLDER[command]
         if rest in (["--help"], ["-h"]):
-            more = f"\n\n{REPORT}" if command == "report" else ""
-            print(f"sae-dist {command} {word}\n\n{word} is {what}.{more}")
+            print(f"sae-dist {command} {word}\n\n{word} is {what}.\n\n{WHAT_IT_DOES[command]}")
         elif len(rest) != 1:
             raise ConfigError(f"sae-dist {command} takes {what}")
         else:

@@ -263,9 +263,8 @@ def scaling(words: list[str]) -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets scaling.csv ({FOLDER})")
     parser.add_argument("--latents", default="4096,16384,65536,262144")
-    parser.add_argument("--width", default="384", help="D of the activations")
-    parser.add_argument("--k", default="32")
-    parser.add_argument("--batch", default="2048")
+    for name, value in {"width": "384", "k": "32", "batch": "2048"}.items():
+        parser.add_argument(f"--{name}", default=value)
     parser.add_argument("--device", default="auto", choices=DEVICES)
     given = parser.parse_args(words)
     latents = counts(given.latents, "--latents")
@@ -287,7 +286,7 @@ def kernels(words: list[str]) -> None:
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets kernels.csv ({FOLDER})")
     for name, value in {"latents": "16384", "width": "384", "k": "32", "batch": "2048"}.items():
-        parser.add_argument(f"--{name}", default=value, help=f"({value})")
+        parser.add_argument(f"--{name}", default=value)
     parser.add_argument("--kernels", default="auto", choices=("auto", "triton", "torch", "reference"))
     parser.add_argument("--device", default="auto", choices=DEVICES)
     given = parser.parse_args(words)

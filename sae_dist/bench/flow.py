@@ -24,7 +24,7 @@ def stream(words: list[str]) -> None:
     parser.add_argument("--latents", default="1024,16384", help="split, grid (its first): (1024,16384)")
     parser.add_argument("--batch", default="2048", help="split, grid: activations of a step (2048)")
     parser.add_argument("--steps", default="60", help="split, grid: of each run (60)")
-    parser.add_argument("--rounds", default="3", help="(3)")
+    parser.add_argument("--rounds", default="3", help="of all contestants in turn; medians are shown (3)")
     parser.add_argument("--llm", default="embedded", help="grid: llm=embedded or llm=minilm (embedded)")
     parser.add_argument("--dictionaries", default="8", help="grid: how many (8)")
     parser.add_argument("--device", default="auto", choices=DEVICES)

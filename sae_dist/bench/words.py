@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sae_dist.core.counts import parse_count
 from sae_dist.core.errors import ConfigError
@@ -12,8 +12,24 @@ DEVICES = ("auto", "cpu", "cuda")
 FOLDER = "bench"
 
 
+MEANINGS = {
+    "--device": "auto is CUDA where there is any",
+    "--k": "codes of a row",
+    "--batch": "rows of a step",
+    "--latents": "size of the dictionary, one or several",
+    "--width": "D of the activations",
+    "--kernels": "whose are timed",
+}
+
+
 class Parser(argparse.ArgumentParser):
-    """Wrong words are a ConfigError."""
+    """Wrong words are a ConfigError; an option without words of its own shows its usual meaning."""
+
+    def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
+        """As argparse's."""
+        if "default" in settings:
+            settings.setdefault("help", f"{MEANINGS.get(names[0], '')} ({settings['default']})".strip())
+        return super().add_argument(*names, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")

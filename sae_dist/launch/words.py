@@ -147,3 +147,12 @@ Examples:
   sae-dist report outputs/my_run
   sae-dist report outputs/my_grid
   sae-dist report 'outputs/my_grid/num_latents=4096,k=32'"""
+
+RESUME = """Continues from the newest sound checkpoint as the run's frozen config.yaml says, to its export,
+evaluation and table. On one machine it starts its own processes; within torchrun or a Slurm step it
+joins. To train longer, or on other ranks, give sae-dist train its words again, with resume=auto."""
+
+SWEEP_TABLE = """Writes SWEEP/sweep.csv, a row for each run or dictionary of a grid, unfinished ones too, with
+the values in which they differ, and SWEEP/sweep.png, FVU against L0 and latents; prints the table."""
+
+WHAT_IT_DOES = {"report": REPORT, "resume": RESUME, "sweep-table": SWEEP_TABLE}
