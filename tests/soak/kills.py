@@ -26,8 +26,8 @@ from tests.commands import TINY, rows, warm  # noqa: E402
 from tests.warm import Command  # noqa: E402
 
 RUN = [
-    "train_tokens=76800",
-    "checkpoint.every=7680",
+    "train_tokens=38400",
+    "checkpoint.every=3840",
     "hook=layers.0",
     "topology.producers=1",
     "topology.shard=2",
@@ -38,7 +38,7 @@ TIMES = ("perf/", "gpu/", "host/")
 
 
 def words(name: str) -> list[str]:
-    """The command of a run: a producer and two consumers, 100 steps, a checkpoint every ten."""
+    """The command of a run: a producer and two consumers, 50 steps, a checkpoint every five."""
     return ["train", *TINY, *RUN, f"name={name}", "resume=auto"]
 
 
