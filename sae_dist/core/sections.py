@@ -103,9 +103,8 @@ class SaeConfig:
     k: int = 32  # codes per row: topk exactly, batchtopk and matryoshka on average
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125  # weight of that loss (AuxK): dead latents explain what live ones miss
-    dead_after: Any = (
-        None  # tokens without firing that make a latent dead; null: min(10M, a tenth of the run)
-    )
+    # a latent is dead after so many tokens without firing; null: min(10M, a tenth of the run)
+    dead_after: Any = None
     seed: int | None = None  # of the initial weights alone; null: `seed`, which the order of data follows too
     start: str | None = None  # begin with the weights of this run, or export in SAELens' layout; null: random
     encoder_scale: float | None = None  # encoder init = this times decoder^T; null: see `core.resolve`
