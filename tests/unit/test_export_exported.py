@@ -8,7 +8,7 @@ from sae_dist.core.config import RunConfig
 from sae_dist.export import exported
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.fold import tensor_names, to_exported, to_tensors
-from sae_dist.kernels import reference, torch_backend
+from sae_dist.kernels import reference, screen, torch_backend
 from tests.dictionaries import FORMS, KINDS, OUT, D, F, K, dense_codes, dense_output, random_sae, to_dense
 
 
@@ -74,6 +74,8 @@ class Largest(TorchDispatchMode):
 def test_a_row_of_all_latents_is_never_held(kind, monkeypatch):
     monkeypatch.setattr(exported, "LATENT_TILE", 64)
     monkeypatch.setattr(torch_backend, "LATENT_TILE", 64)
+    monkeypatch.setattr(screen, "ROW_TILE", 16)
+    monkeypatch.setattr(screen, "LATENT_TILE", 512)
     wide, rows = 4096, 256
     sae = random_sae(kind, "skip", F=wide, D=4, out=4)
     for name in ("b_enc_F", "b_gate_F"):
