@@ -82,6 +82,11 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         DataError: there are no held-out activations.
     """
     check_single(cfg, folder)
+    if not (folder / "export" / CONFIG).exists():
+        raise ConfigError(
+            f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
+            f"or finish the run with sae-dist resume {folder}"
+        )
     device = device_of(cfg)
     check_fits(folder / "export", cfg, device)
     subject = Subject(cfg, folder, load_exported(folder / "export"), encode_of(cfg, device), device)

@@ -32,7 +32,6 @@ MEANT = {
     "fp16": ("float16", "bfloat16"),
     "fp32": ("float32",),
     "fp64": ("float64",),
-    "int8": ("bfloat16",),
 }
 """What is meant by words that are none of `CHOICES`, and look like others."""
 MAY_BE_OPEN = (

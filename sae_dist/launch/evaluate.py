@@ -7,7 +7,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.core.config import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.grid import varied
 from sae_dist.core.resolve import parse_counts
 from sae_dist.launch.compose import parse
 from sae_dist.launch.freeze import CONFIG
@@ -24,11 +23,6 @@ def eval_command(words: list[str]) -> None:
     """
     folder, overrides = understood([word for word in words if word != FULL])
     cfg = with_overrides(load_config(folder / CONFIG), overrides)
-    if not varied(cfg) and not (folder / "export" / "cfg.json").exists():
-        raise ConfigError(
-            f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
-            f"or finish the run with sae-dist resume {folder}"
-        )
     from sae_dist.analysis.eval_table import format_evaluation
     from sae_dist.analysis.evaluate import evaluate_folder
 

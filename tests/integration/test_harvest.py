@@ -240,7 +240,7 @@ def test_one_line_and_nothing_written(overrides, names, fix, caches, tmp_path, m
     ("overrides", "says"),
     [
         ("activations=synthetic", "a harvest keeps the activations of a language model"),
-        ("cache.dtype=int8", "nearest: cache.dtype="),
+        ("cache.dtype=int8", "cache.dtype=int8 is not one of bfloat16, float32, float64"),
         ("cache.shard_chunks=0", "cache.shard_chunks=0 must be greater than 0"),
         ("topology.producers=9 shuffle.lanes=8", "use at most 8 producers"),
         ("train_tokens=100T", "GiB free and this cache needs"),

@@ -7,6 +7,7 @@ import torch
 
 from sae_dist import cli
 from sae_dist.analysis.run import evaluate_run
+from sae_dist.core.config import save_config
 from tests.unit.test_analysis_run import config, perfect, run_folder
 
 WANTED = (
@@ -85,6 +86,13 @@ def test_wrong_words_are_answered_in_a_line(words, says, run, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and says.format(run=run) in err, err
     assert (run / "summary.json").read_bytes() == before
+
+
+def test_a_run_that_was_not_exported_is_told_how(tmp_path, capsys):
+    save_config(config(), tmp_path / "config.yaml")
+    assert cli.main(["eval", str(tmp_path)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"with sae-dist export {tmp_path}, or finish" in err, err
 
 
 def test_an_llm_with_random_weights_is_the_same_every_time_and_layer_by_layer():
