@@ -4,7 +4,10 @@ Counts of tokens are written `2M`, `1e9` or `10B` (`core.counts`). A field whose
 "null:" is filled in by `core.resolve`; the frozen `config.yaml` of a run holds the filled-in value.
 """
 
+import copy
+import io
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,7 @@ class RunConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+@cache
 def register() -> None:
     """Tell Hydra the schema, as the config that conf/train.yaml starts from."""
     from hydra.core.config_store import ConfigStore
@@ -76,10 +80,16 @@ def load_config(path: Path) -> RunConfig:
     if not path.is_file():
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(path))
-        loaded = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, YAMLError) as error:
+        return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not the config of a run: {str(error).splitlines()[0]}") from None
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> RunConfig:
+    """Kept, since it takes a tenth of a second, and a command reads its run's config seven times."""
+    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(io.StringIO(text)))
+    loaded = OmegaConf.to_object(merged)
     assert isinstance(loaded, RunConfig)
     return loaded
 
