@@ -15,7 +15,15 @@ from sae_dist.core.sharding import world_size_of
 from sae_dist.core.validate import validate
 from sae_dist.launch.freeze import CONFIG, Frozen, continue_folder, freeze, is_finished
 from sae_dist.launch.length import as_begun, with_length
-from sae_dist.launch.settle import check_devices, check_restarts, composed, for_cluster, launched, settle
+from sae_dist.launch.settle import (
+    Settled,
+    check_devices,
+    check_restarts,
+    composed,
+    for_cluster,
+    launched,
+    settle,
+)
 
 
 def train_command(overrides: list[str]) -> None:
@@ -60,12 +68,12 @@ def _train_joined(prepared: Callable[[int | None], Frozen]) -> None:
     from sae_dist.dist.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
-    def checked() -> Frozen:
+    def of_all_ranks() -> Frozen:
         check_restarts()
         return prepared(where.world)
 
     where = place()
-    frozen = agree_on_run(where, checked)
+    frozen = agree_on_run(where, of_all_ranks)
     if frozen.finished:
         return
     try:
@@ -100,6 +108,21 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
     Raises:
         ConfigError: the input is wrong; nothing was written.
     """
+    settled = checked(overrides, world_size, submitted=submitted)
+    frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
+    if settled.note:
+        print(settled.note, file=sys.stderr)
+    if frozen.finished:
+        tell_finished(frozen.folder)
+    return frozen
+
+
+def checked(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Settled:
+    """The config as it would be frozen; see `prepare`.
+
+    Raises:
+        ConfigError: the input is wrong.
+    """
     cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
     validate(cfg, world_size, submitted=submitted)
     settled = with_length(settle(as_begun(cfg, CONFIG), submitted=submitted), cfg.train_tokens)
@@ -109,12 +132,7 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
         validate(each, submitted=submitted)
     if not submitted:
         check_devices(settled.cfg, world_size)
-    frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
-    if settled.note:
-        print(settled.note, file=sys.stderr)
-    if frozen.finished:
-        tell_finished(frozen.folder)
-    return frozen
+    return settled
 
 
 def found(folder: Path, world_size: int | None) -> Frozen:

@@ -12,7 +12,7 @@ from sae_dist.core.kinds import SELECTED
 from sae_dist.core.validate import validate
 from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen
-from sae_dist.launch.run import prepare, train_command
+from sae_dist.launch.run import checked, prepare, train_command
 from sae_dist.launch.settle import composed, for_cluster, launched
 
 LAUNCHER = "hydra/launcher"
@@ -28,11 +28,10 @@ class Job:
 
 
 def multirun_command(overrides: list[str]) -> None:
-    """The product of the comma lists; every config is composed and checked before the first run starts.
-
-    Whether a model has the hooks is known once it is loaded, so that is checked as each run's turn comes.
+    """The product of the comma lists; every run is checked, its model and data too, before the first starts.
 
     Raises:
+        ConfigError: a run's input is wrong; nothing was written.
         SaeDistError: of the first run that fails.
     """
     if launched():
@@ -42,6 +41,8 @@ def multirun_command(overrides: list[str]) -> None:
     if launcher == "slurm":
         submit_jobs(folder, jobs, cfg)
         return
+    for job in jobs:
+        checked(job.overrides, None)
     try:
         for number, job in enumerate(jobs):
             print(f"[{number + 1}/{len(jobs)}] {job.chosen}", file=sys.stderr, flush=True)

@@ -68,8 +68,11 @@ def test_a_multirun_runs_every_combination(tmp_path):
     assert [round(rows(run)[-1]["sparsity/l0"]) for run in runs] == [4, 8]
     done = warm(tmp_path, "report", "outputs/widths")
     assert done.returncode == 0 and (sweep / "report.html").read_text().count("<td>finished</td>") == 2
-    refused = warm(tmp_path, "train", *QUICK, "-m", "sae.num_latents=64", "sae.k=4,65")
-    assert refused.returncode == 2 and not (tmp_path / "outputs" / "sweep_k").exists(), refused.stderr
+    for wrong in (["sae.num_latents=64", "sae.k=4,65"], ["hook=layers.0,layers.9"]):
+        refused = warm(tmp_path, "train", *QUICK, "-m", *wrong)
+        key, last = wrong[-1].split("=")[0], wrong[-1].split(",")[-1]
+        assert refused.returncode == 2 and f"{key}={last}" in our_line(refused)
+        assert not (tmp_path / "outputs" / f"sweep_{key.split('.')[-1]}").exists(), refused.stderr
 
 
 @pytest.mark.parametrize("started", ["alone", "spawned", "by a launcher"])
