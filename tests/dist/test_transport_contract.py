@@ -249,12 +249,25 @@ def timed(cfg, chunks):
     return times
 
 
-def test_sends_overlap_the_forwards():
-    chunks = 16
+def overlap(chunks):
+    """Of each chunk's way the seconds during later forwards; and the whole, beside one thing after the other."""
     arrived, (begun, forwards), *_ = run_ranks(timed, WORLD, ONE, chunks)
+    found = []
     for number in range(2, chunks - 2):
         later = forwards[number + 1 :]
         meanwhile = [min(end, arrived[number]) - max(start, begun[number]) for start, end in later]
-        assert sum(seconds for seconds in meanwhile if seconds > 0) > FORWARD_S / 2, number
-    # One after the other, each chunk would cost a forward and its time on the link.
-    assert arrived[chunks - 1] - forwards[0][0] < 0.75 * chunks * 2 * FORWARD_S
+        found.append(sum(seconds for seconds in meanwhile if seconds > 0))
+    ways = sum(arrived[number] - begun[number] for number in range(chunks))
+    apart = ways + sum(end - start for start, end in forwards[:chunks])
+    return found, (arrived[chunks - 1] - forwards[0][0]) / apart
+
+
+def test_sends_overlap_the_forwards():
+    """In one of three tries: a machine that is busy elsewhere can come between any two of these times."""
+    tries = []
+    for _ in range(3):
+        tries.append(overlap(chunks=16))
+        seconds, whole = tries[-1]
+        if min(seconds) > FORWARD_S / 2 and whole < 0.75:
+            return
+    raise AssertionError(tries)
