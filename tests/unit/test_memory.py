@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from sae_dist.core.config import RunConfig
 from sae_dist.core.kinds import PENALISED, SELECTED
 from sae_dist.core.sections import OptimConfig, SaeConfig, TopologyConfig
-from sae_dist.dictionary.dense import TILE_ELEMENTS
+from sae_dist.dictionary import dense as tiled
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
@@ -103,12 +103,19 @@ def test_no_output_is_near_batch_times_latents(kind):
         assert run_ranks(largest_output, 1, kind, latents)[0] < ROWS * latents / 16
 
 
+def largest_output_in_tiles(kind: str, latents: int, tile: int) -> int:
+    """`largest_output`, with tiles of so many elements."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled, "TILE_ELEMENTS", tile)
+        return largest_output(kind, latents)
+
+
 @pytest.mark.parametrize("kind", PENALISED)
 def test_kinds_without_selection_hold_one_tile(kind):
     """Outputs are as large as a tile, a reconstruction or a weight, whatever the number of latents."""
-    latents = 65536
-    allowed = max(TILE_ELEMENTS, 2 * ROWS * WIDTH, latents * WIDTH)
-    assert run_ranks(largest_output, 1, kind, latents)[0] <= allowed < ROWS * latents / 16
+    latents, tile = 16384, 1 << 20
+    allowed = max(tile, 2 * ROWS * WIDTH, latents * WIDTH)
+    assert run_ranks(largest_output_in_tiles, 1, kind, latents, tile)[0] <= allowed < ROWS * latents / 16
 
 
 def test_row_adam_makes_no_dense_gradient():
@@ -154,7 +161,7 @@ def test_peak_memory_grows_with_weights_only():
 
 @pytest.mark.parametrize("kind", PENALISED)
 def test_peak_memory_of_kinds_without_selection(kind):
-    latents = 65536
+    latents = 32768
     # In a world of its own: the peak of a process never falls.
     close_worlds()
     wide = run_ranks(peak_bytes, 1, kind, latents)[0]
