@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 from sae_dist.core.cached import chunks_needed, settled_keys
 from sae_dist.core.config import RunConfig, flat, load_config
 from sae_dist.core.errors import Preempted
@@ -36,14 +38,15 @@ def harvest_rank(folder: Path) -> None:
     stop, where = runtime.StopRequest(), runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     gathering = Gathering(where.rank, where.world, cfg.topology.timeout_s)
-    progress = Progress(stop, gathering)
+    lanes = range(where.rank, cfg.shuffle.lanes, where.world)
+    progress = Progress(stop, gathering, len(lanes) * lane_chunks(cfg), cfg.shuffle.chunk_rows)
     try:
         facts = build_facts(cfg)
         assert facts is not None, "a harvest has an LLM"
         source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
         known = _known(folder)
         shards: list[Shard] = []
-        for lane in range(where.rank, cfg.shuffle.lanes, where.world):
+        for lane in lanes:
             shards += LaneWriter(
                 folder,
                 source,
@@ -72,26 +75,38 @@ def lane_chunks(cfg: RunConfig) -> int:
 
 
 class Progress:
-    """After each chunk: say that this rank lives, what rank 0 has done, and stop if asked to."""
+    """After each chunk: say that this rank lives, what rank 0 has done of `chunks`, and stop if asked to."""
 
-    def __init__(self, stop: runtime.StopRequest, gathering: Gathering):
-        self.stop, self.gathering, self.rows = stop, gathering, 0
+    def __init__(self, stop: runtime.StopRequest, gathering: Gathering, chunks: int, chunk_rows: int):
+        self.stop, self.gathering, self.rows = stop, gathering, chunk_rows
+        self.chunks, self.kept, self.written = chunks, 0, 0
         self.started = self.said = time.monotonic()
 
-    def tick(self, rows: int) -> None:
-        """`rows` more are written.
+    def tick(self, chunks: int, written: bool) -> None:
+        """So many more are there, written now or by an earlier start.
 
         Raises:
             Preempted: a signal asked to stop.
         """
-        self.rows += rows
+        if written:
+            self.written += chunks
+        else:
+            self.kept += chunks
         self.gathering.beat()
         now = time.monotonic()
-        if self.gathering.rank == 0 and now - self.said > SAID_EVERY_S:
-            rate = self.rows / (now - self.started)
-            print(f"  rank 0: {self.rows:,} activations, {rate:,.0f}/s", file=sys.stderr, flush=True)
+        if self.gathering.rank == 0 and self.written and now - self.said > SAID_EVERY_S:
+            print(f"  {self.line(now - self.started)}", file=sys.stderr, flush=True)
             self.said = now
         self.check()
+
+    def line(self, seconds: float) -> str:
+        """What there is of all, and how long the rest will take."""
+        there, rate = self.kept + self.written, self.written * self.rows / seconds
+        left = tqdm.format_interval((self.chunks - there) * self.rows / rate)
+        return (
+            f"rank 0: {there * self.rows:,} of {self.chunks * self.rows:,} activations, {rate:,.0f}/s, "
+            f"ETA {left}"
+        )
 
     def check(self) -> None:
         """As `tick`, while nothing is written."""

@@ -45,7 +45,8 @@ class LaneWriter:
         chunks: how many chunks the lane shall have.
         dtype: rows are kept in it.
         known: checksums that shards of an earlier manifest had, by name; one that changed is written again.
-        tick: called after each chunk, with the rows it has; may raise to stop.
+        tick: called with how many chunks are there more, and whether they were written now: one at a time
+            then, else a shard's; may raise to stop.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class LaneWriter:
         shard_chunks: int,
         dtype: torch.dtype,
         known: Mapping[str, str],
-        tick: Callable[[int], None],
+        tick: Callable[[int, bool], None],
     ):
         self.folder, self.source, self.lane, self.dtype, self.tick = folder, source, lane, dtype, tick
         self.lanes, self.chunks, self.known = lanes, chunks, known
@@ -79,6 +80,7 @@ class LaneWriter:
             if digest is not None and digest == self.known.get(name, digest):
                 found.append(Shard(name, self.lane, numbers, digest, path.stat().st_size))
                 stream = None
+                self.tick(len(numbers), False)
             else:
                 stream = stream or self._open(before)
                 found.append(Shard(name, self.lane, numbers, *self._write_one(path, numbers, stream)))
@@ -120,7 +122,7 @@ class LaneWriter:
                         )
                     assert chunk.number == number, "a source gives chunks in their order"
                     tar.write(_sample(chunk, self.dtype))
-                    self.tick(len(chunk.ids_R))
+                    self.tick(1, True)
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)

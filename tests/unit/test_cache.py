@@ -32,7 +32,7 @@ def write(folder, *, lanes=range(LANES), dtype="float64", source=None, known=Non
             shard_chunks=shard_chunks,
             dtype=getattr(torch, dtype),
             known=known or {},
-            tick=lambda _: None,
+            tick=lambda _chunks, _written: None,
         )
         shards += writer.write()
     return shards
