@@ -19,6 +19,7 @@ from sae_dist.bench.scaling import seconds
 from sae_dist.core.triton import triton_problem
 from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState
+from sae_dist.metrics.stolen import stolen
 
 REPEATS, WARMUP = 7, 2
 NUMBER, PAIR = 4, 12
@@ -70,7 +71,7 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
     table = "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     title = f"{backend} kernels, B = {size.B}, D = {size.D}, F = {size.F}, k = {size.k}, {device} ({name})"
-    rates = f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.2f} TFLOP/s"
+    rates = f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.2f} TFLOP/s{stolen()}"
     return f"{title}\n{rates}\n{table}\n{folder / 'kernels.csv'}"
 
 

@@ -29,6 +29,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import prepare
 from sae_dist.launch.spawn import spawn
 from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.stolen import stolen
 
 HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")
 ROW_STEPS = 10
@@ -261,7 +262,8 @@ def about(plan: StreamPlan) -> str:
     """Where it was measured."""
     pinned = ", a core for each rank" if cores(plan) else ""
     load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
-    return f"{plan.device}, {plan.rounds} rounds in turn, one thread{pinned}{load}; torch {torch.__version__}"
+    taken = f"{plan.device}, {plan.rounds} rounds in turn, one thread{pinned}{load}"
+    return f"{taken}; torch {torch.__version__}{stolen()}"
 
 
 def write(plan: StreamPlan, figures: list[Figure]) -> None:

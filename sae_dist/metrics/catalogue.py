@@ -116,6 +116,12 @@ ROW = (
     Metric("host/cpu", "share", "busy cores of all cores, mean over machines", SAMPLED),
     Metric("host/rss_gib", "GiB", "resident memory of all of the run's processes", SAMPLED),
     Metric("host/{node}/cpu", "share", "busy cores of all cores since the last sample", SAMPLED),
+    Metric(
+        "host/{node}/cpu_stolen",
+        "share",
+        "of its busy time, what a virtual machine's host gave to others",
+        SAMPLED,
+    ),
     Metric("host/{node}/memory_gib", "GiB", "memory used on the machine, by anyone", SAMPLED),
     Metric("host/{node}/rss_gib", "GiB", "resident memory of the run's processes there", SAMPLED),
     Metric("host/{node}/sent_mib_per_s", "MiB/s", "over all network interfaces but the loopback", SAMPLED),

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from sae_dist.core.errors import TransportError
 from sae_dist.metrics.nvml import Nvml
+from sae_dist.metrics.stolen import share
 
 GIB, MIB = 2**30, 2**20
 SUMS = ("power_w", "energy_j", "throttled", "xids")
@@ -40,6 +41,7 @@ class Host:
     def __init__(self, pids: list[int]):
         self.processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
         psutil.cpu_percent()
+        self.times = psutil.cpu_times()
         self.then, self.before = time.monotonic(), self._moved()
 
     def sample(self) -> dict[str, float]:
@@ -48,8 +50,10 @@ class Host:
         seconds = max(now - self.then, 1e-9)
         sent, received = ((new - old) / seconds / MIB for new, old in zip(moved, self.before, strict=True))
         self.then, self.before = now, moved
+        times, self.times = self.times, psutil.cpu_times()
         return {
             "cpu": psutil.cpu_percent() / 100,
+            "cpu_stolen": share(times, self.times),
             "memory_gib": psutil.virtual_memory().used / GIB,
             "rss_gib": sum(map(_rss, self.processes)) / GIB,
             "sent_mib_per_s": sent,

@@ -9,6 +9,7 @@ from typing import Any
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan
 from sae_dist.core.files import write_json
 from sae_dist.launch.provenance import provenance
+from sae_dist.metrics.stolen import stolen
 
 BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_row_adam")
 """What times are given as multiples of in a table; the CSV has all."""
@@ -172,7 +173,7 @@ def caption(lines: list[Line]) -> list[str]:
         "product: the encoder's bare x W_enc^T. peak: dictionary, optimizer, batch and step, without "
         "libraries.",
         f"{origin['platform']}, {', '.join(origin['devices'])}; torch {torch}; {threads} threads; "
-        f"{origin['time'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}.",
+        f"{origin['time'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}{stolen()}.",
     ]
 
 
