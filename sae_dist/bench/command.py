@@ -221,7 +221,7 @@ def law(words: list[str]) -> None:
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets law.json ({FOLDER})")
     parser.add_argument("--tokens", default="1M,250k,4M", help="activations of a run (1M,250k,4M)")
     parser.add_argument("--batch", default="2048,512,8192", help="activations of a step (2048,512,8192)")
-    parser.add_argument("--latents", default="4096,16384", help="(4096,16384)")
+    parser.add_argument("--latents", default="4096,16384", help="of the dictionaries (4096,16384)")
     parser.add_argument("--k", default="32")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     given = parser.parse_args(words)
@@ -262,7 +262,7 @@ def scaling(words: list[str]) -> None:
         "product of the encoder of the same shape, in turn, in one process.",
     )
     parser.add_argument("--folder", type=Path, default=Path(FOLDER), help=f"gets scaling.csv ({FOLDER})")
-    parser.add_argument("--latents", default="4096,16384,65536,262144")
+    parser.add_argument("--latents", default="4096,16384,65536,262144", help="one or several (%(default)s)")
     for name, value in {"width": "384", "k": "32", "batch": "2048"}.items():
         parser.add_argument(f"--{name}", default=value)
     parser.add_argument("--device", default="auto", choices=DEVICES)

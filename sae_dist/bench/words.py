@@ -16,7 +16,7 @@ MEANINGS = {
     "--device": "auto is CUDA where there is any",
     "--k": "codes of a row",
     "--batch": "rows of a step",
-    "--latents": "size of the dictionary, one or several",
+    "--latents": "size of the dictionary",
     "--width": "D of the activations",
     "--kernels": "whose are timed",
 }
