@@ -19,7 +19,7 @@ from sae_dist.bench.scaling import seconds
 from sae_dist.core.triton import triton_problem
 from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState
-from sae_dist.metrics.stolen import stolen
+from sae_dist.metrics.stolen import Stolen
 
 REPEATS, WARMUP = 7, 2
 NUMBER, PAIR = 4, 12
@@ -56,6 +56,7 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
     if backend == "auto":
         backend = "triton" if device == "cuda" and triton_problem() is None else "torch"
     make_folder(folder)
+    stolen = Stolen()
     where = torch.device(device)
     copied, multiplied = copy_rate(where), product_rate(where)
     rows: list[tuple[str, ...]] = [HEAD]
@@ -71,7 +72,7 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
     table = "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows)
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
     title = f"{backend} kernels, B = {size.B}, D = {size.D}, F = {size.F}, k = {size.k}, {device} ({name})"
-    rates = f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.2f} TFLOP/s{stolen()}"
+    rates = f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.2f} TFLOP/s{stolen.remark()}"
     return f"{title}\n{rates}\n{table}\n{folder / 'kernels.csv'}"
 
 

@@ -25,7 +25,7 @@ from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dist import runtime
 from sae_dist.dist.mesh import Topology
 from sae_dist.launch.compose import compose_config
-from sae_dist.metrics.stolen import stolen
+from sae_dist.metrics.stolen import Stolen
 from sae_dist.train.build import build_runs
 from sae_dist.train.state import Run
 
@@ -82,6 +82,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
     """
     make_folder(folder)
     costs: list[Cost] = []
+    stolen = Stolen()
     where = runtime.start(runtime.place(), device, 600.0)
     try:
         for latents in widths:
@@ -91,8 +92,8 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
                 csv.writer(file).writerows([HEAD, *(cost.row() for cost in costs)])
     finally:
         runtime.finish()
-    title = f"D = {width}, k = {k}, batch {batch}, {where.type}, {torch.get_num_threads()} threads{stolen()}"
-    return f"{title}\n{format_costs(costs)}\n{folder / 'scaling.csv'}"
+    title = f"D = {width}, k = {k}, batch {batch}, {where.type}, {torch.get_num_threads()} threads"
+    return f"{title}{stolen.remark()}\n{format_costs(costs)}\n{folder / 'scaling.csv'}"
 
 
 def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Cost:

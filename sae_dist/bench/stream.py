@@ -29,7 +29,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import prepare
 from sae_dist.launch.spawn import spawn
 from sae_dist.metrics.sinks import read_rows
-from sae_dist.metrics.stolen import stolen
+from sae_dist.metrics.stolen import Stolen
 
 HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")
 ROW_STEPS = 10
@@ -93,12 +93,13 @@ def run_stream(plan: StreamPlan) -> str:
         "grid": grid_figures,
     }
     figures: list[Figure] = []
+    stolen = Stolen()
     for part in plan.parts:
         for figure in parts[part](plan):
             figures.append(figure)
             print("  ".join(figure.row()), file=sys.stderr, flush=True)
-            write(plan, figures)
-    return f"{about(plan)}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
+            write(plan, figures, stolen.remark())
+    return f"{about(plan, stolen.remark())}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
 
 
 def wire_figures(plan: StreamPlan) -> Iterator[Figure]:
@@ -258,21 +259,23 @@ def cores(plan: StreamPlan) -> list[int]:
     return allowed[:2] if len(allowed) > 1 else []
 
 
-def about(plan: StreamPlan) -> str:
+def about(plan: StreamPlan, remark: str) -> str:
     """Where it was measured."""
     pinned = ", a core for each rank" if cores(plan) else ""
     load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     taken = f"{plan.device}, {plan.rounds} rounds in turn, one thread{pinned}{load}"
-    return f"{taken}; torch {torch.__version__}{stolen()}"
+    return f"{taken}; torch {torch.__version__}{remark}"
 
 
-def write(plan: StreamPlan, figures: list[Figure]) -> None:
+def write(plan: StreamPlan, figures: list[Figure], remark: str) -> None:
     """stream.csv and stream.md."""
     rows = [figure.row() for figure in figures]
     with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])
     lines = [f"| {' | '.join(row)} |" for row in rows]
-    text = "\n".join([f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines, "", f"{about(plan)}.", ""])
+    text = "\n".join(
+        [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines, "", f"{about(plan, remark)}.", ""]
+    )
     (plan.folder / "stream.md").write_text(text, encoding="utf-8")
 
 

@@ -7,7 +7,6 @@ import psutil
 SHOWN = 0.02
 """Less than this share is not worth a word."""
 BUSY = ("user", "nice", "system", "irq", "softirq")
-_begun = psutil.cpu_times()
 
 
 def share(before: Any, now: Any) -> float:
@@ -17,7 +16,13 @@ def share(before: Any, now: Any) -> float:
     return spent["steal"] / asked if asked > 0 else 0.0
 
 
-def stolen() -> str:
-    """A remark for the line under a table of times, on what was stolen since this module was imported."""
-    found = share(_begun, psutil.cpu_times())
-    return f"; the host gave {found:.0%} of the processor time to others" if found >= SHOWN else ""
+class Stolen:
+    """What was stolen since this was made."""
+
+    def __init__(self) -> None:
+        self.before = psutil.cpu_times()
+
+    def remark(self) -> str:
+        """For the end of the line under a table of times; empty where little was stolen."""
+        found = share(self.before, psutil.cpu_times())
+        return f"; the host gave {found:.0%} of the processor time to others" if found >= SHOWN else ""

@@ -21,7 +21,8 @@ def test_it_is_none_where_it_is_not_known_and_where_nothing_was_asked_for():
 
 
 def test_a_remark_only_where_it_matters(monkeypatch):
-    monkeypatch.setattr(stolen, "_begun", reading(steal=0.0))
+    monkeypatch.setattr(stolen.psutil, "cpu_times", lambda: reading(steal=0.0))
+    found = stolen.Stolen()
     for steal, remark in ((0.1, ""), (10.0, "; the host gave 25% of the processor time to others")):
         monkeypatch.setattr(stolen.psutil, "cpu_times", lambda steal=steal: reading(user=130.0, steal=steal))
-        assert stolen.stolen() == remark
+        assert found.remark() == remark

@@ -16,6 +16,7 @@ from sae_dist.bench.plan import make_folder
 from sae_dist.bench.step.actors import PATIENCE_S, Actor, NoMemory, Stage
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan, order, steps_of
 from sae_dist.bench.step.table import Line, format_tables, write_all
+from sae_dist.metrics.stolen import Stolen
 
 TOLERANCE = 1e-3
 """Relative, of FVU, between a contestant and the definition."""
@@ -34,6 +35,7 @@ def run_step(plan: StepPlan) -> str:
     deadline = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
     patience_s = PATIENCE_S if plan.minutes is None else 60 * plan.minutes / 3
     lines: list[Line] = []
+    stolen = Stolen()
     with ExitStack() as ends:
         actors = {name: Actor(CONTESTANTS[name], plan, ends, patience_s) for name in plan.names}
         for actor in actors.values():
@@ -46,9 +48,9 @@ def run_step(plan: StepPlan) -> str:
             one = AtShape(plan, stage, shape, until)
             one.measure()
             lines += one.lines.values()
-            write_all(plan, lines)
+            write_all(plan, lines, stolen.remark())
             stage.clear()
-    return format_tables(plan, lines)
+    return format_tables(plan, lines, stolen.remark())
 
 
 def start(actor: Actor) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan
 from sae_dist.core.files import write_json
 from sae_dist.launch.provenance import provenance
-from sae_dist.metrics.stolen import stolen
 
 BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_row_adam")
 """What times are given as multiples of in a table; the CSV has all."""
@@ -48,8 +47,8 @@ class Line:
         return median(self.samples[each] / other.samples[each] for each in common) if common else None
 
 
-def write_all(plan: StepPlan, lines: list[Line]) -> None:
-    """step.csv, step.md, step.json and step.png."""
+def write_all(plan: StepPlan, lines: list[Line], remark: str = "") -> None:
+    """step.csv, step.md, step.json and step.png; `remark` ends the line on where it was measured."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
     write_json(plan.folder / "step.json", {"about": about, "lines": [plain(line) for line in lines]})
@@ -58,7 +57,7 @@ def write_all(plan: StepPlan, lines: list[Line]) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (plan.folder / "step.md").write_text(markdown(plan, lines), encoding="utf-8")
+    (plan.folder / "step.md").write_text(markdown(lines, remark), encoding="utf-8")
     if any(line.samples for line in lines):
         plot(lines, plan.folder / "step.png")
 
@@ -133,7 +132,7 @@ def notes_of(line: Line) -> list[str]:
     return [*notes, *([f"{label}: {line.why}"] if line.why else [])]
 
 
-def format_tables(plan: StepPlan, lines: list[Line]) -> str:
+def format_tables(plan: StepPlan, lines: list[Line], remark: str = "") -> str:
     """For the terminal."""
     shown = []
     for title, rows, notes in tables(lines):
@@ -146,20 +145,20 @@ def format_tables(plan: StepPlan, lines: list[Line]) -> str:
             ]
             shown.append("  ".join(cells).rstrip())
         shown += [*notes, ""]
-    return "\n".join([*shown, *caption(lines), f"{plan.folder / 'step.md'}, .csv, .json, .png"])
+    return "\n".join([*shown, *caption(lines, remark), f"{plan.folder / 'step.md'}, .csv, .json, .png"])
 
 
-def markdown(plan: StepPlan, lines: list[Line]) -> str:
+def markdown(lines: list[Line], remark: str) -> str:
     """For a README."""
     shown = []
     for title, rows, notes in tables(lines):
         shown += [title, ""]
         shown += [f"| {' | '.join(row)} |" for row in (rows[0], ("---",) * len(rows[0]), *rows[1:])]
         shown += ["", *(f"- {note}" for note in notes), ""]
-    return "\n".join([*shown, *caption(lines), ""])
+    return "\n".join([*shown, *caption(lines, remark), ""])
 
 
-def caption(lines: list[Line]) -> list[str]:
+def caption(lines: list[Line], remark: str) -> list[str]:
     """What the figures mean, and where they were taken."""
     origin = provenance()
     torch, threads = (
@@ -173,7 +172,7 @@ def caption(lines: list[Line]) -> list[str]:
         "product: the encoder's bare x W_enc^T. peak: dictionary, optimizer, batch and step, without "
         "libraries.",
         f"{origin['platform']}, {', '.join(origin['devices'])}; torch {torch}; {threads} threads; "
-        f"{origin['time'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}{stolen()}.",
+        f"{origin['time'][:10]}, commit {(origin['commit'] or 'unknown')[:10]}{remark}.",
     ]
 
 
