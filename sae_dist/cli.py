@@ -198,9 +198,9 @@ def on_run(command: str, folder: Path) -> None:
 def rank(command: str, folder: Path, pipe: int) -> None:
     """One spawned rank. Its reason for failing, in one line, is left where the parent finds it."""
     if command == "rank":
-        from sae_dist.train.run import run_rank as work
+        from sae_dist.train.rank import run_rank as work
     elif command == "bench-rank":
-        from sae_dist.bench.stream_ranks import bench_rank as work
+        from sae_dist.bench.stream.ranks import bench_rank as work
     else:
         from sae_dist.train.harvest import harvest_rank as work
 

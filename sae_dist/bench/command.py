@@ -5,11 +5,11 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_dist.bench.contestants import CONTESTANTS, check_peer_python
-from sae_dist.bench.flow import mixing, stream
-from sae_dist.bench.plan import Plan
-from sae_dist.bench.step.words import step
-from sae_dist.bench.words import DEVICES, FOLDER, Parser, count, counts, device, pairs, positive
+from sae_dist.bench.arguments import DEVICES, FOLDER, Parser, count, counts, device, pairs, positive
+from sae_dist.bench.quality.contestants import CONTESTANTS, check_peer_python
+from sae_dist.bench.quality.plan import Plan
+from sae_dist.bench.step.arguments import step
+from sae_dist.bench.stream.arguments import mixing, stream
 from sae_dist.core.errors import ConfigError
 
 USAGE = """sae-dist bench quality [--folder F] [--small | --full] ...   FVU beside other trainers
@@ -79,7 +79,7 @@ def bench(words: list[str]) -> None:
 def quality(words: list[str]) -> None:
     """`sae-dist bench quality`."""
     plan = read_plan(words)
-    from sae_dist.bench.quality import run_quality
+    from sae_dist.bench.quality.run import run_quality
 
     run_quality(plan)
 
@@ -175,7 +175,7 @@ def peers(words: list[str]) -> None:
 
 def defaults(words: list[str]) -> None:
     """`sae-dist bench defaults`."""
-    from sae_dist.bench.studies import STUDIES, run_defaults
+    from sae_dist.bench.quality.studies import STUDIES, run_defaults
 
     parser = Parser(
         prog="sae-dist bench defaults",
@@ -228,7 +228,7 @@ def law(words: list[str]) -> None:
     tokens, batches = counts(given.tokens, "--tokens"), counts(given.batch, "--batch")
     latents = counts(given.latents, "--latents")
     plan = own_plan(given, max(tokens), latents)
-    from sae_dist.bench.studies import law_in_words, run_law
+    from sae_dist.bench.quality.studies import law_in_words, run_law
 
     print(law_in_words(run_law(plan, tokens, batches, latents)))
 

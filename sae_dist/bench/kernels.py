@@ -14,9 +14,9 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from sae_dist.bench.plan import make_folder
+from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.scaling import seconds
-from sae_dist.core.triton import triton_problem
+from sae_dist.config.triton import triton_problem
 from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState
 from sae_dist.metrics.stolen import Stolen

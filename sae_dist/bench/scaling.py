@@ -17,13 +17,13 @@ from statistics import median
 
 import torch
 
-from sae_dist.bench.plan import make_folder
-from sae_dist.core.config import RunConfig, save_config
-from sae_dist.core.resolve import resolve
-from sae_dist.core.sections import SaeConfig
+from sae_dist.bench.quality.plan import make_folder
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import RunConfig, save_config
+from sae_dist.config.sections import SaeConfig
 from sae_dist.core.types import ActivationChunk, Position
-from sae_dist.dist import runtime
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed import runtime
+from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.metrics.stolen import Stolen
 from sae_dist.train.build import build_runs

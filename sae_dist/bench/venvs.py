@@ -5,8 +5,8 @@ import sys
 import venv
 from pathlib import Path
 
-from sae_dist.bench.contestants import last_line, peer_environment
-from sae_dist.bench.plan import make_folder
+from sae_dist.bench.quality.contestants import last_line, peer_environment
+from sae_dist.bench.quality.plan import make_folder
 from sae_dist.core.errors import SaeDistError
 
 PACKAGES = {

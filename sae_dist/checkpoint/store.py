@@ -1,7 +1,7 @@
 """Checkpoints on disk: complete or absent, checked, and readable under any (shard, dp).
 
 Tensors are stored by torch.distributed.checkpoint (DCP). A DTensor label tells DCP which rows a
-rank holds; the mesh order is (shard, dp), see `dist.mesh`.
+rank holds; the mesh order is (shard, dp), see `distributed.mesh`.
 """
 
 import json

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.sections import SaeConfig
+from sae_dist.config.sections import SaeConfig
 from sae_dist.core.types import Clock, LossTerms, RowTerm, untimed
-from sae_dist.dictionary.dead import DeadLatents
-from sae_dist.dictionary.init import unit_rows
-from sae_dist.dist.mesh import Topology
+from sae_dist.dictionary.latents import DeadLatents, unit_rows
+from sae_dist.distributed.mesh import Topology
 
 State = dict[str, tuple[Tensor, str]]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.types import Codes
-from sae_dist.dist.collectives import Axis
+from sae_dist.distributed.collectives import Axis
 
 
 def select(

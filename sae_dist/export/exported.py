@@ -1,4 +1,4 @@
-"""A finished dictionary, in raw activation space: what exports hold and analysis reads.
+"""A finished dictionary, in raw activation space: what exports hold and evaluation reads.
 
 Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
 """

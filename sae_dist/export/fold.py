@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 from sae_dist.export.exported import ExportedSae
 
 USED_AS = {

@@ -3,8 +3,8 @@
 import importlib
 from types import ModuleType
 
+from sae_dist.config.triton import triton_problem
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.triton import triton_problem
 from sae_dist.kernels import reference, torch_backend
 from sae_dist.kernels.row_update import RowUpdate, TiledUpdate
 

@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from sae_dist.core.cluster import asks_apart, role_ranks
-from sae_dist.core.config import RunConfig
+from sae_dist.config.rules.cluster import asks_apart, role_ranks
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.submit import job_options
 

@@ -2,10 +2,10 @@
 
 from omegaconf import OmegaConf
 
-from sae_dist.core.cached import check_length, fill
-from sae_dist.core.config import RunConfig, flat
+from sae_dist.config.rules.cache import check_length, fill
+from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sections import LlmConfig
 from sae_dist.core.types import LlmFacts
 from sae_dist.launch.compose import compose_config, data_folder, parse
 from sae_dist.llm.facts import llm_facts

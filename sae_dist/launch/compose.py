@@ -15,10 +15,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_dist.core.config import RunConfig, register
+from sae_dist.config.grid import VARIES
+from sae_dist.config.run import RunConfig, register
+from sae_dist.config.secrets import check_secrets
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.grid import VARIES
-from sae_dist.core.secrets import check_secrets
 
 PACKAGE = Path(__file__).parents[1]
 OPTIONAL_GROUPS = ("experiment", "debug", "local")

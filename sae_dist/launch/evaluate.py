@@ -5,9 +5,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_dist.core.config import RunConfig, load_config
+from sae_dist.config.resolve import parse_counts
+from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.resolve import parse_counts
 from sae_dist.launch.compose import parse
 from sae_dist.launch.freeze import CONFIG
 
@@ -23,8 +23,8 @@ def eval_command(words: list[str]) -> None:
     """
     folder, overrides = understood([word for word in words if word != FULL])
     cfg = with_overrides(load_config(folder / CONFIG), overrides)
-    from sae_dist.analysis.eval_table import format_evaluation
-    from sae_dist.analysis.evaluate import evaluate_folder
+    from sae_dist.evaluation.evaluate import evaluate_folder
+    from sae_dist.evaluation.table import format_evaluation
 
     print(format_evaluation(evaluate_folder(folder, cfg, full=FULL in words)))
 

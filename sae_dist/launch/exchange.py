@@ -60,7 +60,7 @@ def export_command(words: list[str]) -> None:
     """`sae-dist export`.
 
     Raises:
-        SaeDistError: see `train.finish.export_run`, and `export.hub.push`.
+        SaeDistError: see `train.export.export_run`, and `export.hub.push`.
     """
     if "--help" in words or "-h" in words:
         print(EXPORT, end="")
@@ -73,13 +73,13 @@ def export_command(words: list[str]) -> None:
     given = parser.parse_args(words)
     if given.folder_only and not given.push:
         raise ConfigError("--folder-only says what --push does not do; give --push ORG/REPO too")
-    from sae_dist.train.finish import export_run
+    from sae_dist.train.export import export_run
 
     formats = list(dict.fromkeys(given.formats or FORMATS[:1]))
     if not given.push:
         print("\n".join(map(str, export_run(given.run, formats))))
         return
-    from sae_dist.train.publish import publish
+    from sae_dist.train.export import publish
 
     print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
 
@@ -109,7 +109,7 @@ def import_command(words: list[str]) -> None:
 
 
 def _make_run(overrides: list[str], imported: "Imported") -> Path:
-    from sae_dist.core.validate import validate
+    from sae_dist.config.validate import validate
     from sae_dist.launch.freeze import freeze
     from sae_dist.launch.settle import composed, settle
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_dist.core.config import RunConfig, load_config, save_config
+from sae_dist.config.resolve import identity
+from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
+from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
-from sae_dist.core.resolve import identity
-from sae_dist.core.saving import checkpoint_bytes, most_checkpoints, weight_bytes
 from sae_dist.launch.provenance import provenance
 
 CONFIG = "config.yaml"
@@ -84,7 +84,7 @@ def freeze(
         ConfigError: the folder belongs to another config or to something else, is unfinished without
             `resume=auto`, cannot be written, or has too little space.
     """
-    assert cfg.name is not None, "filled in by core.resolve"
+    assert cfg.name is not None, "filled in by config.resolve"
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
     try:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.grid import member_folders, members, varied
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
-from sae_dist.core.grid import member_folders, members, varied
 
 EVALUATED_BYTES = 4 << 30
 """Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
@@ -28,10 +28,10 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
     Raises:
         NumericsError: every dictionary was given up.
     """
-    from sae_dist.analysis.run import evaluate_runs
-    from sae_dist.analysis.seeds import compare_seeds
-    from sae_dist.train.finish import export_run
-    from sae_dist.train.run import DIVERGED, status
+    from sae_dist.evaluation.seeds import compare_seeds
+    from sae_dist.evaluation.summary import evaluate_runs
+    from sae_dist.train.export import export_run
+    from sae_dist.train.rank import DIVERGED, status
 
     by_hook: dict[str | None, list[Path]] = {}
     for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):

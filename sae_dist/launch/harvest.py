@@ -7,12 +7,12 @@ import re
 import sys
 from pathlib import Path
 
-from sae_dist.core.cached import harvest_identity
-from sae_dist.core.config import RunConfig
+from sae_dist.config.grid import varied
+from sae_dist.config.resolve import parse_counts
+from sae_dist.config.rules.cache import harvest_identity
+from sae_dist.config.run import RunConfig
+from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError, Preempted
-from sae_dist.core.grid import varied
-from sae_dist.core.resolve import parse_counts
-from sae_dist.core.validate import validate
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
 from sae_dist.launch.run import leaving_nothing, own_signals
@@ -43,7 +43,7 @@ def harvest_command(overrides: list[str]) -> None:
 
 def _harvest_joined(overrides: list[str]) -> None:
     """Be one of the ranks that a launcher started."""
-    from sae_dist.dist.runtime import place
+    from sae_dist.distributed.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
     where = place()

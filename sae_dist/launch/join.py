@@ -9,7 +9,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from sae_dist.core.errors import Told, TransportError
-from sae_dist.dist.runtime import Place, slurm_rendezvous
+from sae_dist.distributed.runtime import Place, slurm_rendezvous
 from sae_dist.launch.freeze import Frozen
 
 WAIT_S = 600.0

@@ -10,7 +10,7 @@ import tokenize
 import typing
 from typing import Any
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import option_files
 

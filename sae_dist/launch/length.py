@@ -3,7 +3,7 @@
 import copy
 from pathlib import Path
 
-from sae_dist.core.config import RunConfig, load_config
+from sae_dist.config.run import RunConfig, load_config
 from sae_dist.launch.settle import Settled
 
 

@@ -14,10 +14,10 @@ def report_command(folder: Path) -> None:
     Raises:
         ConfigError: the folder is none of them, or a file in it is not what it should be.
     """
-    from sae_dist.analysis.sweep import runs_of
+    from sae_dist.evaluation.sweep import runs_of
 
     if runs := runs_of(folder):
-        from sae_dist.analysis.report.many import report_many
+        from sae_dist.evaluation.report.many import report_many
 
         print(report_many(folder, runs))
         return
@@ -25,10 +25,10 @@ def report_command(folder: Path) -> None:
         raise ConfigError(
             f"{folder} is not a run folder, nor a grid's or a sweep's: no {CONFIG} in it or in a folder of it"
         )
-    from sae_dist.analysis.report.page import needs_export, report_run
+    from sae_dist.evaluation.report.page import needs_export, report_run
 
     if needs_export(folder):
-        from sae_dist.train.finish import export_run
+        from sae_dist.train.export import export_run
 
         export_run(folder)
     print(report_run(folder))

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sae_dist.core.config import load_config
+from sae_dist.config.grid import member_folders, varied
+from sae_dist.config.rules.sharding import world_size_of
+from sae_dist.config.run import load_config
+from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
-from sae_dist.core.grid import member_folders, varied
-from sae_dist.core.sharding import world_size_of
-from sae_dist.core.validate import validate
 from sae_dist.launch.freeze import CONFIG, Frozen, continue_folder, freeze, is_finished
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
@@ -65,7 +65,7 @@ def _train_joined(prepared: Callable[[int | None], Frozen]) -> None:
     Raises:
         SaeDistError: this rank's own; what all ranks raise alike is said by rank 0 alone.
     """
-    from sae_dist.dist.runtime import place
+    from sae_dist.distributed.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
     def of_all_ranks() -> Frozen:
@@ -173,7 +173,7 @@ def train_here(folder: Path) -> None:
 
 def run_rank(folder: Path) -> None:
     """One rank's training."""
-    from sae_dist.train import run
+    from sae_dist.train import rank as run
 
     with own_signals():
         run.run_rank(folder)
@@ -197,10 +197,9 @@ def finish(folder: Path) -> None:
     Raises:
         Preempted: SIGTERM or SIGUSR2 asked to stop.
     """
-    from sae_dist.analysis.run import evaluate_run
-    from sae_dist.analysis.table import format_table
-    from sae_dist.train.finish import export_run
-    from sae_dist.train.show import publish_run
+    from sae_dist.evaluation.summary import evaluate_run
+    from sae_dist.evaluation.table import format_table
+    from sae_dist.train.export import export_run, publish_run
 
     cfg = load_config(folder / CONFIG)
     with stopping_on_request():

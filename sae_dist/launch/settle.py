@@ -6,12 +6,12 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.grid import captured, varied
+from sae_dist.config.resolve import parse_counts, resolve, resolved_members
+from sae_dist.config.rules.evaluation import check_held_out
+from sae_dist.config.rules.sharding import world_formula, world_size_of
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.evaluating import check_held_out
-from sae_dist.core.grid import captured, varied
-from sae_dist.core.resolve import parse_counts, resolve, resolved_members
-from sae_dist.core.sharding import world_formula, world_size_of
 from sae_dist.launch.compose import compose_config
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Settled:
         """From a config that was composed.
 
         Raises:
-            ConfigError: see `core.resolve`, and `train.warm.check_start`.
+            ConfigError: see `config.resolve`, and `train.warm.check_start`.
         """
         cfg = resolve(cfg, facts, width)
         check_held_out(cfg, columns)
@@ -58,8 +58,8 @@ class Settled:
 def launched() -> bool:
     """Whether torchrun or a Slurm step of several tasks started this process.
 
-    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `dist.runtime.place`, here
-    without torch: wrong input is answered before that is imported.
+    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `distributed.runtime.place`,
+    here without torch: wrong input is answered before that is imported.
     """
     tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
     return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
@@ -142,7 +142,7 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
         facts = check_cached(cfg)
         return Settled.of(cfg, facts, facts.width, facts.columns)
-    from sae_dist.dist.runtime import place
+    from sae_dist.distributed.runtime import place
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.fit import check_memory
     from sae_dist.llm.tensor_parallel import check_plan

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sae_dist.core.cluster import asks_apart, role_ranks
-from sae_dist.core.config import RunConfig, load_config
+from sae_dist.config.rules.cluster import asks_apart, role_ranks
+from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import data_folder
 from sae_dist.launch.freeze import CONFIG, Frozen

@@ -6,10 +6,10 @@ import re
 import sys
 from pathlib import Path
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.kinds import SELECTED
+from sae_dist.config.run import RunConfig
+from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.kinds import SELECTED
-from sae_dist.core.validate import validate
 from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import CONFIG, Frozen
 from sae_dist.launch.run import checked, prepare, train_command
@@ -132,6 +132,6 @@ def table_command(folder: Path) -> None:
     Raises:
         ConfigError: there is no run in it.
     """
-    from sae_dist.analysis.sweep import sweep_table
+    from sae_dist.evaluation.sweep import sweep_table
 
     print(sweep_table(folder))

@@ -111,7 +111,7 @@ Examples:
 EVAL = """sae-dist eval RUN [--full] [eval.key=value ...]
 
 Evaluates the export in a run folder on held-out data: a table, RUN/eval.json, figures in RUN/plots, and
-RUN/summary.json as the end of training writes it. sae_dist/analysis/README.md defines every number.
+RUN/summary.json as the end of training writes it. sae_dist/evaluation/README.md defines every number.
 
 Always: FVU (also of single tokens, and of those of ordinary length), explained variance, L0, dead, dense and
 silent latents, shrinkage, cross-entropy and KL of the spliced model, density, redundancy of decoder rows.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sections import LlmConfig
 from sae_dist.core.types import LlmFacts
 from sae_dist.llm.hooks import Stop, attach
 from sae_dist.llm.hub import cannot_pack, loading, resolve_name

@@ -5,9 +5,9 @@ import os
 
 import torch
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.rules.sharding import world_size_of
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sharding import world_size_of
 from sae_dist.core.types import LlmFacts
 
 USABLE = 0.9  # of the memory: activations, masks and the dictionary want some
@@ -22,7 +22,7 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
     Raises:
         ConfigError: they do not fit; says which sharding would.
     """
-    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     weights, size = weights_bytes(facts, cfg.llm.dtype), cfg.llm.shard_size
     topology, memory = cfg.topology, memory_bytes(cfg.device)
     copies, where = 1.0, "a GPU"

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sections import LlmConfig
 from sae_dist.core.types import LlmFacts, TokenChunk
-from sae_dist.dist.collectives import Axis
+from sae_dist.distributed.collectives import Axis
 from sae_dist.llm.compiled import CompiledForward
 from sae_dist.llm.facts import last_layer, position_offset
 from sae_dist.llm.hooks import Stop, attach

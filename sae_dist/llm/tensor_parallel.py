@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sections import LlmConfig
 from sae_dist.core.types import LlmFacts
-from sae_dist.dist.collectives import Axis
-from sae_dist.dist.mesh import team_mesh
+from sae_dist.distributed.collectives import Axis
+from sae_dist.distributed.mesh import team_mesh
 
 
 class _TeamMesh:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.dist.collectives import Axis
+from sae_dist.distributed.collectives import Axis
 
 
 class Partitioned:

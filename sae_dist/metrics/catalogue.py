@@ -83,7 +83,7 @@ ROW = (
     Metric(
         "perf/dictionary_tflops",
         "TFLOP/s",
-        "operations of `core.flops` / time of encode, select, exchange, decode, backward and step, all ranks",
+        "operations of `config.needs` / time of encode, select, exchange, decode, backward, step, all ranks",
         PHASES,
     ),
     Metric(

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from sae_dist.core.config import RunConfig
-from sae_dist.core.counts import parse_count
+from sae_dist.config.counts import parse_count
+from sae_dist.config.run import RunConfig
 from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 

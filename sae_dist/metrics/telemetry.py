@@ -26,7 +26,7 @@ MAXIMA = ("memory_gib", "temperature_c")
 
 
 class Store(Protocol):
-    """See `dist.control`."""
+    """See `distributed.control`."""
 
     def set(self, key: str, value: str) -> None: ...
 

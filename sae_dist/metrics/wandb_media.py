@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 from sae_dist.metrics.catalogue import EVAL, SUMMARY
 from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
 

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 
 INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"

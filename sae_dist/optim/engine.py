@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.sections import OptimConfig
+from sae_dist.config.sections import OptimConfig
 from sae_dist.core.types import Clock, RowTerm, untimed
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed.mesh import Topology
 from sae_dist.kernels.row_update import normalise, remove_radial
 
 State = dict[str, tuple[Tensor, str]]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.sections import OptimConfig
+from sae_dist.config.sections import OptimConfig
 
 
 class HostAdam:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from sae_dist.core.sections import OptimConfig
+from sae_dist.config.sections import OptimConfig
 from sae_dist.core.types import Clock, RowTerm, untimed
-from sae_dist.dist.collectives import Axis
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed.collectives import Axis
+from sae_dist.distributed.mesh import Topology
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState, RowUpdate, TiledUpdate
 from sae_dist.optim.engine import FusedAdam, State, Trainable, lr_factor
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import DataError
-from sae_dist.dist.collectives import Axis
+from sae_dist.distributed.collectives import Axis
 
 
 def estimate(kind: str, x_bD: Tensor, consumers: Axis) -> tuple[Tensor, float]:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.core.sections import TokensConfig
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 from sae_dist.tokens.encoder import Encoder, given_ids
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys

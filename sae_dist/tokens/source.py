@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.core.sections import TokensConfig
 from sae_dist.core.types import LlmFacts, Position, TokenChunk
 from sae_dist.tokens.encoder import Encoder
 from sae_dist.tokens.hf import open_dataset

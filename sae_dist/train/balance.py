@@ -8,8 +8,8 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sae_dist.core.config import RunConfig
-from sae_dist.dist.mesh import Topology
+from sae_dist.config.run import RunConfig
+from sae_dist.distributed.mesh import Topology
 from sae_dist.transport.timed import Timed, work_of_producers
 from sae_dist.transport.wire import Stream
 

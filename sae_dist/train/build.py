@@ -10,14 +10,14 @@ import torch
 
 from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.store import Checkpoints
-from sae_dist.core.config import RunConfig, load_config
-from sae_dist.core.flops import step_flops
-from sae_dist.core.grid import captured
+from sae_dist.config.grid import captured
+from sae_dist.config.needs import step_flops
+from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.base import Dictionary, Setting
-from sae_dist.dist.collectives import Axis
-from sae_dist.dist.mesh import Topology
-from sae_dist.dist.runtime import StopRequest
+from sae_dist.distributed.collectives import Axis
+from sae_dist.distributed.mesh import Topology
+from sae_dist.distributed.runtime import StopRequest
 from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
@@ -35,11 +35,10 @@ from sae_dist.tokens.source import open_tokens
 from sae_dist.train.balance import Balance
 from sae_dist.train.evaluator import evaluate_all
 from sae_dist.train.meter import RunMeter
-from sae_dist.train.speed import Speed
+from sae_dist.train.speed import Speed, Watch
 from sae_dist.train.start import start
 from sae_dist.train.state import Agreement, Progress, Run
 from sae_dist.train.stream import Columns, SharedStream
-from sae_dist.train.watch import Watch
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.collective import RemoteChunks, produce
@@ -102,7 +101,7 @@ def build_source(
         rows=cfg.shuffle.chunk_rows + spare,
         held_out=False,
     )
-    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     dtype = getattr(torch, cfg.llm.dtype)
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=False, team=team)
     return LlmChunkSource(
@@ -134,8 +133,8 @@ def build_chunks(
     """Where a consumer's chunks come from: itself, or the producers."""
     if topology.num_producers == 0:
         return build_source(cfg, facts, device)
-    assert facts is not None, "checked by core.validate"
-    assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
+    assert facts is not None, "checked by config.validate"
+    assert cfg.shuffle.block_chunks is not None, "filled in by config.resolve"
     return RemoteChunks(
         build_stream(cfg, topology, facts.columns, device),
         lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
@@ -148,7 +147,7 @@ def build_producer(
     cfg: RunConfig, facts: LlmFacts | None, topology: Topology, device: torch.device
 ) -> Callable[[], int]:
     """A producer's whole life, ready to begin: alone, or in a group that holds the LLM together."""
-    assert facts is not None, "checked by core.validate"
+    assert facts is not None, "checked by config.validate"
     source = build_source(cfg, facts, device, topology.team)
     stream = build_stream(cfg, topology, facts.columns, device)
     if not topology.in_step:
@@ -174,7 +173,7 @@ def build_runs(
         folders: of the dictionaries, each with its own config.
         watch: the process's; None: nothing but phases is watched.
     """
-    assert cfg.shuffle.block_chunks is not None, "filled in by core.resolve"
+    assert cfg.shuffle.block_chunks is not None, "filled in by config.resolve"
     steps = cfg.train_tokens // cfg.batch
     timed = Timed(chunks)
     shuffle = Shuffle(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.core.types import LlmFacts
 from sae_dist.dictionary.selection import select

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sae_dist.core.cached import chunks_needed, settled_keys
-from sae_dist.core.config import RunConfig, flat, load_config
+from sae_dist.config.rules.cache import chunks_needed, settled_keys
+from sae_dist.config.run import RunConfig, flat, load_config
 from sae_dist.core.errors import Preempted
 from sae_dist.core.types import LlmFacts
-from sae_dist.dist import runtime
+from sae_dist.distributed import runtime
 from sae_dist.llm.hub import revision
 from sae_dist.train.build import build_facts, build_source
 from sae_dist.transport.cache_manifest import (

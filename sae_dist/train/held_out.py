@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.grid import captured
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.grid import captured
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision, TokenChunk
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed.mesh import Topology
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
@@ -166,7 +166,7 @@ def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Sp
         return made, None
     hook, more = captured(cfg)
     facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
-    assert cfg.llm.dtype is not None, "filled in by core.resolve"
+    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     whole = cfg.eval.ce is not None
     if whole and (reason := why_not_spliced(cfg, facts, device)):
         raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")

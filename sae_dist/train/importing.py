@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.kinds import KINDS, SELECTED
 from sae_dist.core.files import write_json
-from sae_dist.core.kinds import KINDS, SELECTED
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS, format_of
 from sae_dist.export.saelens import export_saelens

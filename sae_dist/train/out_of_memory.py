@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.needs import held_bytes, what_would_fit
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import SaeDistError
-from sae_dist.core.fitting import held_bytes, what_would_fit
 from sae_dist.core.types import LlmFacts
-from sae_dist.dist.runtime import Place
+from sae_dist.distributed.runtime import Place
 from sae_dist.llm.fit import memory_bytes, weights_bytes
 from sae_dist.transport.file import open_array
 
@@ -42,7 +42,7 @@ def explained(
     room = memory_bytes(device.type) // (1 if device.type == "cuda" else where.local_world)
     llm = 0
     if facts is not None and cfg.topology.producers == 0 and cfg.activations.kind == "llm":
-        assert cfg.llm.dtype is not None, "filled in by core.resolve"
+        assert cfg.llm.dtype is not None, "filled in by config.resolve"
         llm = weights_bytes(facts, cfg.llm.dtype)
     columns, target = widths(cfg, facts)
     return SaeDistError(in_words(cfg, columns, target, room, llm, first_line(error)))
@@ -55,7 +55,7 @@ def widths(cfg: RunConfig, facts: LlmFacts | None) -> tuple[int, int]:
         return one.columns, one.widths[-1]
     if cfg.activations.width is not None:
         return cfg.activations.width, cfg.activations.width
-    assert cfg.activations.path is not None, "checked by core.validate"
+    assert cfg.activations.path is not None, "checked by config.validate"
     width = open_array(cfg.activations.path, cfg.activations.key).shape[1]
     return width, width
 

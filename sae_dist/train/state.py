@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.types import Batch, LossTerms, Precision
-from sae_dist.dist.mesh import Topology
-from sae_dist.dist.runtime import StopRequest
+from sae_dist.distributed.mesh import Topology
+from sae_dist.distributed.runtime import StopRequest
 
 
 class Draw(Protocol):

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_dist.core.config import RunConfig
+from sae_dist.config.kinds import SELECTED
+from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.kinds import SELECTED
-from sae_dist.dictionary.levels import levels
+from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import ExportedSae, tiles
 from sae_dist.export.fold import USED_AS, to_tensors
 from sae_dist.export.saelens import CONFIG, WEIGHTS, open_exported

@@ -69,7 +69,7 @@ class Manifest:
 
     Attributes:
         settings: every setting that decides which chunks there are, by its key in the config
-            (`core.cached.settled_keys`), as it was resolved for the harvest.
+            (`config.rules.cache.settled_keys`), as it was resolved for the harvest.
         revision: commit of a model of the Hugging Face Hub; None: a folder, which has none.
         facts: of the LLM; its `path` is that of the machine that harvested.
     """

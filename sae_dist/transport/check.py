@@ -16,11 +16,11 @@ from collections.abc import Iterator
 import torch
 import torch.distributed as dist
 
+from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
-from sae_dist.core.sections import TopologyConfig
 from sae_dist.core.types import ActivationChunk, Position
-from sae_dist.dist import runtime
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed import runtime
+from sae_dist.distributed.mesh import Topology
 from sae_dist.transport.collective import RemoteChunks, produce
 from sae_dist.transport.wire import Stream
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sae_dist.config.sections import ActivationsConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.sections import ActivationsConfig
 
 DIRECTIONS = 3
 """Last word of the random key of directions; the shuffle has 1 and 2, the rows have others."""
@@ -64,7 +64,7 @@ class GroundTruth:
         Raises:
             ConfigError: features would have to fire in more than all rows.
         """
-        assert cfg.num_features is not None and cfg.width is not None, "checked by core.validate"
+        assert cfg.num_features is not None and cfg.width is not None, "checked by config.validate"
         if cfg.directions is not None:
             directions_GD = torch.tensor(cfg.directions, dtype=torch.float64)
         else:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
-from sae_dist.dist.control import Control
+from sae_dist.distributed.control import Control
 
 TELL_EVERY_S = 0.1
 

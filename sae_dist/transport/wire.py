@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sae_dist.core.errors import TransportError
 from sae_dist.core.types import ActivationChunk, Position
-from sae_dist.dist.control import Control
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed.control import Control
+from sae_dist.distributed.mesh import Topology
 
 HEADER_BYTES = 512
 NEVER = 2**40

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from transformers import GPT2Config, LlamaConfig
 
 from sae_dist import cli
-from tests.commands import sae_dist
-from tests.unit.tiny_llms import EMBEDDED
+from tests.helpers.commands import sae_dist
+from tests.helpers.tiny_llms import EMBEDDED
 
 
 def make_inputs(folder: Path) -> None:

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from sae_dist import cli
-from sae_dist.bench.contestants import CONTESTANTS, PEERS, TrialFailed
-from sae_dist.bench.data import order_file, prepare_data
-from sae_dist.bench.plan import Plan
-from sae_dist.bench.quality import Outcome, one_trial
-from sae_dist.core.config import load_config
+from sae_dist.bench.quality.contestants import CONTESTANTS, PEERS, TrialFailed
+from sae_dist.bench.quality.data import order_file, prepare_data
+from sae_dist.bench.quality.plan import Plan
+from sae_dist.bench.quality.run import Outcome, one_trial
+from sae_dist.config.run import load_config
 from sae_dist.train.meter import HASH_PRIME
-from tests.commands import rows
-from tests.warm import warm
+from tests.helpers.commands import rows
+from tests.helpers.warm import warm
 
 D, F, K = 24, 256, 4
 PEER_NAMES = sorted({each.peer for each in CONTESTANTS.values() if each.peer})

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from tests.commands import TINY, train
+from tests.helpers.commands import TINY, train
+from tests.helpers.warm import Command, warm
 from tests.integration.test_resume import results, wait_for_checkpoint
-from tests.warm import Command, warm
 
 EXACT = [
     "precision=float64",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import train
+from tests.helpers.commands import train
 
 SHORT = [
     "precision=float64",

@@ -13,9 +13,9 @@ from sae_dist import cli
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.reference import encode_topk
-from tests.commands import TINY, train
-from tests.dictionaries import to_dense
-from tests.warm import warm
+from tests.helpers.commands import TINY, train
+from tests.helpers.dictionaries import to_dense
+from tests.helpers.warm import warm
 
 SHORT = ["train_tokens=3072", "hook=layers.1", "activations.scaling=centred"]
 KINDS = {

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 
 from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage
-from tests.commands import TINY, rows, sae_dist, start, train
+from tests.helpers.commands import TINY, rows, sae_dist, start, train
+from tests.helpers.tiny_llms import save_tiny
+from tests.helpers.warm import Command, context, warm
 from tests.integration.test_resume import LENGTH, SPLIT, rank_process, wait_for_checkpoint
 from tests.soak import kills, saves
-from tests.unit.tiny_llms import save_tiny
-from tests.warm import Command, context, warm
 
 HOST = socket.gethostname()
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.commands import TINY, ranks_of, rows, train
+from tests.helpers.commands import TINY, ranks_of, rows, train
+from tests.helpers.warm import Command, warm
 from tests.integration.test_resume import wait_for_checkpoint
-from tests.warm import Command, warm
 
 LENGTH = "train_tokens=15360"
 WORDS = ["train", *TINY, LENGTH, "name=grid"]

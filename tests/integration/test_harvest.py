@@ -8,10 +8,10 @@ import time
 import pytest
 
 from sae_dist import cli
-from tests.commands import TINY, rows, start, train
+from tests.helpers.commands import TINY, rows, start, train
+from tests.helpers.sources import served
+from tests.helpers.warm import Command, warm
 from tests.integration.test_resume import wait_for_checkpoint
-from tests.sources import served
-from tests.warm import Command, warm
 
 SHAPE = ["train_tokens=19200"]
 HARVEST = [

@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from tests.commands import TINY, rows, train
+from tests.helpers.commands import TINY, rows, train
 from tests.parity.test_world_size import EXACT, relative, values
 
 SHORT = [*EXACT, "train_tokens=5760"]

@@ -12,8 +12,8 @@ import pytest
 
 from sae_dist.core.errors import Preempted
 from sae_dist.launch.run import stopping_on_request
-from tests.commands import rows, sae_dist, start
-from tests.warm import warm
+from tests.helpers.commands import rows, sae_dist, start
+from tests.helpers.warm import warm
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
 EMBEDDED = Path(__file__).parents[2] / "sae_dist" / "llm" / "embedded"

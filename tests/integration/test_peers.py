@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_dist.export.formats import FORMATS
 from sae_dist.kernels.reference import encode_topk
-from tests.dictionaries import random_sae, to_dense
+from tests.helpers.dictionaries import random_sae, to_dense
 
 F, D, K, LEVELS = 512, 48, 6, [128, 256, 512]
 SPARSIFY = [("topk", "autoencoder"), ("topk", "transcoder"), ("topk", "skip")]

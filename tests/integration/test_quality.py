@@ -2,7 +2,7 @@
 
 import json
 
-from tests.warm import warm
+from tests.helpers.warm import warm
 
 
 def test_a_short_default_run_learns(tmp_path):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from sae_dist.analysis.report.page import needs_export, report_run
 from sae_dist.cli import main
-from sae_dist.core.config import RunConfig, load_config, save_config
+from sae_dist.config.run import RunConfig, load_config, save_config
+from sae_dist.evaluation.report.page import needs_export, report_run
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import export_saelens
-from tests.browser import Tags, browse, is_light, measured, needs_browser, watched
-from tests.commands import TINY
-from tests.warm import warm
+from tests.helpers.browser import Tags, browse, is_light, measured, needs_browser, watched
+from tests.helpers.commands import TINY
+from tests.helpers.warm import warm
 
 PLANTED = "<script>document.title='taken'</script>"
 NAME = "<img src=x onerror=alert(1)>&"

@@ -10,10 +10,10 @@ from urllib.parse import unquote, urljoin, urlparse
 import pytest
 
 from sae_dist.cli import main
-from sae_dist.core.config import load_config, save_config
-from tests.browser import Tags, browse, is_light, measured, needs_browser, watched
-from tests.commands import TINY
-from tests.warm import warm
+from sae_dist.config.run import load_config, save_config
+from tests.helpers.browser import Tags, browse, is_light, measured, needs_browser, watched
+from tests.helpers.commands import TINY
+from tests.helpers.warm import warm
 
 PLANTED = "<script>document.title='taken'</script>"
 NAMES = ("<img src=x onerror=alert(1)>&\"'", "javascript:alert(1)", "100% #2?")

@@ -12,10 +12,10 @@ import pytest
 from safetensors.torch import load_file
 
 from sae_dist.checkpoint.read import complete
-from sae_dist.core.config import load_config
-from sae_dist.core.saving import checkpoint_bytes
-from tests.commands import TINY, rows, start, train
-from tests.warm import Command, warm
+from sae_dist.config.rules.checkpoint import checkpoint_bytes
+from sae_dist.config.run import load_config
+from tests.helpers.commands import TINY, rows, start, train
+from tests.helpers.warm import Command, warm
 
 LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred", "hook=layers.0"]
 SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]

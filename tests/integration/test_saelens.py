@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_dist.export.saelens import export_saelens
 from sae_dist.kernels.reference import encode_topk
-from tests.dictionaries import random_sae, to_dense
+from tests.helpers.dictionaries import random_sae, to_dense
 
 ROOT = Path(__file__).parents[2]
 F, D, OUT, K = 512, 48, 40, 6

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sae_dist.analysis import cross_entropy as ce
-from sae_dist.core.config import load_config
+from sae_dist.config.run import load_config
 from sae_dist.core.types import TokenChunk
+from sae_dist.evaluation.quality import cross_entropy as ce
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.reference import encode_topk
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
-from tests.commands import train
+from tests.helpers.commands import train
 from tests.integration.test_saelens import saelens_python as saelens_python
 
 SEQUENCES = 24

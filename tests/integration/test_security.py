@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from sae_dist.cli import main
+from sae_dist.config.secrets import check_secrets
+from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError, SaeDistError
-from sae_dist.core.secrets import check_secrets
-from sae_dist.core.sections import LlmConfig, TokensConfig
 from sae_dist.export.saelens import load_exported
 from sae_dist.launch.compose import compose_config
 from sae_dist.llm.facts import llm_facts
@@ -25,9 +25,9 @@ from sae_dist.tokens.source import open_tokens
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.file import open_array
-from tests.commands import TINY
-from tests.unit.tiny_llms import save_tiny
-from tests.warm import warm
+from tests.helpers.commands import TINY
+from tests.helpers.tiny_llms import save_tiny
+from tests.helpers.warm import warm
 
 
 class Planted:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.commands import TINY, rows, train
+from tests.helpers.commands import TINY, rows, train
 from tests.integration.test_resume import results, same_weights
 
 ROOT = Path(__file__).parents[2]

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sae_dist.analysis.table import format_table
-from tests.warm import warm
+from sae_dist.evaluation.table import format_table
+from tests.helpers.warm import warm
 
 
 def test_four_named_features_are_found_in_two_dimensions(tmp_path):

@@ -8,9 +8,9 @@ import pytest
 
 from sae_dist.metrics.catalogue import ALWAYS, EVAL, PHASES, SUMMARY, known, names
 from sae_dist.metrics.clock import PHASES as OF_A_STEP
-from tests.commands import TINY, rows
-from tests.wandb_files import history, of_folder, of_kind, summary
-from tests.warm import warm
+from tests.helpers.commands import TINY, rows
+from tests.helpers.wandb_files import history, of_folder, of_kind, summary
+from tests.helpers.warm import warm
 
 SHORT = [word for word in TINY if not word.startswith(("metrics.wandb", "eval."))]
 SHORT += ["train_tokens=15360", "metrics.telemetry_s=0.05", "checkpoint.every=7680"]

@@ -15,11 +15,11 @@ DATA = (
     "slurm/README.md",
     "slurm/train.sbatch",
     "llm/embedded/model.safetensors",
-    "analysis/report/base.html",
-    "analysis/report/macros.html",
-    "analysis/report/many.html",
-    "analysis/report/page.html",
-    "analysis/report/page.css",
+    "evaluation/report/base.html",
+    "evaluation/report/macros.html",
+    "evaluation/report/many.html",
+    "evaluation/report/page.html",
+    "evaluation/report/page.css",
 )
 
 

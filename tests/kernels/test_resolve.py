@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_dist.core import triton as core_triton
+from sae_dist.config import triton as core_triton
 from sae_dist.core.errors import ConfigError
 from sae_dist.kernels.resolve import resolve, row_update
 from sae_dist.kernels.row_update import TiledUpdate

@@ -6,11 +6,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from sae_dist.core.config import RunConfig
-from sae_dist.core.kinds import SELECTED
-from sae_dist.core.sections import OptimConfig, SaeConfig, TopologyConfig
-from sae_dist.dist import runtime
-from sae_dist.dist.mesh import Topology
+from sae_dist.config.kinds import SELECTED
+from sae_dist.config.run import RunConfig
+from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
+from sae_dist.distributed import runtime
+from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 from tests.kernels.backends import DEVICE, draw, needs_triton
 

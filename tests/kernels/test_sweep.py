@@ -5,7 +5,7 @@ import torch
 
 from sae_dist.kernels import reference
 from tests.kernels.backends import DEVICE, backend, draw, needs_triton
-from tests.unit.test_memory import LargestOutput
+from tests.unit.dictionary.test_memory import LargestOutput
 
 pytestmark = needs_triton()
 LATENTS, WIDTH = 8200, 19

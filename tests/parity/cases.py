@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from sae_dist.core.config import RunConfig
-from sae_dist.core.sections import OptimConfig, SaeConfig, TopologyConfig
-from sae_dist.dist import runtime
-from sae_dist.dist.mesh import Topology
+from sae_dist.config.run import RunConfig
+from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
+from sae_dist.distributed import runtime
+from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 
 ROWS, WIDTH, TARGET, LATENTS, K, STEPS = 64, 12, 10, 32, 4, 5

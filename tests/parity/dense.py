@@ -6,8 +6,8 @@ All latents on one rank, [rows, latents] tensors, nothing clever.
 import torch
 from torch import Tensor
 
-from sae_dist.core.sections import SaeConfig
-from sae_dist.dictionary.levels import levels
+from sae_dist.config.sections import SaeConfig
+from sae_dist.dictionary.latents import levels
 
 
 def loss(cfg: SaeConfig, p: dict[str, Tensor], x: Tensor, y: Tensor, facts: dict) -> Tensor:

@@ -5,10 +5,10 @@ import functools
 import pytest
 import torch
 
-from sae_dist.dictionary.dense import TiledDictionary
+from sae_dist.dictionary.penalised import TiledDictionary
+from tests.helpers.ranks import run_ranks
 from tests.parity import dense
 from tests.parity.cases import CLIP, KINDS, LATENTS, ROWS, SPARSE, STEPS, WIDTH, batch, build, plant, train
-from tests.ranks import run_ranks
 
 MESHES = [(1, 2), (2, 1), (1, 4), (2, 2), (2, 4)]
 CASES = (
@@ -98,7 +98,7 @@ def test_gradients_are_those_of_autograd(kind, transcoder):
 
 
 def tiles_of(size: int) -> dict:
-    from sae_dist.dictionary import dense as tiled
+    from sae_dist.dictionary import penalised as tiled
 
     before, tiled.TILE_ELEMENTS = tiled.TILE_ELEMENTS, size
     try:

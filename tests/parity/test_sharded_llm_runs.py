@@ -4,10 +4,10 @@ import signal
 
 import pytest
 
-from tests.commands import TINY, ranks_of, train
+from tests.helpers.commands import TINY, ranks_of, train
+from tests.helpers.warm import Command
 from tests.integration.test_resume import wait_for_checkpoint
 from tests.parity.test_world_size import relative, values
-from tests.warm import Command
 
 RUN = ["train_tokens=23040", "sae.num_latents=512", "optim.lr=5e-3", "checkpoint.every=3840"]
 GROUPS = {

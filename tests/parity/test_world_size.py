@@ -9,7 +9,7 @@ import statistics
 import pytest
 from safetensors.torch import load_file
 
-from tests.commands import train
+from tests.helpers.commands import train
 
 TOPOLOGIES = {
     "split": ["topology.producers=1", "topology.shard=2"],

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from safetensors.torch import load_file  # noqa: E402
 
-from tests.commands import TINY, rows, warm  # noqa: E402
-from tests.warm import Command  # noqa: E402
+from tests.helpers.commands import TINY, rows, warm  # noqa: E402
+from tests.helpers.warm import Command  # noqa: E402
 
 RUN = [
     "train_tokens=38400",

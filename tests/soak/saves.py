@@ -7,9 +7,9 @@ import torch
 from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.read import newest
 from sae_dist.checkpoint.store import Checkpoints
-from sae_dist.core.sections import TopologyConfig
-from sae_dist.dist.mesh import Topology
-from sae_dist.dist.runtime import Place, start
+from sae_dist.config.sections import TopologyConfig
+from sae_dist.distributed.mesh import Topology
+from sae_dist.distributed.runtime import Place, start
 
 
 def for_ever(folder: Path) -> None:

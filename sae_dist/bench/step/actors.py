@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from sae_dist.bench.contestants import (
+from sae_dist.bench.quality.contestants import (
     PEERS,
     TrialFailed,
     ended_with_us,

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from sae_dist.bench.peers.step_io import LR, Problem, read_job, seconds_of, serve
-from sae_dist.core.config import RunConfig
-from sae_dist.core.resolve import resolve
-from sae_dist.core.sections import SaeConfig
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import RunConfig
+from sae_dist.config.sections import SaeConfig
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
-from sae_dist.dist import runtime
-from sae_dist.dist.mesh import Topology
+from sae_dist.distributed import runtime
+from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.train.balance import Balance
 from sae_dist.train.build import build_run
@@ -127,7 +127,7 @@ def start_not_drawn() -> Iterator[None]:
 
 
 def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
-    """In place of `dictionary.init.unit_rows`."""
+    """In place of `dictionary.latents.unit_rows`."""
     return torch.empty(last - first, width)
 
 

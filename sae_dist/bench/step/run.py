@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_dist.bench.contestants import TrialFailed
-from sae_dist.bench.plan import make_folder
+from sae_dist.bench.quality.contestants import TrialFailed
+from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.step.actors import PATIENCE_S, Actor, NoMemory, Stage
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan, order, steps_of
 from sae_dist.bench.step.table import Line, format_tables, write_all

@@ -6,7 +6,7 @@ from torch import Tensor
 from sae_dist.core.types import Codes
 from sae_dist.dictionary.base import Setting, State
 from sae_dist.dictionary.batch_selection import select_batch, slots_for
-from sae_dist.dictionary.selected import Found, SelectedDictionary
+from sae_dist.dictionary.selecting import Found, SelectedDictionary
 
 
 class Kind(SelectedDictionary):

@@ -6,7 +6,7 @@ Rajamanoharan et al. 2024, arXiv 2404.16014.
 import torch
 from torch import Tensor
 
-from sae_dist.dictionary.dense import Tile, TiledDictionary
+from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 
 class Kind(TiledDictionary):

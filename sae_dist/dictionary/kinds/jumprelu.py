@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.dictionary.base import Setting
-from sae_dist.dictionary.dense import Tile, TiledDictionary
+from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 TANH_SLOPE = 4.0
 """Of the tanh penalty, per unit of code (Anthropic's update of January 2025)."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_dist.dictionary.base import Setting
 from sae_dist.dictionary.kinds import batchtopk
-from sae_dist.dictionary.levels import levels
+from sae_dist.dictionary.latents import levels
 from sae_dist.dictionary.sparse import Pairs, decode
 
 

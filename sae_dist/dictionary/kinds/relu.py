@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.dictionary.base import Setting
-from sae_dist.dictionary.dense import Tile, TiledDictionary
+from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 
 class Kind(TiledDictionary):

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from sae_dist.core.types import Codes
-from sae_dist.dictionary.selected import Found, SelectedDictionary
+from sae_dist.dictionary.selecting import Found, SelectedDictionary
 from sae_dist.dictionary.selection import select
 
 

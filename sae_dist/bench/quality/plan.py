@@ -1,0 +1,66 @@
+"""What a quality benchmark is made of: settings, presets, and the folder that holds it."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae_dist.config.run import RunConfig
+from sae_dist.core.errors import ConfigError
+
+WORDS = ("ours", "saelens", "sparsify", "sparsify_adam", "dictionary_learning")
+LANES = RunConfig().shuffle.lanes
+CHUNK_ROWS = 128
+"""Rows per chunk of our run: small, so that few rows lie unread ahead of the last one. The file is shuffled
+as a whole, so this changes nothing else."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One benchmark. Counts are activations.
+
+    Attributes:
+        shapes: (latents, k) of each table.
+        only: contestants, in the order of the tables.
+        peer_python: interpreter of a peer, by its name.
+        lr: one learning rate for all, instead of a sweep for each.
+        refine: learning rates between the best of the grid and its neighbours are tried too.
+        trials: where in the folder trials live; reports are `<report>.md` and so on.
+    """
+
+    folder: Path
+    tokens: int
+    shapes: tuple[tuple[int, int], ...]
+    seeds: int
+    batch: int = 2048
+    test_rows: int = 120_000
+    only: tuple[str, ...] = WORDS
+    peer_python: dict[str, str] = field(default_factory=dict)
+    lr: float | None = None
+    refine: bool = False
+    device: str = "cpu"
+    trials: str = "trials"
+    report: str = "results"
+    llm: str = "minilm"
+    hook: str = "encoder.layer.2"
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.batch
+
+    @property
+    def dead_after(self) -> int:
+        """Tokens without firing after which a latent gets AuxK: our default, for every contestant."""
+        return min(10_000_000, max(self.tokens // 10, 1))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder.
+
+    Raises:
+        ConfigError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--folder: {folder} cannot be made: {error.strerror}; choose another --folder"
+        ) from None

@@ -1,0 +1,180 @@
+"""Fills in what a config leaves open. What comes out is what `config.yaml` of a run holds."""
+
+import copy
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_dist.config.counts import parse_count
+from sae_dist.config.grid import members, varied
+from sae_dist.config.kinds import ENCODER_SCALE, SELECTED
+from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.triton import triton_problem
+from sae_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_dist.core.types import LlmFacts
+
+DEFAULT_EXPANSION = 16
+DEFAULT_CONTEXT = 256
+WARMUP_STEPS = 1000
+LARGEST_BLOCK = 8
+DEAD_AFTER_AT_MOST = 10_000_000
+SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
+"""Sections and keys that may change between the beginning of a run and its continuation."""
+SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
+"""The same, within sections that else may not."""
+
+
+def parse_counts(cfg: RunConfig) -> RunConfig:
+    """A copy of `cfg` with every count as an int.
+
+    Raises:
+        ConfigError: not a count.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
+    cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    cfg.eval.rows = parse_count(cfg.eval.rows, "eval.rows")
+    for key in ("every", "ce"):
+        if (given := getattr(cfg.eval, key)) is not None:
+            setattr(cfg.eval, key, parse_count(given, f"eval.{key}"))
+    if cfg.checkpoint.every is not None:
+        cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
+    if cfg.checkpoint.keep_every is not None:
+        cfg.checkpoint.keep_every = parse_count(cfg.checkpoint.keep_every, "checkpoint.keep_every")
+    if cfg.sae.dead_after is not None:
+        cfg.sae.dead_after = parse_count(cfg.sae.dead_after, "sae.dead_after")
+    return cfg
+
+
+def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
+    """A copy of `cfg` in which every choice that depends on the model, the data or this machine is made.
+
+    `optim.lr` stays open: training fills it in by its law and says so.
+
+    Args:
+        facts: of the LLM; None: activations come from a file or are synthetic.
+        width: D of the activations, of a transcoder's input.
+
+    Raises:
+        ConfigError: two fields that say the same thing, or a context that the model does not have.
+    """
+    cfg = parse_counts(cfg)
+    if facts is not None:
+        cfg.hook, cfg.target_hook = facts.hook, facts.target_hook
+        cfg.tokens.context = _context(cfg.tokens.context, facts)
+        if cfg.grid.hook is not None:
+            cfg.grid.hook = list(facts.hooks)
+    cfg.shuffle.block_chunks = cfg.shuffle.block_chunks or block_of(cfg)
+    _resolve_machine(cfg)
+    if not varied(cfg):
+        _resolve_sae(cfg, width)
+    if cfg.optim.warmup is None:
+        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.2)
+    cfg.name = cfg.name or run_name(cfg, facts)
+    return cfg
+
+
+def resolved_members(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> list[RunConfig]:
+    """The configs of a resolved grid's dictionaries, each resolved as if it were trained alone.
+
+    Raises:
+        ConfigError: see `resolve`.
+    """
+    found = members(cfg)
+    for member in found:
+        _resolve_sae(member, width if facts is None else facts.only(member.hook).width)
+    return found
+
+
+def identity(cfg: RunConfig) -> dict[str, Any]:
+    """The values of a resolved config that make the run what it is, by full key."""
+    return {
+        key: value
+        for key, value in flat(cfg).items()
+        if key.split(".")[0] not in SAME_RUN and key not in SAME_RUN_KEYS
+    }
+
+
+def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
+    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`; of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
+
+    A transcoder's hook is `<hook>-to-<target_hook>`.
+
+    In place of LLM and hook: a file's stem, or `synthetic-<features>in<width>`.
+    """
+    if cfg.activations.kind == "synthetic":
+        source = f"synthetic-{cfg.activations.num_features}in{cfg.activations.width}"
+    elif facts is None:
+        source = Path(cfg.activations.path or "").stem
+    else:
+        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
+        source = f"{Path(facts.name).name}-{hooks}"
+    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    if varied(cfg):
+        what = f"grid-of-{len(members(cfg))}"
+    else:
+        what = f"{cfg.sae.num_latents}" + (f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else "")
+    readable = f"{source}-{cfg.sae.kind}-{what}"
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{readable[:200]}-{digest}").lstrip(".")
+
+
+def _context(given: int | None, facts: "LlmFacts") -> int:
+    if given is None:
+        return min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+    if facts.context is not None and given > facts.context:
+        raise ConfigError(
+            f"tokens.context={given} is more than llm.name={facts.name} takes; use at most {facts.context}"
+        )
+    return given
+
+
+def block_of(cfg: RunConfig) -> int:
+    """Chunks of a block that is left open: training begins once every lane has filled its first."""
+    fifth = cfg.train_tokens // (5 * cfg.shuffle.lanes * cfg.shuffle.chunk_rows)
+    return min(max(fifth, 1), LARGEST_BLOCK)
+
+
+def _resolve_machine(cfg: RunConfig) -> None:
+    if cfg.device == "auto":
+        import torch
+
+        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cfg.kernels == "auto":
+        cfg.kernels = "triton" if cfg.device == "cuda" and triton_problem() is None else "torch"
+    if cfg.llm.dtype is None:
+        fast = "float32" if cfg.device == "cpu" else "bfloat16"
+        cfg.llm.dtype = "float64" if cfg.precision == "float64" else fast
+
+
+def _resolve_sae(cfg: RunConfig, width: int) -> None:
+    sae = cfg.sae
+    if sae.num_latents is not None and sae.expansion is not None:
+        raise ConfigError(
+            f"sae.num_latents={sae.num_latents} and sae.expansion={sae.expansion:g} are both given; give one"
+        )
+    if sae.num_latents is None:
+        sae.num_latents = round((sae.expansion or DEFAULT_EXPANSION) * width)
+        # Both ways of writing one width make one run.
+        sae.expansion = None
+    if sae.aux_k is None:
+        sae.aux_k = min(width // 2, sae.num_latents // 2)
+    if sae.dead_after is None:
+        sae.dead_after = min(DEAD_AFTER_AT_MOST, max(cfg.train_tokens // 10, 1))
+    if sae.encoder_scale is None:
+        sae.encoder_scale = encoder_scale(sae.kind, sae.num_latents, width)
+
+
+def encoder_scale(kind: str, num_latents: int, width: int) -> float:
+    """Length of the encoder's rows at the start.
+
+    Without selection half of all latents fire, and random unit rows then add up to num_latents / (2 width)
+    times the activation: relu and gated dictionaries start with its inverse, at the activation itself.
+    """
+    if kind not in ("relu", "gated"):
+        return ENCODER_SCALE
+    return min(ENCODER_SCALE, 2 * width / num_latents)

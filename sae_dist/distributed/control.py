@@ -1,0 +1,176 @@
+"""The control plane: the process group's store with a limit of time on every question, and who failed why.
+
+A TCPStore waits for ever for an answer once the network to its host is cut. So a thread asks, and whoever
+wants the answer waits for that thread no longer than the limit.
+"""
+
+import os
+import queue
+import re
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+
+FAILED = "failed"
+LAST_WORDS_S = 3.0
+BEAT_S = 5.0
+
+
+class Control:
+    """Short messages among all ranks of a run.
+
+    Args:
+        timeout_s: the longest wait for an answer of the store.
+        name: keeps the keys of several runs in one world apart.
+
+    Attributes:
+        step: tells where this rank's training stands, if it trains; for what is said of it.
+    """
+
+    def __init__(self, timeout_s: float, name: str = "run"):
+        self.timeout_s = timeout_s
+        self.store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+        self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]]] = (
+            queue.SimpleQueue()
+        )
+        self.lost: TransportError | None = None
+        self.step: Callable[[], int] | None = None
+        self.beats, self.beat_s = 0, min(timeout_s / 8, BEAT_S)
+        self.patience_s = timeout_s / 2
+        self.ended = threading.Event()
+        threading.Thread(target=self._serve, name="store", daemon=True).start()
+
+    def set(self, key: str, value: str) -> None:
+        """Write a key."""
+        self._ask("set", key, value)
+
+    def get(self, key: str) -> str:
+        """The value of a key that is there."""
+        return self._ask("get", key).decode()
+
+    def check(self, key: str) -> bool:
+        """Whether a key is there."""
+        return self._ask("check", [key])
+
+    def delete(self, key: str) -> None:
+        """Forget a key."""
+        self._ask("delete_key", key)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, 0 at first; returns what it stands at."""
+        return self._ask("add", key, amount)
+
+    def failure(self) -> str | None:
+        """Which rank failed first and why, in one phrase; None: all is well."""
+        return self.get(FAILED) if self.check(FAILED) else None
+
+    def start_beating(self, rank: int) -> None:
+        """Let the other ranks see from now on that this process runs, until `ended` is set.
+
+        Who waits in vain for one that was stopped can then tell it from all others, which wait as well.
+        """
+        threading.Thread(target=self._beat, args=(rank,), name="beat", daemon=True).start()
+
+    def _beat(self, rank: int) -> None:
+        while self.lost is None and not self.ended.wait(self.beat_s if self.beats else 0):
+            self.beats += 1
+            # Nobody waits for the answer.
+            self.asked.put(("set", (f"beat/{rank}", f"{self.beats} {self.place()}"), queue.SimpleQueue()))
+
+    def place(self) -> str:
+        """Where this process is: `host a, step 12`."""
+        step = f", step {self.step()}" if self.step else ""
+        return f"host {socket.gethostname()}{step}"
+
+    def silent(self, rank: int) -> list[str]:
+        """List ranks whose process stands still, each with the step where it last beat."""
+        found = []
+        for other in range(dist.get_world_size()):
+            if other == rank or not self.check(f"beat/{other}"):
+                continue
+            count, place = self.get(f"beat/{other}").split(" ", 1)
+            if (self.beats - int(count)) * self.beat_s >= self.patience_s:
+                found.append(f"rank {other} ({place})")
+        return found
+
+    def tell(self, rank: int, error: Exception) -> Exception:
+        """Let all ranks know that this one fails, unless another has failed before.
+
+        Returns:
+            What to raise here: the other rank's failure, where `error` is only what came of it; else `error`
+            with where it happened.
+        """
+        waited_s = self.timeout_s
+        self.timeout_s = min(self.timeout_s, LAST_WORDS_S)
+        lonely = isinstance(error, dist.DistError | TransportError) or "gloo" in str(error)
+        if lonely and (silent := self._silent(rank)):
+            verb = "shows" if len(silent) == 1 else "show"
+            error = TransportError(
+                f"{', '.join(silent)} {verb} no sign of life, and rank {rank} waited {waited_s:g} s "
+                "(topology.timeout_s) in vain"
+            )
+        own = isinstance(error, SaeDistError) and not isinstance(error, ConfigError)
+        if own and not re.search(r"^rank \d+ failed: |\(host ", str(error)):
+            error.args = (f"{error} ({self.place()})",)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if not isinstance(error, SaeDistError):
+            reason = f"{type(error).__name__}: {reason}"
+        mine = f"rank {rank} failed: {reason[:500]}"
+        try:
+            first = self._ask("compare_set", FAILED, "", mine).decode()
+        except TransportError:
+            first = mine  # nobody can be told any more
+        if isinstance(error, SaeDistError):
+            return error
+        if first != mine:
+            return TransportError(first)
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            return TransportError(f"a rank that rank {rank} exchanges data with is gone or silent ({reason})")
+        return error
+
+    def _silent(self, rank: int) -> list[str]:
+        try:
+            return self.silent(rank)
+        except TransportError:
+            return []
+
+    def _ask(self, operation: str, *arguments: Any) -> Any:
+        """The store's answer.
+
+        Raises:
+            TransportError: it did not answer in time, or its host is gone.
+        """
+        if self.lost:
+            raise self.lost
+        answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.asked.put((operation, arguments, answer))
+        host = f"the run's store at {os.environ.get('MASTER_ADDR', 'this process')}"
+        try:
+            found = answer.get(timeout=self.timeout_s)
+        except queue.Empty:
+            self.lost = TransportError(
+                f"{host} was silent for {self.timeout_s:g} s (topology.timeout_s): that machine, where "
+                "rank 0 is, or the network to it is gone"
+            )
+            raise self.lost from None
+        if isinstance(found, Exception):
+            first = (str(found).splitlines() or [""])[0][:200]
+            self.lost = TransportError(
+                f"{host} is gone ({first}): rank 0, what started it, or the network to it"
+            )
+            raise self.lost from None
+        return found
+
+    def _serve(self) -> None:
+        """The thread: one question after the other."""
+        while True:
+            operation, arguments, answer = self.asked.get()
+            try:
+                answer.put(getattr(self.store, operation)(*arguments))
+            except RuntimeError as error:
+                answer.put(error)

@@ -1,0 +1,103 @@
+"""Who am I: which rank of how many, started by what; the process group; the agreed stop."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from sae_dist.distributed.control import Control
+
+LEAVE_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process among `world`."""
+
+    rank: int
+    world: int
+    local_rank: int
+    local_world: int
+
+
+def place() -> Place:
+    """Read torchrun's or srun's variables; without either, the only process there is.
+
+    A Slurm batch script has SLURM_PROCID too and is no rank: only a step of several tasks is joined.
+    """
+    env = os.environ
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return Place(
+            int(env["RANK"]),
+            int(env["WORLD_SIZE"]),
+            int(env.get("LOCAL_RANK", 0)),
+            int(env.get("LOCAL_WORLD_SIZE", 1)),
+        )
+    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        tasks = int(env["SLURM_STEP_NUM_TASKS"])
+        nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
+        return Place(int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0)), tasks // nodes)
+    return Place(0, 1, 0, 1)
+
+
+def start(where: Place, device: str, timeout_s: float) -> torch.device:
+    """Join the process group (gloo on CPU, NCCL beside it on CUDA) and return this rank's device.
+
+    A single process gets a group of one, so that the same code runs at every world size.
+    """
+    timeout = timedelta(seconds=timeout_s)
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    # A Slurm step may show each task only its own GPU.
+    index = where.local_rank % max(torch.cuda.device_count(), 1)
+    if device == "cuda":
+        torch.cuda.set_device(index)
+    if where.world == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        slurm_rendezvous()
+        dist.init_process_group(backend, rank=where.rank, world_size=where.world, timeout=timeout)
+    return torch.device(device, index) if device == "cuda" else torch.device("cpu")
+
+
+def slurm_rendezvous() -> None:
+    """Inside a Slurm step, name the meeting place as torch expects it; elsewhere it is named already."""
+    if "MASTER_ADDR" not in os.environ:
+        os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
+
+
+def finish() -> None:
+    """Leave the process group, once every rank is ready to: rank 0 may host the store of all.
+
+    Raises:
+        TransportError: the store is gone before that.
+    """
+    if not dist.is_initialized():
+        return
+    control, world = Control(LEAVE_WITHIN_S), dist.get_world_size()
+    left = control.add("left", 1)
+    until = time.monotonic() + LEAVE_WITHIN_S
+    while dist.get_rank() == 0 and left < world and time.monotonic() < until:
+        time.sleep(0.01)
+        left = control.add("left", 0)
+    dist.destroy_process_group()
+
+
+class StopRequest:
+    """Remembers that SIGTERM, SIGINT or SIGUSR2 asked this process to stop.
+
+    The ranks agree on it at the end of a step; the handler itself only sets a flag.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            signal.signal(number, self._remember)
+
+    def _remember(self, _number: int, _frame: FrameType | None) -> None:
+        self.wanted = True

@@ -1,0 +1,210 @@
+"""How well a dictionary reconstructs held-out activations, in one streaming pass in raw space.
+
+Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from sae_dist.config.kinds import ENCODER_SCALE
+from sae_dist.config.run import RunConfig
+from sae_dist.core.errors import DataError
+from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
+from sae_dist.evaluation.quality.moments import LeastSquares, Moments
+from sae_dist.evaluation.quality.per_token import PerToken
+from sae_dist.export.exported import Encode, ExportedSae
+
+DEAD_TOKENS = 500_000
+UNTRAINED_ROWS = 65_536
+DENSITY_EDGES = [-7.0 + 0.25 * i for i in range(29)]
+
+
+class Reconstruction:
+    """Errors and codes of one dictionary over the rows it has seen."""
+
+    def __init__(self, sae: ExportedSae, encode: Encode):
+        self.sae, self.encode, self.rows = sae, encode, 0
+        self.error_E = torch.zeros_like(sae.b_dec_E, dtype=torch.float64)
+        self.cosine = torch.zeros_like(self.error_E[0])
+        self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
+
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> Tensor:
+        """Take in rows; their reconstruction [R, E]."""
+        codes = self.sae.encode(x_RD, self.encode)
+        y_hat_RE = self.sae.decode(codes, x_RD)
+        self.rows += len(x_RD)
+        self.error_E += (y_RE - y_hat_RE).square().sum(0, dtype=torch.float64)
+        self.cosine += cosine_similarity(y_RE, y_hat_RE, dim=1).sum(dtype=torch.float64)
+        self.fired_F += torch.bincount(codes.latent_P, minlength=self.sae.num_latents)
+        return y_hat_RE
+
+    def l0(self) -> float:
+        """Mean number of codes of a row."""
+        return float(self.fired_F.sum() / self.rows)
+
+
+class Baselines:
+    """What a dictionary is compared with, and why not where a comparison makes no sense."""
+
+    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
+        self.cfg, self.sae = cfg, sae
+        wanted = cfg.eval.baselines
+        self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
+        self.untrained: Reconstruction | None = None
+        if wanted and sae.kind == "topk" and not sae.transcoder:
+            self.untrained = Reconstruction(untrained_sae(cfg, sae, x_RD.mean(0)), encode)
+        self.early = Moments(y_RE.mean(0), with_covariance=False)
+
+    def add(self, x_RD: Tensor, y_RE: Tensor) -> None:
+        if self.linear is not None:
+            self.linear.add(x_RD, y_RE)
+        if self.untrained is not None and self.untrained.rows < UNTRAINED_ROWS:
+            self.early.add(y_RE)
+            self.untrained.add(x_RD, y_RE)
+
+    def results(self, moments: Moments, l0: float) -> dict[str, Any]:
+        """`fvu_pca`, `fvu_untrained` and, of a transcoder, `fvu_linear`; None with a reason beside it."""
+        sae = self.sae
+        result: dict[str, Any] = {"fvu_pca": None, "fvu_untrained": None}
+        if sae.transcoder:
+            result["fvu_linear"] = None if self.linear is None else self.linear.fvu()
+        if not self.cfg.eval.baselines:
+            reason = "eval.baselines=false"
+            return result | {"fvu_pca_reason": reason, "fvu_untrained_reason": reason}
+        if sae.transcoder:
+            result["fvu_pca_reason"] = "a transcoder does not see its target; compare fvu_linear"
+        else:
+            result["fvu_pca"] = moments.pca_fvu(sae.k if sae.k is not None else round(l0))
+        if self.untrained is not None:
+            error = self.untrained.error_E.sum()
+            result["fvu_untrained"] = float(error / self.early.deviations().sum())
+        elif sae.transcoder:
+            result["fvu_untrained_reason"] = "random decoder rows know nothing of a transcoder's target"
+        else:
+            result["fvu_untrained_reason"] = "only topk dictionaries keep their L0 before training"
+        return result
+
+
+class Evaluation:
+    """One dictionary's part in a pass over held-out rows.
+
+    Errors are those of the input, of a transcoder those of its target:
+
+    fvu, explained_variance, l2_ratio, relative_bias: see `core.reconstruction.Fidelity`
+    fvu_quantiles, fvu_without_high_norm: see `evaluation.quality.per_token`
+    cosine              mean cosine of input or target and reconstruction
+    l0                  mean number of codes above zero
+    dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
+    silent_fraction     the same, however many rows there are
+    dense_fraction_1    latents that fire on more than 1 % of the rows; _10: on more than 10 %
+    density             latents by log10 of how often they fire; `silent`: never
+    fvu_pca             PCA with k components (kinds without k: L0, rounded), fitted on these very rows: a
+                        baseline with an advantage; not of transcoders
+    fvu_linear          of transcoders: the best affine map from input to target, fitted on these very rows
+    fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
+                        first 64k rows; of topk autoencoders
+    """
+
+    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode):
+        self.cfg, self.sae, self.encode = cfg, sae, encode
+        self.trained = Reconstruction(sae, encode)
+        self.moments: Moments | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Take in held-out rows [R, D], of a transcoder [R, D + E] with the targets; raw, on any device."""
+        sae = self.sae
+        x_RD, y_RE = _split(sae, rows)
+        if self.moments is None:
+            baselines = self.cfg.eval.baselines and not sae.transcoder
+            self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
+            self.fidelity = Fidelity(y_RE.mean(0))
+            self.per_token = PerToken(x_RD, y_RE)
+            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
+        self.moments.add(y_RE)
+        y_hat_RE = self.trained.add(x_RD, y_RE)
+        self.fidelity.add(y_RE, y_hat_RE)
+        self.per_token.add(x_RD, y_RE, y_hat_RE)
+        self.baselines.add(x_RD, y_RE)
+
+    def numbers(self) -> dict[str, Any]:
+        """What the rows so far say.
+
+        Raises:
+            DataError: there was not one row, or they are not finite or all equal.
+        """
+        moments, trained = self.moments, self.trained
+        if moments is None:
+            raise DataError(
+                "evaluation: no held-out activations; give more text or rows, or set eval.tokens=0"
+            )
+        deviations_E = moments.deviations()
+        if not 0 < float(deviations_E.sum()) < float("inf"):
+            raise DataError(
+                "evaluation: the held-out activations are all equal or not finite; look at the hook"
+            )
+        result: dict[str, Any] = {"eval_tokens": moments.rows} | self.fidelity.numbers()
+        result |= {"cosine": float(trained.cosine / moments.rows), "l0": trained.l0()}
+        result |= self.per_token.numbers(float(deviations_E.sum()) / moments.rows)
+        result |= self.baselines.results(moments, trained.l0())
+        return result | _firing(trained.fired_F, moments.rows)
+
+    def firing_rates(self) -> Tensor:
+        """Share of the rows on which each latent fires [F], float32."""
+        return (self.trained.fired_F.double() / max(self.trained.rows, 1)).float()
+
+    def mean(self) -> Tensor:
+        """Mean of the input, or of the target [E]."""
+        assert self.moments is not None
+        return self.moments.mean().to(self.sae.W_dec_FE)
+
+
+def evaluate(parts: Sequence[Evaluation], batches: Iterator[Tensor], tokens: int) -> None:
+    """Show `tokens` rows of the batches, or all there are, to every part: one pass for all dictionaries."""
+    seen = 0
+    for batch in batches:
+        rows = batch[: tokens - seen]
+        seen += len(rows)
+        for part in parts:
+            if len(rows):
+                part.add(rows)
+        if seen >= tokens:
+            break
+
+
+def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and target; of an autoencoder they are one."""
+    rows = rows.to(sae.W_enc_FD)
+    return (rows[:, : sae.width], rows[:, sae.width :]) if sae.transcoder else (rows, rows)
+
+
+def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
+    """A TopK dictionary of the same size as training would start it by default: random unit decoder rows."""
+    draw = torch.Generator().manual_seed(cfg.seed)
+    W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)
+    return ExportedSae(
+        kind="topk",
+        W_enc_FD=ENCODER_SCALE * W_dec_FD,
+        b_enc_F=W_dec_FD.new_zeros(len(W_dec_FD)),
+        W_dec_FE=W_dec_FD,
+        b_dec_E=mean_D,
+        k=sae.k,
+    )
+
+
+def _firing(fired_F: Tensor, rows: int) -> dict[str, Any]:
+    silent = int((fired_F == 0).sum())
+    log_density = (fired_F[fired_F > 0].double() / rows).log10().clamp(DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    histogram = torch.histc(log_density.cpu(), len(DENSITY_EDGES) - 1, DENSITY_EDGES[0], DENSITY_EDGES[-1])
+    result: dict[str, Any] = {
+        "dead_fraction": silent / len(fired_F) if rows >= DEAD_TOKENS else None,
+        "dead_tokens": rows,
+        **firing_shares(firing_counts(fired_F, rows), len(fired_F)),
+        "density": {"log10_edges": DENSITY_EDGES, "latents": histogram.long().tolist(), "silent": silent},
+    }
+    if rows < DEAD_TOKENS:
+        result["dead_reason"] = f"{rows} held-out tokens; dead means silent on at least {DEAD_TOKENS}"
+    return result

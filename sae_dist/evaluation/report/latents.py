@@ -1,0 +1,150 @@
+"""The latents of a report: read from the export, the LLM and the held-out data of a run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_dist.config.counts import parse_count
+from sae_dist.config.run import RunConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
+from sae_dist.evaluation.report.firing import Firing
+from sae_dist.evaluation.report.logits import Effect, effects, why_none
+from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
+from sae_dist.evaluation.synthetic import held_out
+from sae_dist.export.exported import Encode, ExportedSae
+from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
+from sae_dist.kernels.resolve import resolve
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.fit import why_not_whole
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.tokens.decoder import Decoder
+from sae_dist.transport.file import FileChunkSource, open_array
+
+TOKENS = 100_000
+
+
+@dataclass(frozen=True)
+class Latents:
+    """What a report shows of latents.
+
+    Attributes:
+        rate_F: share of held-out tokens on which each latent fires; None: nothing could be read.
+        rows: held-out activations that `firings` are of.
+        no_text, no_effects: why there are no contexts, and no effects on logits.
+    """
+
+    sae: ExportedSae
+    rate_F: Tensor | None = None
+    rows: int = 0
+    groups: tuple[Group, ...] = ()
+    firings: dict[int, Firing] | None = None
+    effects: dict[int, Effect] | None = None
+    decoder: Decoder | None = None
+    no_text: str | None = None
+    no_effects: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Held-out rows, to be read from their beginning as often as needed, and the LLM they come from."""
+
+    reads: Callable[[], Iterator[Read]]
+    llm: FrozenLlm | None = None
+    no_text: str | None = None
+    no_effects: str | None = None
+
+
+def read_latents(cfg: RunConfig, folder: Path) -> Latents:
+    """Look at `folder`/export: how often latents fire, thirty of them closely.
+
+    Reads as many held-out tokens as the evaluation, 100k where there is none. Firing rates are those of the
+    evaluation, if it has seen this export; else they take a pass of their own.
+
+    Where the LLM or the text is not on this machine, the reason takes the latents' place.
+
+    Raises:
+        ConfigError: there is no export.
+        DataError: there are no held-out activations.
+    """
+    device = torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
+    encode = resolve("torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels).encode_topk
+    sae = load_exported(folder / "export").to(device)
+    tokens = parse_count(cfg.eval.tokens, "eval.tokens") or TOKENS
+    try:
+        source = open_source(cfg, device)
+    except ConfigError as error:
+        reason = f"the activations cannot be read here: {error}"
+        return Latents(sae, no_text=reason, no_effects=reason)
+    with torch.no_grad():
+        return _look(sae, encode, source, tokens, known_rates(folder / "export", sae))
+
+
+def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F: Tensor | None) -> Latents:
+    if rate_F is None:
+        rate_F, _ = firing_rates(sae, encode, first(source.reads(), tokens))
+    groups = choose(rate_F, tokens)
+    chosen = [latent for group in groups for latent in group.latents]
+    firings, rows = collect(sae, encode, first(source.reads(), tokens), chosen)
+    decoder = Decoder(source.llm.facts) if source.llm else None
+    found: dict[int, Effect] | None = None
+    no_effects = source.no_effects
+    if source.llm is not None and decoder is not None and no_effects is None:
+        W_U_VH = source.llm.unembedding()
+        if W_U_VH.shape[1] == sae.W_dec_FE.shape[1]:
+            each = effects(W_U_VH, sae.W_dec_FE[chosen].to(W_U_VH.device), decoder)
+            found = dict(zip(chosen, each, strict=True))
+        else:
+            no_effects = (
+                f"decoder rows have {sae.W_dec_FE.shape[1]} numbers, the head reads {W_U_VH.shape[1]}"
+            )
+    return Latents(
+        sae,
+        rate_F=rate_F,
+        rows=rows,
+        groups=tuple(groups),
+        firings=firings,
+        effects=found,
+        decoder=decoder,
+        no_text=source.no_text,
+        no_effects=no_effects,
+    )
+
+
+def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
+    """The evaluation's firing rates [F]; None: not measured, or of an export before this one."""
+    if not (export / FIRING).is_file():
+        return None
+    if (export / FIRING).stat().st_mtime < (export / WEIGHTS).stat().st_mtime:
+        return None
+    rate_F = load_firing_rates(export)
+    return rate_F if rate_F is not None and len(rate_F) == sae.num_latents else None
+
+
+def open_source(cfg: RunConfig, device: torch.device) -> Source:
+    """Where a run's held-out activations come from.
+
+    Raises:
+        ConfigError: the LLM or the text is not here.
+    """
+    kind, rows = cfg.activations.kind, cfg.shuffle.chunk_rows
+    if kind == "file":
+        assert cfg.activations.path is not None, "checked by config.validate"
+        array = open_array(cfg.activations.path, cfg.activations.key)
+        file = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
+        reason = "activations come from a file: there is no text, and no language model"
+        return Source(lambda: read_rows_of(file, device), no_text=reason, no_effects=reason)
+    if kind == "synthetic":
+        reason = "activations are synthetic: there is no text, and no language model"
+        return Source(lambda: read_rows_of(held_out(cfg), device), no_text=reason, no_effects=reason)
+    facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
+    assert cfg.llm.dtype is not None, "filled in by config.resolve"
+    no_effects = why_none(facts)
+    if cfg.llm.shard != "none" and (too_large := why_not_whole(facts, cfg.llm.dtype, device)):
+        raise ConfigError(f"llm.name={cfg.llm.name} is not read: {too_large}")
+    dtype = getattr(torch, cfg.llm.dtype)
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=no_effects is None)
+    return Source(lambda: read_text(cfg, facts, llm), llm=llm, no_effects=no_effects)

@@ -1,0 +1,220 @@
+"""Numbers with their units, what they mean in a few words, and why one is missing."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sae_dist.config.run import RunConfig
+from sae_dist.evaluation.report.files import RunFiles
+from sae_dist.evaluation.table import LINES, REASONS, quantiles
+from sae_dist.export.exported import ExportedSae
+
+MEANS = {
+    "fvu": "squared error over squared deviation from the mean; 0: perfect, 1: no better than the mean",
+    "fvu_pca": "principal components fitted on the evaluation set itself, so favoured",
+    "fvu_linear": "fitted on the evaluation set itself, so favoured",
+    "fvu_untrained": "random unit rows: where training began",
+    "l0": "latents that fire on a token, on average",
+    "true_l0": "of the known features",
+    "dead_fraction": "silent on every held-out token",
+    "cosine": "mean over tokens; ignores length",
+    "ce_clean": "nats per next token, of the language model left alone",
+    "ce_sae": "nats per next token",
+    "ce_mean_ablated": "nats per next token, the mean in place of every activation",
+    "ce_zero_ablated": "nats per next token",
+    "ce_recovered": "share of the loss by mean ablation that the reconstruction keeps; 100 %: all",
+    "ce_recovered_zero": "the same against zeros, an easier comparison",
+    "embedding_cosine": "of the model's own output, with and without the reconstruction",
+    "matching_score": "mean over true features; 1: all were found",
+    "eval_tokens": "activations of documents that training never saw",
+    "tokens": "activations trained on",
+}
+ELSEWHERE = ("tokens_per_second", "peak_memory_bytes", "world_size")
+SPEED = (
+    ("Tokens per second", "tokens_per_second", ",.0f", "in training, all processes together"),
+    ("Peak memory", "peak_memory_bytes", "GiB", "of the process that held most"),
+    ("Processes", "world_size", ",d", ""),
+    ("Time on the stream", "stream_seconds", "s", "language model, transport, shuffle"),
+    ("Time on the dictionary", "dictionary_seconds", "s", "forward, backward, update"),
+    ("Time of the evaluation", "eval_seconds", "s", ""),
+    ("GPU time", "gpu_hours", "h", "of training, all GPUs together"),
+    ("Energy", "joules", "J", "of all GPUs"),
+    ("Energy", "energy_joules", "J", "of all GPUs"),
+    ("Energy per million tokens", "joules_per_million_tokens", "J", "of all GPUs"),
+    ("Matrix products", "gemm_tflops", "TFLOP/s", "measured before training: what the devices can do"),
+)
+ENERGY = ("gpu_hours", "joules", "energy_joules", "joules_per_million_tokens")
+MANY = 12
+
+
+@dataclass(frozen=True)
+class Number:
+    """A line of a table; `value` is empty where there is none, and `means` says why.
+
+    `key` tells it from others, where labels do not.
+    """
+
+    label: str
+    value: str
+    means: str = ""
+    indent: bool = False
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key of some JSON: a value, or entries below it."""
+
+    key: str
+    value: str = ""
+    below: list["Entry"] = field(default_factory=list)
+
+
+def results(summary: dict[str, Any]) -> list[Number]:
+    """What the evaluation found, in the order of the printed table."""
+    reasons = {key: summary[reason] for _, key, reason in REASONS if summary.get(reason)}
+    found = []
+    for label, key, form in LINES:
+        if key in ELSEWHERE:
+            continue
+        value = shown(summary[key], form) if summary.get(key) is not None else ""
+        if value or key in reasons:
+            means = MEANS.get(key, "") if value else f"none: {reasons[key]}"
+            found.append(Number(label.strip(), value, means, label.startswith(" "), key))
+    return found
+
+
+def headline(summary: dict[str, Any]) -> list[Number]:
+    """The few numbers that say most; a dash for what is not known."""
+    wanted = (
+        ("FVU, held out", "fvu", ".4f"),
+        ("L0", "l0", ".1f"),
+        ("CE recovered", "ce_recovered", ".1%"),
+        ("Dead latents", "dead_fraction", ".1%"),
+        ("Trained tokens", "tokens", "count"),
+    )
+    return [
+        Number(label, shown(summary[key], form) if summary.get(key) is not None else "–")
+        for label, key, form in wanted
+    ]
+
+
+def speed(run: RunFiles) -> list[Number]:
+    """Time, memory and energy."""
+    summary = run.summary
+    found = [
+        Number(label, shown(summary[key], form), means, key=key)
+        for label, key, form, means in SPEED
+        if summary.get(key) is not None
+    ]
+    if all(summary.get(key) is None for key in ENERGY):
+        reason = summary.get("energy_reason") or summary.get("energy_joules_reason")
+        found.append(Number("Energy", "", f"none: {reason}" if reason else "none: no GPU was measured"))
+    pauses = summary.get("checkpoint_pauses")
+    if isinstance(pauses, dict) and pauses.get("number"):
+        text = f"{pauses['number']}, {pauses['seconds']:.1f} s in all, the longest {pauses['longest']:.1f} s"
+        found.append(Number("Waited for checkpoints", text, "steps held up while one was copied"))
+    balance = summary.get("balance")
+    if isinstance(balance, dict):
+        found += [Number(f"Balance: {each.key}", each.value) for each in entries(balance) if each.value]
+    return found
+
+
+def dictionary(cfg: RunConfig, sae: ExportedSae) -> Number:
+    """Its kind and size."""
+    used = f"; used as {sae.kind}" if sae.trained_as else ""
+    return Number("Dictionary", kind(cfg), f"{sae.num_latents:,} latents of width {sae.width:,}{used}")
+
+
+def kind(cfg: RunConfig) -> str:
+    """topk autoencoder, relu transcoder."""
+    return f"{cfg.sae.kind} {'transcoder' if cfg.target_hook else 'autoencoder'}"
+
+
+def what(run: RunFiles) -> list[Number]:
+    """What it was trained on, how, and where."""
+    cfg = run.cfg
+    text = cfg.tokens.dataset or cfg.tokens.path or "the Python standard library"
+    found = []
+    if cfg.activations.kind in ("llm", "cache"):
+        place = str(cfg.hook) if cfg.target_hook is None else f"{cfg.hook} to {cfg.target_hook}"
+        found += [
+            Number("Language model", cfg.llm.name, f"{place}; {cfg.llm.dtype}"),
+            Number("Text", text, f"{cfg.tokens.kind}; {cfg.tokens.context or 'default'} tokens a sequence"),
+        ]
+    else:
+        of = cfg.activations.path or f"{cfg.activations.num_features} known features"
+        found.append(Number("Activations", cfg.activations.kind, of))
+    rate = run.summary.get("lr") or cfg.optim.lr
+    learning = f"{cfg.optim.kind}; lr {rate:.3g}" if rate else cfg.optim.kind
+    found += [
+        Number(
+            "Training",
+            f"{run.tokens:,} of {plain(cfg.train_tokens)} tokens",
+            f"batch {cfg.batch:,}; {learning}; seed {cfg.seed}",
+        ),
+        Number(
+            "Device",
+            ", ".join(run.provenance.get("devices", [])) or cfg.device,
+            f"{cfg.precision}; {cfg.kernels} kernels",
+        ),
+        Number("Started", _moment(run.provenance.get("time")), str(run.provenance.get("command", ""))),
+    ]
+    return found
+
+
+def of_start(provenance: dict[str, Any]) -> dict[str, Any]:
+    """What a page shows of provenance.json; the uncommitted changes are too long for it."""
+    return {key: value for key, value in provenance.items() if key not in ("diff", "resumed")}
+
+
+def _moment(iso: str | None) -> str:
+    """2026-11-22T01:34:25+00:00 -> 2026-11-22 01:34 UTC."""
+    return "unknown" if not iso else f"{iso[:10]} {iso[11:16]} UTC"
+
+
+def entries(content: dict[str, Any]) -> list[Entry]:
+    """Any JSON object, key by key; beside one without a value the reason, if `<key>_reason` says it."""
+    found = []
+    for key, value in content.items():
+        if value is None and content.get(f"{key}_reason"):
+            found.append(Entry(key, f"none: {content[f'{key}_reason']}"))
+        elif not (key.endswith("_reason") and content.get(key.removesuffix("_reason"), 0) is None):
+            found.append(_entry(key, value))
+    return found
+
+
+def _entry(key: str, value: Any) -> Entry:
+    if isinstance(value, dict):
+        return Entry(key, "" if value else "empty", entries(value))
+    if isinstance(value, list):
+        if any(isinstance(each, dict | list) for each in value):
+            below = [_entry(str(n), each) for n, each in enumerate(value[:MANY])]
+            return Entry(key, f"{len(value)} entries" if len(value) > MANY else "", below)
+        more = f" … ({len(value)} in all)" if len(value) > MANY else ""
+        return Entry(key, ", ".join(map(plain, value[:MANY])) + more)
+    return Entry(key, plain(value))
+
+
+def plain(value: Any) -> str:
+    """A JSON scalar with as many digits as one reads."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def shown(value: Any, form: str) -> str:
+    """A number and its unit."""
+    if form == "GiB":
+        return f"{value / 2**30:,.2f} GiB"
+    if form == "quantiles":
+        return quantiles(value)
+    if form == "count":
+        return f"{value / 1e6:,.2f}M" if value >= 1e6 else f"{value:,}"
+    if form in ("s", "h", "J", "TFLOP/s"):
+        digits = f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
+        return f"{digits} {form}"
+    return f"{value:{form}}"

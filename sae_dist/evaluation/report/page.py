@@ -1,0 +1,77 @@
+"""A run of one dictionary as one HTML page."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from sae_dist.evaluation.report.cards import parts
+from sae_dist.evaluation.report.figures import curves, density
+from sae_dist.evaluation.report.files import RunFiles, read_run
+from sae_dist.evaluation.report.latents import Latents, read_latents
+from sae_dist.evaluation.report.numbers import dictionary, entries, headline, of_start, results, speed, what
+from sae_dist.evaluation.report.warn import warnings
+from sae_dist.evaluation.report.write import write_page
+
+TEMPLATE = "page.html"
+PICTURES = {"recovery.png": "True features beside what was learnt"}
+
+
+def report_run(folder: Path) -> Path:
+    """Write `folder`/report.html from the run's files and its export; returns its path.
+
+    Raises:
+        ConfigError: the folder is no run, is a grid's, or has no export.
+        DataError: there are no held-out activations.
+    """
+    run = read_run(folder)
+    return write_page(folder, TEMPLATE, **content(run, read_latents(run.cfg, folder)))
+
+
+def needs_export(folder: Path) -> bool:
+    """Whether a report is to be made of the newest checkpoint: the run is unfinished, or has no export.
+
+    Raises:
+        ConfigError: see `read_run`.
+    """
+    run = read_run(folder)
+    exported = (folder / "export" / "cfg.json").is_file()
+    return not exported or not run.is_done and (folder / "checkpoints").is_dir()
+
+
+def content(run: RunFiles, latents: Latents) -> dict[str, Any]:
+    """What the template shows."""
+    held_out = {
+        column: run.summary[key]
+        for column, key in (("loss/fvu", "fvu"), ("sparsity/l0", "l0"))
+        if run.summary.get(key) is not None
+    }
+    rate_F = latents.rate_F
+    return {
+        "name": run.cfg.name or run.folder.name,
+        "status": run.status,
+        "step": latents.sae.metadata.get("sae_dist_step"),
+        "what": [dictionary(run.cfg, latents.sae), *what(run)],
+        "warnings": warnings(run, rate_F),
+        "headline": headline(run.summary),
+        "curves": curves(run.rows, held_out),
+        "results": results(run.summary),
+        "density": density(rate_F, latents.groups) if rate_F is not None else None,
+        "pictures": pictures(run.folder),
+        "speed": speed(run),
+        "evaluation": entries(run.evaluation) if run.evaluation is not None else None,
+        "latents": latents,
+        "parts": parts(latents),
+        "config": run.config_text,
+        "provenance": entries(of_start(run.provenance)),
+        "changed": bool(run.provenance.get("diff")),
+    }
+
+
+def pictures(folder: Path) -> list[tuple[str, str]]:
+    """Title and data address of what the evaluation drew and the page does not draw itself."""
+    found = []
+    for name, title in PICTURES.items():
+        path = folder / "plots" / name
+        if path.is_file():
+            found.append((title, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()))
+    return found

@@ -1,0 +1,110 @@
+"""What is evaluated beyond the first pass: a dictionary, its LLM once it is needed, held-out activations."""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_dist.config.run import RunConfig
+from sae_dist.config.sections import TokensConfig
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.types import ActivationChunk, ChunkSource, LlmFacts
+from sae_dist.evaluation.synthetic import held_out
+from sae_dist.export.exported import Encode, ExportedSae
+from sae_dist.llm.capture import LlmChunkSource, spare_rows
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.fit import why_not_whole
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.tokens.encoder import Encoder
+from sae_dist.tokens.source import held_out_tokens
+from sae_dist.transport.file import FileChunkSource, open_array
+
+
+def llm_rows(cfg: RunConfig, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
+    """Held-out activations of a text, without rows of outlying norm."""
+    rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
+    spare = spare_rows(rows, multiple)
+    source = held_out_tokens(tokens, llm.facts, seed=cfg.seed, rows=rows + spare)
+    return LlmChunkSource(llm, source, rows=rows, spare=spare, max_norm_multiple=multiple)
+
+
+def file_rows(cfg: RunConfig) -> ChunkSource:
+    """Held-out rows of an array."""
+    array = open_array(cfg.activations.path or "", cfg.activations.key)
+    rows = cfg.shuffle.chunk_rows
+    return FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
+
+
+@dataclasses.dataclass
+class Subject:
+    """A run's dictionary, on the device."""
+
+    cfg: RunConfig
+    folder: Path
+    sae: ExportedSae
+    encode: Encode
+    device: torch.device
+
+    @cached_property
+    def facts(self) -> LlmFacts:
+        """Of the LLM; where there is one.
+
+        Raises:
+            ConfigError: it is not here.
+        """
+        return llm_facts(self.cfg.llm, self.cfg.hook, self.cfg.target_hook)[0]
+
+    @cached_property
+    def llm(self) -> FrozenLlm:
+        """Up to the hook."""
+        return self.load(random_init=self.cfg.llm.random_init)
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The LLM's tokenizer."""
+        return Encoder(self.facts)
+
+    def load(self, *, random_init: bool) -> FrozenLlm:
+        """The LLM up to the hook, with its weights or random ones."""
+        cfg = dataclasses.replace(self.cfg.llm, compile=False, random_init=random_init)
+        assert cfg.dtype is not None, "filled in by config.resolve"
+        dtype = getattr(torch, cfg.dtype)
+        return FrozenLlm.load(cfg, self.facts, device=self.device, dtype=dtype, with_head=False)
+
+    def why_no_llm(self) -> str | None:
+        """Why nothing that needs an LLM can be said; None: it can."""
+        kind = self.cfg.activations.kind
+        if kind in ("file", "synthetic"):
+            return f"activations.kind={kind}: there is no LLM"
+        try:
+            facts = self.facts
+        except ConfigError as error:
+            if kind != "cache":
+                raise
+            # Training needed it no more than an array.
+            return f"the cache's language model is not here: {error}"
+        if self.cfg.llm.shard != "none":
+            return why_not_whole(facts, self.cfg.llm.dtype or "", self.device)
+        return None
+
+    def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:
+        """Held-out chunks, of this LLM or of another."""
+        kind = self.cfg.activations.kind
+        if kind == "synthetic":
+            return held_out(self.cfg).open(0, None)
+        if kind == "file":
+            return file_rows(self.cfg).open(0, None)
+        return llm_rows(self.cfg, self.cfg.tokens, llm or self.llm).open(0, None)
+
+    def first_rows(self, most: int, llm: FrozenLlm | None = None) -> Tensor:
+        """The first held-out rows, on the host, [N, columns]."""
+        parts, found = [], 0
+        for chunk in self.chunks(llm):
+            parts.append(chunk.rows_RD[: most - found].float().cpu())
+            found += len(parts[-1])
+            if found >= most:
+                break
+        return torch.cat(parts)

@@ -1,0 +1,186 @@
+"""Evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.config.counts import parse_count
+from sae_dist.config.grid import check_single
+from sae_dist.config.run import RunConfig, load_config
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_json
+from sae_dist.core.types import ChunkSource
+from sae_dist.evaluation.ahead import ahead
+from sae_dist.evaluation.plots import plot_density
+from sae_dist.evaluation.quality import cross_entropy as ce
+from sae_dist.evaluation.quality.measure import Evaluation, evaluate
+from sae_dist.evaluation.subject import file_rows, llm_rows
+from sae_dist.evaluation.synthetic import evaluate_recovery, held_out
+from sae_dist.export.exported import Encode
+from sae_dist.export.saelens import export_firing_rates, load_exported
+from sae_dist.kernels.resolve import resolve
+from sae_dist.llm.facts import llm_facts
+from sae_dist.llm.fit import why_not_whole
+from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.metrics.plots import plot_curves
+from sae_dist.tokens.source import held_out_tokens
+
+ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
+
+
+def evaluate_run(folder: Path) -> dict[str, Any]:
+    """Evaluate `folder`/export on held-out tokens; write summary.json, firing rates and plots.
+
+    Returns:
+        What summary.json now holds. Fields with no value are None, with a reason beside them.
+
+    Raises:
+        ConfigError: the folder is no finished run, or its LLM or text is not here (trained from a cache, a
+            run is finished without the numbers that need them).
+        DataError: there are no held-out activations.
+    """
+    return evaluate_runs([folder])[0]
+
+
+def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) -> list[dict[str, Any]]:
+    """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them.
+
+    Args:
+        configs: theirs, where they differ from those in the folders.
+    """
+    configs = configs or [load_config(folder / "config.yaml") for folder in folders]
+    for each, folder in zip(configs, folders, strict=True):
+        check_single(each, folder)
+    cfg = configs[0]
+    device = device_of(cfg)
+    encode = encode_of(cfg, device)
+    saes = [load_exported(folder / "export").to(device) for folder in folders]
+    parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
+    started = time.monotonic()
+    with torch.no_grad(), half_the_cores():
+        results = _measure(cfg, parts, device, encode)
+    if cfg.activations.kind == "synthetic":
+        with torch.no_grad():
+            for each, folder, result, sae in zip(configs, folders, results, saes, strict=True):
+                result |= evaluate_recovery(each, sae, encode, folder)
+    seconds = (time.monotonic() - started) / len(folders)
+    for folder, part in zip(folders, parts, strict=True):
+        if part.trained.rows:
+            export_firing_rates(folder / "export", part.firing_rates())
+    return [
+        _write(folder, result | {"eval_seconds": seconds})
+        for folder, result in zip(folders, results, strict=True)
+    ]
+
+
+def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """summary.json with what was measured, and plots of it."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] = {key: None for key in ALWAYS}
+    summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary |= result
+    if summary.get("status") == "trained":  # else training was interrupted, and an early export looked at
+        summary["status"] = "finished"
+    write_json(path, summary)
+    if (folder / "metrics.jsonl").exists():
+        plot_curves(folder)
+    if "density" in summary:
+        plot_density(summary["density"], folder / "plots" / "latents_density.png")
+    return summary
+
+
+def _measure(
+    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+) -> list[dict[str, Any]]:
+    """Numbers of each part, all of one stream, which is `cfg`'s."""
+    tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    if tokens == 0:
+        return [ce.no_cross_entropy("eval.tokens=0") for _ in parts]
+    if cfg.activations.kind == "file":
+        evaluate(parts, _rows(file_rows(cfg), device, []), tokens)
+        reason = "activations come from a file: there is no LLM to splice into"
+        return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
+    if cfg.activations.kind == "synthetic":
+        evaluate(parts, _rows(held_out(cfg), device, []), tokens)
+        reason = "activations are synthetic: there is no LLM to splice into"
+        return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
+    try:
+        return _measure_llm(cfg, parts, device, encode)
+    except ConfigError as error:
+        if cfg.activations.kind != "cache":
+            raise
+        # Training needed neither the LLM nor the text: they may be on another machine.
+        reason = f"the cache's language model or text is not here: {error}"
+        return [ce.no_cross_entropy(reason) | {"fvu_reason": reason} for _ in parts]
+
+
+def _measure_llm(
+    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+) -> list[dict[str, Any]]:
+    facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
+    ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    assert cfg.llm.dtype is not None, "filled in by config.resolve"
+    dtype = getattr(torch, cfg.llm.dtype)
+    if cfg.llm.shard != "none" and (reason := why_not_whole(facts, cfg.llm.dtype, device)):
+        print(f"not evaluated: {reason}", file=sys.stderr)
+        return [ce.no_cross_entropy(reason) for _ in parts]
+    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
+    source = llm_rows(cfg, cfg.tokens, llm)
+    excluded: list[int] = []
+    evaluate(parts, ahead(_rows(source, device, excluded)), parse_count(cfg.eval.tokens, "eval.tokens"))
+    results = [part.numbers() | {"eval_excluded": sum(excluded)} for part in parts]
+    if ce_tokens == 0 or facts.target_first:
+        early = "the LLM reaches target_hook before hook, too early to splice"
+        reason = "eval.ce_tokens=0" if ce_tokens == 0 else early
+        return [result | ce.no_cross_entropy(reason) for result in results]
+    names = [f"sae {number}" for number in range(len(parts))]
+    saes = {name: part.sae for name, part in zip(names, parts, strict=True)}
+    acts = ce.replacements(saes, parts[0].mean(), encode, cfg.tokens.max_norm_multiple)
+    chunks = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows).open(0, None)
+    if facts.causal:
+        costs = ce.cross_entropy(llm, chunks, acts, ce_tokens)
+    else:
+        costs = ce.embedding_cosine(llm, chunks, {name: acts[name] for name in names}, ce_tokens)
+    return [result | costs[name] for name, result in zip(names, results, strict=True)]
+
+
+def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Iterator[Tensor]:
+    """Rows of each chunk; `excluded` gets how many each left out for their norm."""
+    for chunk in source.open(0, None):
+        excluded.append(chunk.excluded)
+        yield chunk.rows_RD.to(device)
+
+
+def device_of(cfg: RunConfig) -> torch.device:
+    """Where the run was trained, if that is here too: an export of a GPU run is evaluated on any machine."""
+    return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def encode_of(cfg: RunConfig, device: torch.device) -> Encode:
+    """TopK's kernel of the run, or torch's where that does not run here."""
+    elsewhere = cfg.kernels == "triton" and device.type == "cpu"
+    return resolve("torch" if elsewhere else cfg.kernels).encode_topk
+
+
+@contextmanager
+def half_the_cores() -> Iterator[None]:
+    """Threads per matrix product: half of the cores, as the LLM and the dictionary run side by side.
+
+    Ranks had shared the cores until now, often one each. All of them would be too many where anything else
+    runs: threads that spin for a descheduled one cost up to ten times the time of a single thread.
+    """
+    before = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(max(1, cores // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,164 @@
+"""The runs of a sweep side by side: a table, as CSV too, and FVU against L0 and width."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sae_dist.config.grid import member_folders, members, varied
+from sae_dist.config.resolve import SAME_RUN
+from sae_dist.config.run import RunConfig, flat, load_config
+from sae_dist.core.errors import ConfigError
+
+CONFIG = "config.yaml"
+TABLE = "sweep.csv"
+FIGURE = "sweep.png"
+ALWAYS = ("sae.num_latents", "sae.k")
+UNSAID = tuple(key for key in SAME_RUN if key != "topology")
+"""Sections and keys in which runs may differ and be the same dictionary, trained in the same way."""
+FILLED_IN = ("sae.aux_k", "sae.dead_after", "sae.encoder_scale", "optim.warmup", "shuffle.block_chunks")
+"""What `config.resolve` makes of other values, if it is left open."""
+FORMATS = {
+    "fvu": ".4f",
+    "l0": ".1f",
+    "dead_fraction": ".2%",
+    "ce_recovered": ".2%",
+    "tokens": ",",
+    "lr": ".2e",
+}
+"""Columns from summary.json, and how the printed table shows them."""
+
+
+def sweep_table(folder: Path) -> str:
+    """Write sweep.csv and sweep.png into `folder`; returns the table as text.
+
+    Every run has a row; one that is not finished has its status there, and what is known of it.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    runs = runs_of(folder)
+    if not runs:
+        raise ConfigError(f"{folder} holds no runs; give the folder of a sweep, such as outputs/my_sweep")
+    rows = rows_of(folder, runs)
+    temporary = folder / f".{TABLE}.tmp"
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, folder / TABLE)
+    lines = [as_text(rows), str(folder / TABLE)]
+    if any(row["fvu"] is not None for row in rows):
+        plot(rows, folder / FIGURE)
+        lines.append(str(folder / FIGURE))
+    return "\n".join(lines)
+
+
+def runs_of(folder: Path) -> dict[Path, RunConfig]:
+    """Config of each run in a folder, and of each dictionary of those that are grids, or of a grid itself.
+
+    A dictionary whose folder is gone has the config that its grid made for it.
+
+    Raises:
+        ConfigError: a config is damaged, or a folder lacks it.
+    """
+    own = folder / CONFIG
+    if own.is_file():
+        return _dictionaries(own) if varied(load_config(own)) else {}
+    found: dict[Path, RunConfig] = {}
+    for path in sorted(folder.glob(f"*/{CONFIG}")):
+        found |= _dictionaries(path)
+    return found
+
+
+def _dictionaries(path: Path) -> dict[Path, RunConfig]:
+    """Of the run with this config."""
+    cfg = load_config(path)
+    if not varied(cfg):
+        return {path.parent: cfg}
+    folders = member_folders(cfg, path.parent)
+    return {
+        each: load_config(each / CONFIG) if each.is_dir() else member
+        for each, member in zip(folders, members(cfg), strict=True)
+    }
+
+
+def differing(runs: dict[Path, RunConfig]) -> list[str]:
+    """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
+
+    What is gone has open values, and does not count.
+    """
+    values = [flat(cfg) for folder, cfg in runs.items() if folder.is_dir()]
+    keys = [
+        key
+        for key in (values[0] if values else ())
+        if key.split(".")[0] not in UNSAID and len({str(each[key]) for each in values}) > 1
+    ]
+    chosen = [key for key in keys if key not in FILLED_IN]
+    known = {str([each[key] for key in chosen]) for each in values}
+    return [
+        key
+        for key in keys
+        if key in chosen or len({str([each[one] for one in (*chosen, key)]) for each in values}) > len(known)
+    ]
+
+
+def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
+    """A row for each run: name, status, the values that differ among runs, results."""
+    keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
+    rows = []
+    for each, cfg in runs.items():
+        summary, value = summary_of(each), flat(cfg)
+        row: dict[str, Any] = {"run": each.relative_to(folder).as_posix(), "status": status_of(each, summary)}
+        rows.append(row | {key: value[key] for key in keys} | {name: summary.get(name) for name in FORMATS})
+    return rows
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """summary.json; empty if there is none yet."""
+    try:
+        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def status_of(folder: Path, summary: dict[str, Any]) -> str:
+    """finished, trained (not evaluated yet), diverged, imported, unfinished, not started, or missing."""
+    if not folder.is_dir():
+        return "missing"
+    if summary.get("status"):
+        return summary["status"]
+    return "unfinished" if (folder / "metrics.jsonl").exists() else "not started"
+
+
+def as_text(rows: list[dict[str, Any]]) -> str:
+    """Columns in line; those without any value are left out."""
+    shown = [key for key in rows[0] if any(row[key] is not None for row in rows)]
+    lines = [[key.split(".")[-1] for key in shown]]
+    for row in rows:
+        lines.append(["-" if row[key] is None else f"{row[key]:{FORMATS.get(key, '')}}" for key in shown])
+    wide = [max(len(line[c]) for line in lines) for c in range(len(shown))]
+    return "\n".join(
+        "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines
+    )
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """FVU against L0, a line for each width; and against width, a line for each k."""
+    from matplotlib.figure import Figure
+
+    done = [row for row in rows if row["fvu"] is not None]
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, across, along, label in (
+        (panels[0], "l0", "sae.num_latents", "active latents per token (L0)"),
+        (panels[1], "sae.num_latents", "sae.k", "latents"),
+    ):
+        for value in sorted({row[along] for row in done}):
+            points = sorted((row[across], row["fvu"]) for row in done if row[along] == value)
+            axes.plot(*zip(*points, strict=True), marker="o", label=f"{along.split('.')[-1]} {value}")
+        axes.set(xlabel=label, ylabel="fraction of variance unexplained", xscale="log", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,182 @@
+"""After training: the newest checkpoint becomes an export, a few latents at a time.
+
+The export becomes a repository of the Hugging Face Hub, if asked; W&B gets numbers, plots and files.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.checkpoint.read import StoredRows, load_full, newest
+from sae_dist.config.grid import check_single
+from sae_dist.config.run import RunConfig, load_config
+from sae_dist.core.errors import ConfigError
+from sae_dist.dictionary.latents import levels
+from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
+from sae_dist.export.fold import PER_LATENT, tensor_names, to_exported
+from sae_dist.export.formats import FORMATS, check_format
+from sae_dist.export.hub import check_repo, make_folder, upload
+from sae_dist.export.saelens import CONFIG, open_exported
+from sae_dist.llm.facts import whole_path
+from sae_dist.metrics.wandb_media import publish as publish_media
+from sae_dist.train.build import build_facts
+
+
+class CheckpointLatents:
+    """The finished dictionary of a checkpoint, in raw activation space; see `export.exported.Latents`.
+
+    The checkpoint may have been written by any number of ranks. Latents of a matryoshka dictionary are
+    sorted by level, in their order within a level: the first prefix is the innermost dictionary.
+    """
+
+    def __init__(self, cfg: RunConfig, checkpoint: Path):
+        """Raises: CheckpointError, it cannot be read."""
+        names = tensor_names(cfg)
+        self._cfg, self._rows = cfg, StoredRows(checkpoint)
+        self._rowed = [name for name in names if name in PER_LATENT]
+        self._shared, scalars = load_full(checkpoint, [name for name in names if name not in PER_LATENT])
+        self._scales = scalars["scales"]
+        self.step: int = scalars["step"]
+        F = self._rows.shape("W_enc")[0]
+        self._order_F: Tensor | None = None
+        metadata = {"sae_dist_step": self.step, "training_tokens": scalars["tokens"]}
+        if cfg.sae.prefixes is not None:
+            level_F = levels(F, cfg.sae.prefixes)
+            self._order_F = level_F.argsort(stable=True)
+            metadata["matryoshka_prefixes"] = torch.bincount(level_F).cumsum(0).tolist()
+        self.head = _without_latents(self._read(torch.zeros(1, dtype=torch.int64)), F)
+        self.head.metadata |= metadata
+
+    def tile(self, latents: slice) -> ExportedSae:
+        """See `Latents`."""
+        if self._order_F is None:
+            return self._read(torch.arange(latents.start, latents.stop))
+        return self._read(self._order_F[latents])
+
+    def _read(self, index_N: Tensor) -> ExportedSae:
+        rows = {name: self._rows.rows(name, index_N) for name in self._rowed}
+        return to_exported(self._cfg, rows | self._shared, self._scales)
+
+
+def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:
+    """The head of a dictionary of which a part is here."""
+    empty: dict[str, Any] = {
+        name: torch.empty(num_latents, *value.shape[1:], dtype=value.dtype, device="meta")
+        for name in OF_LATENTS
+        if (value := getattr(one, name)) is not None
+    }
+    return replace(one, **empty)
+
+
+def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path]:
+    """Write `folder`/export from the newest sound checkpoint, in raw activation space; return the folders.
+
+    A run that is not at its end is exported as it stands, and that is said. What was imported has no
+    checkpoint: its export is written in other formats.
+
+    Args:
+        formats: of `export.formats.FORMATS`.
+
+    Raises:
+        ConfigError: the folder is no run, has no checkpoint yet, or its kind is none that a format has.
+        CheckpointError: every checkpoint is damaged, or one cannot be read.
+        SaeDistError: the disk did not take the export.
+    """
+    latents = open_latents(folder)
+    for name in formats:
+        check_format(name, latents.head)
+    found = []
+    for name in formats:
+        found.append(folder / "export" / FORMATS[name].folder)
+        if not (name == "saelens" and isinstance(latents, ExportedSae)):
+            FORMATS[name].write(found[-1], latents)
+    return found
+
+
+def open_latents(folder: Path) -> Latents:
+    """The finished dictionary of a run folder: of its newest checkpoint, or as it was imported.
+
+    Raises:
+        ConfigError: the folder is no run, or has no checkpoint yet.
+        CheckpointError: every checkpoint is damaged, or one cannot be read.
+    """
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
+    cfg = load_config(folder / "config.yaml")
+    check_single(cfg, folder)
+    checkpoint = newest(folder)
+    if checkpoint is None:
+        if (folder / "export" / CONFIG).is_file():
+            return open_exported(folder / "export")
+        raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
+    latents = CheckpointLatents(cfg, checkpoint)
+    latents.head.metadata |= origin(cfg)
+    steps = cfg.train_tokens // cfg.batch
+    if latents.step < steps:
+        print(f"{folder} is unfinished: this is its step {latents.step} of {steps}", file=sys.stderr)
+    return latents
+
+
+def origin(cfg: RunConfig) -> dict[str, Any]:
+    """What model and text a dictionary belongs to, in SAELens' words; nothing where there is no LLM.
+
+    `hook_name` is the path in transformers' causal model, whose modules SAELens hooks by name where
+    `model_class_name` is AutoModelForCausalLM. Their inputs it cannot hook: such a name keeps its `:in`.
+    """
+    facts = build_facts(cfg)
+    if facts is None:
+        return {}
+    facts = facts.only(cfg.hook)
+    names = {"hook_name": facts.hook}
+    if facts.target_hook is not None:
+        names["hook_name_out"] = facts.target_hook
+    paths = {key: whole_path(facts, hook).removesuffix(":out") for key, hook in names.items()}
+    found: dict[str, Any] = {
+        "model_name": facts.path if facts.name == "embedded" else facts.name,
+        "model_class_name": "AutoModelForCausalLM" if facts.causal else "AutoModel",
+        # Evaluations unpack it; a dtype in it would meet the one that SAEBench gives.
+        "model_from_pretrained_kwargs": {},
+        "llm_dtype": cfg.llm.dtype,
+        "context_size": cfg.tokens.context,
+        "prepend_bos": bool(facts.prefix),
+        "exclude_special_tokens": True,
+        "dataset_path": cfg.tokens.dataset or cfg.tokens.path or "the Python standard library",
+    }
+    return found | paths | {f"hf_{key}": path for key, path in paths.items()}
+
+
+def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) -> str:
+    """Export a run, and put the formats and a model card into `run`/hub.
+
+    Args:
+        repo: organisation/name.
+        upload_it: push that folder.
+
+    Returns:
+        Where it is: the folder, or the repository's address.
+
+    Raises:
+        ConfigError: no repository's name; and see `export_run`.
+        SaeDistError: the disk or the Hub does not take it.
+    """
+    check_repo(repo)
+    export_run(run, formats)
+    summary = run / "summary.json"
+    numbers = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
+    make_folder(run / "hub", run / "export", formats, open_latents(run).head, numbers, repo)
+    return upload(run / "hub", repo) if upload_it else str(run / "hub")
+
+
+def publish_run(folder: Path) -> None:
+    """What summary.json and plots/ of one dictionary hold; W&B's failure is said, not raised."""
+    path = folder / "summary.json"
+    if path.exists():
+        publish_media(
+            load_config(folder / "config.yaml"), folder, json.loads(path.read_text(encoding="utf-8"))
+        )
