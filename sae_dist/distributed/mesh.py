@@ -1,9 +1,10 @@
 """Topology: producers, and consumers in a mesh (dp, shard). All rank arithmetic of the house is here.
 
-World = groups of C = shard * dp consumers, ranks 0 .. G C - 1, then the producers. Within its group the
-index of a consumer = dp_rank * shard + shard_rank. Lanes are dealt out round robin: lane v belongs to
-consumer v mod C of every group and, where there are producers, is computed by producer v mod P. So a rank
-owns exactly 1/C of the rows of every batch. Groups train different dictionaries on the same batches and never talk to each other.
+World = groups of C = shard * dp consumers, ranks 0 .. G C - 1, then the producers. Within its group the index
+of a consumer = dp_rank * shard + shard_rank. Lanes are dealt out round robin: lane v belongs to consumer v
+mod C of every group and, where there are producers, is computed by producer v mod P. So a rank owns exactly
+1/C of the rows of every batch. Groups train different dictionaries on the same batches and never talk to each
+other.
 
 A producer group ("team") holds one LLM together, on consecutive ranks. With tensor parallelism it computes
 each chunk together and is one producer, whose first rank sends; with ZeRO-3 each of its ranks is a producer.
