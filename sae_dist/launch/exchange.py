@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sae_dist.core.errors import ConfigError, SaeDistError
 
 if TYPE_CHECKING:
-    from sae_dist.train.importing import Imported
+    from sae_dist.export.importing import Imported
 
 FORMATS = ("saelens", "sparsify", "dictionary_learning")
 EXPORT = """sae-dist export RUN [--format F ...] [--push ORG/REPO [--folder-only]]
@@ -103,7 +103,7 @@ def import_command(words: list[str]) -> None:
             f"sae-dist import takes the folder first, then {given.folder} and other key=value words"
         )
 
-    from sae_dist.train.importing import Imported
+    from sae_dist.export.importing import Imported
 
     print(_make_run(given.overrides, Imported.read(given.folder, given.format)))
 
