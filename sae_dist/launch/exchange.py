@@ -118,7 +118,7 @@ def _make_run(overrides: list[str], imported: "Imported") -> Path:
     cfg = composed([*(f"{key}={_written(value)}" for key, value in more.items()), *overrides])
     if cfg.name is None:
         raise ConfigError("name must be given: write name=..., the run folder in output=outputs")
-    if cfg.activations.kind == "llm" and cfg.hook is None:
+    if cfg.runs_llm and cfg.hook is None:
         raise ConfigError(f"{imported.source} does not say its hook; write hook=..., such as hook=layers.10")
     if imported.sae.transcoder and cfg.target_hook is None:
         raise ConfigError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 
@@ -22,7 +22,7 @@ COLUMNS = (
 )
 
 
-def finish_grid(cfg: RunConfig, folder: Path) -> str:
+def finish_grid(cfg: Resolved, folder: Path) -> str:
     """Export and evaluate what was trained to its end; write the run's summary.json; its table.
 
     Raises:
@@ -31,7 +31,7 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
     from sae_dist.evaluation.seeds import compare_seeds
     from sae_dist.evaluation.summary import evaluate_runs
     from sae_dist.train.export import export_run
-    from sae_dist.train.rank import DIVERGED, status
+    from sae_dist.train.summary import DIVERGED, status
 
     by_hook: dict[str | None, list[Path]] = {}
     for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):
@@ -51,7 +51,7 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
     result: dict[str, Any] = {"status": "finished", "dictionaries": found}
     result["cost"] = cost(cfg, list(found.values()))
-    trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
+    trained = [m for m in members(cfg) if found[m.name]["status"] != DIVERGED]
     result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
     write_json(folder / "summary.json", result)
     return format_grid(result)
@@ -71,7 +71,7 @@ def batches(folders: list[Path]) -> list[list[Path]]:
     return found
 
 
-def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None:
+def cost(cfg: Resolved, found: list[dict[str, Any]]) -> dict[str, float] | None:
     """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
 
     None where producers compute the stream, as the consumers' wait for it is no cost of the LLM, where
