@@ -21,6 +21,7 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, save_config
 from sae_dist.config.sections import SaeConfig
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -121,7 +122,7 @@ def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, devi
     cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
     cfg.metrics.console = False
     cfg = resolve(cfg, None, width)
-    save_config(cfg, folder / "config.yaml")
+    save_config(cfg, folder / CONFIG)
     topology = Topology(cfg.topology, runtime.place(), device.type)
     source = RandomRows(width, cfg.shuffle.chunk_rows)
     (run,) = build_runs(cfg, [folder], source, None, topology, runtime.StopRequest(), device)

@@ -1,6 +1,5 @@
 """What one rank does once the run folder is frozen: train, or produce."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, TRAINED, status
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -27,8 +27,6 @@ from sae_dist.train.speed import Watch, peak_memory_bytes, start_telemetry
 from sae_dist.train.state import Run
 from sae_dist.transport.collective import RemoteChunks
 
-SUMMARY = "summary.json"
-DIVERGED = "diverged"
 POLL_S = 0.05
 
 
@@ -38,7 +36,7 @@ def run_rank(folder: Path) -> None:
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     stop = runtime.StopRequest()
     where = runtime.place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
@@ -160,12 +158,6 @@ def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
     return [each for each in folders if status(each) != DIVERGED]
 
 
-def status(folder: Path) -> str | None:
-    """What summary.json says, if there is one."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text()).get("status") if path.exists() else None
-
-
 def consume(
     runs: list[Run], chunks: ChunkSource, give_up: Callable[[Run, NumericsError], None] | None
 ) -> None:
@@ -270,6 +262,6 @@ def write_summary(run: Run) -> None:
             "seconds": sum(run.pauses),
             "longest": max(run.pauses, default=0.0),
         },
-        "status": "trained",
+        "status": TRAINED,
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary(run.progress.tokens))
