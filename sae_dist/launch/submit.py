@@ -12,11 +12,11 @@ from sae_dist.config.rules.cluster import asks_apart, role_ranks
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG, JOB, LOGS
 from sae_dist.launch.compose import data_folder
 from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import prepare
-from sae_dist.launch.settle import launched
 
 LOG = "all.log"
 SBATCH_TIMEOUT_S = 120

@@ -14,6 +14,7 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
+from sae_dist.core.place import Place, place
 from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, TRAINED, status
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.distributed import runtime
@@ -38,7 +39,7 @@ def run_rank(folder: Path) -> None:
     """
     cfg = load_config(folder / CONFIG)
     stop = runtime.StopRequest()
-    where = runtime.place()
+    where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
@@ -61,7 +62,7 @@ def run_rank(folder: Path) -> None:
 def play(
     cfg: RunConfig,
     folder: Path,
-    where: runtime.Place,
+    where: Place,
     device: torch.device,
     stop: runtime.StopRequest,
     control: Control,
