@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.files import check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
@@ -191,7 +192,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{path} is not a file of tensors as torch.save writes it, and nothing else in it is unpickled "
             f"({reason})"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.saelens import FIRING
@@ -156,7 +157,7 @@ def upload(folder: Path, repo: str) -> str:
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repo).repo_url)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SaeDistError(
             f"{folder} is ready, but the Hub does not take it ({reason}); try again with: "
             f"hf upload {repo} {folder}"

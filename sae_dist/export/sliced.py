@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.text import first_line
 
 Shapes = dict[str, tuple[int, ...]]
 ALIGNED = 8
@@ -163,7 +164,7 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
             torch.save(state, path)
     except RuntimeError as error:  # torch's writer says so of a disk that takes no more
         path.unlink(missing_ok=True)
-        raise OSError(str(error).strip().splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
     names, places = list(state), {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
