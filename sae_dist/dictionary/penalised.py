@@ -87,7 +87,7 @@ class TiledDictionary(Dictionary):
 
     def tiles(self, x_BD: Tensor) -> Tile:
         """All tiles, summed; `fired_f` for all latents of the shard."""
-        names = [name for name in self.sharded if name not in ("W_enc", "W_dec")]
+        names = self.vectors()
         weights = [getattr(self, name) for name in ("W_enc", "W_dec", *names)]
 
         def one(

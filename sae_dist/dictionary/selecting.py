@@ -24,8 +24,6 @@ Found = tuple[Tensor, Tensor]
 class SelectedDictionary(Dictionary):
     """A kind says which codes are selected; it may say how they are decoded and compared."""
 
-    sparse = True
-
     def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
         """The codes of this shard, from the encoder's input; of `dead_F` AuxK's candidates besides."""
         raise NotImplementedError

@@ -1,6 +1,5 @@
 """The composition root: the only file that knows every concrete class. Reads as the data flows."""
 
-import importlib
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from sae_dist.config.grid import captured
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
-from sae_dist.dictionary.base import Dictionary, Setting
+from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import StopRequest
@@ -271,9 +270,8 @@ def build_run(
 def build_dictionary(
     cfg: RunConfig, widths: tuple[int, ...], topology: Topology, device: torch.device
 ) -> Dictionary:
-    """The kind that the config names: class `Kind` of a module in dictionary/kinds."""
-    kind = importlib.import_module(f"sae_dist.dictionary.kinds.{cfg.sae.kind}").Kind
-    return kind(
+    """The dictionary of the kind that the config names."""
+    return dictionary_class(cfg.sae.kind)(
         Setting(
             cfg=cfg.sae,
             widths=widths,

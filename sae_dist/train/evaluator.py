@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_dist.config.run import RunConfig
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.core.types import LlmFacts
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
@@ -109,7 +110,9 @@ def evaluate_all(runs: Sequence[Run], cfg: RunConfig, facts: LlmFacts | None, wi
 def shard_of(run: Run) -> ExportedSae:
     """This rank's latents as an export would hold them, in raw activation space. Shares what it can."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()} | {"shift": run.shift_C}
-    return to_exported(run.cfg, {name: tensors[name] for name in tensor_names(run.cfg)}, run.scales)
+    kind = dictionary_class(run.cfg.sae.kind)
+    names = tensor_names(run.cfg, kind)
+    return to_exported(run.cfg, kind, {name: tensors[name] for name in names}, run.scales)
 
 
 def codes_of(sae: ExportedSae, x_BD: Tensor, run: Run) -> SparseCodes:

@@ -6,10 +6,11 @@ Rajamanoharan et al. 2024, arXiv 2404.16014.
 import torch
 from torch import Tensor
 
+from sae_dist.dictionary.base import Dictionary
 from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 
-class Kind(TiledDictionary):
+class Gated(TiledDictionary):
     """gate = W_enc (x - b_dec) + b_gate; code = relu(exp(r_mag) W_enc (x - b_dec) + b_mag) where gate > 0.
 
     The gate's step has no gradient; it learns from the penalty, sum of relu(gate), and from an auxiliary
@@ -17,6 +18,8 @@ class Kind(TiledDictionary):
     """
 
     sharded = ("W_enc", "b_gate", "b_mag", "r_mag", "W_dec")
+    lr_groups = Dictionary.lr_groups | {"b_gate": "bias", "b_mag": "bias", "r_mag": "encoder"}
+    form = "gated"
 
     def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
         """See `TiledDictionary.tile`."""

@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from sae_dist.dictionary.base import Setting
+from sae_dist.dictionary.base import Dictionary, Setting, Tensors
 from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 TANH_SLOPE = 4.0
 """Of the tanh penalty, per unit of code (Anthropic's update of January 2025)."""
 
 
-class Kind(TiledDictionary):
+class JumpRelu(TiledDictionary):
     """code = score where score > threshold, else 0; score = W_enc (x - b_dec) + b_enc.
 
     penalty=l0      number of codes; with target_l0, the coefficient times (L0 / target - 1)^2 instead
@@ -22,12 +23,33 @@ class Kind(TiledDictionary):
     """
 
     sharded = ("W_enc", "b_enc", "log_threshold", "W_dec")
+    lr_groups = Dictionary.lr_groups | {"log_threshold": "encoder"}
+    form = "jumprelu"
+    log_threshold: Parameter
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
         assert self.cfg.threshold is not None
         with torch.no_grad():
             self.log_threshold.fill_(math.log(self.cfg.threshold))
+
+    @classmethod
+    def to_form(cls, tensors: Tensors) -> Tensors:
+        """See `Dictionary.to_form`."""
+        return {"b_enc_F": tensors["b_enc"], "threshold_F": tensors["log_threshold"].exp()}
+
+    @classmethod
+    def from_form(cls, vectors: Tensors, norm_F: Tensor, scale: float) -> Tensors:
+        """See `Dictionary.from_form`."""
+        threshold_F = vectors["threshold_F"] * norm_F * scale
+        return {"b_enc": vectors["b_enc_F"], "log_threshold": threshold_F.log()}
+
+    @classmethod
+    def cannot_start_from(cls, vectors: Tensors) -> str | None:
+        """See `Dictionary.cannot_start_from`."""
+        if float(vectors["threshold_F"].min()) > 0:
+            return None
+        return "thresholds of 0 or less, and sae=jumprelu trains their logarithm"
 
     def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
         """See `TiledDictionary.tile`."""

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from sae_dist.dictionary.base import Setting
-from sae_dist.dictionary.kinds import batchtopk
+from sae_dist.dictionary.kinds.batchtopk import BatchTopK
 from sae_dist.dictionary.latents import levels
 from sae_dist.dictionary.sparse import Pairs, decode
 
 
-class Kind(batchtopk.Kind):
+class Matryoshka(BatchTopK):
     """Codes as BatchTopK selects them over all latents; the loss is the mean over prefixes of latents.
 
     The reconstruction of a prefix is that of the prefix before it plus its own level's: each code is

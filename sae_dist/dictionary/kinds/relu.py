@@ -10,11 +10,13 @@ from sae_dist.dictionary.base import Setting
 from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 
-class Kind(TiledDictionary):
+class Relu(TiledDictionary):
     """code = relu(W_enc (x - b_dec) + b_enc); penalty = sum over rows and latents of code * weight.
 
     The weight is the norm of the latent's decoder row, which then is free, or 1, with rows of unit norm.
     """
+
+    form = "relu"
 
     def __init__(self, setting: Setting):
         super().__init__(setting)

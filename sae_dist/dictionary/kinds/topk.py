@@ -7,8 +7,10 @@ from sae_dist.dictionary.selecting import Found, SelectedDictionary
 from sae_dist.dictionary.selection import select
 
 
-class Kind(SelectedDictionary):
+class TopK(SelectedDictionary):
     """code = relu(topk_k(W_enc (x - b_dec) + b_enc))."""
+
+    form = "topk"
 
     def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
         """The k best latents of each row, over all shards."""
