@@ -17,7 +17,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.tensors import write_tensors
 from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
+from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.

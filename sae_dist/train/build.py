@@ -17,7 +17,7 @@ from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import StopRequest
-from sae_dist.kernels.resolve import resolve, row_update
+from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -279,7 +279,7 @@ def build_dictionary(
             tokens=cfg.train_tokens,
             seed=cfg.seed if cfg.sae.seed is None else cfg.sae.seed,
             topology=topology,
-            kernels=resolve(cfg.kernels),
+            kernels=choose_kernels(cfg.kernels),
             device=device,
             dtype=Precision.of(cfg.precision).master,
             clock=topology.clock,
@@ -290,6 +290,6 @@ def build_dictionary(
 def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
     """The optimizer that the config names."""
     if cfg.optim.kind == "row_adam":
-        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels), topology.clock)
+        return RowAdam(cfg.optim, dictionary, topology, choose_row_update(cfg.kernels), topology.clock)
     updater = HostAdam if cfg.optim.kind == "offload" else FusedAdam
     return Engine(cfg.optim, dictionary, topology, updater, topology.clock)

@@ -17,8 +17,8 @@ from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
 from sae_dist.export.fold import tensor_names, to_exported
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.kernels.reference import pair_rows
-from sae_dist.kernels.resolve import resolve
 from sae_dist.train.held_out import HeldOut, Shares, take
 from sae_dist.train.state import Run
 
@@ -80,7 +80,7 @@ class Evaluator:
             x_BD = topology.shard.gather_rows(rows_bC[:, : run.widths[0]].contiguous())
             valid_B = topology.shard.gather_rows(valid_b.long()) > 0
             codes = codes_of(sae, x_BD, run)
-            partial_BE = resolve(run.cfg.kernels).decode(
+            partial_BE = choose_kernels(run.cfg.kernels).decode(
                 codes.latent_P, codes.value_P, codes.offsets_B, sae.W_dec_FE
             )
             y_hat = topology.shard.scatter_sum_rows(partial_BE) + sae.b_dec_E
@@ -117,7 +117,7 @@ def shard_of(run: Run) -> ExportedSae:
 
 def codes_of(sae: ExportedSae, x_BD: Tensor, run: Run) -> SparseCodes:
     """This shard's codes above zero; TopK's are selected over all shards."""
-    kernels = resolve(run.cfg.kernels)
+    kernels = choose_kernels(run.cfg.kernels)
     if sae.kind != "topk":
         return sae.encode(x_BD, kernels.encode_topk)
     assert sae.b_enc_F is not None and sae.k is not None
