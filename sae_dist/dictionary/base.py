@@ -1,4 +1,4 @@
-"""What every kind of dictionary has: parameters of this shard, their start, their state.
+"""The part that all kinds of dictionaries share: parameters of this shard, initialisation, state.
 
 Letters: B rows of the replica, b = B / T rows that this rank drew and owns, D width of the input, E width
 of the target (an autoencoder's target is its input, D = E), F latents of this shard, P pairs.
@@ -26,10 +26,10 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Setting:
-    """What a dictionary is built from.
+    """The arguments that a dictionary is built from.
 
     widths  (D,): autoencoder; (D, E): transcoder, whose rows are input and target side by side
-    rows    rows per step over all replicas
+    rows    rows per step, over all replicas
     tokens  rows of the whole run
     clock   times the phases encode, select and decode
     """
@@ -120,10 +120,10 @@ class Dictionary(torch.nn.Module):
         """Return parameters and scalars to start training with, from the vectors of a finished dictionary.
 
         Args:
-            vectors: as `to_form` returns them, but thresholds: those act on raw activations. The finished
-                dictionary may have another form, so a vector may be missing.
-            norm_F: what decoder rows are divided by, and codes multiplied with.
-            scale: what activations are multiplied with before training.
+            vectors: as `to_form` returns them, except that thresholds still act on raw activations. The
+                finished dictionary may have another form, so vectors may be missing.
+            norm_F: factors by which decoder rows are divided, and codes multiplied.
+            scale: factor by which activations are multiplied in training.
         """
         return {name: vectors[f"{name}_F"] for name in cls.vectors() if f"{name}_F" in vectors}
 
@@ -133,11 +133,11 @@ class Dictionary(torch.nn.Module):
         return None
 
     def placements(self) -> dict[str, str]:
-        """Which parameters are split over the shard axis (dim 0), and which are on every rank."""
+        """Return for each parameter "sharded" (split over the shard axis, dim 0) or "replicated"."""
         return {n: "sharded" for n in self.sharded} | {n: "replicated" for n in self.replicated}
 
     def state(self) -> State:
-        """Everything a checkpoint needs, with its placement."""
+        """Return every tensor that a checkpoint needs, with its placement."""
         tensors = {name: (getattr(self, name).detach(), kind) for name, kind in self.placements().items()}
         tensors["last_fired"] = (self.dead.last_fired_F, "sharded")
         tensors["variance"] = (self.variance, "replicated")
@@ -166,26 +166,28 @@ class Dictionary(torch.nn.Module):
                     getattr(self, name).copy_(shift_F)
 
     def source(self, rows: Tensor) -> Tensor:
-        """The input's columns."""
+        """Return the input columns of rows [..., D] or [..., D + E]."""
         return rows[..., : self.D]
 
     def target(self, rows: Tensor) -> Tensor:
-        """The target's columns."""
+        """Return the target columns of rows, the last E; an autoencoder's target is its input."""
         return rows[..., -self.E :]
 
     def gather_input(self, rows_bC: Tensor) -> Tensor:
-        """The encoder's input for all rows of the replica, [B, D]; centred by b_dec in an autoencoder."""
+        """Return the encoder's input for all rows of the replica, [B, D]; an autoencoder subtracts b_dec."""
         x_BD = self.shard.gather_rows(self.source(rows_bC))
         return x_BD if self.transcoder else x_BD - self.b_dec.detach()
 
     def centre(self) -> Parameter | None:
-        """The parameter that centres the encoder's input, whose gradient goes through the encoder too."""
+        """Return b_dec where the encoder subtracts it, and so gives it a gradient; None in a transcoder."""
         return None if self.transcoder else self.b_dec
 
     def error(self, rows_bC: Tensor, partial_BE: Tensor, frozen: bool = False) -> Tensor:
-        """Target minus reconstruction of this rank's rows, [b, E], from every shard's part of it.
+        """Return target minus reconstruction for this rank's rows, [b, E].
 
-        `frozen`: without gradients for b_dec and the skip connection.
+        Args:
+            partial_BE: what this shard's latents reconstruct; summed here over all shards.
+            frozen: without gradients for b_dec and the skip connection.
         """
         offset: Tensor = self.b_dec
         if self.cfg.skip:
@@ -194,7 +196,7 @@ class Dictionary(torch.nn.Module):
         return self.target(rows_bC) - self.shard.scatter_sum_rows(partial_BE) - offset
 
     def parts(self, rows_bC: Tensor, squares: Tensor, num_codes: Tensor, dead_F: Tensor) -> dict[str, Tensor]:
-        """This rank's share of the counts that metrics are made of."""
+        """Return this rank's share of the counts that metrics are computed from."""
         return {
             "squared_error": squares.detach(),
             "deviation": (self.target(rows_bC) - self.mean_E).square().sum(),
@@ -203,7 +205,7 @@ class Dictionary(torch.nn.Module):
         }
 
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
-        """One step's loss of the rows this rank drew; sums over ranks give the run's.
+        """Return one step's loss over the rows that this rank drew; the run's loss is the sum over ranks.
 
         Args:
             rows_bC: scaled activations [b, D], or [b, D + E] for a transcoder.
@@ -214,7 +216,7 @@ class Dictionary(torch.nn.Module):
 
 
 def dictionary_class(kind: str) -> type[Dictionary]:
-    """Return the class that trains a kind of dictionary; its file is imported only now.
+    """Return the class of a kind of dictionary, whose file is imported only here.
 
     Args:
         kind: the value of `sae.kind`.
