@@ -1,4 +1,4 @@
-"""Who am I: which rank of how many, started by what; the process group; the agreed stop."""
+"""The process among others: its rank and launcher, the process group, and the signals that stop it."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ LEAVE_WITHIN_S = 60.0
 
 @dataclass(frozen=True)
 class Place:
-    """One process among `world`."""
+    """A process's rank in the world of `world` processes, and on its machine."""
 
     rank: int
     world: int
@@ -26,7 +26,7 @@ class Place:
 
 
 def place() -> Place:
-    """Read torchrun's or srun's variables; without either, the only process there is.
+    """Read this process's rank from torchrun's or srun's variables; without either, it is the only process.
 
     A Slurm batch script has SLURM_PROCID too and is no rank: only a step of several tasks is joined.
     """
@@ -46,7 +46,7 @@ def place() -> Place:
 
 
 def start(where: Place, device: str, timeout_s: float) -> torch.device:
-    """Join the process group (gloo on CPU, NCCL beside it on CUDA) and return this rank's device.
+    """Join the process group (gloo on CPU; on CUDA also NCCL) and return this rank's device.
 
     A single process gets a group of one, so that the same code runs at every world size.
     """
@@ -65,14 +65,14 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
 
 
 def slurm_rendezvous() -> None:
-    """Inside a Slurm step, name the meeting place as torch expects it; elsewhere it is named already."""
+    """Set MASTER_ADDR and MASTER_PORT inside a Slurm step, as torch expects them; elsewhere they are set."""
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
 
 def finish() -> None:
-    """Leave the process group, once every rank is ready to: rank 0 may host the store of all.
+    """Leave the process group once every rank is ready to: rank 0 may host the store of all.
 
     Raises:
         TransportError: the store is gone before that.
@@ -89,9 +89,9 @@ def finish() -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR2 asked this process to stop.
+    """A flag that SIGTERM, SIGINT or SIGUSR2 sets to ask this process to stop.
 
-    The ranks agree on it at the end of a step; the handler itself only sets a flag.
+    The ranks agree on it at the end of a step; the signal handler does nothing else.
     """
 
     def __init__(self) -> None:
