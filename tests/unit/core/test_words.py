@@ -25,17 +25,17 @@ VERBS = frozenset(
     Decrement Delete Derive Describe Detach Detect Determine Differentiate Discard Dispatch Display
     Distribute Divide Do Download Draw Drive Drop Dump Embed Empty Encode End Enter Escape Estimate
     Evaluate Exchange Execute Exit Expand Explain Export Express Extend Extract Fail Fetch Fill Filter
-    Find Finish Fit Flatten Flush Fold Follow Forget Format Freeze Gather Generate Get Give Group Guess
+    Find Finish Fit Flatten Flush Fold Follow Forget Format Freeze Gather Generate Get Give Grant Group Guess
     Halt Handle Harvest Hash Have Hold Ignore Import Include Increment Index Infer Initialise Insert
     Install Interleave Interpolate Invert Iterate Join Keep Label Launch Lay Leave Let Limit Link List
     Load Locate Lock Log Look Lower Make Map Mark Mask Match Measure Merge Mix Move Multiply Name
     Normalise Note Notify Observe Offer Open Order Overwrite Pack Pad Parse Partition Pass Pause Perform
-    Permute Pick Place Plan Plot Point Pool Predict Prefix Prepare Print Probe Process Produce Profile
+    Permute Pick Place Plan Plot Point Pool Post Predict Prefix Prepare Print Probe Process Produce Profile
     Project Propose Prove Publish Pull Push Put Queue Quote Raise Rank Reach Read Receive Recommend Record
     Reduce Reduce-scatter Refine Refuse Register Reject Release Remember Remove Rename Render Repeat
     Replace Replay Report Represent Request Require Rescale Reset Resolve Restart Restore Resume Return
     Reverse Reword Rewrite Roll Rotate Round Run Sample Save Say Scale Scan Scatter Schedule Score Search
-    See Select Send Separate Serve Set Shorten Show Shrink Shuffle Shut Sign Simulate Skip Sleep Slice
+    See Select Send Separate Serve Set Share Shorten Show Shrink Shuffle Shut Sign Simulate Skip Sleep Slice
     Snap Solve Sort Spawn Splice Split Stack Start State Step Stop Store Stream Strip Submit Substitute
     Subtract Suggest Sum Summarise Support Swap Switch Synchronise Take Tell Terminate Test Time Tokenise
     Total Trace Track Train Transfer Translate Transpose Trim Truncate Try Tune Turn Undo Unpack Update
