@@ -26,7 +26,7 @@ from sae_dist.evaluation.subject import file_rows, llm_rows
 from sae_dist.evaluation.synthetic import evaluate_recovery, held_out
 from sae_dist.export.exported import Encode
 from sae_dist.export.saelens import export_firing_rates, load_exported
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
@@ -164,7 +164,7 @@ def device_of(cfg: RunConfig) -> torch.device:
 def encode_of(cfg: RunConfig, device: torch.device) -> Encode:
     """TopK's kernel of the run, or torch's where that does not run here."""
     elsewhere = cfg.kernels == "triton" and device.type == "cpu"
-    return resolve("torch" if elsewhere else cfg.kernels).encode_topk
+    return choose_kernels("torch" if elsewhere else cfg.kernels).encode_topk
 
 
 @contextmanager

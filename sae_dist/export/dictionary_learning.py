@@ -20,7 +20,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, existing, read_json, require
+from sae_dist.export.reading import check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
 
 WEIGHTS, SAE_CONFIG = "ae.pt", "config.json"

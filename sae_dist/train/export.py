@@ -17,9 +17,10 @@ from sae_dist.config.grid import check_single
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, read_summary
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
-from sae_dist.export.fold import PER_LATENT, tensor_names, to_exported
+from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.formats import FORMATS, check_format
 from sae_dist.export.hub import check_repo, make_folder, upload
 from sae_dist.export.saelens import SAE_CONFIG, open_exported
@@ -37,10 +38,10 @@ class CheckpointLatents:
 
     def __init__(self, cfg: RunConfig, checkpoint: Path):
         """Raises: CheckpointError, it cannot be read."""
-        names = tensor_names(cfg)
-        self._cfg, self._rows = cfg, StoredRows(checkpoint)
-        self._rowed = [name for name in names if name in PER_LATENT]
-        self._shared, scalars = load_full(checkpoint, [name for name in names if name not in PER_LATENT])
+        self._cfg, self._kind, self._rows = cfg, dictionary_class(cfg.sae.kind), StoredRows(checkpoint)
+        names = tensor_names(cfg, self._kind)
+        shared = [name for name in names if name not in self._kind.sharded]
+        self._shared, scalars = load_full(checkpoint, shared)
         self._scales = scalars["scales"]
         self.step: int = scalars["step"]
         F = self._rows.shape("W_enc")[0]
@@ -60,8 +61,8 @@ class CheckpointLatents:
         return self._read(self._order_F[latents])
 
     def _read(self, index_N: Tensor) -> ExportedSae:
-        rows = {name: self._rows.rows(name, index_N) for name in self._rowed}
-        return to_exported(self._cfg, rows | self._shared, self._scales)
+        rows = {name: self._rows.rows(name, index_N) for name in self._kind.sharded}
+        return to_exported(self._cfg, self._kind, rows | self._shared, self._scales)
 
 
 def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:

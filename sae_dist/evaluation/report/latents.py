@@ -18,7 +18,7 @@ from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
 from sae_dist.evaluation.synthetic import held_out
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
@@ -72,7 +72,8 @@ def read_latents(cfg: RunConfig, folder: Path) -> Latents:
         DataError: there are no held-out activations.
     """
     device = torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
-    encode = resolve("torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels).encode_topk
+    kernels = "torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels
+    encode = choose_kernels(kernels).encode_topk
     sae = load_exported(folder / EXPORT).to(device)
     tokens = parse_count(cfg.eval.tokens, "eval.tokens") or TOKENS
     try:
