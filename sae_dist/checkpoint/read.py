@@ -21,8 +21,7 @@ from sae_dist.checkpoint.storage import (
     stored_tensors,
 )
 from sae_dist.core.errors import CheckpointError
-
-CHECKPOINTS = "checkpoints"
+from sae_dist.core.run_folder import CHECKPOINTS
 
 
 def step_of(path: Path) -> int:

@@ -20,19 +20,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.checkpoint.background import Background, Job
-from sae_dist.checkpoint.read import CHECKPOINTS, check_shape, complete, first_cause, say, step_of
+from sae_dist.checkpoint.read import check_shape, complete, first_cause, say, step_of
 from sae_dist.checkpoint.storage import (
     SafetensorsWriter,
     damage,
     read_scalars,
     seal,
     stored_tensors,
-    write_synced,
 )
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync, write_text
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST
 
-LATEST = "latest"
 LEAVE_S = 10.0
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
@@ -227,7 +226,7 @@ class Checkpoints:
             seal(temporary, state, files)
             os.replace(temporary, final)
             self._point_at(final)
-            sync_folder(self._folder)
+            sync(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
@@ -236,8 +235,7 @@ class Checkpoints:
         return "published"
 
     def _point_at(self, path: Path) -> None:
-        write_synced(self._folder / ".latest.tmp", path.name + "\n")
-        os.replace(self._folder / ".latest.tmp", self._folder / LATEST)
+        write_text(self._folder / LATEST, path.name + "\n", synced=True)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: half removed under its own name it would still look complete.

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
-from sae_dist.core.tensors import write_tensors
+from sae_dist.core.files import write_json, write_tensors
 from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
 from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
-WEIGHTS, CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+WEIGHTS, SAE_CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 SILENT = 1e-10
 VECTORS = {kind: {field.removesuffix("_F"): field for field in form.vectors} for kind, form in FORMS.items()}
 """Form -> SAELens' names of its vectors [F] -> their fields in `ExportedSae`."""
@@ -68,7 +67,7 @@ def export_saelens(folder: Path, latents: Latents) -> None:
             if head.W_skip_ED is not None:
                 file.put("W_skip", head.W_skip_ED)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head))
+        write_json(folder / SAE_CONFIG, _config(head))
 
 
 def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
@@ -133,7 +132,7 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     _require(folder, config, "architecture", "d_in", "d_sae")
     if config["architecture"] not in ARCHITECTURES:
         raise ConfigError(
-            f"{folder / CONFIG}: architecture={config['architecture']} is not supported, "
+            f"{folder / SAE_CONFIG}: architecture={config['architecture']} is not supported, "
             f"only {', '.join(ARCHITECTURES)}"
         )
     kind, transcoder, skip = ARCHITECTURES[config["architecture"]]
@@ -145,7 +144,9 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     }
     for key, value in required.items():
         if config.get(key, value) != value:
-            raise ConfigError(f"{folder / CONFIG}: {key}={config[key]} is not supported, only {key}={value}")
+            raise ConfigError(
+                f"{folder / SAE_CONFIG}: {key}={config[key]} is not supported, only {key}={value}"
+            )
     D, F = config["d_in"], config["d_sae"]
     D_out = config["d_out"] if transcoder else D
     shapes = {
@@ -154,7 +155,7 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
         "b_dec": [D_out],
         **{name: [F] for name in VECTORS[kind]},
     }
-    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), SAE_CONFIG)
     metadata = config.get("metadata", {})
     return ExportedSae(
         kind=kind,
@@ -171,7 +172,7 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
 
 
 def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
-    require(folder / CONFIG, config, *keys)
+    require(folder / SAE_CONFIG, config, *keys)
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -180,7 +181,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ConfigError: a file is missing or cannot be read.
     """
-    return read_json(folder, CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, CONFIG)
+    return read_json(folder, SAE_CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
@@ -196,7 +197,7 @@ def load_firing_rates(folder: Path) -> Tensor | None:
     """
     if not (folder / FIRING).is_file():
         return None
-    found = read_safetensors(folder, FIRING, CONFIG)
+    found = read_safetensors(folder, FIRING, SAE_CONFIG)
     require(folder / FIRING, found, "sparsity")
     log_F = found["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

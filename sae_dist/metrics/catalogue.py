@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_dist.core.run_folder import METRICS
+
 ALWAYS = "always"
 PRODUCERS = "with producers"
 PHASES = "`device=cpu` always; on a GPU once the device has passed the first step"
@@ -273,7 +275,7 @@ def markdown() -> str:
     """The tables for people."""
     found = HEAD
     for title, metrics in (
-        ("metrics.jsonl", ROW),
+        (METRICS, ROW),
         ("Evaluation", EVAL),
         ("summary.json, besides the evaluation's numbers; W&B's summary has them under `summary/`", SUMMARY),
     ):

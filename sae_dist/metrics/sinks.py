@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from tqdm import tqdm
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
+from sae_dist.core.files import write_text
+from sae_dist.core.run_folder import METRICS
 from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 
@@ -46,7 +47,7 @@ def make_sinks(
     if cfg.metrics.wandb != "off":
         shown.append(WandbSink(cfg, folder, run_id))
     of_many = folder.name if isinstance(console, GridConsole) else None
-    return [JsonlSink(folder / "metrics.jsonl", resume_step), *shown, Alerts(shown, of_many)]
+    return [JsonlSink(folder / METRICS, resume_step), *shown, Alerts(shown, of_many)]
 
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
@@ -64,12 +65,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_step: int):
         kept = [row for row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept), synced=True)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, row: dict[str, Any]) -> None:

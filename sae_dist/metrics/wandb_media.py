@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
 from sae_dist.metrics.catalogue import EVAL, SUMMARY
 from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
 
@@ -46,7 +47,7 @@ def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     if density := summary.get("density"):
         histogram = (density["latents"], density["log10_edges"])
         found["eval/density"] = wandb.Histogram(np_histogram=histogram)
-    for path in sorted((folder / "plots").glob("*.png")):
+    for path in sorted((folder / PLOTS).glob("*.png")):
         found[f"plots/{path.stem}"] = wandb.Image(str(path))
     return found
 
@@ -61,8 +62,8 @@ def _artifact(folder: Path, run_id: str) -> Any:
     import wandb
 
     artifact = wandb.Artifact(f"run-{run_id}", type="model")
-    artifact.add_dir(str(folder / "export"), name="export")
-    latest = folder / "checkpoints" / "latest"
+    artifact.add_dir(str(folder / EXPORT), name="export")
+    latest = folder / CHECKPOINTS / LATEST
     if latest.is_file():
         artifact.add_dir(str(latest.parent / latest.read_text().strip()), name="checkpoint")
     return artifact

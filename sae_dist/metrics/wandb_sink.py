@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import CONFIG
 
 INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
@@ -127,7 +128,7 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
 
 def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:
     """Names to group runs by: of the sweep, of the run, and, in a grid, of the dictionary within it."""
-    in_grid = (folder.parent / "config.yaml").is_file()
+    in_grid = (folder.parent / CONFIG).is_file()
     run = folder.parent.name if in_grid else folder.name
     return {"sweep": cfg.metrics.group, "run": run, "dictionary": folder.name if in_grid else None}
 

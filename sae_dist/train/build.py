@@ -12,6 +12,7 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import captured
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import RunConfig, load_config
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.collectives import Axis
@@ -189,7 +190,7 @@ def build_runs(
     background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
-        member = load_config(folder / "config.yaml")
+        member = load_config(folder / CONFIG)
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)

@@ -9,11 +9,12 @@ from torch import Tensor
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import EXPORT
 from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import ExportedSae, tiles
 from sae_dist.export.fold import to_tensors
-from sae_dist.export.saelens import CONFIG, WEIGHTS, open_exported
+from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, open_exported
 from sae_dist.train.state import Run
 
 UNIT_ERROR = 1e-3
@@ -28,10 +29,10 @@ def with_start(cfg: RunConfig) -> RunConfig:
     cfg = copy.deepcopy(cfg)
     assert cfg.sae.start is not None
     folder = Path(cfg.sae.start).expanduser()
-    folder = folder / "export" if (folder / "export" / CONFIG).is_file() else folder
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    folder = folder / EXPORT if (folder / EXPORT / SAE_CONFIG).is_file() else folder
+    if not (folder / SAE_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ConfigError(
-            f"sae.start={cfg.sae.start} has no {CONFIG} and {WEIGHTS}; give a run that was exported, its "
+            f"sae.start={cfg.sae.start} has no {SAE_CONFIG} and {WEIGHTS}; give a run that was exported, its "
             "export, or what sae-dist import made of another format"
         )
     cfg.sae.start = str(folder.resolve())

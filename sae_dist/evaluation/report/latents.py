@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
 from sae_dist.evaluation.report.logits import Effect, effects, why_none
@@ -73,7 +74,7 @@ def read_latents(cfg: RunConfig, folder: Path) -> Latents:
     device = torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
     kernels = "torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels
     encode = choose_kernels(kernels).encode_topk
-    sae = load_exported(folder / "export").to(device)
+    sae = load_exported(folder / EXPORT).to(device)
     tokens = parse_count(cfg.eval.tokens, "eval.tokens") or TOKENS
     try:
         source = open_source(cfg, device)
@@ -81,7 +82,7 @@ def read_latents(cfg: RunConfig, folder: Path) -> Latents:
         reason = f"the activations cannot be read here: {error}"
         return Latents(sae, no_text=reason, no_effects=reason)
     with torch.no_grad():
-        return _look(sae, encode, source, tokens, known_rates(folder / "export", sae))
+        return _look(sae, encode, source, tokens, known_rates(folder / EXPORT, sae))
 
 
 def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F: Tensor | None) -> Latents:
