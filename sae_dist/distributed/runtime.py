@@ -16,7 +16,7 @@ LEAVE_WITHIN_S = 60.0
 
 
 def start(where: Place, device: str, timeout_s: float) -> torch.device:
-    """Join the process group (gloo on CPU, NCCL beside it on CUDA) and return this rank's device.
+    """Join the process group (gloo on CPU; on CUDA also NCCL) and return this rank's device.
 
     A single process gets a group of one, so that the same code runs at every world size.
     """
@@ -35,14 +35,14 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
 
 
 def slurm_rendezvous() -> None:
-    """Inside a Slurm step, name the meeting place as torch expects it; elsewhere it is named already."""
+    """Set MASTER_ADDR and MASTER_PORT inside a Slurm step, as torch expects them; elsewhere they are set."""
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
 
 def finish() -> None:
-    """Leave the process group, once every rank is ready to: rank 0 may host the store of all.
+    """Leave the process group once every rank is ready to: rank 0 may host the store of all.
 
     Raises:
         TransportError: the store is gone before that.
@@ -59,9 +59,9 @@ def finish() -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR2 asked this process to stop.
+    """A flag that SIGTERM, SIGINT or SIGUSR2 sets to ask this process to stop.
 
-    The ranks agree on it at the end of a step; the handler itself only sets a flag.
+    The ranks agree on it at the end of a step; the signal handler does nothing else.
     """
 
     def __init__(self) -> None:

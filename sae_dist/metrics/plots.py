@@ -1,4 +1,4 @@
-"""Training curves as PNG."""
+"""Training curves, drawn as PNG files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CURVES = {
 
 
 def plot_curves(folder: Path) -> list[Path]:
-    """Draw the curves in `folder`/metrics.jsonl against tokens into `folder`/plots.
+    """Draw the curves of `folder`/metrics.jsonl over tokens into `folder`/plots.
 
     Returns:
         The files written: one for each curve that has values.

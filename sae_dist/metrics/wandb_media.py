@@ -1,4 +1,4 @@
-"""What W&B gets when a run has been evaluated: numbers, a table, the density, plots; files if asked."""
+"""The final entry of a run in W&B: numbers, a table, the density and plots; files if asked."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
 
 
 def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
-    """Add to the run of W&B that training logged to; nothing where there was none. Never fatal.
+    """Add the results to the W&B run that training logged to; do nothing if there was none. Never fatal.
 
     Args:
-        summary: what summary.json holds.
+        summary: the content of summary.json.
     """
     path = folder / "wandb" / USED
     if not path.exists():
@@ -32,7 +32,7 @@ def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
 
 
 def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of the evaluation, and media."""
+    """Return the numbers of the evaluation, and the media."""
     import wandb
 
     found: dict[str, Any] = {"tokens": summary.get("tokens"), "step": summary.get("steps")}
@@ -53,7 +53,7 @@ def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def numbers(summary: dict[str, Any], metrics: tuple[Any, ...]) -> dict[str, float]:
-    """The numbers of summary.json that these metrics name, by their keys there."""
+    """Select from summary.json the numbers that are listed in `metrics`, by their keys there."""
     keys = [metric.name.rpartition("/")[2] for metric in metrics]
     return {key: summary[key] for key in keys if isinstance(summary.get(key), int | float)}
 

@@ -71,7 +71,7 @@ def test_a_step_does_not_wait_for_the_disk_and_the_next_checkpoint_does(
     threading.Timer(0.3, go_on.set).start()
     store.save(2, W, {})
     assert 1 in saved_steps(tmp_path)
-    assert "step 2: waits for the checkpoint before it" in capsys.readouterr().err
+    assert "step 2: waits for the previous checkpoint" in capsys.readouterr().err
     store.wait()
     assert saved_steps(tmp_path) == [1, 2]
 
