@@ -149,7 +149,7 @@ class ExportedSae:
 
     @property
     def head(self) -> "ExportedSae":
-        """This dictionary itself; see `Latents`."""
+        """The dictionary itself; see `Latents`."""
         return self
 
     def tile(self, latents: slice | Tensor) -> "ExportedSae":
