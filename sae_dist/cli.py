@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
+from sae_dist.core.run_folder import LOGS
 from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE, WHAT_IT_DOES
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
@@ -205,7 +206,7 @@ def rank(command: str, folder: Path, pipe: int) -> None:
         from sae_dist.train.harvest import harvest_rank as work
 
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    logs, name = folder / "logs", f"rank_{os.environ['RANK']}"
+    logs, name = folder / LOGS, f"rank_{os.environ['RANK']}"
     try:
         work(folder)
     except Exception as error:

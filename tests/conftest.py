@@ -6,6 +6,8 @@ import os
 import pytest
 import torch
 
+from tests.helpers.processor_time import ProcessorTime
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
@@ -21,3 +23,7 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--saelens-python", help="the python of an environment with sae-lens")
     parser.addoption("--peer-python", help="pythons of the benchmark's peers: saelens=/path/bin/python,...")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessorTime())

@@ -19,10 +19,10 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, existing, read_json, require
+from sae_dist.export.reading import check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
 
-WEIGHTS, CONFIG = "ae.pt", "config.json"
+WEIGHTS, SAE_CONFIG = "ae.pt", "config.json"
 UNIT_ERROR = 1e-5
 LINEAR = ("encoder.weight", "decoder.weight", "encoder.bias")
 MATRICES = ("W_enc", "W_dec", "b_enc")
@@ -84,7 +84,7 @@ def export_dictionary_learning(folder: Path, latents: Latents) -> None:
             for theirs, value in small.items():
                 file.put(theirs, value)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head, name))
+        write_json(folder / SAE_CONFIG, _config(head, name))
 
 
 def _put_matrix(file: SlicedFile, name: str, rows: Tensor, first: int, *, as_columns: bool) -> None:
@@ -155,21 +155,23 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
             computation than ours.
     """
-    config = read_json(folder, CONFIG, WEIGHTS)
-    require(folder / CONFIG, config, "trainer")
+    config = read_json(folder, SAE_CONFIG, WEIGHTS)
+    require(folder / SAE_CONFIG, config, "trainer")
     trainer = config["trainer"]
-    require(folder / CONFIG, trainer, "dict_class", "activation_dim", "dict_size")
+    require(folder / SAE_CONFIG, trainer, "dict_class", "activation_dim", "dict_size")
     name, D, F = trainer["dict_class"], trainer["activation_dim"], trainer["dict_size"]
     if name not in LAYOUTS:
-        raise ConfigError(f"{folder / CONFIG}: dict_class={name} is not supported, only {', '.join(LAYOUTS)}")
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: dict_class={name} is not supported, only {', '.join(LAYOUTS)}"
+        )
     (encoder, decoder, bias), others = LAYOUTS[name]
-    weights = _read_state(existing(folder, WEIGHTS, (CONFIG, WEIGHTS)))
+    weights = _read_state(existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS)))
     turned = encoder == "W_enc"
     shapes = {encoder: [D, F] if turned else [F, D], decoder: [F, D] if turned else [D, F]}
     shapes |= {} if bias is None else {bias: [F]}
     shapes |= {theirs: [D] if ours == "b_dec_E" else [F] for theirs, ours in others.items()}
     shapes |= {"k": [], "threshold": []} if name in SELECTING else {}
-    check_shapes(folder / WEIGHTS, weights, shapes, CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes, SAE_CONFIG)
     own: dict[str, Any] = {ours: weights[theirs] for theirs, ours in others.items()}
     W_enc_FD = weights[encoder].T if turned else weights[encoder]
     W_dec_FE = weights[decoder] if turned else weights[decoder].T
@@ -210,7 +212,7 @@ def _training(folder: Path, name: str, weights: dict[str, Tensor], F: int) -> di
         return k
     sizes = weights.get("group_sizes", torch.zeros(1, dtype=torch.int64))
     if int(sizes.sum()) != F:
-        raise ConfigError(f"{folder / WEIGHTS}: group_sizes must add up to dict_size={F} of {CONFIG}")
+        raise ConfigError(f"{folder / WEIGHTS}: group_sizes must add up to dict_size={F} of {SAE_CONFIG}")
     return k | {"matryoshka_prefixes": sizes.cumsum(0).tolist()}
 
 

@@ -3,7 +3,7 @@
 Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -14,15 +14,61 @@ from torch.nn.functional import embedding_bag
 Encode = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """`encode_topk` of a kernel backend: (x_BD, W_FD, b_F, k) -> values and indices [B, K]."""
 
-NEEDS = {
-    "topk": ("b_enc_F", "k"),
-    "relu": ("b_enc_F",),
-    "jumprelu": ("b_enc_F", "threshold_F"),
-    "gated": ("b_gate_F", "b_mag_F", "r_mag_F"),
+Vectors = Mapping[str, Tensor]
+"""Numbers per latent [F] by the name of their field in `ExportedSae`."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute codes from z = W_enc (x - b_dec), or z = W_enc x in a transcoder.
+
+    Codes grow in proportion to activations if the vectors do; only `log_ratios` stay.
+
+    Attributes:
+        biases: vectors that are added to z, each with the log ratio that z is multiplied by before (or None).
+        thresholds: vectors that scores are compared with.
+        log_ratios: vectors that are logarithms of factors.
+        codes: [B, f] from z [B, f] and the vectors of these latents; None: the k best, found by a kernel.
+    """
+
+    biases: Mapping[str, str | None]
+    thresholds: tuple[str, ...] = ()
+    log_ratios: tuple[str, ...] = ()
+    codes: Callable[[Tensor, Vectors], Tensor] | None = None
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """All vectors of the form, biases first."""
+        return (*self.biases, *self.thresholds, *self.log_ratios)
+
+
+def _relu(z_Bf: Tensor, own: Vectors) -> Tensor:
+    return (z_Bf + own["b_enc_F"]).relu()
+
+
+def _jumprelu(z_Bf: Tensor, own: Vectors) -> Tensor:
+    score_Bf = z_Bf + own["b_enc_F"]
+    return score_Bf.relu() * (score_Bf > own["threshold_F"])
+
+
+def _gated(z_Bf: Tensor, own: Vectors) -> Tensor:
+    open_Bf = z_Bf + own["b_gate_F"] > 0
+    return (z_Bf * own["r_mag_F"].exp() + own["b_mag_F"]).relu() * open_Bf
+
+
+FORMS = {
+    "topk": Form({"b_enc_F": None}),
+    "relu": Form({"b_enc_F": None}, codes=_relu),
+    "jumprelu": Form({"b_enc_F": None}, thresholds=("threshold_F",), codes=_jumprelu),
+    "gated": Form({"b_gate_F": None, "b_mag_F": "r_mag_F"}, log_ratios=("r_mag_F",), codes=_gated),
 }
-"""Kinds, and the fields that each has beyond those that all have."""
-OF_LATENTS = ("W_enc_FD", "W_dec_FE", "b_enc_F", "threshold_F", "b_gate_F", "b_mag_F", "r_mag_F")
-"""Fields with a row, or a number, for each latent."""
+"""What `ExportedSae.kind` may be. Kinds that train differently may share a form: see `Dictionary.form`."""
+OF_LATENTS = (
+    "W_enc_FD",
+    "W_dec_FE",
+    *dict.fromkeys(name for form in FORMS.values() for name in form.vectors),
+)
+"""Fields of `ExportedSae` with a row, or a number, for each latent."""
 LATENT_TILE = 4096
 WRITTEN_BYTES = 16 << 20
 """Of W_enc in a tile that is written at once."""
@@ -74,9 +120,20 @@ class ExportedSae:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        missing = [name for name in NEEDS[self.kind] if getattr(self, name) is None]
+        needed = self.form.vectors if self.form.codes else (*self.form.vectors, "k")
+        missing = [name for name in needed if getattr(self, name) is None]
         assert not missing, f"{self.kind} needs {', '.join(missing)}"
         assert self.transcoder or self.W_skip_ED is None, "an autoencoder has no skip"
+
+    @property
+    def form(self) -> Form:
+        """The form that `kind` names."""
+        return FORMS[self.kind]
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The form's vectors [F], by field."""
+        return {name: getattr(self, name) for name in self.form.vectors}
 
     @property
     def num_latents(self) -> int:
@@ -114,7 +171,7 @@ class ExportedSae:
         [B, F] is never held: TopK has its kernel, the other kinds go by tiles of latents.
         """
         x_BD = x_BD if self.transcoder else x_BD - self.b_dec_E
-        if self.kind == "topk":
+        if self.form.codes is None:
             assert self.b_enc_F is not None and self.k is not None
             val_BK, idx_BK = encode(x_BD, self.W_enc_FD, self.b_enc_F, self.k)
             row_P, slot_P = (val_BK > 0).nonzero(as_tuple=True)
@@ -122,7 +179,9 @@ class ExportedSae:
         else:
             tiles = []
             for first in range(0, self.num_latents, LATENT_TILE):
-                code_Bf = self._codes(x_BD, slice(first, first + LATENT_TILE))
+                tile = slice(first, first + LATENT_TILE)
+                own = {name: value[tile] for name, value in self.vectors.items()}
+                code_Bf = self.form.codes(x_BD @ self.W_enc_FD[tile].T, own)
                 row_P, place_P = (code_Bf > 0).nonzero(as_tuple=True)
                 tiles.append((row_P, place_P + first, code_Bf[row_P, place_P]))
             row_P, latent_P, value_P = (torch.cat(parts) for parts in zip(*tiles, strict=True))
@@ -130,20 +189,6 @@ class ExportedSae:
             row_P, latent_P, value_P = row_P[order_P], latent_P[order_P], value_P[order_P]
         counts_B = torch.bincount(row_P, minlength=len(x_BD))
         return SparseCodes(latent_P, value_P, counts_B.cumsum(0) - counts_B)
-
-    def _codes(self, x_BD: Tensor, tile: slice) -> Tensor:
-        """Codes of the latents of a tile, dense, of any kind but topk."""
-        z_Bf = x_BD @ self.W_enc_FD[tile].T
-        if self.kind == "gated":
-            assert self.b_gate_F is not None and self.b_mag_F is not None and self.r_mag_F is not None
-            open_Bf = z_Bf + self.b_gate_F[tile] > 0
-            return (z_Bf * self.r_mag_F[tile].exp() + self.b_mag_F[tile]).relu() * open_Bf
-        assert self.b_enc_F is not None
-        pre_Bf = z_Bf + self.b_enc_F[tile]
-        if self.kind == "jumprelu":
-            assert self.threshold_F is not None
-            return pre_Bf.relu() * (pre_Bf > self.threshold_F[tile])
-        return pre_Bf.relu()
 
     def decode(self, codes: SparseCodes, x_BD: Tensor) -> Tensor:
         """Reconstruction [B, E] from codes; of a transcoder with skip from its input too."""

@@ -33,21 +33,21 @@ def _holds_all(head: ExportedSae) -> None:
 FORMATS = {
     "saelens": Format(
         folder=".",
-        files=(saelens.CONFIG, saelens.WEIGHTS),
+        files=(saelens.SAE_CONFIG, saelens.WEIGHTS),
         cannot_hold=_holds_all,
         write=saelens.export_saelens,
         read=published.load_published,
     ),
     "sparsify": Format(
         folder="sparsify",
-        files=(sparsify.CONFIG, sparsify.WEIGHTS),
+        files=(sparsify.SAE_CONFIG, sparsify.WEIGHTS),
         cannot_hold=sparsify.cannot_hold,
         write=sparsify.export_sparsify,
         read=sparsify.load_sparsify,
     ),
     "dictionary_learning": Format(
         folder="dictionary_learning",
-        files=(dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+        files=(dictionary_learning.SAE_CONFIG, dictionary_learning.WEIGHTS),
         cannot_hold=dictionary_learning.cannot_hold,
         write=dictionary_learning.export_dictionary_learning,
         read=dictionary_learning.load_dictionary_learning,

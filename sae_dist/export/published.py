@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.saelens import CONFIG, from_saelens, read_files
+from sae_dist.export.saelens import SAE_CONFIG, from_saelens, read_files
 
 METADATA = (
     "model_name",
@@ -57,13 +57,15 @@ def _before_6(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
     """cfg.json of SAELens before version 6, in today's keys."""
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if config.get("finetuning_scaling_factor"):
-        raise ConfigError(f"{folder / CONFIG}: finetuning_scaling_factor=true is not supported, only false")
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: finetuning_scaling_factor=true is not supported, only false"
+        )
     found = {"architecture": "standard", "apply_b_dec_to_input": True} | config
     if activation == "topk":
         found |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
     elif activation != "relu" and found["architecture"] == "standard":
         raise ConfigError(
-            f"{folder / CONFIG}: activation_fn={activation} is not supported, only relu and topk"
+            f"{folder / SAE_CONFIG}: activation_fn={activation} is not supported, only relu and topk"
         )
     if found.get("normalize_activations") in (None, False):
         found["normalize_activations"] = "none"

@@ -14,23 +14,17 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
-from sae_dist.core.tensors import write_tensors
-from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
+from sae_dist.core.files import write_json, write_tensors
+from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
+from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
-WEIGHTS, CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+WEIGHTS, SAE_CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 SILENT = 1e-10
-OWN_TENSORS = {
-    "topk": {"b_enc": "b_enc_F"},
-    "relu": {"b_enc": "b_enc_F"},
-    "jumprelu": {"b_enc": "b_enc_F", "threshold": "threshold_F"},
-    "gated": {"b_gate": "b_gate_F", "b_mag": "b_mag_F", "r_mag": "r_mag_F"},
-}
-"""Kind -> SAELens' names of its tensors [F] -> our fields."""
+VECTORS = {kind: {field.removesuffix("_F"): field for field in form.vectors} for kind, form in FORMS.items()}
+"""Form -> SAELens' names of its vectors [F] -> fields of `ExportedSae`."""
 OURS_ALONE = "no class of SAELens computes this; sae_dist.export.saelens.load_exported reads it"
 
 
@@ -43,7 +37,7 @@ def architecture(kind: str, transcoder: bool, skip: bool) -> str:
 
 ARCHITECTURES = {
     architecture(kind, transcoder, skip): (kind, transcoder, skip)
-    for kind in OWN_TENSORS
+    for kind in VECTORS
     for transcoder, skip in ((False, False), (True, False), (True, True))
 }
 
@@ -60,7 +54,7 @@ def export_saelens(folder: Path, latents: Latents) -> None:
         SaeDistError: the disk did not take the weights.
     """
     head = latents.head
-    vectors = OWN_TENSORS[head.kind]
+    vectors = VECTORS[head.kind]
     shapes = _shapes(head)
     with writing(folder):
         with safetensors_file(folder / f".{WEIGHTS}.tmp", shapes) as file:
@@ -73,13 +67,13 @@ def export_saelens(folder: Path, latents: Latents) -> None:
             if head.W_skip_ED is not None:
                 file.put("W_skip", head.W_skip_ED)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head))
+        write_json(folder / SAE_CONFIG, _config(head))
 
 
 def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
     D, E, F = head.width, len(head.b_dec_E), head.num_latents
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, F), "W_dec": (F, E), "b_dec": (E,)}
-    shapes |= {name: (F,) for name in OWN_TENSORS[head.kind]}
+    shapes |= {name: (F,) for name in VECTORS[head.kind]}
     return shapes if head.W_skip_ED is None else shapes | {"W_skip": (E, D)}
 
 
@@ -136,7 +130,7 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     _require(folder, config, "architecture", "d_in", "d_sae")
     if config["architecture"] not in ARCHITECTURES:
         raise ConfigError(
-            f"{folder / CONFIG}: architecture={config['architecture']} is not supported, "
+            f"{folder / SAE_CONFIG}: architecture={config['architecture']} is not supported, "
             f"only {', '.join(ARCHITECTURES)}"
         )
     kind, transcoder, skip = ARCHITECTURES[config["architecture"]]
@@ -148,16 +142,18 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     }
     for key, value in required.items():
         if config.get(key, value) != value:
-            raise ConfigError(f"{folder / CONFIG}: {key}={config[key]} is not supported, only {key}={value}")
+            raise ConfigError(
+                f"{folder / SAE_CONFIG}: {key}={config[key]} is not supported, only {key}={value}"
+            )
     D, F = config["d_in"], config["d_sae"]
     D_out = config["d_out"] if transcoder else D
     shapes = {
         "W_enc": [D, F],
         "W_dec": [F, D_out],
         "b_dec": [D_out],
-        **{name: [F] for name in OWN_TENSORS[kind]},
+        **{name: [F] for name in VECTORS[kind]},
     }
-    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), SAE_CONFIG)
     metadata = config.get("metadata", {})
     return ExportedSae(
         kind=kind,
@@ -169,12 +165,12 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
         transcoder=transcoder,
         trained_as=metadata.get("training_architecture"),
         metadata=metadata,
-        **{ours: weights[name] for name, ours in OWN_TENSORS[kind].items()},
+        **{ours: weights[name] for name, ours in VECTORS[kind].items()},
     )
 
 
 def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
-    require(folder / CONFIG, config, *keys)
+    require(folder / SAE_CONFIG, config, *keys)
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -183,7 +179,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ConfigError: one is missing or not readable.
     """
-    return read_json(folder, CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, CONFIG)
+    return read_json(folder, SAE_CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
@@ -199,7 +195,7 @@ def load_firing_rates(folder: Path) -> Tensor | None:
     """
     if not (folder / FIRING).is_file():
         return None
-    found = read_safetensors(folder, FIRING, CONFIG)
+    found = read_safetensors(folder, FIRING, SAE_CONFIG)
     require(folder / FIRING, found, "sparsity")
     log_F = found["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

@@ -35,7 +35,7 @@ ZIP_DESCRIPTOR = b"PK\x07\x08"
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorSpan:
     """Where a tensor's bytes begin in a file."""
 
     offset: int
@@ -49,7 +49,7 @@ class SlicedFile:
     It lies under a temporary name until `publish`; leaving the `with` block without that removes it.
     """
 
-    def __init__(self, path: Path, places: dict[str, Place]):
+    def __init__(self, path: Path, places: dict[str, TensorSpan]):
         """`path`: where `places` hold; it exists and has its full length."""
         self._path, self._places = path, places
 
@@ -141,7 +141,7 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     for name, shape in shapes.items():
         end = offset + prod(shape) * torch.float32.itemsize
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        places[name] = Place(offset, shape, torch.float32)
+        places[name] = TensorSpan(offset, shape, torch.float32)
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
@@ -149,7 +149,9 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
     reserve(path, begin + offset)
-    return SlicedFile(path, {n: Place(begin + p.offset, p.shape, torch.float32) for n, p in places.items()})
+    return SlicedFile(
+        path, {n: TensorSpan(begin + p.offset, p.shape, torch.float32) for n, p in places.items()}
+    )
 
 
 def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
@@ -172,7 +174,7 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
                 # Storages are numbered in the order in which torch.save meets them.
                 name = names[int(inside.name)]
                 tensor = state[name]
-                places[name] = Place(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
+                places[name] = TensorSpan(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
     assert set(places) == set(state)
     reserve(path, path.stat().st_size)
     return TorchFile(path, places)

@@ -1,4 +1,4 @@
-"""Whether an LLM's weights fit where they are to be held, from its facts alone."""
+"""Memory checks from facts alone: do an LLM's weights fit where they are to be held."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import LlmFacts
 
-USABLE = 0.9  # of the memory: activations, masks and the dictionary want some
+USABLE = 0.9  # of the memory: activations, masks and the dictionary need some
 
 
 def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> None:
@@ -20,7 +20,7 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
         ranks_here: ranks that a launcher started on this machine; None: all will run here.
 
     Raises:
-        ConfigError: they do not fit; says which sharding would.
+        ConfigError: they do not fit; the message names the sharding that would.
     """
     assert cfg.llm.dtype is not None, "filled in by config.resolve"
     weights, size = weights_bytes(facts, cfg.llm.dtype), cfg.llm.shard_size
@@ -40,7 +40,7 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
 
 
 def why_not_whole(facts: LlmFacts, dtype: str, device: torch.device) -> str | None:
-    """Why one process cannot hold the whole model, for evaluation; None: it can."""
+    """Explain why one process cannot hold the whole model, for evaluation; None: it can."""
     weights, memory = weights_bytes(facts, dtype, whole=True), memory_bytes(device.type)
     if weights <= USABLE * memory:
         return None
@@ -51,13 +51,13 @@ def why_not_whole(facts: LlmFacts, dtype: str, device: torch.device) -> str | No
 
 
 def weights_bytes(facts: LlmFacts, dtype: str, *, whole: bool = False) -> int:
-    """Bytes of the layers up to the last hook, or of the whole model with its head."""
+    """Return the bytes of the layers up to the last hook, or of the whole model with its head."""
     numbers = facts.whole_parameters if whole else facts.parameters
     return numbers * getattr(torch, dtype).itemsize
 
 
 def memory_bytes(device: str) -> int:
-    """Memory of the first GPU, or of this machine."""
+    """Return the bytes of memory of the first GPU, or of this machine."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

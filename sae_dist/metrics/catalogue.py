@@ -1,12 +1,18 @@
-"""Every number that a run writes: its name, unit, what it is, and when it is there.
+"""The list of every number that a run writes: name, unit, meaning, and when it is present.
 
-A new metric is one `Metric` in the table of its group. `python -m sae_dist.metrics.catalogue` writes
-README.md beside this file; tests compare that file with this table, and the rows of real runs too.
+A new metric is one `Metric` in the table of its group. No number is computed here: those of training come
+from a dictionary's loss (`parts`) and `train/meter.py`, those of a trained dictionary from
+`evaluation/quality`, those of machines from `nvml.py` and `telemetry.py`.
+
+`python -m sae_dist.metrics.catalogue` writes README.md next to this file; tests compare that file with this
+table, and the rows of real runs too.
 """
 
 import re
 from pathlib import Path
 from typing import NamedTuple
+
+from sae_dist.core.run_folder import METRICS
 
 ALWAYS = "always"
 PRODUCERS = "with producers"
@@ -18,7 +24,7 @@ IN_TRAINING = "with `eval.every`; W&B also when the run has been evaluated"
 
 
 class Metric(NamedTuple):
-    """One number. In `name`, {gpu} is `<node>.<GPU of that node>`, {node} a machine, {plot} a file's name."""
+    """A number by its name. {gpu} is `<node>.<GPU of that node>`, {node} a machine, {plot} a file's name."""
 
     name: str
     unit: str
@@ -255,12 +261,12 @@ rank. `ms/step`: mean over steps since the last row and over consumers; phases d
 
 
 def names(when: str = ALWAYS) -> list[str]:
-    """Of metrics.jsonl, those that are there in such rows."""
+    """List the names of metrics.jsonl that are present in such rows."""
     return [metric.name for metric in ROW if metric.when == when]
 
 
 def known(name: str) -> bool:
-    """Whether a row may have this name."""
+    """Return whether a row may have this name."""
     return any(re.fullmatch(_pattern(metric.name), name) for metric in (*ROW, *EVAL))
 
 
@@ -270,10 +276,10 @@ def _pattern(name: str) -> str:
 
 
 def markdown() -> str:
-    """The tables for people."""
+    """Write the tables as Markdown, for readers."""
     found = HEAD
     for title, metrics in (
-        ("metrics.jsonl", ROW),
+        (METRICS, ROW),
         ("Evaluation", EVAL),
         ("summary.json, besides the evaluation's numbers; W&B's summary has them under `summary/`", SUMMARY),
     ):

@@ -9,8 +9,8 @@ from tqdm import tqdm
 from sae_dist.config.needs import held_bytes, what_would_fit
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.place import Place
 from sae_dist.core.types import LlmFacts
-from sae_dist.distributed.runtime import Place
 from sae_dist.llm.fit import memory_bytes, weights_bytes
 from sae_dist.transport.file import open_array
 

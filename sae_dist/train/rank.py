@@ -1,6 +1,5 @@
 """What one rank does once the run folder is frozen: train, or produce."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,8 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
+from sae_dist.core.place import Place, place
+from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, TRAINED, status
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -27,8 +28,6 @@ from sae_dist.train.speed import Watch, peak_memory_bytes, start_telemetry
 from sae_dist.train.state import Run
 from sae_dist.transport.collective import RemoteChunks
 
-SUMMARY = "summary.json"
-DIVERGED = "diverged"
 POLL_S = 0.05
 
 
@@ -38,9 +37,9 @@ def run_rank(folder: Path) -> None:
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     stop = runtime.StopRequest()
-    where = runtime.place()
+    where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
@@ -63,7 +62,7 @@ def run_rank(folder: Path) -> None:
 def play(
     cfg: RunConfig,
     folder: Path,
-    where: runtime.Place,
+    where: Place,
     device: torch.device,
     stop: runtime.StopRequest,
     control: Control,
@@ -158,12 +157,6 @@ def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
     if cfg.resume != "auto" or not varied(cfg):
         return folders
     return [each for each in folders if status(each) != DIVERGED]
-
-
-def status(folder: Path) -> str | None:
-    """What summary.json says, if there is one."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text()).get("status") if path.exists() else None
 
 
 def consume(
@@ -270,6 +263,6 @@ def write_summary(run: Run) -> None:
             "seconds": sum(run.pauses),
             "longest": max(run.pauses, default=0.0),
         },
-        "status": "trained",
+        "status": TRAINED,
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary(run.progress.tokens))

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.place import Place
 from sae_dist.core.types import Precision
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
-from sae_dist.distributed.runtime import Place
 from sae_dist.metrics.clock import PHASES, PhaseClock, Phases
 from sae_dist.metrics.gemm import gemm_rate
 from sae_dist.metrics.profiler import ProfileWindow

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from sae_dist.checkpoint.read import CHECKPOINTS, complete, none_left, passed_over, say
+from sae_dist.checkpoint.read import complete, none_left, passed_over, say
 from sae_dist.core.errors import CheckpointError
+from sae_dist.core.run_folder import CHECKPOINTS
 from sae_dist.shuffle.scale import estimate
 from sae_dist.train.state import Progress, Run
 from sae_dist.train.warm import begin_with

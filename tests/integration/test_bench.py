@@ -9,8 +9,8 @@ import torch
 from sae_dist import cli
 from sae_dist.bench.quality.contestants import CONTESTANTS, PEERS, TrialFailed
 from sae_dist.bench.quality.data import order_file, prepare_data
-from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import Outcome, one_trial
+from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.run import one_trial
 from sae_dist.config.run import load_config
 from sae_dist.train.meter import HASH_PRIME
 from tests.helpers.commands import rows

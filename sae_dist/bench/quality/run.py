@@ -10,7 +10,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,35 +19,12 @@ import numpy as np
 from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant, Job, TrialFailed, run_trial
 from sae_dist.bench.quality.data import order_file, prepare_data
 from sae_dist.bench.quality.evaluate import Weights, measure
-from sae_dist.bench.quality.plan import Plan
+from sae_dist.bench.quality.plan import Outcome, Plan
 from sae_dist.bench.quality.sweep import best_of, is_bracketed, sweep
+from sae_dist.bench.quality.table import format_table, write_reports
 from sae_dist.core.files import write_json
 
 NOT_FINITE = "not finite"
-
-
-@dataclass
-class Outcome:
-    """What came of one contestant at one shape.
-
-    Attributes:
-        trials: every result of the sweep and of the seeds.
-        error: why there is none, or not more.
-    """
-
-    contestant: str
-    label: str
-    latents: int
-    k: int
-    trials: list[dict[str, Any]] = field(default_factory=list)
-    best_lr: float | None = None
-    bracketed: bool = False
-    error: str | None = None
-
-    @property
-    def at_best(self) -> list[dict[str, Any]]:
-        """The seeds at the best learning rate."""
-        return [each for each in self.trials if each["lr"] == self.best_lr and each["fvu"] is not None]
 
 
 def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS) -> list[Outcome]:
@@ -57,8 +33,6 @@ def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS)
     Raises:
         SaeDistError: the folder or the source of data is wrong; what befalls a contestant is an outcome.
     """
-    from sae_dist.bench.quality.table import format_table, write_reports
-
     prepare_data(plan)
     outcomes: list[Outcome] = []
     for latents, k in plan.shapes:

@@ -13,8 +13,8 @@ import numpy as np
 
 from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant
 from sae_dist.bench.quality.data import prepare_data
-from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import Outcome, compete, cost, run_quality, say
+from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.run import compete, cost, run_quality, say
 from sae_dist.bench.quality.sweep import rate
 from sae_dist.core.files import write_json
 

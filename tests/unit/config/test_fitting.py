@@ -8,7 +8,7 @@ import torch
 from sae_dist.config.needs import held_bytes, what_would_fit
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import OptimConfig, SaeConfig
-from sae_dist.distributed.runtime import Place
+from sae_dist.core.place import Place
 from sae_dist.train.out_of_memory import explained, is_out_of_memory
 from sae_dist.train.rank import memory_in_words
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae_dist.config.sections import OptimConfig, TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.core.types import RowTerm
-from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.optim.engine import Engine
 from sae_dist.optim.offload import HostAdam
@@ -59,7 +59,7 @@ class Toy(torch.nn.Module):
 
 
 def trained(kind: str, cfg: OptimConfig, dtype: torch.dtype, steps: int) -> dict[str, torch.Tensor]:
-    topology = Topology(TopologyConfig(), runtime.Place(0, 1, 0, 1), "cpu")
+    topology = Topology(TopologyConfig(), Place(0, 1, 0, 1), "cpu")
     model = Toy(dtype)
     engine = {
         "row_adam": lambda: RowAdam(cfg, model, topology),

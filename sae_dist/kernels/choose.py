@@ -9,7 +9,7 @@ from sae_dist.kernels import reference, torch_backend
 from sae_dist.kernels.row_update import RowUpdate, TiledUpdate
 
 
-def resolve(name: str) -> ModuleType:
+def choose_kernels(name: str) -> ModuleType:
     """The backend called `name`: a module with the functions of `reference`.
 
     Raises:
@@ -24,11 +24,11 @@ def resolve(name: str) -> ModuleType:
     return backends[name]
 
 
-def row_update(name: str) -> type[RowUpdate]:
+def choose_row_update(name: str) -> type[RowUpdate]:
     """What `optim.row_adam` needs of the backend called `name`.
 
     Raises:
-        ConfigError: see `resolve`.
+        ConfigError: see `choose_kernels`.
     """
     if name == "triton":
         _check_triton()
