@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
-from sae_dist.metrics.catalogue import EVAL, SUMMARY
+from sae_dist.metrics.catalogue import SUMMARY
+from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
 
 
