@@ -21,6 +21,8 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import Resolved, save_config
 from sae_dist.config.sections import SaeConfig
+from sae_dist.core.place import place
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -86,7 +88,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
     make_folder(folder)
     costs: list[Cost] = []
     stolen = Stolen()
-    where = runtime.start(runtime.place(), device, 600.0)
+    where = runtime.start(place(), device, 600.0)
     try:
         for latents in widths:
             costs.append(time_width(latents, width=width, k=k, batch=batch, device=where))
@@ -124,7 +126,7 @@ def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, devi
     composed.sae = SaeConfig(**{**vars(composed.sae), "num_latents": latents, "k": k})
     composed.metrics.console = False
     cfg = resolve(composed, None, width)
-    save_config(cfg, folder / "config.yaml")
+    save_config(cfg, folder / CONFIG)
     rank = only_rank(cfg, folder, device)
     (run,) = build_runs(rank, [folder], RandomRows(width, cfg.shuffle.chunk_rows))
     return run
@@ -132,7 +134,7 @@ def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, devi
 
 def only_rank(cfg: Resolved, folder: Path, device: torch.device) -> Rank:
     """Return the only process of a run that needs no LLM, within a process group of one."""
-    where = runtime.place()
+    where = place()
     topology = Topology(cfg.topology, where, device.type)
     control, watch = Control(cfg.topology.timeout_s), Watch(PhaseClock(device))
     return Rank(cfg, folder, None, where, topology, device, runtime.StopRequest(), control, watch)

@@ -11,6 +11,7 @@ from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import Resolved, RunConfig, Single, load_config, narrowed
 from sae_dist.config.sections import GridConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import CONFIG
 
 C = TypeVar("C", bound=RunConfig)
 VARIES = {
@@ -69,7 +70,7 @@ def member_configs(cfg: Resolved, folder: Path) -> list[Single]:
     """Read the resolved config of each dictionary of a run folder."""
     if not cfg.is_grid:
         return [narrowed(Single, cfg)]
-    return [single(load_config(each / "config.yaml"), each) for each in member_folders(cfg, folder)]
+    return [single(load_config(each / CONFIG), each) for each in member_folders(cfg, folder)]
 
 
 def single(cfg: Resolved, folder: Path) -> Single:

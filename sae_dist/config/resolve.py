@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_dist.config.grid import members
-from sae_dist.config.kinds import ENCODER_SCALE, SELECTED
+from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
 from sae_dist.config.run import Resolved, RunConfig, Single, flat, narrowed, parse_counts
 from sae_dist.config.triton import triton_problem
 from sae_dist.core.errors import ConfigError
@@ -152,10 +152,9 @@ def _resolve_sae(cfg: RunConfig, width: int) -> None:
 def encoder_scale(kind: str, num_latents: int, width: int) -> float:
     """Return the length of the encoder's rows before training.
 
-    Without selection half of all latents fire, and random unit rows then add up to num_latents / (2 width)
-    times the activation. So relu and gated dictionaries start with the inverse of that: their first
-    reconstruction is the activation itself.
+    Where half of all latents fire, random unit rows add up to num_latents / (2 width) times the activation.
+    Such kinds start with the inverse of that, so that the reconstruction starts near the activation.
     """
-    if kind not in ("relu", "gated"):
+    if not KINDS[kind].dense_start:
         return ENCODER_SCALE
     return min(ENCODER_SCALE, 2 * width / num_latents)

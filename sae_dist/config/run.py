@@ -42,6 +42,7 @@ from sae_dist.config.sections import (
     TopologyConfig,
 )
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import first_line
 
 C = TypeVar("C")
 
@@ -192,7 +193,7 @@ def load_config(path: Path) -> Resolved:
     try:
         return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ConfigError) as error:
-        raise ConfigError(f"{path} is not the config of a run: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ import sys
 
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
+from sae_dist.core.text import gib
 from sae_dist.train.state import Run
 
 
@@ -31,14 +32,14 @@ def announce(runs: list[Run]) -> None:
 def memory_in_words(runs: list[Run]) -> str:
     """Say what a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
     held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
-    rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
-    parts = (sum(each.dictionary for each in held), sum(rows.values()))
-    gib = [f"{count / 2**30:.2f} GiB" for count in parts]
-    said = f"each consumer holds {gib[0]} of dictionary and optimizer, {gib[1]} of activations that wait"
+    waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(waiting.values()))
+    dictionary, rows = (gib(count, 2) for count in parts)
+    said = f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations that wait"
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
-        copy = copies / runs[0].topology.num_consumers / 2**30
-        said += f", {copy:.2f} GiB more on the host while a checkpoint is written"
+        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        said += f", {copy} more on the host while a checkpoint is written"
     return said
 
 

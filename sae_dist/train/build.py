@@ -1,6 +1,5 @@
 """Builds what a consumer trains: with `train.sources`, the only files that know every concrete class."""
 
-import importlib
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,11 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import single
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import Single, load_config
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ChunkSource, Precision
-from sae_dist.dictionary.base import Dictionary, Setting
+from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.mesh import Topology
-from sae_dist.kernels.resolve import resolve, row_update
+from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.metrics.profiler import ProfileWindow
 from sae_dist.metrics.recorder import Recorder
 from sae_dist.metrics.sinks import make_console, make_sinks
@@ -57,7 +57,7 @@ def build_runs(rank: Rank, folders: Sequence[Path], chunks: ChunkSource) -> list
     background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
-        member = single(load_config(folder / "config.yaml"), folder)
+        member = single(load_config(folder / CONFIG), folder)
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
@@ -127,9 +127,8 @@ def build_run(
 def build_dictionary(
     cfg: Single, widths: tuple[int, ...], topology: Topology, device: torch.device
 ) -> Dictionary:
-    """Build a dictionary of the kind that the config names: class `Kind` of a module in dictionary/kinds."""
-    kind = importlib.import_module(f"sae_dist.dictionary.kinds.{cfg.sae.kind}").Kind
-    return kind(
+    """Build the dictionary of the kind that the config names."""
+    return dictionary_class(cfg.sae.kind)(
         Setting(
             cfg=cfg.sae,
             widths=widths,
@@ -137,7 +136,7 @@ def build_dictionary(
             tokens=cfg.train_tokens,
             seed=cfg.seed if cfg.sae.seed is None else cfg.sae.seed,
             topology=topology,
-            kernels=resolve(cfg.kernels),
+            kernels=choose_kernels(cfg.kernels),
             device=device,
             dtype=Precision.of(cfg.precision).master,
             clock=topology.clock,
@@ -148,6 +147,6 @@ def build_dictionary(
 def build_optimizer(cfg: Single, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
     """Build the optimizer that the config names."""
     if cfg.optim.kind == "row_adam":
-        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels), topology.clock)
+        return RowAdam(cfg.optim, dictionary, topology, choose_row_update(cfg.kernels), topology.clock)
     updater = HostAdam if cfg.optim.kind == "offload" else FusedAdam
     return Engine(cfg.optim, dictionary, topology, updater, topology.clock)

@@ -1,20 +1,17 @@
 """Explains an error of memory: what the process held, and what would fit."""
 
-import sys
-
 import torch
-from tqdm import tqdm
 
 from sae_dist.config.grid import member_configs
 from sae_dist.config.needs import held_bytes, what_would_fit
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.text import first_line, gib, print_line
 from sae_dist.core.types import LlmFacts
 from sae_dist.llm.fit import memory_bytes, weights_bytes
 from sae_dist.train.state import Rank
 from sae_dist.transport.file import open_array
 
-GIB = 2**30
 SNAPSHOT = "memory_rank_{rank}.pickle"
 
 
@@ -32,7 +29,7 @@ def explained(error: Exception, rank: Rank) -> SaeDistError:
         path = rank.folder / "traces" / SNAPSHOT.format(rank=rank.where.rank)
         path.parent.mkdir(exist_ok=True)
         torch.cuda.memory._dump_snapshot(str(path))
-        tqdm.write(f"memory snapshot for pytorch.org/memory_viz: {path}", file=sys.stderr)
+        print_line(f"memory snapshot for pytorch.org/memory_viz: {path}")
     room = memory_bytes(device.type) // (1 if device.type == "cuda" else rank.where.local_world)
     llm = 0
     if facts is not None and cfg.topology.producers == 0 and cfg.runs_llm:
@@ -41,7 +38,7 @@ def explained(error: Exception, rank: Rank) -> SaeDistError:
     columns, target = widths(cfg, facts)
     held = held_bytes(members, columns, target)
     fits = what_would_fit(cfg, members, columns, target, room - llm)
-    return SaeDistError(in_words(cfg, held, llm, room, fits, first_line(error)))
+    return SaeDistError(in_words(cfg, held, llm, room, fits, first_line(error)[:200]))
 
 
 def widths(cfg: Resolved, facts: LlmFacts | None) -> tuple[int, int]:
@@ -64,18 +61,13 @@ def in_words(cfg: Resolved, held: int, llm: int, room: int, fits: list[str], rea
         room: bytes of memory that this rank has.
         fits: overrides, each of which alone would fit.
     """
-    parts = f"{held / GIB:.2f} GiB of dictionary, optimizer and waiting activations"
+    parts = f"{gib(held, 2)} of dictionary, optimizer and waiting activations"
     if llm:
-        parts += f" and {llm / GIB:.2f} GiB of language model"
+        parts += f" and {gib(llm, 2)} of language model"
     half = f"batch={cfg.batch // 2}, or shuffle.chunk_rows={max(cfg.shuffle.chunk_rows // 2, 1)}"
     would = (
         f"what would fit: {' or '.join(fits)}"
         if fits
         else f"what a step holds for a while is less with {half}"
     )
-    return f"out of memory: this rank holds {parts} of {room / GIB:.2f} GiB; {would} ({reason})"
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of what the allocator says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"out of memory: this rank holds {parts} of {gib(room, 2)}; {would} ({reason})"

@@ -9,6 +9,8 @@ import torch
 from sae_dist.config.grid import member_folders, shared_out
 from sae_dist.config.run import Resolved, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
+from sae_dist.core.place import place
+from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, status
 from sae_dist.core.types import ChunkSource
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -21,7 +23,7 @@ from sae_dist.train.out_of_memory import explained, is_out_of_memory
 from sae_dist.train.sources import build_chunks, build_facts, build_producer
 from sae_dist.train.speed import Watch, start_telemetry
 from sae_dist.train.state import Rank, Run
-from sae_dist.train.summary import DIVERGED, SUMMARY, status, write_summary
+from sae_dist.train.summary import write_summary
 from sae_dist.transport.collective import RemoteChunks
 
 POLL_S = 0.05
@@ -33,9 +35,9 @@ def run_rank(folder: Path) -> None:
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     stop = runtime.StopRequest()
-    where = runtime.place()
+    where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
@@ -59,7 +61,7 @@ def make_rank(
     cfg: Resolved, folder: Path, device: torch.device, stop: runtime.StopRequest, control: Control
 ) -> Rank:
     """Find this process's place in the topology, and begin to watch it."""
-    clock, where = PhaseClock(device), runtime.place()
+    clock, where = PhaseClock(device), place()
     topology = Topology(
         cfg.topology,
         where,

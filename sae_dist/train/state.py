@@ -14,11 +14,12 @@ from torch import Tensor
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import NumericsError
+from sae_dist.core.place import Place
 from sae_dist.core.types import Batch, LlmFacts, LossTerms, Precision
 from sae_dist.dictionary.base import Dictionary
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
-from sae_dist.distributed.runtime import Place, StopRequest
+from sae_dist.distributed.runtime import StopRequest
 from sae_dist.optim.engine import Engine
 from sae_dist.optim.row_adam import RowAdam
 from sae_dist.train.speed import Watch

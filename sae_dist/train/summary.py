@@ -1,25 +1,13 @@
 """The summary.json of a dictionary as training leaves it: trained to its end, or given up."""
 
-import json
-import sys
-from pathlib import Path
-
 import torch
-from tqdm import tqdm
 
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import DIVERGED, SUMMARY, TRAINED
+from sae_dist.core.text import print_line
 from sae_dist.train.speed import peak_memory_bytes
 from sae_dist.train.state import Run
-
-SUMMARY = "summary.json"
-DIVERGED = "diverged"
-
-
-def status(folder: Path) -> str | None:
-    """Return the status in a folder's summary.json, if there is one."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text()).get("status") if path.exists() else None
 
 
 def write_summary(run: Run) -> None:
@@ -43,7 +31,7 @@ def write_summary(run: Run) -> None:
             "seconds": sum(run.pauses),
             "longest": max(run.pauses, default=0.0),
         },
-        "status": "trained",
+        "status": TRAINED,
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary(run.progress.tokens))
 
@@ -53,7 +41,7 @@ def give_up(run: Run, error: NumericsError) -> None:
     run.checkpoints.wait()
     del run.dictionary, run.optimizer
     if run.topology.leads:
-        tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        print_line(f"{run.folder.name}: given up: {error}")
         run.meter.alert("given up", str(error))
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
         write_json(run.folder / SUMMARY, summary | {"status": DIVERGED, "reason": str(error)})

@@ -21,6 +21,7 @@ from sae_dist.bench.scaling import only_rank
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import Single, narrowed
 from sae_dist.config.sections import SaeConfig
+from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
 from sae_dist.distributed import runtime
@@ -135,7 +136,7 @@ def maker(words: list[str]) -> Callable[[Problem], Ours]:
 
 def main() -> None:
     job = read_job()
-    runtime.start(runtime.place(), job.device.type, 600.0)
+    runtime.start(place(), job.device.type, 600.0)
     try:
         serve(job, maker((job.variant or "").split()), None)
     finally:
