@@ -88,7 +88,7 @@ class Evaluator:
             yield own, y_hat[: len(own)], codes, valid_B
 
     def spliced(self, run: Run, sae: ExportedSae, shares: Shares) -> Tensor:
-        """Reconstruct all rows, [N, E], in their order, on every rank."""
+        """Compute the reconstructions of all rows, [N, E], in their order, on every rank."""
         consumers = run.topology.consumers
         longest = -(-shares.count // consumers.size)
         own = torch.cat([y_hat for _, y_hat, _, _ in self.batches(run, sae, shares)])

@@ -1,4 +1,4 @@
-"""`sae.start`: training that begins with the weights of a finished dictionary.
+"""Training that begins with the weights of a finished dictionary (`sae.start`).
 
 Letters: N latents of this shard, F all latents, C columns of a row, D and E widths of input and target.
 """
