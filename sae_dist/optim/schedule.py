@@ -5,9 +5,9 @@ def law(steps: int, num_latents: int, width: int) -> float:
     """The decoder's peak learning rate for a TopK dictionary, from steps, latents and the target's width.
 
     For activations scaled to mean norm sqrt(D) and unit decoder rows: an element of those is of the order of
-    1 / sqrt(width), and so is Adam's step. Constant and first two exponents fit sweeps that stand in
-    DECISIONS.md; outside their range (250 to 2000 steps, 4096 to 16384 latents, widths of 256 and 384) it
-    extrapolates, but never to shorter runs: in a few steps larger ones drive scores below zero.
+    1 / sqrt(width), and so is Adam's step. Constant and first two exponents fit sweeps in
+    docs/decisions/defaults.md; outside their range (250 to 2000 steps, 4096 to 16384 latents, widths of 256
+    and 384) it extrapolates, but never to shorter runs: in a few steps larger ones drive scores below zero.
     """
     return 1.8e-2 * (1000 / max(steps, 250)) ** 0.25 * (4096 / num_latents) ** 0.5 * (256 / width) ** 0.5
 
