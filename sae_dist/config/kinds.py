@@ -1,4 +1,4 @@
-"""What is known of each kind of dictionary before torch is loaded: one row per kind.
+"""The facts about each kind of dictionary that are known before torch is loaded: one row per kind.
 
 The row's key is the value of `sae.kind`, the name of the kind's file in dictionary/kinds and the name of its
 values in conf/sae.

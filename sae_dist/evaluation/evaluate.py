@@ -14,6 +14,7 @@ from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
+from sae_dist.core.text import gib
 from sae_dist.evaluation.costly import check_asked, evaluate_costly
 from sae_dist.evaluation.plots import plot_evaluation
 from sae_dist.evaluation.quality.cross_entropy import KEYS as CE_KEYS
@@ -124,6 +125,6 @@ def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:
     needed, memory = weights.stat().st_size * (2 if untrained else 1), memory_bytes(device.type)
     if needed > USABLE * memory:
         raise ConfigError(
-            f"{export} takes {needed / 2**30:,.1f} GiB and there are {memory / 2**30:,.1f} GiB: one process "
+            f"{export} takes {gib(needed)} and there are {gib(memory)}: one process "
             "holds the dictionary" + ("; eval.baselines=false halves that" if untrained else "")
         )

@@ -1,17 +1,18 @@
-"""From the tensors of a checkpoint, which act on scaled activations, to a dictionary for raw ones.
+"""The way from a checkpoint's tensors, which act on scaled activations, to a dictionary for raw ones.
 
 Training ran on s_in * x, and on s_out * y for a transcoder's target y (an autoencoder: y = x, s_out = s_in).
 Codes are divided by s_out, so that decoder rows stay as they are:
 
     y_hat / s_out = (code / s_out) W_dec + b_dec / s_out + (s_in / s_out) W_skip x
 
-With `activations.scaling=centred` it ran on s_in (x - m_in) and s_out (y - m_out): m_out joins b_dec, which
-an autoencoder's encoder subtracts anyway; a transcoder's m_in goes into its biases, through W_enc and W_skip.
+With `activations.scaling=centred` it ran on s_in (x - m_in) and s_out (y - m_out): m_out is added to b_dec,
+which an autoencoder's encoder subtracts anyway; a transcoder's m_in goes into its biases, through W_enc and
+W_skip.
 
-Every kind's code is positively homogeneous: ReLU, TopK, a threshold and a gate commute with 1 / s_out if
-every bias and threshold is divided by it too. What is left is W_enc (s_in x) / s_out: W_enc is multiplied
-by s_in / s_out, which is 1 for an autoencoder: W_enc (s_in x - b_dec) / s_in is W_enc (x - b_dec / s_in).
-Logarithms of ratios stay.
+The codes of every form are positively homogeneous: ReLU, TopK, a threshold and a gate commute with 1 / s_out
+if every bias and threshold is divided by s_out too. This leaves W_enc (s_in x) / s_out: so W_enc is scaled by
+s_in / s_out. That is 1 for an autoencoder: W_enc (s_in x - b_dec) / s_in = W_enc (x - b_dec / s_in).
+Logarithms of ratios do not change.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ from sae_dist.export.exported import FORMS, ExportedSae, Vectors
 
 
 class TrainedKind(Protocol):
-    """What exports need of a kind's class; see `dictionary.base.Dictionary`."""
+    """The part of a kind's class that exports need; see `dictionary.base.Dictionary`."""
 
     sharded: tuple[str, ...]
     scalars: tuple[str, ...]

@@ -1,8 +1,8 @@
 """The SAELens layout: sae_weights.safetensors and cfg.json, as `SAE.load_from_disk` reads them.
 
 SAELens has classes for every autoencoder, and for transcoders with ReLU or JumpReLU, with and without skip.
-Transcoders of other kinds are written in the same way, as `topk_transcoder`, `topk_skip_transcoder`,
-`gated_transcoder` and `gated_skip_transcoder`; those only `load_exported` reads, and their metadata says so.
+Other transcoders are written in the same layout, as `topk_transcoder`, `topk_skip_transcoder`,
+`gated_transcoder` and `gated_skip_transcoder`. Only `load_exported` reads those, as their metadata notes.
 """
 
 import math
@@ -24,12 +24,12 @@ SAELENS_VERSION = "6.54.12"
 WEIGHTS, SAE_CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 SILENT = 1e-10
 VECTORS = {kind: {field.removesuffix("_F"): field for field in form.vectors} for kind, form in FORMS.items()}
-"""Form -> SAELens' names of its vectors [F] -> fields of `ExportedSae`."""
+"""Form -> SAELens' names of its vectors [F] -> their fields in `ExportedSae`."""
 OURS_ALONE = "no class of SAELens computes this; sae_dist.export.saelens.load_exported reads it"
 
 
 def architecture(kind: str, transcoder: bool, skip: bool) -> str:
-    """SAELens' word for a kind: `standard` is relu, and the transcoder without another word too."""
+    """Return SAELens' name for a form: relu is `standard`, and adds nothing to `transcoder`."""
     if not transcoder:
         return "standard" if kind == "relu" else kind
     return f"{'' if kind == 'relu' else kind + '_'}{'skip_' if skip else ''}transcoder"
@@ -43,7 +43,7 @@ ARCHITECTURES = {
 
 
 def export_saelens(folder: Path, latents: Latents) -> None:
-    """Write the dictionary, a tile of latents at a time: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_out].
+    """Write the dictionary as float32, by tiles of latents: W_enc [d_in, d_sae], W_dec [d_sae, d_out].
 
     Each file is complete or absent. The head's metadata goes into cfg.json's metadata (JSON-able; the keys
     that SAELens knows are model_name, model_class_name, model_from_pretrained_kwargs, hook_name,
@@ -51,7 +51,7 @@ def export_saelens(folder: Path, latents: Latents) -> None:
     dataset_path, training_architecture).
 
     Raises:
-        SaeDistError: the disk did not take the weights.
+        SaeDistError: the weights could not be written.
     """
     head = latents.head
     vectors = VECTORS[head.kind]
@@ -105,15 +105,14 @@ def load_exported(folder: Path) -> ExportedSae:
     """Read a dictionary in the SAELens layout.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
     sae = open_exported(folder)
     return replace(sae, W_enc_FD=sae.W_enc_FD.contiguous())
 
 
 def open_exported(folder: Path) -> ExportedSae:
-    """As `load_exported`, of which no more is read from the disk than is looked at.
+    """Open a dictionary as `load_exported` does, but read from the disk only what is used later.
 
     Raises:
         ConfigError: see `load_exported`.
@@ -122,10 +121,13 @@ def open_exported(folder: Path) -> ExportedSae:
 
 
 def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> ExportedSae:
-    """A dictionary from what SAELens' two files hold; its W_enc is a view of theirs.
+    """Return the dictionary that the contents of SAELens' two files describe; its W_enc is a view.
+
+    Args:
+        folder: where they were read, for the error.
 
     Raises:
-        ConfigError: see `load_exported`; `folder` is for its words.
+        ConfigError: see `load_exported`.
     """
     _require(folder, config, "architecture", "d_in", "d_sae")
     if config["architecture"] not in ARCHITECTURES:
@@ -174,24 +176,24 @@ def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What cfg.json and sae_weights.safetensors hold; the weights are read when they are looked at.
+    """Return the contents of cfg.json and sae_weights.safetensors; weights are read when they are used.
 
     Raises:
-        ConfigError: one is missing or not readable.
+        ConfigError: a file is missing or cannot be read.
     """
     return read_json(folder, SAE_CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
-    """Write how often each latent fires, as SAELens does: sparsity.safetensors, log10(rate + 1e-10)."""
+    """Write each latent's firing rate as SAELens does: sparsity.safetensors with log10(rate + 1e-10)."""
     write_tensors(folder / FIRING, {"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()})
 
 
 def load_firing_rates(folder: Path) -> Tensor | None:
-    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured.
+    """Return each latent's firing rate [F], float32, exactly 0 for silent ones; None: not measured.
 
     Raises:
-        ConfigError: the file is not readable.
+        ConfigError: the file cannot be read.
     """
     if not (folder / FIRING).is_file():
         return None

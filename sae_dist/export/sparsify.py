@@ -1,6 +1,6 @@
 """The layout of EleutherAI's sparsify: sae.safetensors and cfg.json, for `SparseCoder.load_from_disk`.
 
-Its one class selects the k best latents of each row: it has topk, as autoencoder, and as transcoder between
+Its one class selects the k best latents of each row. It can hold topk: autoencoders, and transcoders between
 activations of one width, with and without skip. delphi reads the same files.
 """
 
@@ -17,7 +17,7 @@ WEIGHTS, SAE_CONFIG = "sae.safetensors", "cfg.json"
 
 
 def cannot_hold(head: ExportedSae) -> str | None:
-    """Why no class of sparsify computes this dictionary; None: one does."""
+    """Return why sparsify's class cannot hold this dictionary; None: it can."""
     if head.kind != "topk":
         return f"a {head.trained_as or head.kind} dictionary, only topk"
     if head.width != len(head.b_dec_E):
@@ -29,7 +29,7 @@ def export_sparsify(folder: Path, latents: Latents) -> None:
     """Write the dictionary, a tile of latents at a time; each file is complete or absent.
 
     Raises:
-        SaeDistError: the disk did not take the weights.
+        SaeDistError: the weights could not be written.
     """
     head = latents.head
     D, F = head.width, head.num_latents
@@ -69,8 +69,7 @@ def load_sparsify(folder: Path) -> ExportedSae:
     """Read a dictionary that sparsify, or `export_sparsify`, wrote.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
     existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS))  # other formats have a cfg.json too
     config = read_json(folder, SAE_CONFIG, WEIGHTS)

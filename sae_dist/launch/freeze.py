@@ -15,6 +15,7 @@ from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, PROVENANCE, SUMMARY, status
+from sae_dist.core.text import gib
 from sae_dist.launch.provenance import provenance
 
 MAY_CHANGE = "train_tokens (to more), metrics, checkpoint, topology, llm.shard*, llm.offload, llm.compile"
@@ -209,10 +210,6 @@ def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str,
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"output={cfg.output} has {_gib(free)} free and this {noun} needs about {_gib(needed)} for "
+            f"output={cfg.output} has {gib(free)} free and this {noun} needs about {gib(needed)} for "
             f"{what}; make room, {fewer}, or choose another output="
         )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

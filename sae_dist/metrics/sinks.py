@@ -13,6 +13,7 @@ from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
 from sae_dist.core.files import write_text
 from sae_dist.core.run_folder import METRICS
+from sae_dist.core.text import print_line
 from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 
@@ -120,7 +121,7 @@ class ConsoleSink:
             self._print_line()
 
     def alert(self, title: str, text: str) -> None:
-        tqdm.write(f"alert: {title}: {text}", file=sys.stderr)
+        print_line(f"alert: {title}: {text}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -134,7 +135,7 @@ class ConsoleSink:
         seconds = time.monotonic() - self._waits_since
         if seconds >= WAITS_EVERY_S and any(key in row for key in WAITS):
             shares = (f"{WAITS[key]} {waited / seconds:.1%}" for key, waited in self._waits.items())
-            tqdm.write(f"waited of the last {seconds:.0f} s: {', '.join(shares)}", file=sys.stderr)
+            print_line(f"waited of the last {seconds:.0f} s: {', '.join(shares)}")
             self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     def _print_line(self) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
-from sae_dist.metrics.catalogue import EVAL, SUMMARY
-from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
+from sae_dist.core.text import class_and_line, print_line
+from sae_dist.metrics.catalogue import SUMMARY
+from sae_dist.metrics.evaluated import EVAL
+from sae_dist.metrics.wandb_sink import USED, begin
 
 
 def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
@@ -28,7 +30,7 @@ def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
             run.log_artifact(_artifact(folder, used["id"]))
         run.finish()
     except Exception as error:
-        say(f"wandb got no final numbers, which are in summary.json: {one_line(error)}")
+        print_line(f"wandb got no final numbers, which are in summary.json: {class_and_line(error)}")
 
 
 def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sae_dist.config.grid import member_folders, shared_out, varied
 from sae_dist.config.needs import consumer_memory
@@ -16,6 +15,7 @@ from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
 from sae_dist.core.place import Place, place
 from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, TRAINED, status
+from sae_dist.core.text import gib, print_line
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -190,7 +190,7 @@ def give_up(run: Run, error: NumericsError) -> None:
     run.checkpoints.wait()
     del run.dictionary, run.optimizer
     if run.topology.leads:
-        tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        print_line(f"{run.folder.name}: given up: {error}")
         run.meter.alert("given up", str(error))
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
         write_json(run.folder / SUMMARY, summary | {"status": DIVERGED, "reason": str(error)})
@@ -226,14 +226,14 @@ def announce(runs: list[Run]) -> None:
 def memory_in_words(runs: list[Run]) -> str:
     """What a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
     held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
-    rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
-    parts = (sum(each.dictionary for each in held), sum(rows.values()))
-    gib = [f"{count / 2**30:.2f} GiB" for count in parts]
-    said = f"each consumer holds {gib[0]} of dictionary and optimizer, {gib[1]} of activations that wait"
+    waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(waiting.values()))
+    dictionary, rows = (gib(count, 2) for count in parts)
+    said = f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations that wait"
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
-        copy = copies / runs[0].topology.num_consumers / 2**30
-        said += f", {copy:.2f} GiB more on the host while a checkpoint is written"
+        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        said += f", {copy} more on the host while a checkpoint is written"
     return said
 
 

@@ -17,6 +17,7 @@ import torch
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 
 SCHEMA = 1
@@ -199,7 +200,7 @@ def _read(location: Location, asked: str) -> bytes:
         with gopen(location.url(MANIFEST)) as stream:
             return stream.read()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ConfigError(
             f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
             "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"

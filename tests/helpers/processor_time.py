@@ -65,8 +65,10 @@ class ProcessorTime:
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Show the dearest."""
+        if not self.seconds:
+            return
         write = terminalreporter.write_line
-        total = [sum(column) for column in zip(*self.seconds.values(), strict=True)] or [0.0] * 3
+        total = [sum(column) for column in zip(*self.seconds.values(), strict=True)]
         terminalreporter.section(f"{NUM_SHOWN} slowest tests, in seconds")
         write("processor: set-up  call     wall")
         dearest = sorted(self.seconds.items(), key=lambda test: -test[1][0] - test[1][1])

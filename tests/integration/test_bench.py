@@ -151,6 +151,7 @@ def test_mixing_counts_rows_of_one_document_by_block_size(tmp_path):
     assert 0 < float(large["correlation"]) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])
 def test_a_peer_learns(plan, name):
     if CONTESTANTS[name].peer not in plan.peer_python:

@@ -8,7 +8,6 @@ folder/results.{json,csv,md}, results_<latents>_k<k>.png  written anew after eve
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from sae_dist.bench.quality.plan import Outcome, Plan
 from sae_dist.bench.quality.sweep import best_of, is_bracketed, sweep
 from sae_dist.bench.quality.table import format_table, write_reports
 from sae_dist.core.files import write_json
+from sae_dist.core.text import print_line
 
 NOT_FINITE = "not finite"
 
@@ -64,7 +64,7 @@ def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome
             trial(outcome.best_lr, seed)
     except TrialFailed as error:
         outcome.error = str(error)
-        say(f"{contestant.label}: {error}")
+        print_line(f"{contestant.label}: {error}")
     return outcome
 
 
@@ -110,7 +110,7 @@ def one_trial(
         write_json(done, result)
     outcome.trials.append(result)
     shown = "diverged" if result["fvu"] is None else f"FVU {result['fvu']:.4f}, {result['dead']:.1%} dead"
-    say(
+    print_line(
         f"{latents} latents, k {k}: {contestant.label}, lr {lr:g}, seed {seed}: {shown}, "
         f"{result['train_seconds'] or 0:.0f} s{', kept' if kept else ''}"
     )
@@ -133,8 +133,3 @@ def train_and_measure(contestant: Contestant, plan: Plan, job: Job) -> dict[str,
 def trial_folder(plan: Plan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
     """Where a trial lives."""
     return plan.folder / plan.trials / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)

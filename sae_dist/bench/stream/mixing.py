@@ -19,6 +19,7 @@ from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig
 from sae_dist.core.run_folder import METRICS, SUMMARY, read_summary
+from sae_dist.core.text import GIB
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import train_command
@@ -106,7 +107,7 @@ def run_mixing(plan: MixingPlan) -> str:
             fvu, dead = trained(plan, block, chunk_rows) if plan.train else ("", "")
             effective = cfg.batch / (1 + partners * max(correlation, 0.0))
             row = (str(block), str(chunk_rows), f"{partners:.1f}", f"{ideal:.1f}", f"{correlation:.3f}")
-            rows.append((*row, f"{effective:.0f}", f"{held / 2**30:.2f}", fvu, dead))
+            rows.append((*row, f"{effective:.0f}", f"{held / GIB:.2f}", fvu, dead))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
             write(plan, rows)
     return (plan.folder / "mixing.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Who a process is, from what its launcher says; and nobody else reads a launcher's ranks."""
+"""Who a process is, from what its launcher says, and that this is known without torch."""
 
 import subprocess
 import sys
