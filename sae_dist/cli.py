@@ -9,6 +9,8 @@ from importlib import metadata
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
+from sae_dist.core.run_folder import LOGS
+from sae_dist.core.text import class_and_line
 from sae_dist.launch.words import DASHBOARD, EVAL, HARVEST, SUBMIT, TRAIN, USAGE, WHAT_IT_DOES
 
 RUN = ("RUN", "one run folder, such as outputs/my_run")
@@ -205,7 +207,7 @@ def rank(command: str, folder: Path, pipe: int) -> None:
         from sae_dist.train.harvest import harvest_rank as work
 
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
-    logs, name = folder / "logs", f"rank_{os.environ['RANK']}"
+    logs, name = folder / LOGS, f"rank_{os.environ['RANK']}"
     try:
         work(folder)
     except Exception as error:
@@ -215,8 +217,7 @@ def rank(command: str, folder: Path, pipe: int) -> None:
         if not isinstance(error, SaeDistError):
             with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
                 traceback.print_exc(file=log)
-            first = (reason.splitlines() or [""])[0]
-            reason = f"{type(error).__name__}: {first} (traceback in {logs / name}.log)"
+            reason = f"{class_and_line(error)} (traceback in {logs / name}.log)"
         try:
             (logs / f"{name}.error").write_text(reason, encoding="utf-8")
         except OSError:

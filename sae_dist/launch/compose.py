@@ -19,6 +19,7 @@ from sae_dist.config.grid import VARIES
 from sae_dist.config.run import RunConfig, register
 from sae_dist.config.secrets import check_secrets
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import first_line
 
 PACKAGE = Path(__file__).parents[1]
 OPTIONAL_GROUPS = ("experiment", "debug", "local")
@@ -294,5 +295,5 @@ def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
         if key == override.key_or_group:
             text = (override.input_line or "").lstrip("+")
             return ConfigError(f"{text} has the wrong type; {key} takes {_type_of(key)}")
-    reason = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(cause or error)
     return ConfigError(f"{key}: {reason}" if key else reason)

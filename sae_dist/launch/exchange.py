@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError, SaeDistError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _make_run(overrides: list[str], imported: "Imported") -> Path:
             f"{imported.source} is for activations of width {imported.columns}, and those at "
             f"hook={settled.cfg.hook} have {settled.columns}; choose another hook"
         )
-    settled.cfg.sae.start = str((run / "export").resolve())
+    settled.cfg.sae.start = str((run / run_folder.EXPORT).resolve())
     validate(settled.cfg)
     frozen = freeze(settled.cfg, settled.columns)
     try:

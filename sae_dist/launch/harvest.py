@@ -13,10 +13,12 @@ from sae_dist.config.rules.cache import harvest_identity
 from sae_dist.config.run import RunConfig
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError, Preempted
+from sae_dist.core.place import launched, place
+from sae_dist.core.text import gib
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
 from sae_dist.launch.run import leaving_nothing, own_signals
-from sae_dist.launch.settle import launched, settle
+from sae_dist.launch.settle import settle
 
 
 def harvest_command(overrides: list[str]) -> None:
@@ -43,7 +45,6 @@ def harvest_command(overrides: list[str]) -> None:
 
 def _harvest_joined(overrides: list[str]) -> None:
     """Be one of the ranks that a launcher started."""
-    from sae_dist.distributed.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
     where = place()
@@ -171,6 +172,6 @@ def _tell(folder: Path) -> None:
     chunks = manifest.chunks_per_lane * manifest.lanes
     print(
         f"{os.path.relpath(folder)}\n{chunks * manifest.rows:,} activations in {chunks:,} chunks, "
-        f"{len(manifest.shards):,} shards, {size / 2**30:.2f} GiB\n"
+        f"{len(manifest.shards):,} shards, {gib(size, 2)}\n"
         f"train with: activations=cache activations.path={os.path.relpath(folder)}"
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.freeze import CONFIG
+from sae_dist.core.run_folder import CONFIG
 
 
 def report_command(folder: Path) -> None:
