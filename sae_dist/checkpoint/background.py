@@ -1,4 +1,4 @@
-"""One thread that writes checkpoints while training goes on."""
+"""A thread that writes checkpoints while training goes on."""
 
 import queue
 import threading
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class Job:
-    """Something that is being done."""
+    """A task of the background thread, which may be waited for."""
 
     def __init__(self, act: Callable[[], Any]):
         self._act, self._ended = act, threading.Event()
         self._error: BaseException | None = None
 
     def run(self) -> None:
-        """Do it, and keep what it raised for whoever asks."""
+        """Run the task; keep what it raised for `result`."""
         try:
             self._act()
         except BaseException as error:
@@ -22,18 +22,18 @@ class Job:
         self._ended.set()
 
     def done(self) -> bool:
-        """Whether it has ended, well or not."""
+        """Return whether the task has ended, well or not."""
         return self._ended.is_set()
 
     def leave(self, seconds: float) -> None:
-        """Wait for its end, however it ends, but not for long."""
+        """Wait for the task's end, however it ends, at most so many seconds."""
         self._ended.wait(seconds)
 
     def result(self) -> None:
-        """Wait for its end.
+        """Wait for the task's end.
 
         Raises:
-            Exception: what it raised.
+            Exception: whatever the task raised.
         """
         self._ended.wait()
         if self._error is not None:
@@ -41,10 +41,10 @@ class Job:
 
 
 class Background:
-    """Does jobs one after the other, in the order in which they were given.
+    """A thread that runs jobs one after the other, in the order in which they were given.
 
-    All ranks give the same jobs in the same order, so that their collectives meet; these go over a process
-    group that nothing else uses. The thread ends with the process, whatever it is doing.
+    All ranks give the same jobs in the same order, so that their collectives match; these use a process group
+    of their own. The thread ends with the process, whatever it is doing.
     """
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Background:
         threading.Thread(target=self._serve, name="checkpoints", daemon=True).start()
 
     def start(self, act: Callable[[], Any]) -> Job:
-        """Have something done."""
+        """Queue a task; return the job to wait for."""
         job = Job(act)
         self._jobs.put(job)
         return job

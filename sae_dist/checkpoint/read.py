@@ -1,6 +1,5 @@
-"""Which checkpoints a run has, which of them are sound, and one read as a whole."""
+"""The checkpoints of a run: which there are, which of them are sound, and how one is read as a whole."""
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from tqdm import tqdm
 
 from sae_dist.checkpoint.storage import (
     TENSORS,
@@ -21,23 +19,23 @@ from sae_dist.checkpoint.storage import (
     stored_tensors,
 )
 from sae_dist.core.errors import CheckpointError
-
-CHECKPOINTS = "checkpoints"
+from sae_dist.core.run_folder import CHECKPOINTS
+from sae_dist.core.text import class_and_line, print_line
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint's folder."""
+    """Return the step in the name of a checkpoint's folder."""
     return int(path.name[5:])
 
 
 def complete(checkpoints: Path) -> list[Path]:
-    """The complete checkpoints in a `checkpoints` folder, oldest first."""
+    """List the complete checkpoints in a `checkpoints` folder, oldest first."""
     found = [path for path in checkpoints.glob("step_*") if path.is_dir() and path.name[5:].isdigit()]
     return sorted(found, key=step_of)
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest sound checkpoint of a run folder, if it has any checkpoint; a damaged one is named.
+    """Find the newest sound checkpoint of a run folder and print those that are damaged; None: there is none.
 
     Raises:
         CheckpointError: all of them are damaged.
@@ -49,32 +47,27 @@ def newest(folder: Path) -> Path | None:
         if problem is None:
             return path
         problems.append(problem)
-        say(passed_over(folder, problem))
+        print_line(passed_over(folder, problem))
     if problems:
         raise CheckpointError(none_left(folder, problems))
     return None
 
 
 def passed_over(folder: Path, problem: str) -> str:
-    """A damaged checkpoint, in a line."""
+    """Return the line that names a damaged checkpoint which is skipped."""
     return f"{folder}: checkpoint passed over: {problem}"
 
 
 def none_left(folder: Path, problems: list[str]) -> str:
-    """The same of the last one."""
+    """Return the message for a run folder whose checkpoints are all damaged."""
     return (
         f"{folder} has no sound checkpoint ({'; '.join(problems)}); copy one back, or remove its "
         f"{CHECKPOINTS} to train from the start"
     )
 
 
-def say(line: str) -> None:
-    """A line on the terminal, above the progress bar."""
-    tqdm.write(line, file=sys.stderr)
-
-
 def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Whole tensors and the scalars, in one process, with or without a process group.
+    """Read whole tensors and the scalars in one process, with or without a process group.
 
     Raises:
         CheckpointError: a tensor is missing or cannot be read.
@@ -93,13 +86,17 @@ def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str
 
 
 class StoredRows:
-    """The tensors of a checkpoint, read by rows from the files of however many ranks.
+    """The tensors of a checkpoint, read by rows from files that any number of ranks wrote.
 
-    A file is mapped while rows of it are read and no longer: mapped pages count as memory of the process.
+    A file is mapped only while rows of it are read: mapped pages count as memory of the process.
     """
 
     def __init__(self, path: Path):
-        """Raises: CheckpointError, a file is not readable."""
+        """Index the tensors of a checkpoint.
+
+        Raises:
+            CheckpointError: a file is not readable.
+        """
         self._path = path
         self._sizes = {name: tuple(entry.size) for name, entry in stored_tensors(path).items()}
         self._parts: dict[str, list[tuple[Path, int]]] = {}
@@ -108,14 +105,18 @@ class StoredRows:
                 self._parts.setdefault(name, []).append((file, offsets[0] if offsets else 0))
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Raises: CheckpointError, there is no such tensor."""
+        """Return the shape of a tensor.
+
+        Raises:
+            CheckpointError: there is no such tensor.
+        """
         if name not in self._sizes:
             has = ", ".join(sorted(self._sizes))
             raise CheckpointError(f"checkpoint {self._path} has no tensor {name}; it has {has}")
         return self._sizes[name]
 
     def rows(self, name: str, index_N: Tensor) -> Tensor:
-        """Rows of a tensor along dim 0, in any order.
+        """Read rows of a tensor along dim 0, in any order.
 
         Raises:
             CheckpointError: there is no such tensor, or its files do not hold these rows.
@@ -138,10 +139,10 @@ class StoredRows:
 def check_shape(
     path: Path, stored: dict[str, TensorStorageMetadata], name: str, shape: tuple[int, ...] | None
 ) -> None:
-    """Whether a checkpoint has a tensor; `shape`: and of this shape.
+    """Check that a checkpoint has a tensor and, unless `shape` is None, that it has this shape.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: the tensor is missing or has another shape.
     """
     if name not in stored:
         raise CheckpointError(f"checkpoint {path} has no tensor {name}; it has {', '.join(sorted(stored))}")
@@ -152,6 +153,6 @@ def check_shape(
 
 
 def first_cause(error: CheckpointException) -> str:
-    """What DCP's error of many ranks says of the first of them, in one line."""
+    """Return in one line what failed on the first of the ranks in DCP's error."""
     rank, (cause, _) = min(error.failures.items())
-    return f"rank {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
+    return f"rank {rank}: {class_and_line(cause)}"

@@ -1,7 +1,7 @@
-"""What lies in a checkpoint's folder: safetensors files, JSON, and a checksum of each. Nothing is unpickled.
+"""The files of a checkpoint: safetensors, JSON, and a checksum of each. Nothing is unpickled.
 
 DCP's usual storage keeps its metadata as a pickle, which runs code when it is read. Its safetensors storage
-does not: every rank's file says itself which rows of which tensor it holds.
+does not: each rank's file states which rows of which tensor it holds.
 """
 
 import hashlib
@@ -21,24 +21,23 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
-from sae_dist.core.tensors import write_tensors
+from sae_dist.core.files import sync, write_tensors, write_text
 
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"
 TENSORS = ".safetensors"
 PLACES = "DCP_SHARDING_INFO"
-"""Where dcp.HuggingFaceStorageReader looks for the place of rows, under "saved_offsets"."""
+"""The metadata key under which dcp.HuggingFaceStorageReader finds a file's rows, as "saved_offsets"."""
 PIECE_BYTES = 1 << 20
 UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
-"""What reading a file that is not what it should be raises."""
+"""What is raised by reading a damaged file."""
 
 
 class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
-    """One safetensors file per rank that has anything to write.
+    """A writer for DCP: one safetensors file per rank that has anything to write.
 
-    The base class serialises a file in memory, three times its size and with the interpreter's lock held;
-    here it goes from the tensors to the disk.
+    The base class serialises a file in memory, which takes three times its size and holds the interpreter's
+    lock; here the tensors are written straight to the disk.
 
     Attributes:
         files: after the save, on the rank that coordinates it: name -> size and checksum of every file.
@@ -49,7 +48,7 @@ class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
         self.files: dict[str, dict[str, Any]] = {}
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's rows; its results carry the checksum."""
+        """Write this rank's rows; the results carry the file's checksum."""
         written: Future[list[WriteResult]] = Future()
         if not plan.items:
             written.set_result([])
@@ -66,7 +65,7 @@ class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Collect the checksums; which tensors there are stands in the files themselves."""
+        """Collect the checksums of all ranks. The files themselves list their tensors."""
         self.files = {each.storage_data[0]: each.storage_data[1] for rank in results for each in rank}
 
 
@@ -81,7 +80,7 @@ def _offsets(item: WriteItem) -> Iterable[int]:
 
 
 def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
-    """Size and sha256 of a file; `sync`: once it is safely on the disk."""
+    """Return the size and sha256 of a file; with `sync`, once it is safely on the disk."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         if sync:
@@ -92,15 +91,15 @@ def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
 
 
 def seal(folder: Path, state: str, files: dict[str, dict[str, Any]]) -> None:
-    """Add the scalars, and the checksums of everything, to the tensors of a checkpoint."""
-    write_synced(folder / STATE_FILE, state)
+    """Write the scalars of a checkpoint, and the checksums of all its files."""
+    write_text(folder / STATE_FILE, state, synced=True)
     files = {STATE_FILE: checksum(folder / STATE_FILE)} | files
-    write_synced(folder / CHECKSUMS, json.dumps({"files": files}, indent=1) + "\n")
-    sync_folder(folder)
+    write_text(folder / CHECKSUMS, json.dumps({"files": files}, indent=1) + "\n", synced=True)
+    sync(folder)
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint's files; None: they are those that were written.
+    """Return what is wrong with a checkpoint's files; None: they are the files that were written.
 
     Args:
         part, parts: read every `parts`-th file only, from `part` on.
@@ -132,7 +131,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 
 
 def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
-    """What tensors a checkpoint holds.
+    """Return the metadata of the tensors in a checkpoint, by name.
 
     Raises:
         CheckpointError: a file is not readable.
@@ -146,7 +145,7 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
 
 @contextmanager
 def opened(file: Path) -> Iterator[Any]:
-    """A file of tensors, mapped as long as it and its tensors are in use.
+    """Open a file of tensors, mapped as long as it and its tensors are in use.
 
     Raises:
         CheckpointError: it is not readable.
@@ -161,7 +160,7 @@ def opened(file: Path) -> Iterator[Any]:
 
 
 def saved_offsets(file: Path) -> dict[str, list[int]]:
-    """The first row and column of each tensor of a file within the tensor of the whole checkpoint.
+    """Return where each tensor of a file begins (row and column) in the checkpoint's whole tensor.
 
     Raises:
         CheckpointError: the file is not readable.
@@ -172,7 +171,7 @@ def saved_offsets(file: Path) -> dict[str, list[int]]:
 
 
 def read_scalars(folder: Path) -> dict[str, Any]:
-    """What a checkpoint remembers beside its tensors.
+    """Read the scalars of a checkpoint.
 
     Raises:
         CheckpointError: its file is not readable.
@@ -181,11 +180,3 @@ def read_scalars(folder: Path) -> dict[str, Any]:
         return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read checkpoint {folder}: {STATE_FILE}: {error}") from None
-
-
-def write_synced(path: Path, text: str) -> None:
-    """A text file that survives a power cut."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -20,19 +20,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.checkpoint.background import Background, Job
-from sae_dist.checkpoint.read import CHECKPOINTS, check_shape, complete, first_cause, say, step_of
+from sae_dist.checkpoint.read import check_shape, complete, first_cause, step_of
 from sae_dist.checkpoint.storage import (
     SafetensorsWriter,
     damage,
     read_scalars,
     seal,
     stored_tensors,
-    write_synced,
 )
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync, write_text
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST
+from sae_dist.core.text import MIB, print_line
 
-LATEST = "latest"
 LEAVE_S = 10.0
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
@@ -46,7 +46,7 @@ PLACEMENTS: dict[str, list[Any]] = {"sharded": [Shard(0), Replicate()], "owned":
 
 
 class HasMesh(Protocol):
-    """What `Checkpoints` needs of the topology; the group is for checkpoints alone, the mesh on the host."""
+    """The part of the topology that `Checkpoints` needs: its own process group, and a mesh on the host."""
 
     leads: bool
     checkpoint_group: Any
@@ -54,12 +54,12 @@ class HasMesh(Protocol):
 
 
 class Checkpoints:
-    """Writes and reads the checkpoints of one run. Every consumer rank calls the same methods.
+    """The checkpoints of one run, to write and to read. Every consumer rank calls the same methods.
 
     Args:
         folder: the run folder; checkpoints are in its `checkpoints`.
-        keep: how many of the newest checkpoints stay.
-        keep_steps: those of its multiples stay too; None: no others.
+        keep: how many of the newest checkpoints are kept.
+        keep_steps: checkpoints at its multiples are kept too; None: no others.
         background: writes while training goes on; None: `save` returns when all is written.
     """
 
@@ -79,18 +79,20 @@ class Checkpoints:
         self._waited = False
 
     def save(self, step: int, tensors: Tensors, scalars: dict[str, Any]) -> Path:
-        """Write `step_<n>`: into a temporary folder, renamed when every rank is done.
+        """Write `step_<n>` into a temporary folder, which is renamed when every rank is done.
 
-        In the background, this copies the tensors to the host and returns; a checkpoint that is still being
-        written is waited for. `scalars` must be JSON-able and equal on all ranks. A step that is already
-        there stays.
+        With `background`, copy the tensors to the host and return; if the previous checkpoint is still being
+        written, wait for it first. `scalars` must be JSON-able and equal on all ranks. A step that already
+        has a checkpoint keeps it.
 
         Raises:
-            CheckpointError: it, or the one before it, could not be written; older checkpoints are intact.
+            CheckpointError: this checkpoint, or the one before, could not be written; older ones are intact.
         """
         if self._job is not None and not self._job.done() and self._leads and not self._waited:
             self._waited = True
-            say(f"step {step}: waits for the checkpoint before it; checkpoint.every is short for this disk")
+            print_line(
+                f"step {step}: waits for the previous checkpoint; checkpoint.every is short for this disk"
+            )
         self.wait()
         final, state = self._folder / f"step_{step:08d}", json.dumps(scalars)
         if self._background is None:
@@ -101,7 +103,7 @@ class Checkpoints:
         return final
 
     def wait(self) -> None:
-        """Until nothing is being written.
+        """Wait until no checkpoint is being written.
 
         Raises:
             CheckpointError: it could not be written.
@@ -111,12 +113,12 @@ class Checkpoints:
             job.result()
 
     def leave(self) -> None:
-        """Let what is being written end, if it does soon: this rank fails and leaves."""
+        """Wait briefly for a checkpoint that is being written: this rank has failed and is about to exit."""
         if self._job is not None:
             self._job.leave(LEAVE_S)
 
     def check(self) -> None:
-        """Look, without waiting, whether what is being written failed.
+        """Report, without waiting, a checkpoint that could not be written.
 
         Raises:
             CheckpointError: it could not be written.
@@ -148,14 +150,14 @@ class Checkpoints:
         return read_scalars(path)
 
     def damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, the same on every rank; each rank reads its part of the files."""
+        """Return what is wrong with a checkpoint, on every rank; each rank reads a part of its files."""
         parts = dist.get_world_size(self._group)
         found: list[Any] = [None] * parts
         dist.all_gather_object(found, damage(path, dist.get_rank(self._group), parts), group=self._group)
         return next((each for each in found if each is not None), None)
 
     def forget_after(self, path: Path | None) -> None:
-        """Remove checkpoints newer than `path`, None: all: this run goes back and writes them again.
+        """Remove checkpoints newer than `path` (None: all): this run restarts there and writes them again.
 
         Raises:
             CheckpointError: one could not be removed.
@@ -174,7 +176,7 @@ class Checkpoints:
         return "removed"
 
     def _copy(self, tensors: Tensors) -> Tensors:
-        """The tensors as they are now, on the host, in memory that every checkpoint uses again."""
+        """Copy the tensors as they are now to the host, into memory that every checkpoint uses again."""
         for name, (tensor, _) in tensors.items():
             if name not in self._copies:
                 self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -227,7 +229,7 @@ class Checkpoints:
             seal(temporary, state, files)
             os.replace(temporary, final)
             self._point_at(final)
-            sync_folder(self._folder)
+            sync(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
@@ -236,17 +238,16 @@ class Checkpoints:
         return "published"
 
     def _point_at(self, path: Path) -> None:
-        write_synced(self._folder / ".latest.tmp", path.name + "\n")
-        os.replace(self._folder / ".latest.tmp", self._folder / LATEST)
+        write_text(self._folder / LATEST, path.name + "\n", synced=True)
 
     def _remove(self, path: Path) -> None:
-        # Renamed first: half removed under its own name it would still look complete.
+        # Renamed first: under its own name a half-removed checkpoint would look complete.
         doomed = self._folder / f".{path.name}.tmp"
         os.replace(path, doomed)
         shutil.rmtree(doomed)
 
     def _together(self, act: Callable[[], str]) -> str:
-        """The first rank acts; every rank gets its answer, or raises what it raised."""
+        """Call `act` on the first rank; return its result, or raise its error, on every rank."""
         outcome: list[Any] = [None, None]
         if self._leads:
             try:
@@ -262,10 +263,10 @@ class Checkpoints:
         free = shutil.disk_usage(self._folder).free
         return (
             f"cannot write a checkpoint in {self._folder}: {cause} "
-            f"({free / 2**20:,.0f} MiB free, {need / 2**20:,.0f} MiB needed); older checkpoints are intact"
+            f"({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed); older checkpoints are intact"
         )
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    """Where to read a tensor's content to: itself, if it is on the host."""
+    """Return where a tensor's content is read to: the tensor itself if it is on the host, else a new one."""
     return tensor.detach() if tensor.device.type == "cpu" else torch.empty_like(tensor, device="cpu")

@@ -9,8 +9,8 @@ from sae_dist.commands.arguments import without
 from sae_dist.config.resolve import parse_counts
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.compose import parse
-from sae_dist.launch.freeze import CONFIG
 
 KEYS = ("tokens", "ce_tokens", "baselines", "corpus", "probes", "absorption", "controls")
 FULL = "--full"

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sae_dist.commands.failures import DISK, cannot_write
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.run_folder import LOGS
+from sae_dist.core.text import class_and_line
 
 ROLES = ("train", "harvest", "bench")
 
@@ -26,7 +28,7 @@ def run(arguments: list[str]) -> None:
     try:
         _work_of(arguments[0])(folder)
     except Exception as error:
-        _leave(error, folder / "logs", f"rank_{os.environ['RANK']}")
+        _leave(error, folder / LOGS, f"rank_{os.environ['RANK']}")
 
 
 def _work_of(role: str) -> Callable[[Path], None]:
@@ -51,8 +53,7 @@ def _leave(error: Exception, logs: Path, name: str) -> None:
     if not isinstance(error, SaeDistError):
         with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
-        first = (reason.splitlines() or [""])[0]
-        reason = f"{type(error).__name__}: {first} (traceback in {logs / name}.log)"
+        reason = f"{class_and_line(error)} (traceback in {logs / name}.log)"
     try:
         (logs / f"{name}.error").write_text(reason, encoding="utf-8")
     except OSError:

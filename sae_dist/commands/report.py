@@ -2,7 +2,7 @@
 
 from sae_dist.commands.arguments import one_folder
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.freeze import CONFIG
+from sae_dist.core.run_folder import CONFIG
 
 
 def help_text() -> str:

@@ -1,7 +1,7 @@
-"""The vocabulary of collectives. Each waits for its result and returns what it reduced.
+"""The collectives of this project. Each waits for its result and returns it.
 
 At size 1 every operation is the identity and moves nothing. `Axis.bytes` counts the bytes that this
-rank received, by operation, so that tests can hold the communication to its formula.
+rank received, by operation, so that tests can compare the communication with its formula.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ class Axis:
         self.bytes: Counter[str] = Counter()
 
     def gather_rows(self, part: Tensor) -> Tensor:
-        """[n, ...] on each rank -> [size * n, ...] on every rank, in rank order. No gradient."""
+        """Gather [n, ...] of each rank into [size * n, ...] on every rank, in rank order. No gradient."""
         if self.size == 1:
             return part
         whole = part.new_empty(self.size * part.shape[0], *part.shape[1:])
@@ -44,7 +44,7 @@ class Axis:
         return whole
 
     def gather_ragged(self, part: Tensor) -> Tensor:
-        """[n] on each rank, n its own -> all of them one after the other, in rank order. No gradient."""
+        """Gather [n] of each rank, n its own, into one vector on every rank, in rank order. No gradient."""
         if self.size == 1:
             return part
         counts = self.gather_rows(torch.tensor([len(part)], device=part.device)).tolist()
@@ -54,7 +54,7 @@ class Axis:
         return torch.cat([row[:count] for row, count in zip(whole, counts, strict=True)])
 
     def exchange_rows(self, rows: Tensor) -> Tensor:
-        """All-to-all: slice i of dim 0 goes to rank i; returns the slices received, in rank order."""
+        """Send slice i of dim 0 to rank i (all-to-all); return the slices received, in rank order."""
         if self.size == 1:
             return rows
         if rows.dtype == torch.int16:  # which neither gloo nor NCCL moves as such
@@ -66,15 +66,18 @@ class Axis:
         return received
 
     def scatter_sum_rows(self, partial: Tensor) -> Tensor:
-        """[size * n, ...] -> [n, ...]. Reduce-scatter (sum) forward, all-gather backward."""
+        """Sum [size * n, ...] over the ranks; return this rank's [n, ...].
+
+        Reduce-scatter forward, all-gather backward.
+        """
         return partial if self.size == 1 else _ScatterSumRows.apply(partial, self)
 
     def sum(self, value: Tensor) -> Tensor:
-        """All-reduce (sum), in place. No gradient."""
+        """Sum a tensor over the ranks (all-reduce), in place. No gradient."""
         return self._all_reduce("sum", value, dist.ReduceOp.SUM)
 
     def max(self, value: Tensor) -> Tensor:
-        """All-reduce (maximum), in place. No gradient."""
+        """Take the maximum of a tensor over the ranks (all-reduce), in place. No gradient."""
         return self._all_reduce("max", value, dist.ReduceOp.MAX)
 
     def _all_reduce(self, name: str, value: Tensor, op: Any) -> Tensor:
@@ -89,7 +92,7 @@ class Axis:
 
 
 class _ScatterSumRows(torch.autograd.Function):
-    """Reduce-scatter forward, all-gather backward."""
+    """The autograd function of `scatter_sum_rows`: reduce-scatter forward, all-gather backward."""
 
     @staticmethod
     def forward(ctx: Any, partial: Tensor, axis: Axis) -> Tensor:

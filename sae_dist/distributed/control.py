@@ -1,7 +1,7 @@
-"""The control plane: the process group's store with a limit of time on every question, and who failed why.
+"""The control plane: short messages through the process group's store, with a limit of time on each.
 
-A TCPStore waits for ever for an answer once the network to its host is cut. So a thread asks, and whoever
-wants the answer waits for that thread no longer than the limit.
+A TCPStore waits for ever for an answer once the network to its host is cut. So a thread asks, and the caller
+waits for that thread no longer than the limit. The first failure of a rank is recorded here, with its reason.
 """
 
 import os
@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+from sae_dist.core.text import first_line
 
 FAILED = "failed"
 LAST_WORDS_S = 3.0
@@ -29,7 +30,7 @@ class Control:
         name: keeps the keys of several runs in one world apart.
 
     Attributes:
-        step: tells where this rank's training stands, if it trains; for what is said of it.
+        step: returns the training step of this rank, if it trains; for messages about this rank.
     """
 
     def __init__(self, timeout_s: float, name: str = "run"):
@@ -46,33 +47,33 @@ class Control:
         threading.Thread(target=self._serve, name="store", daemon=True).start()
 
     def set(self, key: str, value: str) -> None:
-        """Write a key."""
+        """Write the value of a key."""
         self._ask("set", key, value)
 
     def get(self, key: str) -> str:
-        """The value of a key that is there."""
+        """Return the value of a key that exists."""
         return self._ask("get", key).decode()
 
     def check(self, key: str) -> bool:
-        """Whether a key is there."""
+        """Return whether a key exists."""
         return self._ask("check", [key])
 
     def delete(self, key: str) -> None:
-        """Forget a key."""
+        """Delete a key and its value."""
         self._ask("delete_key", key)
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter, 0 at first; returns what it stands at."""
+        """Add to a counter, which starts at 0; return its new value."""
         return self._ask("add", key, amount)
 
     def failure(self) -> str | None:
-        """Which rank failed first and why, in one phrase; None: all is well."""
+        """Return which rank failed first and why, in one phrase; None: no rank failed."""
         return self.get(FAILED) if self.check(FAILED) else None
 
     def start_beating(self, rank: int) -> None:
-        """Let the other ranks see from now on that this process runs, until `ended` is set.
+        """Send a sign of life at intervals, until `ended` is set.
 
-        Who waits in vain for one that was stopped can then tell it from all others, which wait as well.
+        A rank that waits too long can then tell the rank that stands still from those that wait as well.
         """
         threading.Thread(target=self._beat, args=(rank,), name="beat", daemon=True).start()
 
@@ -83,12 +84,12 @@ class Control:
             self.asked.put(("set", (f"beat/{rank}", f"{self.beats} {self.place()}"), queue.SimpleQueue()))
 
     def place(self) -> str:
-        """Where this process is: `host a, step 12`."""
+        """Return where this process is, as `host a, step 12`."""
         step = f", step {self.step()}" if self.step else ""
         return f"host {socket.gethostname()}{step}"
 
     def silent(self, rank: int) -> list[str]:
-        """List ranks whose process stands still, each with the step where it last beat."""
+        """List the ranks whose process stands still, each with the host and step of its last sign of life."""
         found = []
         for other in range(dist.get_world_size()):
             if other == rank or not self.check(f"beat/{other}"):
@@ -99,11 +100,11 @@ class Control:
         return found
 
     def tell(self, rank: int, error: Exception) -> Exception:
-        """Let all ranks know that this one fails, unless another has failed before.
+        """Record that this rank failed and why, unless another rank failed before.
 
         Returns:
-            What to raise here: the other rank's failure, where `error` is only what came of it; else `error`
-            with where it happened.
+            The error to raise here: the other rank's failure, if `error` is only its consequence;
+            else `error`, with host and step added.
         """
         waited_s = self.timeout_s
         self.timeout_s = min(self.timeout_s, LAST_WORDS_S)
@@ -112,7 +113,7 @@ class Control:
             verb = "shows" if len(silent) == 1 else "show"
             error = TransportError(
                 f"{', '.join(silent)} {verb} no sign of life, and rank {rank} waited {waited_s:g} s "
-                "(topology.timeout_s) in vain"
+                "(topology.timeout_s) for an answer"
             )
         own = isinstance(error, SaeDistError) and not isinstance(error, ConfigError)
         if own and not re.search(r"^rank \d+ failed: |\(host ", str(error)):
@@ -124,7 +125,7 @@ class Control:
         try:
             first = self._ask("compare_set", FAILED, "", mine).decode()
         except TransportError:
-            first = mine  # nobody can be told any more
+            first = mine  # no rank can be informed any more
         if isinstance(error, SaeDistError):
             return error
         if first != mine:
@@ -140,7 +141,7 @@ class Control:
             return []
 
     def _ask(self, operation: str, *arguments: Any) -> Any:
-        """The store's answer.
+        """Ask the store and return its answer.
 
         Raises:
             TransportError: it did not answer in time, or its host is gone.
@@ -159,7 +160,7 @@ class Control:
             )
             raise self.lost from None
         if isinstance(found, Exception):
-            first = (str(found).splitlines() or [""])[0][:200]
+            first = first_line(found)[:200]
             self.lost = TransportError(
                 f"{host} is gone ({first}): rank 0, what started it, or the network to it"
             )
@@ -167,7 +168,7 @@ class Control:
         return found
 
     def _serve(self) -> None:
-        """The thread: one question after the other."""
+        """Serve questions one after the other, in the thread."""
         while True:
             operation, arguments, answer = self.asked.get()
             try:

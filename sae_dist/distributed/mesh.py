@@ -1,10 +1,9 @@
-"""Topology: producers, and consumers in a mesh (dp, shard). All rank arithmetic of the house is here.
+"""The topology: producers, and consumers in a mesh (dp, shard). All arithmetic on ranks is in this file.
 
 World = groups of C = shard * dp consumers, ranks 0 .. G C - 1, then the producers. Within its group the index
 of a consumer = dp_rank * shard + shard_rank. Lanes are dealt out round robin: lane v belongs to consumer v
 mod C of every group and, where there are producers, is computed by producer v mod P. So a rank owns exactly
-1/C of the rows of every batch. Groups train different dictionaries on the same batches and never talk to each
-other.
+1/C of the rows of every batch. Groups train different dictionaries on the same batches and exchange nothing.
 
 A producer group ("team") holds one LLM together, on consecutive ranks. With tensor parallelism it computes
 each chunk together and is one producer, whose first rank sends; with ZeRO-3 each of its ranks is a producer.
@@ -17,23 +16,23 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sae_dist.config.sections import TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.core.types import Clock, untimed
 from sae_dist.distributed.collectives import Axis
-from sae_dist.distributed.runtime import Place
 
 
 class Topology:
-    """Named groups of ranks. Built by every rank of the world, in the same order.
+    """The groups of ranks, and this rank's place in them. Every rank creates them in the same order.
 
     Attributes:
         group: number of this consumer's group; index: its place there. Meaningless on producers.
         leads: whether this is the first consumer of its group.
         shard, dp, consumers: the axes (`Axis`) this rank belongs to; absent on producers.
         team: the axis of the producer group this rank belongs to; None on consumers and groups of one.
-        checkpoint_group: the consumers of a group once more, for a thread that writes checkpoints meanwhile.
+        checkpoint_group: a second process group of these consumers, for the thread that writes checkpoints.
         clock: what the axes time their exchanges with.
-        mesh: DeviceMesh with axes ("shard", "dp") over them, only to label tensors on the host for
-            checkpoints: labelled the other way round, a resharded load permutes rows.
+        mesh: DeviceMesh with axes ("shard", "dp") over the consumers, used only to label tensors on the host
+            for checkpoints: in the other order of axes, a resharded load permutes rows.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Topology:
         in_step: bool = False,
         clock: Clock = untimed,
     ):
-        """Make every group.
+        """Create every process group.
 
         Args:
             team_size: ranks of a producer group, `llm.shard_size`.
@@ -68,7 +67,7 @@ class Topology:
         self.producer_index, follows = divmod(self.rank - all_consumers, self.stride)
         self.is_sender = not self.is_consumer and follows == 0
 
-        # A group made without a timeout takes torch's default, not that of the world.
+        # A group made without a timeout gets torch's default, not the timeout of the world.
         timeout = timedelta(seconds=cfg.timeout_s)
         for group, ranks in enumerate(torch.arange(all_consumers).view(-1, cfg.dp, cfg.shard)):
             everyone = dist.new_group(ranks.flatten().tolist(), timeout=timeout)
@@ -100,27 +99,27 @@ class Topology:
         return mine
 
     def producer_rank(self, producer: int) -> int:
-        """World rank of a producer; of one that is a group, the rank that sends."""
+        """Return the world rank of a producer; of a producer group, the rank that sends."""
         return self.num_groups * self.num_consumers + producer * self.stride
 
     def consumer_rank(self, lane: int, group: int) -> int:
-        """World rank of the consumer of a group that owns a lane."""
+        """Return the world rank of the consumer of a group that owns a lane."""
         return group * self.num_consumers + lane % self.num_consumers
 
     def lanes_of_consumer(self, index: int, num_lanes: int) -> list[int]:
-        """Lanes whose rows a consumer draws, by its index in its group."""
+        """List the lanes whose rows a consumer draws, by its index in its group."""
         return list(range(index, num_lanes, self.num_consumers))
 
     def rows_dealt(self, first: int) -> slice:
-        """Of rows that are numbered from `first` on, this consumer's: those that are its index mod C."""
+        """Return which of the rows numbered from `first` on are this consumer's: its index mod C."""
         return slice((self.index - first) % self.num_consumers, None, self.num_consumers)
 
     def lanes_of_producer(self, producer: int, num_lanes: int) -> list[int]:
-        """Lanes whose chunks a producer computes."""
+        """List the lanes whose chunks a producer computes."""
         return list(range(producer, num_lanes, self.num_producers))
 
     def describe(self) -> str:
-        """One phrase for the log."""
+        """Describe the topology in one phrase, for the log."""
         groups = f"{self.num_groups} groups of " if self.num_groups > 1 else ""
         consumers = f"{groups}{self.num_replicas} x {self.num_shards} consumers (dp x shard)"
         if self.team_size > 1:
@@ -132,5 +131,5 @@ class Topology:
 
 
 def team_mesh(team: Axis, device_type: str) -> DeviceMesh:
-    """The ranks of a producer group as a mesh of one axis, `tp`."""
+    """Return the ranks of a producer group as a mesh of one axis, `tp`."""
     return DeviceMesh.from_group(team.group, device_type, mesh_dim_names=("tp",))

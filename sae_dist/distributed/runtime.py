@@ -1,52 +1,22 @@
-"""Who am I: which rank of how many, started by what; the process group; the agreed stop."""
+"""The process group of a run: join it, leave it; the request to stop."""
 
 import os
 import signal
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
+from sae_dist.core.place import Place
 from sae_dist.distributed.control import Control
 
 LEAVE_WITHIN_S = 60.0
 
 
-@dataclass(frozen=True)
-class Place:
-    """One process among `world`."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-
-
-def place() -> Place:
-    """Read torchrun's or srun's variables; without either, the only process there is.
-
-    A Slurm batch script has SLURM_PROCID too and is no rank: only a step of several tasks is joined.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return Place(
-            int(env["RANK"]),
-            int(env["WORLD_SIZE"]),
-            int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", 1)),
-        )
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        tasks = int(env["SLURM_STEP_NUM_TASKS"])
-        nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
-        return Place(int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0)), tasks // nodes)
-    return Place(0, 1, 0, 1)
-
-
 def start(where: Place, device: str, timeout_s: float) -> torch.device:
-    """Join the process group (gloo on CPU, NCCL beside it on CUDA) and return this rank's device.
+    """Join the process group (gloo on CPU; on CUDA also NCCL) and return this rank's device.
 
     A single process gets a group of one, so that the same code runs at every world size.
     """
@@ -65,14 +35,14 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
 
 
 def slurm_rendezvous() -> None:
-    """Inside a Slurm step, name the meeting place as torch expects it; elsewhere it is named already."""
+    """Set MASTER_ADDR and MASTER_PORT inside a Slurm step, as torch expects them; elsewhere they are set."""
     if "MASTER_ADDR" not in os.environ:
         os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
         os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
 
 def finish() -> None:
-    """Leave the process group, once every rank is ready to: rank 0 may host the store of all.
+    """Leave the process group once every rank is ready to: rank 0 may host the store of all.
 
     Raises:
         TransportError: the store is gone before that.
@@ -89,9 +59,9 @@ def finish() -> None:
 
 
 class StopRequest:
-    """Remembers that SIGTERM, SIGINT or SIGUSR2 asked this process to stop.
+    """A flag that SIGTERM, SIGINT or SIGUSR2 sets to ask this process to stop.
 
-    The ranks agree on it at the end of a step; the handler itself only sets a flag.
+    The ranks agree on it at the end of a step; the signal handler does nothing else.
     """
 
     def __init__(self) -> None:

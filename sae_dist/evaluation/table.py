@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sae_dist.core.text import GIB
+
 COSTLY = ("fvu_second_corpus", "redundancy", "probes", "absorption", "controls")
 
 
@@ -124,4 +126,4 @@ def quantiles(value: dict[str, float]) -> str:
 def _format(value: Any, form: str) -> str:
     if form == "quantiles":
         return quantiles(value)
-    return f"{value / 2**30:.2f}" if form == "GiB" else f"{value:{form}}"
+    return f"{value / GIB:.2f}" if form == "GiB" else f"{value:{form}}"

@@ -13,6 +13,7 @@ from sae_dist.config.rules.cache import harvest_identity
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import gib
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
 from sae_dist.launch.settle import settle
@@ -150,6 +151,6 @@ def _tell(folder: Path) -> None:
     chunks = manifest.chunks_per_lane * manifest.lanes
     print(
         f"{os.path.relpath(folder)}\n{chunks * manifest.rows:,} activations in {chunks:,} chunks, "
-        f"{len(manifest.shards):,} shards, {size / 2**30:.2f} GiB\n"
+        f"{len(manifest.shards):,} shards, {gib(size, 2)}\n"
         f"train with: activations=cache activations.path={os.path.relpath(folder)}"
     )

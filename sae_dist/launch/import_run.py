@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError, SaeDistError
 
 
@@ -43,7 +44,7 @@ def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
             f"{imported.source} is for activations of width {imported.columns}, and those at "
             f"hook={settled.cfg.hook} have {settled.columns}; choose another hook"
         )
-    settled.cfg.sae.start = str((run / "export").resolve())
+    settled.cfg.sae.start = str((run / run_folder.EXPORT).resolve())
     validate(settled.cfg)
     frozen = freeze(settled.cfg, settled.columns)
     try:

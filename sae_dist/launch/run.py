@@ -13,7 +13,9 @@ from sae_dist.config.rules.sharding import world_size_of
 from sae_dist.config.run import load_config
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import Preempted
-from sae_dist.launch.freeze import CONFIG, Frozen, continue_folder, freeze, is_finished
+from sae_dist.core.place import launched
+from sae_dist.core.run_folder import CONFIG
+from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
     Settled,
@@ -21,7 +23,6 @@ from sae_dist.launch.settle import (
     check_restarts,
     composed,
     for_cluster,
-    launched,
     settle,
 )
 from sae_dist.launch.start import Rank, start

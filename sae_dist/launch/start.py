@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
+from sae_dist.core.place import launched, place
 from sae_dist.launch.freeze import Frozen
-from sae_dist.launch.settle import launched
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ def _join(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[
     Raises:
         SaeDistError: this rank's own; what all ranks raise alike is said by rank 0 alone.
     """
-    from sae_dist.distributed.runtime import place
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 
     where = place()

@@ -10,10 +10,12 @@ from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.place import launched
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.compose import expand, sweep_keys
-from sae_dist.launch.freeze import CONFIG, Frozen
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import checked, prepare, train_command
-from sae_dist.launch.settle import composed, for_cluster, launched
+from sae_dist.launch.settle import composed, for_cluster
 
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ("basic", "slurm")

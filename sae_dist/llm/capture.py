@@ -1,4 +1,4 @@
-"""Activation chunks from the LLM: exact in number, without rows of outlying norm."""
+"""Activation chunks from the LLM: an exact number of rows each, without rows of outlying norm."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -12,28 +12,28 @@ from sae_dist.llm.frozen import FrozenLlm
 
 
 class Tokens(Protocol):
-    """Where token chunks come from."""
+    """The interface of a source of token chunks."""
 
     def open(self, lane: int, start: Position | None) -> Iterator[TokenChunk]:
-        """Chunks of a lane, from `start` on."""
+        """Yield the chunks of a lane from position `start` on (None: from the beginning)."""
         ...
 
 
 def spare_rows(rows: int, max_norm_multiple: float | None) -> int:
-    """Extra activations computed per chunk, to stand in for rows of outlying norm."""
+    """Return how many extra activations a chunk computes, as replacements for rows of outlying norm."""
     return 0 if max_norm_multiple is None else -(-rows // 64)
 
 
 class LlmChunkSource:
-    """Runs token chunks of rows + spare kept tokens through the LLM, one at a time.
+    """A source of activation chunks: runs token chunks of rows + spare kept tokens through the LLM.
 
     Args:
         rows: activations per chunk.
-        spare: activations at the end of a chunk that stand in for excluded ones, else go unused.
-        max_norm_multiple: rows whose activation is longer than this multiple of the chunk's median norm are
-            excluded, whatever a transcoder's target is, and in a grid of hooks if they are so at any of them;
-            None: none.
-        wire: dtype that rows are given in, whether they travel to another rank or not; None: the LLM's.
+        spare: extra activations at the end of a chunk, which replace excluded ones and are otherwise unused.
+        max_norm_multiple: a row is excluded if its activation is longer than this multiple of the chunk's
+            median norm. A transcoder's target is not looked at; with several hooks, a row is excluded
+            everywhere if it is an outlier at any of them. None: no row is excluded.
+        wire: dtype of the rows, whether they travel to another rank or not; None: the LLM's.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LlmChunkSource:
         self.wire = wire or llm.dtype
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """Chunks of `lane` from `start` on, each a function of its token chunk alone.
+        """Yield the chunks of a lane from position `start` on, each a function of its token chunk alone.
 
         Raises:
             DataError: an activation is not finite.
@@ -66,11 +66,15 @@ class LlmChunkSource:
             yield self.compute(chunk)
 
     def idle(self) -> None:
-        """Take part in what other ranks of this LLM's group compute, without a chunk."""
+        """Join one round of forwards of this LLM's group without a chunk of one's own."""
         self.llm.idle()
 
     def compute(self, chunk: TokenChunk) -> ActivationChunk:
-        """The rows of one token chunk."""
+        """Compute the activation chunk of one token chunk.
+
+        Raises:
+            DataError: an activation is not finite.
+        """
         x_RD = self.llm.activations(chunk)
         facts = self.llm.facts
         norms = [_norms(part) for part in x_RD.split(facts.widths, 1)]
@@ -80,7 +84,7 @@ class LlmChunkSource:
                     f"the activations at {hook} of chunk {chunk.number} (lane {chunk.lane}) are not finite; "
                     "try llm.dtype=float32"
                 )
-        # A transcoder's target has no say: it comes last of two, and a grid of hooks has none.
+        # A transcoder's target does not exclude rows; it is the last of two. A grid of hooks has no target.
         inputs = norms[:1] if facts.target_hook else norms
         index_R, excluded, repeated = self._choose(inputs)
         ids_R = chunk.ids_NS[chunk.keep_NS].to(x_RD.device)
@@ -95,7 +99,12 @@ class LlmChunkSource:
         )
 
     def _choose(self, norms: list[Tensor]) -> tuple[Tensor, int, int]:
-        """Rows to give, how many before the last of them were excluded, and how many stand twice."""
+        """Choose the rows of a chunk by their norms at each hook.
+
+        Returns:
+            The row numbers [rows], how many rows before the last of them were excluded, and how many rows
+            had to be repeated because too many were excluded.
+        """
         rows, device = len(norms[0]), norms[0].device
         if self.max_norm_multiple is None:
             return torch.arange(self.rows, device=device), 0, 0
@@ -110,5 +119,5 @@ class LlmChunkSource:
 
 
 def _norms(x_RD: Tensor) -> Tensor:
-    """In float32 at least: squares of 16-bit numbers overflow."""
+    """Return the norm of each row [R], in float32 at least: squares of 16-bit numbers overflow."""
     return torch.linalg.vector_norm(x_RD, dim=-1, dtype=torch.promote_types(x_RD.dtype, torch.float32))

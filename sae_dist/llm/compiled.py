@@ -1,4 +1,4 @@
-"""torch.compile of the truncated forward: hooks that stay, and batches of one shape: nothing recompiles."""
+"""torch.compile of the truncated forward: hooks and batch shape are fixed, so that nothing recompiles."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -12,7 +12,7 @@ from sae_dist.llm.hooks import attach
 
 
 class CompiledForward:
-    """Runs the base model to its end (it is cut after the last hook) and gives the hooks' tensors."""
+    """A compiled forward of the base model, which is cut after the last hook; gives the hooks' tensors."""
 
     def __init__(self, base: nn.Module, hooks: tuple[str, ...]):
         self.base, self.hooks = base, hooks
@@ -23,17 +23,17 @@ class CompiledForward:
         self.run = torch.compile(self._run, dynamic=False)
 
     def _catch(self, hook: str, x_NSD: Tensor) -> Tensor:
-        # A copy: what runs on might write into the tensor.
+        # A copy: the rest of the forward might write into the tensor.
         self.caught[hook] = x_NSD.clone()
         return x_NSD
 
     def _run(self, inputs: dict[str, Any]) -> Tensor:
         self.base(**inputs)
-        # Emptied: what is left would be a reason to recompile.
+        # Emptied: a tensor left in the dict would make torch recompile.
         return torch.cat([self.caught.pop(hook) for hook in self.hooks], -1)
 
     def batches(self, chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
-        """Ids, segments, positions and kept places, as many sequences each as the first chunk had."""
+        """Yield ids, segments, positions and kept places, as many sequences each as the first chunk had."""
         self.sequences = self.sequences or len(chunk.ids_NS)
         tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
         for first in range(0, len(chunk.ids_NS), self.sequences):

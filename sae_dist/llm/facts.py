@@ -1,4 +1,4 @@
-"""What can be known of an LLM before its weights are loaded."""
+"""Facts of an LLM that can be known before its weights are loaded."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -21,21 +21,21 @@ PROBE_TOKENS = 4
 def llm_facts(
     cfg: LlmConfig, hook: str | None, target_hook: str | None = None, more: Sequence[str] = ()
 ) -> tuple[LlmFacts, str | None]:
-    """Facts of the LLM that `cfg` names, from its config, its tokenizer, and its modules without weights.
+    """Collect the facts of the LLM in `cfg` from its config, its tokenizer and its modules without weights.
 
     Args:
         hook: see `names.resolve_hook`; None: the output of the middle layer.
-        target_hook: likewise, of a transcoder; None: an autoencoder.
+        target_hook: the target of a transcoder, resolved like `hook`; None: an autoencoder.
         more: further hooks, of a grid.
 
     Returns:
-        The facts; and lines that say how hooks' names were read (None: as they stand).
+        The facts, and lines that report how hook names were translated (None: no name was).
 
     Raises:
         ConfigError: no such model or hook, no tokenizer, or a model that is neither causal nor an encoder.
     """
     if cfg.attn not in ("sdpa", "eager"):
-        raise ConfigError(f"llm.attn={cfg.attn} cannot be given our masks; use sdpa or eager")
+        raise ConfigError(f"llm.attn={cfg.attn} does not support explicit 4-D masks; use sdpa or eager")
     path = resolve_name(cfg.name)
     config, model = _empty(cfg, path)
     causal = _is_causal(config, cfg.name)
@@ -72,7 +72,7 @@ def llm_facts(
 
 
 def last_layer(hooks: Iterable[str]) -> int | None:
-    """The number of the last layer that hooks need; None: a hook is in no layer."""
+    """Return the number of the last layer that the hooks need; None: a hook is outside of the layers."""
     numbers = [_layer(hook.split(":")[0]) for hook in hooks]
     return max((n for n in numbers if n is not None), default=None) if None not in numbers else None
 
@@ -82,7 +82,7 @@ def _layer(path: str) -> int | None:
 
 
 def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -> dict[str, int]:
-    """How many parameters are needed up to the last hook, and how many there are."""
+    """Count the parameters needed up to the last hook, and those of the whole model with its head."""
     last, text = last_layer(hooks.values()), config.get_text_config()
     counts = [(_layer(name), each.numel()) for name, each in model.named_parameters()]
     whole = sum(count for _, count in counts)
@@ -92,7 +92,7 @@ def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -
 
 
 def _tp_sizes(model: Any, config: Any) -> tuple[int, ...] | None:
-    """Sizes that divide the heads, of queries and of keys; None without a plan of transformers'."""
+    """List the group sizes that divide query and key heads; None: transformers has no plan for this model."""
     if not getattr(model, "tp_plan", None):
         return None
     heads = config.num_attention_heads
@@ -101,7 +101,7 @@ def _tp_sizes(model: Any, config: Any) -> tuple[int, ...] | None:
 
 
 def position_offset(model: nn.Module) -> int:
-    """The position id of the first token: RoBERTa and its kin count from the padding token's id on."""
+    """Return the position id of the first token: RoBERTa and its kin start after the padding token's id."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1
@@ -109,7 +109,7 @@ def position_offset(model: nn.Module) -> int:
 
 
 def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
-    """The model's config, and the model without weights."""
+    """Return the model's config, and the model on the meta device, without weights."""
     from transformers import AutoConfig, AutoModel
 
     with loading(cfg.name):
@@ -141,7 +141,11 @@ def _is_causal(config: Any, name: str) -> bool:
 
 
 def _probe_widths(model: nn.Module, hooks: dict[str, str], name: str) -> dict[str, int]:
-    """The width of each hook's tensor, by its key in the config, in the order that a forward reaches them."""
+    """Measure the width of each hook's tensor by a forward on the meta device.
+
+    Returns:
+        {key in the config: width}, in the order in which a forward reaches the hooks.
+    """
     shapes: dict[str, torch.Size] = {}
 
     def see(x: Tensor, key: str) -> Tensor:
@@ -175,7 +179,7 @@ def _probe_widths(model: nn.Module, hooks: dict[str, str], name: str) -> dict[st
 
 
 def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """What stands before and after the text of one segment."""
+    """Return the special tokens put before and after the text of each segment."""
     from transformers import AutoTokenizer
 
     with loading(cfg.name, "its tokenizer"):
@@ -191,9 +195,9 @@ def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int,
 
 
 def whole_path(facts: LlmFacts, hook: str) -> str:
-    """A hook as it is called in the model that has the head too: `model.layers.1:out` of `layers.1:out`.
+    """Return a hook's path in the model with its head: `model.layers.1:out` for `layers.1:out`.
 
-    Of an encoder, which is used without a head, it stays as it is.
+    An encoder is used without a head; its path is unchanged.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""Whether an LLM's weights fit where they are to be held, from its facts alone."""
+"""Memory checks from facts alone: do an LLM's weights fit where they are to be held."""
 
 import math
 import os
@@ -8,9 +8,10 @@ import torch
 from sae_dist.config.rules.sharding import world_size_of
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import gib
 from sae_dist.core.types import LlmFacts
 
-USABLE = 0.9  # of the memory: activations, masks and the dictionary want some
+USABLE = 0.9  # of the memory: activations, masks and the dictionary need some
 
 
 def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> None:
@@ -20,7 +21,7 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
         ranks_here: ranks that a launcher started on this machine; None: all will run here.
 
     Raises:
-        ConfigError: they do not fit; says which sharding would.
+        ConfigError: they do not fit; the message names the sharding that would.
     """
     assert cfg.llm.dtype is not None, "filled in by config.resolve"
     weights, size = weights_bytes(facts, cfg.llm.dtype), cfg.llm.shard_size
@@ -34,30 +35,30 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
         return
     count = f"{copies:.3g} x " if copies > 1 else ""
     raise ConfigError(
-        f"llm.name={cfg.llm.name} needs {count}{_gib(weights)} for its weights up to {facts.hooks[-1]} in "
-        f"{cfg.llm.dtype}, and {where} has {_gib(memory)}; {_fix(cfg, facts, weights, memory)}"
+        f"llm.name={cfg.llm.name} needs {count}{gib(weights)} for its weights up to {facts.hooks[-1]} in "
+        f"{cfg.llm.dtype}, and {where} has {gib(memory)}; {_fix(cfg, facts, weights, memory)}"
     )
 
 
 def why_not_whole(facts: LlmFacts, dtype: str, device: torch.device) -> str | None:
-    """Why one process cannot hold the whole model, for evaluation; None: it can."""
+    """Explain why one process cannot hold the whole model, for evaluation; None: it can."""
     weights, memory = weights_bytes(facts, dtype, whole=True), memory_bytes(device.type)
     if weights <= USABLE * memory:
         return None
     return (
-        f"evaluation holds the whole model in one process: {_gib(weights)} in {dtype}, and there are "
-        f"{_gib(memory)}"
+        f"evaluation holds the whole model in one process: {gib(weights)} in {dtype}, and there are "
+        f"{gib(memory)}"
     )
 
 
 def weights_bytes(facts: LlmFacts, dtype: str, *, whole: bool = False) -> int:
-    """Bytes of the layers up to the last hook, or of the whole model with its head."""
+    """Return the bytes of the layers up to the last hook, or of the whole model with its head."""
     numbers = facts.whole_parameters if whole else facts.parameters
     return numbers * getattr(torch, dtype).itemsize
 
 
 def memory_bytes(device: str) -> int:
-    """Memory of the first GPU, or of this machine."""
+    """Return the bytes of memory of the first GPU, or of this machine."""
     if device == "cuda":
         return torch.cuda.get_device_properties(0).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -72,7 +73,3 @@ def _fix(cfg: RunConfig, facts: LlmFacts, weights: int, memory: int) -> str:
     split = next((each for each in facts.tp_sizes or () if each >= needed), None)
     tp = f", or llm.shard=tp llm.shard_size={split}" if split else ""
     return f"use llm.shard=zero3 llm.shard_size={needed} topology.producers=1{tp}{over}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

@@ -1,7 +1,7 @@
-"""The frozen LLM: runs packed chunks up to the last hook, or through to the end with activations replaced.
+"""The frozen LLM: runs packed chunks up to the last hook, or to the end with activations replaced.
 
-Rows are the activations at the hook [kept, D], for a transcoder each followed by its target [kept, D + E], in
-a grid of hooks by those of the others.
+A row holds the activation at the hook [kept, D]; for a transcoder it is followed by its target [kept, D + E],
+in a grid of hooks by the activations at the other hooks.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ TRIM_BELOW = 0.75
 
 
 class FrozenLlm:
-    """A language model that is only read. `load` makes one."""
+    """A language model whose weights never change. `FrozenLlm.load` makes one."""
 
     def __init__(
         self, model: Any, facts: LlmFacts, *, with_head: bool, partitioned: Partitioned | None = None
@@ -61,8 +61,9 @@ class FrozenLlm:
     ) -> "FrozenLlm":
         """Load the weights: without head only the layers up to the last hook, with head the whole model.
 
-        Encoders have no head; theirs is the whole model. With `llm.random_init` no weight is read. The ranks
-        of a `team` hold the model together, as `llm.shard` says; without one this rank holds all of it.
+        An encoder has no head; its whole model is its output. With `llm.random_init` no weight is read. The
+        ranks of a `team` hold the model together, as `llm.shard` says; without a team this rank holds all of
+        it.
 
         Raises:
             ConfigError: the weights do not load, or the model lets packed documents see each other.
@@ -111,7 +112,7 @@ class FrozenLlm:
 
     @torch.no_grad()
     def activations(self, chunk: TokenChunk) -> Tensor:
-        """Rows of the kept tokens, in reading order; one forward captures every hook."""
+        """Compute the rows of the kept tokens, in reading order; one forward captures every hook."""
         batches = list(self.compiled.batches(chunk) if self.compiled else full_and_rest(chunk))
         padding = self.partitioned.most(len(batches)) - len(batches) if self.partitioned else 0
         run = self.compiled.run if self.compiled else self._capture
@@ -124,7 +125,7 @@ class FrozenLlm:
 
     @torch.no_grad()
     def idle(self) -> None:
-        """What a rank of a ZeRO-3 group does while the others compute a chunk and it has none."""
+        """Join the forwards of a ZeRO-3 group in a round in which this rank has no chunk."""
         assert self.partitioned is not None
         self._pad(self.partitioned.most(0))
 
@@ -134,21 +135,21 @@ class FrozenLlm:
             self._capture(self._inputs(one, one, one))
 
     def logits(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """Next-token logits [N, S, V].
+        """Compute the next-token logits [N, S, V].
 
-        `replace` maps rows to what stands in for the activations, for a transcoder for the target. A
-        transcoder's hook must be reached before its target (`facts.target_first`).
+        `replace` maps rows to what replaces the activations (for a transcoder, the target). A transcoder's
+        hook must be reached before its target (`facts.target_first`).
         """
         assert self.facts.causal and self.with_head
         return self._whole(chunk, replace).logits
 
     def final_hidden(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """The last layer's output [N, S, H], with activations replaced as in `logits`."""
+        """Compute the last layer's output [N, S, H], with activations replaced as in `logits`."""
         assert not self.facts.causal and self.with_head
         return self._whole(chunk, replace).last_hidden_state
 
     def unembedding(self) -> Tensor:
-        """The head's weights, W_U [V, H]."""
+        """Return the head's weights, W_U [V, H]."""
         assert self.facts.causal and self.with_head
         return self.model.get_output_embeddings().weight
 
@@ -183,12 +184,12 @@ class FrozenLlm:
                 handle.remove()
 
     def _capture(self, inputs: dict[str, Any]) -> Tensor:
-        """Run up to the last hook and no further; the hooks' tensors side by side, [N, S, columns]."""
+        """Run up to the last hook and no further; return the hooks' tensors side by side, [N, S, columns]."""
         caught: dict[str, Tensor] = {}
         hooks = self.facts.hooks
 
         def catch(x_NSD: Tensor, hook: str) -> Tensor:
-            # A copy: what runs on between the hooks might write into the tensor.
+            # A copy: the forward between the hooks might write into the tensor.
             caught.setdefault(hook, x_NSD.clone() if len(hooks) > 1 else x_NSD)
             if len(caught) == len(hooks):
                 raise Stop
@@ -214,10 +215,10 @@ class FrozenLlm:
 
     @torch.no_grad()
     def _prove_packing(self) -> None:
-        """Compare packed segments with the same segments alone, given to the model without any mask.
+        """Compare packed segments with the same segments run alone and without any mask.
 
         Raises:
-            ConfigError: they differ, or the model does not take our masks or positions.
+            ConfigError: they differ, or the model does not accept explicit masks or positions.
         """
         ids, segment, position, lengths = self._proof_batch()
         name = self.facts.name
@@ -237,17 +238,17 @@ class FrozenLlm:
                 )
 
     def _apart(self, used: Tensor) -> tuple[Tensor, ...]:
-        """What `_last` gave, in float64: the tensors of several hooks apart, as one may be far larger."""
+        """Split what `_last` returned by hook, in float64: activations differ much in size between hooks."""
         return (used.double(),) if self.with_head else used.double().split(self.facts.widths, -1)
 
     def _proof_batch(self) -> tuple[Tensor, Tensor, Tensor, list[int]]:
-        """Ids, segments and positions [1, S] of random text, and the lengths of its segments."""
+        """Return ids, segments and positions [1, S] of random text, and the lengths of its segments."""
         window = getattr(self.config, "sliding_window", None) or LONGEST_PROOF
         lengths = [*PROOF_LENGTHS, window + 8] if window < LONGEST_PROOF else [*PROOF_LENGTHS]
         lengths = [min(length, self.facts.context or length) for length in lengths]
         random = torch.Generator().manual_seed(0)
         ids = torch.randint(self.facts.vocab_size, (1, sum(lengths)), generator=random)
-        # Some models take the padding token for padding, wherever it stands.
+        # Some models treat the padding token as padding, wherever it is.
         padding = getattr(self.config, "pad_token_id", None)
         if padding is not None:
             ids[ids == padding] = (padding + 1) % self.facts.vocab_size
@@ -256,7 +257,7 @@ class FrozenLlm:
         return ids.to(self.device), segment.to(self.device), position.to(self.device), lengths
 
     def _last(self, inputs: dict[str, Any]) -> Tensor:
-        """What is used of this model: its output if it is whole, else the hooks' tensors."""
+        """Return the part of the output that is used: with head the model's own, else the hooks' tensors."""
         if not self.with_head:
             return self._capture(inputs)
         out = self.model(**inputs)
@@ -264,7 +265,7 @@ class FrozenLlm:
 
 
 def _trim(config: Any, hooks: tuple[str, ...]) -> None:
-    """Leave out the layers after the last hook's: they are neither loaded nor run."""
+    """Remove the layers after the last hook's from the config: they are neither loaded nor run."""
     number = last_layer(hooks)
     if number is None:
         return
@@ -276,7 +277,10 @@ def _trim(config: Any, hooks: tuple[str, ...]) -> None:
 
 
 def full_and_rest(chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
-    """Ids, segments, positions, kept places: the last sequence is on its own if much of it is padding."""
+    """Yield ids, segments, positions and kept places of a chunk.
+
+    The last sequence is a batch of its own, without its padding, if much of it is padding.
+    """
     tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
     last = int((chunk.segment_NS[-1] > 0).sum())
     if last > TRIM_BELOW * chunk.ids_NS.shape[1]:

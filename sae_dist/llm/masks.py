@@ -1,4 +1,4 @@
-"""Attention masks of packed sequences, explicit and 4-D: transformers takes them as they are."""
+"""Attention masks of packed sequences, explicit and 4-D: transformers uses such masks unchanged."""
 
 from typing import Any
 
@@ -9,8 +9,9 @@ from torch import Tensor
 def packed_masks(
     segment_NS: Tensor, position_NS: Tensor, config: Any, *, causal: bool, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
-    """Additive masks [N, 1, S, S] in which a token sees its own segment (padding: the padding,
-    so that no softmax is over nothing).
+    """Build additive masks [N, 1, S, S] in which a token sees its own segment only.
+
+    Padding sees the padding, so that no softmax is over nothing.
 
     Args:
         config: the text model's; with a sliding window, tokens see no further than it allows.

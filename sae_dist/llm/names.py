@@ -1,4 +1,4 @@
-"""Names of hooks: module paths of this model, of its relatives, and of TransformerLens."""
+"""Names of hooks: module paths of this model, of similar models, and of TransformerLens."""
 
 import difflib
 import re
@@ -15,7 +15,7 @@ LAYER_NAME = re.compile(r"(?:\w+\.)*?(?:layers|layer|h|blocks)\.(\d+)(?:\.(mlp|a
 
 
 def find_layers(model: nn.Module, num_layers: int) -> str | None:
-    """Path of the list of `num_layers` layers in a base model; None: it has no such list."""
+    """Return the path of the list of `num_layers` layers in a base model; None: it has no such list."""
     found = [
         name
         for name, module in model.named_modules()
@@ -30,17 +30,17 @@ def resolve_hook(
     """Find a hook in a base model.
 
     Args:
-        hook: a module's path, with `:in` or `:out` (the default) behind it; a path of the whole model; the
-            same place in another architecture's words (`h.3.attn`); a name of TransformerLens. None: the
+        hook: a module's path, followed by `:in` or `:out` (the default); a path of the whole model; the
+            same place in another architecture's names (`h.3.attn`); a name of TransformerLens. None: the
             output of the middle layer.
-        model: may be on the meta device.
-        key: what the config calls this hook, for messages.
+        model: the base model; it may be on the meta device.
+        key: the hook's key in the config, for messages.
 
     Returns:
-        `path:in` or `path:out`; and a line that says how another name was read (None: it was not).
+        `path:in` or `path:out`; and a line that reports the translation (None: the name was used as it is).
 
     Raises:
-        ConfigError: there is no such place; names the nearest.
+        ConfigError: there is no such place; the message names the nearest.
     """
     layers = find_layers(model, num_layers)
     if hook is None:
@@ -70,7 +70,7 @@ def resolve_hook(
 
 
 def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -> Place | None:
-    """A path that starts at the whole model, or a layer or its parts in another architecture's words."""
+    """Resolve a path that starts at the whole model, or that names a layer or its parts as others do."""
     first, _, rest = path.partition(".")
     if first in ("model", getattr(model, "base_model_prefix", "model")) and _has(model, rest):
         return rest, direction
@@ -95,7 +95,9 @@ def _from_lens(
     layer = model.get_submodule(f"{layers}.{number}")
     known = _lens_places(layer)
     if name not in known:
-        raise ConfigError(f"{key}={hook} has no counterpart; of TransformerLens there are {', '.join(known)}")
+        raise ConfigError(
+            f"{key}={hook} has no counterpart; these TransformerLens names have: {', '.join(known)}"
+        )
     if name == "hook_resid_mid" and getattr(model.config, "use_parallel_residual", False):
         raise ConfigError(f"{key}={hook} does not exist: attention and MLP read the same residual here")
     for part, direction in known[name]:
@@ -107,8 +109,8 @@ def _from_lens(
 
 
 def _lens_places(layer: nn.Module) -> dict[str, list[Place]]:
-    """TransformerLens' names -> modules of a layer that may be that place, the first that exists is."""
-    # A layer with a norm behind the attention and the MLP (Gemma 2, OLMo 2) adds that norm's output.
+    """Map TransformerLens' names to modules of a layer that may be that place; the first that exists is."""
+    # A layer with a norm after attention and MLP (Gemma 2, OLMo 2) adds that norm's output to the residual.
     norm_behind = _has(layer, "post_feedforward_layernorm")
     middle: tuple[str, ...] = ("ln_2", "attention.output.LayerNorm", "post_attention_layernorm")
     if norm_behind:

@@ -1,6 +1,6 @@
-"""What a model's next-token distributions say of a chunk.
+"""Measures of a model's next-token distributions over a chunk.
 
-Letters: N sequences, S tokens per sequence, V vocabulary.
+Letters: N sequences, S tokens per sequence, V vocabulary, R rows, D width, E width of what is replaced.
 """
 
 import torch
@@ -13,19 +13,19 @@ LOGIT_ROWS = 4096
 
 
 def targets(chunk: TokenChunk) -> Tensor:
-    """[N, S - 1]: whether token s + 1 is to be predicted from token s.
+    """Mark [N, S - 1] where token s + 1 is to be predicted from token s.
 
-    It is if it is kept and its predecessor is in the same segment.
+    It is if token s + 1 is kept and its predecessor is in the same segment.
     """
     same_segment = chunk.segment_NS[:, 1:] == chunk.segment_NS[:, :-1]
     return same_segment & chunk.keep_NS[:, 1:]
 
 
 def losses(logits_NSV: Tensor, chunk: TokenChunk, clean_NSV: Tensor | None = None) -> tuple[float, float]:
-    """Sums over the targets: cross-entropy, and KL(p_clean, p) of the whole distributions, in nats.
+    """Sum cross-entropy, and KL(p_clean, p) of the whole distributions, over the targets, in nats.
 
     Args:
-        clean_NSV: the logits that KL is taken from; None: it is 0.
+        clean_NSV: the logits of p_clean; None: KL is reported as 0.
     """
     target_NS = targets(chunk).to(logits_NSV.device)
     ids = chunk.ids_NS[:, 1:].to(logits_NSV.device)[target_NS]
@@ -44,9 +44,9 @@ def losses(logits_NSV: Tensor, chunk: TokenChunk, clean_NSV: Tensor | None = Non
 
 
 def sparing_outliers(x_RD: Tensor, y_RE: Tensor, new_RE: Tensor, multiple: float | None) -> Tensor:
-    """`new_RE`; but rows whose input is longer than `multiple` times the median stay as they are, `y_RE`.
+    """Replace `y_RE` by `new_RE`, except in rows whose input is longer than `multiple` times the median.
 
-    Dictionaries were never shown such rows. None: all are replaced.
+    Dictionaries were never trained on such rows. None: all rows are replaced.
     """
     if multiple is None:
         return new_RE
@@ -55,5 +55,5 @@ def sparing_outliers(x_RD: Tensor, y_RE: Tensor, new_RE: Tensor, multiple: float
 
 
 def _full(logits: Tensor) -> Tensor:
-    """In float32 at least."""
+    """Convert logits to float32, unless they are float64."""
     return logits if logits.dtype == torch.float64 else logits.float()

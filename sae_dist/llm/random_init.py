@@ -1,4 +1,4 @@
-"""A language model of the right shapes that has learnt nothing: a control.
+"""A language model of the right shapes with random weights, untrained: a control.
 
 "Sparse Autoencoders Can Interpret Randomly Initialized Transformers", Heap et al. 2025, arXiv 2501.17727.
 """
@@ -12,13 +12,13 @@ DEFAULT_STD = 0.02
 
 
 def random_model(auto: Any, config: Any, *, trust_remote_code: bool, **how: Any) -> Any:
-    """A model of `auto` whose matrices are N(0, initializer_range^2), each from its own name.
+    """Make a model of class `auto` whose matrices are N(0, initializer_range^2), each seeded by its own name.
 
-    Vectors (norms, biases) start as the architecture starts them. Names make a layer the same in a model that
-    was cut after it; no random state of torch's is moved.
+    Vectors (norms, biases) start as the architecture starts them. Seeding by name gives a layer the same
+    weights in a model that was cut after it; torch's random state is not touched.
 
     Args:
-        how: dtype and attn_implementation, as from_pretrained takes them.
+        how: dtype and attn_implementation, as in from_pretrained.
     """
     with torch.random.fork_rng(devices=[]):
         model = auto.from_config(config, trust_remote_code=trust_remote_code, **how)

@@ -16,7 +16,7 @@ from sae_dist.distributed.mesh import team_mesh
 
 
 class _TeamMesh:
-    """Where transformers asks for its mesh, whose ranks it takes to be the whole world."""
+    """A mesh in the form that transformers asks for; its own would span the whole world."""
 
     def __init__(self, mesh: Any):
         self.mesh = mesh
@@ -28,7 +28,7 @@ class _TeamMesh:
 def load_split(
     auto: Any, config: Any, path: str, *, team: Axis, device: torch.device, **how: Any
 ) -> tuple[nn.Module, set[str]]:
-    """A model whose matrices are read slice by slice: no rank ever reads a whole one.
+    """Load a model whose matrices are read slice by slice: no rank ever reads a whole one.
 
     Args:
         auto: AutoModel.
@@ -47,7 +47,7 @@ def load_split(
     def over_the_team(_cls: type, asked: Any, device_map: Any = None) -> tuple[Any, Any, _TeamMesh]:
         return asked, place, meshes
 
-    # A class of its own, in place of the world-wide mesh that the original's method makes.
+    # A subclass, because the method of the original class makes a mesh of the whole world.
     own = {"__module__": kind.__module__, "prepare_distribute_model": classmethod(over_the_team)}
     ours: Any = type(kind.__name__, (kind,), own)
     how.pop("trust_remote_code")
@@ -62,10 +62,10 @@ def load_split(
 
 
 def check_not_split(facts: LlmFacts, columns: int) -> None:
-    """Inside attention and MLP each rank has a slice of the activation.
+    """Check that a captured activation is whole: inside attention and MLP each rank has only a slice.
 
     Raises:
-        ConfigError: what was captured is one.
+        ConfigError: the captured activation is a slice.
     """
     if columns != facts.columns:
         raise ConfigError(
@@ -75,7 +75,7 @@ def check_not_split(facts: LlmFacts, columns: int) -> None:
 
 
 def check_plan(cfg: LlmConfig, facts: LlmFacts) -> None:
-    """Whether transformers can split this architecture into `llm.shard_size` slices.
+    """Check that transformers can split this architecture into `llm.shard_size` slices.
 
     Raises:
         ConfigError: it has no plan for it, or the heads are not divisible.

@@ -19,9 +19,10 @@ from sae_dist.distributed.collectives import Axis
 
 
 class Partitioned:
-    """Gathers each block of a model before its forward, the next one meanwhile, and lets go of it after.
+    """The schedule of a ZeRO-3 model: gather each block before its forward, partition it again afterwards.
 
-    A block is a layer, or a module outside of the layers with parameters of its own.
+    The next block is gathered while one runs. A block is a layer, or a module outside of the layers with
+    parameters of its own.
     """
 
     def __init__(self, model: nn.Module, team: Axis):
@@ -35,11 +36,11 @@ class Partitioned:
             module.register_forward_hook(partial(self._let_go, number))
 
     def most(self, forwards: int) -> int:
-        """The largest number of forwards that a rank of the group has in this round."""
+        """Return the largest number of forwards that any rank of the group has in this round."""
         return int(self.team.max(torch.tensor([forwards])))
 
     def release(self) -> None:
-        """After a forward, cut short or not: nothing stays whole."""
+        """Partition every block again, after a forward that ended normally or was cut short."""
         for number in sorted(self.under_way):
             self._finish(number)
         for number in sorted(self.whole):
@@ -68,7 +69,7 @@ class Partitioned:
 
 
 def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
-    """Modules to gather as one, in the order of the model's definition."""
+    """Yield the modules that are gathered as one, in the order of the model's definition."""
     inside: tuple[str, ...] = ()
     for name, module in model.named_modules():
         if name.startswith(inside):
@@ -85,13 +86,13 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 def load_partitioned(
     auto: Any, config: Any, path: str, *, team: Axis, device: torch.device, offload: bool, **how: Any
 ) -> tuple[nn.Module, set[str]]:
-    """A model of `config` whose parameters are split from the moment they are made.
+    """Make a model of `config` whose parameters are partitioned from the moment they are allocated.
 
     Values are read by the group's first rank, one tensor at a time, from safetensors files.
 
     Args:
         auto: AutoModel.
-        offload: a rank's part of the parameters stays in host memory.
+        offload: keep a rank's part of the parameters in host memory.
         how: dtype, attn_implementation, trust_remote_code.
 
     Returns:
@@ -101,7 +102,7 @@ def load_partitioned(
         ConfigError: there are no safetensors files.
     """
     files = _checkpoint(path)
-    # DeepSpeed reads both; launchers other than torchrun do not set the first.
+    # DeepSpeed reads both variables; only torchrun sets the first.
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -110,7 +111,7 @@ def load_partitioned(
 
     if not deepspeed.comm.is_initialized():
         backend = "gloo" if device.type == "cpu" else "nccl"
-        # An all-reduce that nothing here calls, which DeepSpeed would first compile, for minutes.
+        # Nothing here calls this all-reduce; DeepSpeed would compile it first, for minutes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     splitting = deepspeed.zero.Init(
@@ -131,7 +132,7 @@ def load_partitioned(
 
 
 def _fill(model: nn.Module, auto: Any, files: dict[str, str], team: Axis) -> set[str]:
-    """Read every parameter and buffer that the files have; returns the names of parameters they lack."""
+    """Read every parameter and buffer that the files have; return the names of parameters they lack."""
     import deepspeed
 
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
@@ -150,7 +151,7 @@ def _fill(model: nn.Module, auto: Any, files: dict[str, str], team: Axis) -> set
 
 
 def _values(model: Any, files: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """(name in the model, a function that reads the value), in the same order on every rank."""
+    """Yield (name in the model, a function that reads the value), in the same order on every rank."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
@@ -197,7 +198,11 @@ def _read(file: str, key: str) -> Tensor:
 
 
 def _checkpoint(path: str) -> dict[str, str]:
-    """{key: file} of a model's folder, or of a model on the Hub, which is downloaded."""
+    """List {key: file} of a model's folder, or of a Hub model, which is downloaded.
+
+    Raises:
+        ConfigError: there are no safetensors files.
+    """
     from safetensors import safe_open
 
     folder = Path(path)

@@ -1,4 +1,4 @@
-"""What a person wants to be told of a run without looking at it: on the console, and by W&B's alerts."""
+"""Alerts about a run that nobody is watching: printed on the console, and sent by W&B."""
 
 import math
 import threading
@@ -11,28 +11,28 @@ from typing import Any, Protocol
 from sae_dist.metrics.nvml import reasons_in_words
 
 DEAD_RISE = 0.1
-"""Of the share of dead latents above the lowest that was seen."""
+"""A rise of the share of dead latents above its lowest value so far."""
 SLOW, WINDOW = 0.25, 20
-"""Share of the median tokens/s of the last rows."""
+"""A rate below this share of the median tokens/s of the last WINDOW rows is slow."""
 STALL_S, STALL_ROWS = 60.0, 10
-"""A stall: no row for so long, and for so many times the longest time between rows."""
+"""A stall: no row for STALL_S, and for STALL_ROWS times the longest time between rows."""
 AGAIN_S = 600.0
 
 
 class Listener(Protocol):
-    """Where alerts go."""
+    """A receiver of alerts: the console or W&B."""
 
     def alert(self, title: str, text: str) -> None: ...
 
 
 class Alerts:
-    """A sink that looks at each row, and at the clock between rows.
+    """A sink that checks each row of metrics, and the time between rows.
 
-    Non-finite numbers; dead latents rising; tokens/s falling to a quarter; no row for a long time; a GPU that
-    throttles for another reason than its power cap; a GPU's XID error.
+    It alerts to non-finite numbers, dead latents that rise, tokens/s that fall to a quarter, a long time
+    without a row, a GPU that throttles for another reason than its power cap, and XID errors of a GPU.
 
     Args:
-        name: of the dictionary, where several are trained; said with each alert.
+        name: the dictionary's, if several are trained; added to each alert.
     """
 
     def __init__(self, listeners: Sequence[Listener], name: str | None = None):
@@ -48,7 +48,7 @@ class Alerts:
         self.thread = threading.Thread(target=self._watch, name="alerts", daemon=True)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Look at a row of metrics."""
+        """Check a row of metrics, and start the clock."""
         now, before = time.monotonic(), self.last_row
         self.last_row, self.step = now, row["step"]
         if before is None:
@@ -63,7 +63,7 @@ class Alerts:
         self._gpus(row)
 
     def alert(self, title: str, text: str) -> None:
-        """Pass on, but the same title at most every ten minutes."""
+        """Pass an alert on to the listeners, the same title at most every ten minutes."""
         now = time.monotonic()
         if now - self.said.get(title, -math.inf) < AGAIN_S:
             return
@@ -72,7 +72,7 @@ class Alerts:
             listener.alert(title, text if self.name is None else f"{self.name}: {text}")
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop checking and end the thread."""
         self.closed.set()
         if self.thread.ident is not None:
             self.thread.join()
@@ -110,7 +110,7 @@ class Alerts:
                 self.alert(f"GPU {gpu} reports an error", text)
 
     def _watch(self) -> None:
-        """The thread: is there a row as often as there was?"""
+        """Check in the thread whether rows arrive as often as before."""
         while not self.closed.wait(min(STALL_S, 1.0)):
             assert self.last_row is not None
             silent_s = time.monotonic() - self.last_row

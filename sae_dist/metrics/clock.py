@@ -1,11 +1,11 @@
-"""Where the time of a step goes, by phase, without waiting for the device.
+"""The time of a step by phase, measured without waiting for the device.
 
 On a GPU a boundary between phases is a CUDA event, so a phase is its share of the device's own time line:
 what the device does, or waits for, between two points of the program. Events are read later, once the device
-has passed them: what it has not yet when metrics are flushed counts for the next row. Elsewhere the host's
+has passed them; those it has not passed when metrics are flushed count for the next row. Elsewhere the host's
 clock is read.
 
-A phase within another takes its time away from that: phases never overlap, and add up to the step.
+A phase inside another is not counted as time of the outer one: phases never overlap, and add up to the step.
 """
 
 import time
@@ -31,18 +31,18 @@ PHASES = (
     OTHER,
 )
 UNDIVIDED = ("wait", "record")
-"""Phases that keep the exchanges within them."""
+"""Phases that include the exchanges inside them."""
 
 
 @dataclass
 class Phases:
-    """Seconds by phase, and the steps that they come from."""
+    """Seconds by phase, and the number of steps that they cover."""
 
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
     steps: int = 0
 
     def take(self) -> tuple[dict[str, float], int]:
-        """What was found since this was last asked."""
+        """Return the seconds and steps since the last call, and start again from zero."""
         found = self.seconds, self.steps
         self.seconds, self.steps = dict.fromkeys(PHASES, 0.0), 0
         return found
@@ -50,7 +50,10 @@ class Phases:
 
 @dataclass
 class _Mark:
-    """From `moment` on time goes to `phase` (None: to nobody); a step begins where `begins`."""
+    """A boundary between phases: time from `moment` on is that of `phase` (None: of no phase).
+
+    `begins` marks the beginning of a step.
+    """
 
     moment: Any
     phases: Phases | None
@@ -59,10 +62,10 @@ class _Mark:
 
 
 class PhaseClock:
-    """Times phases between `begin` and `end` of a step, for whichever dictionary's `Phases` was given.
+    """A clock of the phases between `begin` and `end` of a step, for one dictionary's `Phases` at a time.
 
     Attributes:
-        profiling: phases are shown to torch's profiler by name.
+        profiling: also show the phases by name in torch's profiler.
     """
 
     def __init__(self, device: torch.device):
@@ -74,20 +77,20 @@ class PhaseClock:
         self.profiling = False
 
     def begin(self, phases: Phases) -> None:
-        """A step begins whose time is that of `phases`."""
+        """Begin a step, whose time is added to `phases`."""
         self.settle()
         self._phases, self._stack = phases, [OTHER]
         self._mark(begins=True)
 
     def end(self) -> None:
-        """The step is over: what comes is nobody's time."""
+        """End the step: what follows counts for no phase."""
         self._stack = []
         self._mark()
         self._phases = None
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """See `core.types.Clock`; outside of a step nothing is timed."""
+        """Time a phase in a `with` block, as `core.types.Clock`; outside of a step nothing is timed."""
         if self._phases is None or self._stack[-1] in UNDIVIDED:
             yield
             return
@@ -101,7 +104,7 @@ class PhaseClock:
             self._mark()
 
     def settle(self) -> None:
-        """Add to each `Phases` what lies between marks that the device has passed. Waits for nothing."""
+        """Add up the times between marks that the device has passed, without waiting for it."""
         while len(self._marks) > 1 and (not self._cuda or self._marks[1].moment.query()):
             mark, until = self._marks.popleft(), self._marks[0]
             if mark.phases is not None and mark.phase is not None:

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sae_dist.core.errors import ConfigError, SaeDistError
-from sae_dist.metrics.wandb_sink import has_key, one_line
+from sae_dist.core.text import class_and_line
+from sae_dist.metrics.wandb_sink import has_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -77,21 +78,21 @@ SECTIONS: tuple[tuple[str, tuple[tuple[str, tuple[str, ...], bool], ...]], ...] 
 
 
 def dashboard(target: str) -> str:
-    """Save the workspace as a view of a project of W&B.
+    """Save the workspace as a view of a W&B project.
 
     Args:
         target: PROJECT, or ENTITY/PROJECT.
 
     Returns:
-        Its address.
+        The URL of the view.
 
     Raises:
-        ConfigError: wandb-workspaces is missing, there is no key, or W&B does not take it.
+        ConfigError: wandb-workspaces is missing, there is no key, or W&B rejects it.
         SaeDistError: W&B cannot be reached.
     """
     entity, _, project = target.rpartition("/")
     if not project or "/" in entity:
-        raise ConfigError(f"{target} is no project of W&B; give PROJECT or ENTITY/PROJECT")
+        raise ConfigError(f"{target} is not a W&B project; give PROJECT or ENTITY/PROJECT")
     try:
         import wandb_workspaces  # noqa: F401
     except ImportError:
@@ -99,7 +100,7 @@ def dashboard(target: str) -> str:
             "sae-dist dashboard needs wandb-workspaces: pip install 'sae-dist[dashboard]'"
         ) from None
     if not has_key():
-        raise ConfigError("W&B has no key here: run wandb login, or set WANDB_API_KEY")
+        raise ConfigError("no W&B key was found; run wandb login, or set WANDB_API_KEY")
     import wandb
     from wandb.errors import AuthenticationError, UsageError
 
@@ -107,13 +108,13 @@ def dashboard(target: str) -> str:
         entity = entity or wandb.Api().default_entity or ""
         return workspace(entity, project).save().url
     except (AuthenticationError, UsageError) as error:
-        raise ConfigError(f"W&B does not take the key: {one_line(error)}; run wandb login") from None
+        raise ConfigError(f"W&B rejected the key: {class_and_line(error)}; run wandb login") from None
     except Exception as error:
-        raise SaeDistError(f"W&B did not make the dashboard: {one_line(error)}") from error
+        raise SaeDistError(f"W&B did not create the dashboard: {class_and_line(error)}") from error
 
 
 def workspace(entity: str, project: str) -> "Workspace":
-    """The workspace, built without W&B's server."""
+    """Build the workspace, without contacting W&B's server."""
     import wandb_workspaces.reports.v2 as wr
     import wandb_workspaces.workspaces as ws
 

@@ -1,4 +1,4 @@
-"""How fast this device multiplies matrices: measured, since a data sheet's peak says little of a machine."""
+"""The measured speed of matrix products on this device: a data sheet's peak says little about a machine."""
 
 import time
 
@@ -10,9 +10,9 @@ REPEATS = 20
 
 
 def gemm_rate(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> float:
-    """Operations per second of a square matrix product in the fastest of `dtypes`: the best of many tries.
+    """Measure operations per second of a square matrix product in the fastest of `dtypes`, best of many.
 
-    Takes about 0.1 s for each. On a GPU it waits for the device, so it belongs before training.
+    Takes about 0.1 s for each dtype. On a GPU it waits for the device, so it must run before training.
     """
     return max(_rate(device, dtype) for dtype in dtypes)
 

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of the GPUs of a run, as numbers by name.
+"""The state of a run's GPUs from NVIDIA's management library, as numbers by name.
 
 Each query is tried on each GPU: one that a GPU does not support is left out from then on; one that fails
 otherwise is left out of that sample.
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-GIB = 2**30
+from sae_dist.core.text import GIB
+
 THROTTLED_BY = {
     0x8: "hardware slowdown",
     0x20: "temperature (software)",
@@ -18,7 +19,7 @@ THROTTLED_BY = {
     0x80: "power brake",
 }
 """Bits of NVML's clock event reasons that mean that something is wrong. Idle clocks, clocks that were set,
-and the power cap (0x4), under which a busy GPU ordinarily runs, are none of them."""
+and the power cap (0x4), under which a busy GPU ordinarily runs, are not among them."""
 ALL_LINKS = 0xFFFFFFFF
 
 
@@ -37,14 +38,14 @@ class _Gpu:
 
 
 class Nvml:
-    """Samples the GPUs with these UUIDs.
+    """A sampler of the GPUs with these UUIDs.
 
     Args:
         library: pynvml.
         uuids: as torch writes them, without "GPU-".
 
     Raises:
-        library.NVMLError: there is no driver, or a GPU is not known to it.
+        library.NVMLError: there is no driver, or it does not know a GPU.
     """
 
     def __init__(self, library: ModuleType, uuids: list[str]):
@@ -58,11 +59,11 @@ class Nvml:
             self.gpus.append(gpu)
 
     def sample(self) -> dict[int, dict[str, float]]:
-        """By the GPU's number on this machine: what `metrics.catalogue` lists under gpu/{gpu}/."""
+        """Measure what `metrics.catalogue` lists under gpu/{gpu}/, by the GPU's number on this machine."""
         return {gpu.index: self._sample(gpu, time.monotonic()) for gpu in self.gpus}
 
     def close(self) -> None:
-        """Let go of the library."""
+        """Shut the library down."""
         self.library.nvmlShutdown()
 
     def _sample(self, gpu: _Gpu, now: float) -> dict[str, float]:
@@ -161,7 +162,7 @@ class Nvml:
         lib.nvmlDeviceRegisterEvents(gpu.handle, lib.nvmlEventTypeXidCriticalError, gpu.events)
 
     def _xid(self, gpu: _Gpu) -> dict[str, float]:
-        """XID events since the last sample; each says which error."""
+        """Count XID events since the last sample; return their number so far, and the last error."""
         lib = self.library
         while True:
             try:
@@ -174,5 +175,5 @@ class Nvml:
 
 
 def reasons_in_words(mask: int) -> str:
-    """Why a GPU is held back, from its clock event reasons."""
+    """Name the reasons why a GPU is slowed down, from its clock event reasons."""
     return ", ".join(word for bit, word in THROTTLED_BY.items() if mask & bit)

@@ -9,11 +9,11 @@ from sae_dist.metrics.clock import PhaseClock
 
 
 class ProfileWindow:
-    """Traces `number` steps from `first` on, counted from 1; of a grid all dictionaries of those steps.
+    """A profile of `number` steps from `first` on, counted from 1; in a grid, of all its dictionaries.
 
     Args:
-        path: where the trace goes, `.json.gz`.
-        clock: shows the phases by name meanwhile.
+        path: the file of the trace, `.json.gz`.
+        clock: shows its phases by name in the trace.
     """
 
     def __init__(self, first: int, number: int, path: Path, device: torch.device, clock: PhaseClock):
@@ -25,18 +25,18 @@ class ProfileWindow:
         self.running = False
 
     def before(self, step: int) -> None:
-        """A step is about to begin."""
+        """Start the profiler if the window begins with this step."""
         if step == self.first and self.profiler is not None:
             self.profiler.start()
             self.running = self.clock.profiling = True
 
     def after(self, step: int) -> None:
-        """A step has ended; after the last one the trace is written, which takes seconds."""
+        """Write the trace, which takes seconds, if the window ends with this step."""
         if step >= self.last:
             self.close()
 
     def close(self) -> None:
-        """Stop, and write what there is; a run may end within the window."""
+        """Stop the profiler and write what it has; a run may end inside the window."""
         if self.profiler is None or not self.running:
             return
         self.profiler.stop()

@@ -1,4 +1,4 @@
-"""Collects scalars on the device during steps; reduces them over window and ranks when flushed.
+"""Scalars that are collected on the device during steps, and reduced over window and ranks when flushed.
 
 Names are grouped `loss/ sparsity/ latents/ optim/ perf/ stream/`.
 """
@@ -12,7 +12,7 @@ REDUCTIONS = ("sum", "mean", "max", "last")
 
 
 class Recorder:
-    """Scalars since the last flush, one running value per name.
+    """The scalars since the last flush, one running value per name.
 
     Args:
         reduce: `reduce(values, "sum" | "max")` over the ranks that record. Every rank must have
@@ -24,7 +24,7 @@ class Recorder:
         self._clear()
 
     def record(self, name: str, value: Tensor | float, reduction: str) -> None:
-        """Take one value. No transfer, no wait.
+        """Record one value, without a transfer or a wait.
 
         sum and max are over window and ranks; mean is the mean of all recorded values, with each
         call of each rank one value; last is this rank's latest value, equal on every rank.
@@ -41,13 +41,16 @@ class Recorder:
         self._counts[name] = self._counts.get(name, 0) + 1
 
     def flush(self) -> dict[str, float]:
-        """Reduce, copy to the host once, forget. One collective for sums and means, one for maxima."""
+        """Reduce all values, copy them to the host once, and return them by name; start empty again.
+
+        One collective serves sums and means, one maxima.
+        """
         names = {kind: sorted(n for n in self._kinds if self._kinds[n] == kind) for kind in REDUCTIONS}
         devices = [v.device for v in self._values.values() if isinstance(v, Tensor)]
         device = next((d for d in devices if d.type != "cpu"), torch.device("cpu"))
 
         def stack(values: list[Tensor | float]) -> Tensor:
-            # What is on the host goes over in one copy.
+            # Values on the host are copied to the device in one transfer.
             host = torch.tensor([0.0 if isinstance(v, Tensor) else v for v in values], dtype=torch.float64)
             moved = host.to(device)
             parts = [

@@ -1,8 +1,7 @@
-"""Where flushed metrics go: metrics.jsonl, the console. W&B has its own file."""
+"""Sinks of the flushed metrics: metrics.jsonl and the console. W&B has its own file."""
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,9 @@ from tqdm import tqdm
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
+from sae_dist.core.files import write_text
+from sae_dist.core.run_folder import METRICS
+from sae_dist.core.text import print_line
 from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 
@@ -21,7 +23,7 @@ WAITS = {"perf/wait_for_chunks_s": "consumers", "perf/wait_for_credit_s": "produ
 
 
 class Sink(Protocol):
-    """Takes one row of metrics per flush; a row has at least `step` and `tokens`. Some pass on alerts."""
+    """A receiver of metrics, one row per flush with at least `step` and `tokens`, and of alerts."""
 
     def write(self, row: dict[str, Any]) -> None: ...
 
@@ -33,10 +35,10 @@ class Sink(Protocol):
 def make_sinks(
     cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str, console: "Sink | None" = None
 ) -> list[Sink]:
-    """The sinks the config asks for; only the rank that writes metrics calls this.
+    """Make the sinks that the config asks for; only the rank that writes metrics calls this.
 
     Args:
-        console: of a grid, which its dictionaries share; None: this run's own.
+        console: the console that the dictionaries of a grid share; None: this run's own.
         resume_step: step the run continues from; 0 for a new run.
         run_id: the W&B run's id; kept by the caller, so that a resumed run continues its curves.
     """
@@ -46,30 +48,25 @@ def make_sinks(
     if cfg.metrics.wandb != "off":
         shown.append(WandbSink(cfg, folder, run_id))
     of_many = folder.name if isinstance(console, GridConsole) else None
-    return [JsonlSink(folder / "metrics.jsonl", resume_step), *shown, Alerts(shown, of_many)]
+    return [JsonlSink(folder / METRICS, resume_step), *shown, Alerts(shown, of_many)]
 
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
-    """One console for all dictionaries that are trained together."""
+    """Make one console for all dictionaries that are trained together."""
     console = ConsoleSink(parse_count(cfg.train_tokens, "train_tokens"), resume_step * cfg.batch)
     return console if dictionaries == 1 else GridConsole(console)
 
 
 class JsonlSink:
-    """One JSON object per line, handed to the system after each write; NaN and inf become null.
+    """The file metrics.jsonl: one JSON object per line, flushed after each; NaN and inf become null.
 
-    Opening drops the lines of steps after `resume_step` and a line cut short by a crash, so that
-    each step stands in the file once.
+    Opening drops the lines of steps after `resume_step`, and a line cut short by a crash, so that each step
+    is in the file once.
     """
 
     def __init__(self, path: Path, resume_step: int):
         kept = [row for row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept), synced=True)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, row: dict[str, Any]) -> None:
@@ -78,22 +75,22 @@ class JsonlSink:
         self._file.flush()
 
     def alert(self, title: str, text: str) -> None:
-        """A file of numbers has no place for it."""
+        """Ignore the alert: the file holds numbers only."""
 
     def close(self) -> None:
         self._file.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a metrics.jsonl, without a last line that was cut short."""
+    """Read the rows of a metrics.jsonl, without a last line that was cut short."""
     lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
 class ConsoleSink:
-    """A progress bar on stderr; plain lines, ten seconds apart, where stderr is no terminal.
+    """A progress bar on stderr; plain lines, ten seconds apart, if stderr is not a terminal.
 
-    Once a minute, of a run with producers, a line says how long they and the consumers waited for each other.
+    Once a minute, a run with producers prints how long they and the consumers waited for each other.
     """
 
     def __init__(self, total_tokens: int, start_tokens: int):
@@ -113,7 +110,7 @@ class ConsoleSink:
         self.show([row])
 
     def show(self, rows: list[dict[str, Any]]) -> None:
-        """One line, or one move of the bar, for rows of one step."""
+        """Print one line, or move the bar once, for rows of one step."""
         self._say_waits(rows[0])
         if self._bar is not None:
             self._bar.set_postfix_str(_quality(rows), refresh=False)
@@ -124,7 +121,7 @@ class ConsoleSink:
             self._print_line()
 
     def alert(self, title: str, text: str) -> None:
-        tqdm.write(f"alert: {title}: {text}", file=sys.stderr)
+        print_line(f"alert: {title}: {text}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -138,7 +135,7 @@ class ConsoleSink:
         seconds = time.monotonic() - self._waits_since
         if seconds >= WAITS_EVERY_S and any(key in row for key in WAITS):
             shares = (f"{WAITS[key]} {waited / seconds:.1%}" for key, waited in self._waits.items())
-            tqdm.write(f"waited of the last {seconds:.0f} s: {', '.join(shares)}", file=sys.stderr)
+            print_line(f"waited of the last {seconds:.0f} s: {', '.join(shares)}")
             self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     def _print_line(self) -> None:
@@ -158,7 +155,7 @@ class ConsoleSink:
 
 
 class GridConsole:
-    """One line for all dictionaries of a grid: the range of each number."""
+    """The console of a grid: one line for all dictionaries, with the range of each number."""
 
     def __init__(self, console: ConsoleSink):
         self._console = console

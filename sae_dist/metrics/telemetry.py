@@ -1,32 +1,30 @@
-"""GPUs, hosts and network of a run, sampled on a thread beside the training.
+"""GPUs, hosts and network of a run, sampled by a thread during training.
 
-Every rank tells the store its host, process and GPU. On each host the lowest rank samples and tells what it
-found; the first consumer of a group adds all hosts up, for the next line of metrics.
+Every rank writes its host, process and GPU to the store. On each host the lowest rank samples, and writes the
+samples; the first consumer of a group adds up all hosts, for the next row of metrics.
 """
 
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from typing import Any, Protocol
 
 import psutil
 import torch
-from tqdm import tqdm
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.text import GIB, MIB, print_line
 from sae_dist.metrics.nvml import Nvml
 from sae_dist.metrics.stolen import share
 
-GIB, MIB = 2**30, 2**20
 SUMS = ("power_w", "energy_j", "throttled", "xids")
 MAXIMA = ("memory_gib", "temperature_c")
 
 
 class Store(Protocol):
-    """See `distributed.control`."""
+    """The store of `distributed.control`, as it is used here."""
 
     def set(self, key: str, value: str) -> None: ...
 
@@ -36,7 +34,7 @@ class Store(Protocol):
 
 
 class Host:
-    """CPU, memory and network of this machine, and the memory of the run's processes on it."""
+    """The CPU, memory and network of this machine, and the memory of the run's processes on it."""
 
     def __init__(self, pids: list[int]):
         self.processes = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
@@ -45,7 +43,7 @@ class Host:
         self.then, self.before = time.monotonic(), self._moved()
 
     def sample(self) -> dict[str, float]:
-        """What `metrics.catalogue` lists under host/{node}/."""
+        """Measure what `metrics.catalogue` lists under host/{node}/."""
         now, moved = time.monotonic(), self._moved()
         seconds = max(now - self.then, 1e-9)
         sent, received = ((new - old) / seconds / MIB for new, old in zip(moved, self.before, strict=True))
@@ -61,7 +59,7 @@ class Host:
         }
 
     def _moved(self) -> tuple[int, int]:
-        """Bytes sent and received over all interfaces but the loopback."""
+        """Return the bytes sent and received over all interfaces but the loopback."""
         parts = [each for name, each in psutil.net_io_counters(pernic=True).items() if name != "lo"]
         return sum(each.bytes_sent for each in parts), sum(each.bytes_recv for each in parts)
 
@@ -74,12 +72,12 @@ def _rss(process: psutil.Process) -> int:
 
 
 class Telemetry:
-    """The thread of one rank; most ranks have none to start.
+    """The telemetry thread of one rank; most ranks start no thread.
 
     Args:
         every_s: seconds between samples.
         rank: of this process, of `world`; local_rank 0 may be its host's reporter.
-        collects: this rank writes metrics.
+        collects: whether this rank writes metrics.
     """
 
     def __init__(
@@ -105,7 +103,7 @@ class Telemetry:
             self.thread.start()
 
     def close(self) -> None:
-        """Stop the thread; the last sample stays."""
+        """Stop the thread; the last sample is kept."""
         self.closed.set()
         if self.thread.ident is not None:
             self.thread.join(timeout=self.every_s)
@@ -134,11 +132,11 @@ class Telemetry:
             if gpus:
                 gpus.close()
         except TransportError:
-            # The store is gone, and with it the run; the thread that trains says so.
+            # The store is gone, and with it the run; the thread that trains reports it.
             return
 
     def _ranks(self) -> list[Any] | None:
-        """Host, process and GPU of every rank, once all have told theirs; None: closed before that."""
+        """Wait for host, process and GPU of every rank; None: closed before all were known."""
         keys = [f"telemetry/rank/{rank}" for rank in range(self.world)]
         while not all(self.store.check(key) for key in keys):
             if self.closed.wait(min(self.every_s, 1.0)):
@@ -154,9 +152,7 @@ class Telemetry:
         try:
             return Nvml(pynvml, uuids)
         except pynvml.NVMLError as error:
-            tqdm.write(
-                f"telemetry: no numbers of the GPUs of {socket.gethostname()}: {error}", file=sys.stderr
-            )
+            print_line(f"telemetry: no numbers of the GPUs of {socket.gethostname()}: {error}")
             return None
 
     def _collect(self, reporters: list[int]) -> None:
@@ -177,7 +173,7 @@ class Telemetry:
 
 
 def over_all(hosts: list[dict[str, float]], gpus: list[dict[str, float]]) -> dict[str, float]:
-    """The few numbers of all hosts and GPUs together that a person looks at first."""
+    """Sum up all hosts and GPUs in the few numbers that a person looks at first."""
     row = {"host/rss_gib": sum(each["rss_gib"] for each in hosts)} if hosts else {}
     if hosts:
         row["host/cpu"] = sum(each["cpu"] for each in hosts) / len(hosts)

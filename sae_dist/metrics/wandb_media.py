@@ -1,19 +1,22 @@
-"""What W&B gets when a run has been evaluated: numbers, a table, the density, plots; files if asked."""
+"""The final entry of a run in W&B: numbers, a table, the density and plots; files if asked."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
-from sae_dist.metrics.catalogue import EVAL, SUMMARY
-from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
+from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
+from sae_dist.core.text import class_and_line, print_line
+from sae_dist.metrics.catalogue import SUMMARY
+from sae_dist.metrics.evaluated import EVAL
+from sae_dist.metrics.wandb_sink import USED, begin
 
 
 def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
-    """Add to the run of W&B that training logged to; nothing where there was none. Never fatal.
+    """Add the results to the W&B run that training logged to; do nothing if there was none. Never fatal.
 
     Args:
-        summary: what summary.json holds.
+        summary: the content of summary.json.
     """
     path = folder / "wandb" / USED
     if not path.exists():
@@ -27,11 +30,11 @@ def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
             run.log_artifact(_artifact(folder, used["id"]))
         run.finish()
     except Exception as error:
-        say(f"wandb got no final numbers, which are in summary.json: {one_line(error)}")
+        print_line(f"wandb got no final numbers, which are in summary.json: {class_and_line(error)}")
 
 
 def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Numbers of the evaluation, and media."""
+    """Return the numbers of the evaluation, and the media."""
     import wandb
 
     found: dict[str, Any] = {"tokens": summary.get("tokens"), "step": summary.get("steps")}
@@ -46,13 +49,13 @@ def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     if density := summary.get("density"):
         histogram = (density["latents"], density["log10_edges"])
         found["eval/density"] = wandb.Histogram(np_histogram=histogram)
-    for path in sorted((folder / "plots").glob("*.png")):
+    for path in sorted((folder / PLOTS).glob("*.png")):
         found[f"plots/{path.stem}"] = wandb.Image(str(path))
     return found
 
 
 def numbers(summary: dict[str, Any], metrics: tuple[Any, ...]) -> dict[str, float]:
-    """The numbers of summary.json that these metrics name, by their keys there."""
+    """Select from summary.json the numbers that are listed in `metrics`, by their keys there."""
     keys = [metric.name.rpartition("/")[2] for metric in metrics]
     return {key: summary[key] for key in keys if isinstance(summary.get(key), int | float)}
 
@@ -61,8 +64,8 @@ def _artifact(folder: Path, run_id: str) -> Any:
     import wandb
 
     artifact = wandb.Artifact(f"run-{run_id}", type="model")
-    artifact.add_dir(str(folder / "export"), name="export")
-    latest = folder / "checkpoints" / "latest"
+    artifact.add_dir(str(folder / EXPORT), name="export")
+    latest = folder / CHECKPOINTS / LATEST
     if latest.is_file():
         artifact.add_dir(str(latest.parent / latest.read_text().strip()), name="checkpoint")
     return artifact

@@ -1,14 +1,13 @@
-"""Weights & Biases: online, offline, or out of the way. No failure of W&B stops a run.
+"""Weights & Biases: online, offline, or disabled. No failure of W&B stops a run.
 
-Rows are logged without W&B's `step`: it would drop those that a resumed run writes again. Their x-axis is
-`tokens`, so such rows stand twice at the same place.
+Rows are logged without W&B's `step`, with which it would drop those that a resumed run writes again. Their
+x-axis is `tokens`; steps repeated after a resume are logged twice at the same x.
 """
 
 import json
 import netrc
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,27 +15,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import class_and_line, print_line
 
 INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
-"""In the run folder's wandb/: which run of W&B this is, and how it was logged."""
+"""The file in the run folder's wandb/ that records the id and mode of the W&B run."""
 LONGEST_TITLE = 63
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
-"""Where W&B's library logs to by default: since 0.31, and before."""
+"""The default hosts of W&B's library: since version 0.31, and before."""
 
 
 class WandbSink:
-    """Sends rows to W&B, with `tokens` as the x-axis. Its files lie in the run folder."""
+    """A sink that sends rows to W&B, with `tokens` as the x-axis. Its files are in the run folder."""
 
     def __init__(self, cfg: RunConfig, folder: Path, run_id: str):
         self._run: Any = None
         self._mode = wandb_mode(cfg.metrics.wandb)
         if self._mode == "disabled":
             return
-        # W&B's service process holds on to the id of a run whose start failed.
+        # W&B's service process keeps the id of a run whose start failed, so offline uses another id.
         tries = (
             {self._mode: run_id} if self._mode == "offline" else {self._mode: run_id, "offline": run_id + "o"}
         )
@@ -47,7 +47,7 @@ class WandbSink:
                 (folder / "wandb" / USED).write_text(used, encoding="utf-8")
                 return
             except Exception as error:
-                say(f"wandb ({self._mode}) failed, the run goes on: {one_line(error)}")
+                print_line(f"wandb ({self._mode}) failed, the run goes on: {class_and_line(error)}")
 
     def write(self, row: dict[str, Any]) -> None:
         self._guard(lambda: self._run.log(row))
@@ -61,26 +61,26 @@ class WandbSink:
             return
         self._guard(run.finish)
         if self._run is not None and self._mode == "offline":
-            # A run that went on has several parts, which W&B adds up if told to resume.
+            # A resumed run has several parts, which W&B joins only with WANDB_RESUME.
             parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"
-            say(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
+            print_line(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 
     def _guard(self, act: Any) -> None:
-        """Do something with the run; the first failure says so once and ends W&B for this run."""
+        """Call `act`; the first failure is printed and ends W&B for this run."""
         if self._run is None:
             return
         try:
             act()
         except Exception as error:
             self._run = None
-            say(f"wandb failed and is off from here on, the run goes on: {one_line(error)}")
+            print_line(f"wandb failed and is off from here on, the run goes on: {class_and_line(error)}")
             if isinstance(error, ConnectionError):
                 _forget_service()
 
 
 def wandb_mode(setting: str) -> str:
-    """online | offline | disabled for `metrics.wandb`; `auto` honours WANDB_MODE, then looks for a key."""
+    """Return online | offline | disabled; for `auto` ask WANDB_MODE first, then look for a key."""
     if setting != "auto":
         return setting
     if os.environ.get("WANDB_MODE"):
@@ -89,7 +89,7 @@ def wandb_mode(setting: str) -> str:
 
 
 def has_key() -> bool:
-    """Whether W&B's key is in the environment or in netrc."""
+    """Return whether W&B's key is in the environment or in netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     given = os.environ.get("WANDB_BASE_URL")
@@ -102,10 +102,10 @@ def has_key() -> bool:
 
 
 def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
-    """A run of W&B, new or gone on with."""
+    """Start a W&B run, or continue one."""
     import wandb
 
-    # The dictionaries of a grid have a run each in one process.
+    # In a grid, one process has a W&B run for each dictionary.
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
     with _user_signal_held_back():
         run = wandb.init(
@@ -126,8 +126,8 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
 
 
 def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:
-    """Names to group runs by: of the sweep, of the run, and, in a grid, of the dictionary within it."""
-    in_grid = (folder.parent / "config.yaml").is_file()
+    """Return the names to group W&B runs by: sweep, run and, in a grid, the dictionary within the run."""
+    in_grid = (folder.parent / CONFIG).is_file()
     run = folder.parent.name if in_grid else folder.name
     return {"sweep": cfg.metrics.group, "run": run, "dictionary": folder.name if in_grid else None}
 
@@ -139,7 +139,7 @@ def _config(cfg: RunConfig) -> dict[str, Any]:
 
 
 def _forget_service() -> None:
-    """W&B's own process is gone: without this W&B says so once more at the exit, by a traceback."""
+    """Close the connection to W&B's dead process, so that W&B prints no traceback at the exit."""
     import wandb
 
     with suppress(Exception):
@@ -148,23 +148,13 @@ def _forget_service() -> None:
 
 @contextmanager
 def _user_signal_held_back() -> Iterator[None]:
-    """W&B's own process, started meanwhile, is deaf to SIGUSR2 for good.
+    """Block SIGUSR2 while W&B starts its own process, which then ignores it for good.
 
-    Slurm signals every process of a job: a rank that is told to stop still has its last rows to send. To
-    SIGTERM that process listens whatever is blocked.
+    Slurm signals every process of a job, and a rank that is asked to stop still has its last rows to send.
+    SIGTERM reaches that process even if it is blocked here.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def one_line(error: Exception) -> str:
-    """An error for the console."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-def say(line: str) -> None:
-    """On the console, above a progress bar."""
-    tqdm.write(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Text from token ids: of each token in its context, or of one alone."""
+"""Text of token ids: of each token within its sequence, or of a single token."""
 
 import os
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ UNREADABLE = "\ufffd"
 
 
 class Decoder:
-    """The LLM's tokenizer, the other way round.
+    """The LLM's tokenizer, used to turn token ids back into text.
 
     Raises:
         ConfigError: the LLM has no tokenizer that loads.
@@ -21,13 +21,13 @@ class Decoder:
         self.tokenizer: Any = Encoder(facts).tokenizer
 
     def __len__(self) -> int:
-        """Ids below it have a text."""
+        """Return the number of token ids that have a text: 0 to this number - 1."""
         return len(self.tokenizer)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token; joined, they are the text of all.
+        """Return the text of each token; joined, the pieces are the text of the whole sequence.
 
-        A character that tokens share, each some bytes of it, stands with the last of them: the others have
+        A character whose bytes are spread over several tokens is given to the last of them; the others have
         an empty piece.
         """
         whole = self._text(ids)
@@ -39,7 +39,7 @@ class Decoder:
         return pieces
 
     def token(self, number: int) -> str:
-        """One token alone; if it is a part of a character, the tokenizer's own name of it."""
+        """Return the text of one token id; of a part of a character, the tokenizer's name for the token."""
         text = self._text([number])
         return self.tokenizer.convert_ids_to_tokens(number) if UNREADABLE in text or not text else text
 

@@ -1,4 +1,4 @@
-"""Documents of local text: which pieces of which files there are, and their text.
+"""Documents of local text: how files are cut into documents, and how the text of one is read.
 
 A document is a byte range of a file, snapped to line ends, so that any document can be read without
 reading what lies before it. Long files are cut into pieces: a lane reads whole documents, and one
@@ -24,11 +24,11 @@ HELD_OUT_ONE_IN = 8
 
 @dataclass(frozen=True)
 class Document:
-    """One readable piece of text.
+    """A piece of text that can be read by itself.
 
     `key` names it on every machine (a path relative to the corpus, or a topic), `path` is the file
     (None: a topic of `pydoc_data`), `start` and `end` are byte offsets before snapping to lines. In a
-    .jsonl file a document is one line, and its text the line's `text`.
+    .jsonl file a document is one line, and its text is the line's `text`.
     """
 
     key: str
@@ -37,10 +37,10 @@ class Document:
     end: int
 
     def text(self) -> str:
-        """The document's text; bytes that are not UTF-8 become U+FFFD.
+        """Read the document's text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            DataError: the file went away, or a line of a .jsonl file is not an object with a `text`.
+            DataError: the file was removed, or a line of a .jsonl file is not an object with a `text`.
         """
         if self.path is None:
             from pydoc_data.topics import topics
@@ -71,10 +71,10 @@ class Document:
 
 
 def _snap(file: BinaryIO, offset: int) -> int:
-    """The first line start at or after `offset` (0 and the end of the file are line starts).
+    """Return the first line start at or after `offset` (0 and the end of the file are line starts).
 
-    A line that goes on for more than PIECE_BYTES is cut between two characters, so that a file without
-    line ends is not one document.
+    A line longer than PIECE_BYTES is cut between two characters, so that a file without line ends is not one
+    document.
     """
     if offset == 0:
         return 0
@@ -88,12 +88,12 @@ def _snap(file: BinaryIO, offset: int) -> int:
 
 
 def is_held_out(key: str) -> bool:
-    """Whether a key falls to evaluation: one in HELD_OUT_ONE_IN by hash, the same for every run."""
+    """Return whether a key is held out: one in HELD_OUT_ONE_IN by hash, the same in every run."""
     return hashlib.sha256(key.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
 def held_out(key: str) -> bool:
-    """Whether a document is kept for evaluation: a hash of its file's name, the same for every run."""
+    """Return whether a document is held out for evaluation, decided by a hash of its file's name alone."""
     return is_held_out(key.split("#")[0])
 
 
@@ -110,10 +110,10 @@ def pieces(key: str, path: Path, piece_bytes: int = PIECE_BYTES) -> list[Documen
 
 
 def python_documents() -> list[Document]:
-    """The text every Python carries: the standard library's sources and `pydoc_data.topics`.
+    """List the documents that every Python has: the standard library's sources and `pydoc_data.topics`.
 
-    Encoding tables and the source form of the topics are left out (tables of numbers; the topics
-    themselves are read instead), as is anything installed beside the standard library.
+    Encoding tables (tables of numbers), the source form of the topics (the topics themselves are read
+    instead) and packages installed next to the standard library are left out.
     """
     from pydoc_data.topics import topics
 
@@ -125,7 +125,7 @@ def python_documents() -> list[Document]:
 
 
 def python_sources() -> list[tuple[str, Path]]:
-    """Files of the standard library's sources, each with the key of its documents, in order."""
+    """List the source files of the standard library in order, each with the key of its documents."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skipped = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
     paths = [path for path in sorted(python_files(root, skipped)) if 0 < path.stat().st_size < 1_000_000]
@@ -133,7 +133,7 @@ def python_sources() -> list[tuple[str, Path]]:
 
 
 def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:
-    """All .py files under `root`, but for those in folders of these names, which are not even listed."""
+    """Yield all .py files under `root`; folders with a name in `skipped` are not entered."""
     for folder, folders, names in os.walk(root):
         folders[:] = set(folders) - skipped
         yield from (Path(folder, name) for name in names if name.endswith(".py"))

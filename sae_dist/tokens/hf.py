@@ -1,4 +1,4 @@
-"""Documents of Hugging Face datasets: streamed, or downloaded and read by number."""
+"""Documents of Hugging Face datasets, streamed, or downloaded and read by number."""
 
 import hashlib
 import os
@@ -10,6 +10,7 @@ import numpy as np
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.text import first_line
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 from sae_dist.tokens.encoder import Encoder, given_ids
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
@@ -22,7 +23,7 @@ HUB_TIMEOUT_S = 5
 
 
 class Column:
-    """Turns an example into token ids: its column holds text, or lists of token ids.
+    """The column of a dataset that is read: it holds text, or lists of token ids.
 
     Raises:
         ConfigError: the first example has no such column, or neither text nor token ids in it.
@@ -40,10 +41,10 @@ class Column:
             raise ConfigError(f"tokens.column={name}: {error}") from error
 
     def ids(self, example: dict[str, Any], number: int) -> np.ndarray:
-        """Token ids [tokens] of one example.
+        """Return the token ids [tokens] of one example.
 
         Raises:
-            DataError: neither text nor token ids of this LLM.
+            DataError: the column holds neither text nor token ids of this LLM.
         """
         value = example[self.name]
         if isinstance(value, str):
@@ -55,7 +56,7 @@ class Column:
 
 
 class MappedCorpus:
-    """A dataset on disk, read by number."""
+    """A downloaded dataset, whose examples are read by number."""
 
     def __init__(self, dataset: "Dataset", column: Column):
         self.field, self.dataset, self.column = column.field, dataset, column
@@ -64,19 +65,20 @@ class MappedCorpus:
         return len(self.dataset)
 
     def held_out(self) -> np.ndarray:
-        """By number."""
+        """Return a mask [examples] of those held out for evaluation, chosen by a hash of their numbers."""
         return lowest_hashes(random_keys(0, 0, len(self.dataset)))
 
     def ids(self, number: int) -> np.ndarray:
-        """Token ids of one example."""
+        """Return the token ids [tokens] of one example."""
         return self.column.ids(self.dataset[number], number)
 
 
 class StreamedDocuments:
-    """A stream dealt out to lanes: by file where there are enough files, else every lanes-th example.
+    """A streamed dataset, dealt out to lanes: by file if there are enough files, else every lanes-th example.
 
-    A place counts the examples of the lane, held-out ones included, so that it is reached by skipping. What
-    is held out depends on an example's content: the number of an example in a stream depends on its order.
+    A place counts the examples of the lane, held-out ones included, so that it is reached by skipping.
+    Whether an example is held out depends on its content: its number in a stream would depend on the stream's
+    order.
     """
 
     def __init__(self, stream: "IterableDataset", column: Column, *, lanes: int, seed: int, held_out: bool):
@@ -84,7 +86,7 @@ class StreamedDocuments:
         self.held_out = held_out
 
     def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(place within the lane, token ids) of the lane's documents in this epoch, from `first` on."""
+        """Yield (place within the lane, token ids) of a lane's documents in one epoch, from `first` on."""
         stream = self.stream
         if not self.held_out:
             seed = int(random_keys(self.seed, epoch, 1)[0])
@@ -98,7 +100,7 @@ class StreamedDocuments:
                 example = next(mine, None)
             except Exception as error:
                 where = f"{self.column.field}, after example {place} of lane {lane}"
-                raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+                raise DataError(f"{where} cannot be read: {first_line(error)}") from error
             if example is None:
                 return
             if _falls_to_evaluation(example[self.column.name]) == self.held_out:
@@ -108,7 +110,7 @@ class StreamedDocuments:
 def open_dataset(
     cfg: TokensConfig, encoder: Encoder, vocab_size: int, *, lanes: int, seed: int, held_out: bool
 ) -> IndexedDocuments | StreamedDocuments:
-    """The dataset's training or held-out documents.
+    """Open the training or the held-out documents of a dataset.
 
     Raises:
         ConfigError: it cannot be loaded, is empty, or has fewer documents than lanes.
@@ -126,7 +128,7 @@ def open_dataset(
 
 
 def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
-    """The dataset and its first example."""
+    """Load the dataset; return it and its first example (None: it is empty)."""
     import datasets
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
@@ -135,7 +137,7 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset)
     if remote and not HF_HUB_OFFLINE and not _hub_answers():
         raise ConfigError(
-            f"{field} is no folder here, and the Hugging Face Hub cannot be reached; give a folder, or "
+            f"{field} is not a local folder, and the Hugging Face Hub cannot be reached; give a folder, or "
             "set HF_HUB_OFFLINE=1 to use what is in the local cache"
         )
     try:
@@ -143,13 +145,13 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
             cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
         )
         return dataset, next(iter(dataset), None)
-    # Loaders read files of other people's making, and let any of their readers' errors through.
+    # Loaders read files of any origin, and pass on any error of their readers.
     except Exception as error:
-        raise ConfigError(f"{field} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"{field} cannot be loaded: {first_line(error)}") from error
 
 
 def _hub_answers() -> bool:
-    """One short try: the library's own takes half a minute to give up."""
+    """Try the Hub once for a few seconds: the library's own retries take half a minute."""
     import httpx
     from huggingface_hub import constants, get_session
 
@@ -158,10 +160,6 @@ def _hub_answers() -> bool:
     except httpx.HTTPError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _falls_to_evaluation(value: Any) -> bool:

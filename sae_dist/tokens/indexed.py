@@ -1,4 +1,4 @@
-"""Sources whose documents have numbers: permuted anew in each epoch, and dealt out to lanes."""
+"""Documents that have numbers: permuted anew in each epoch, and dealt out to lanes."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,18 +10,18 @@ from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 
 
 class Corpus(Protocol):
-    """Documents 0 .. len - 1. `field` is the setting it came from, as `tokens.path=...`."""
+    """A collection of documents, numbered 0 to len - 1. `field` is its setting, such as `tokens.path=...`."""
 
     field: str
 
     def __len__(self) -> int: ...
 
     def held_out(self) -> np.ndarray:
-        """Mask [len]: which documents are kept for evaluation. The same in every run."""
+        """Return a mask [len] of the documents held out for evaluation, the same in every run."""
         ...
 
     def ids(self, number: int) -> np.ndarray:
-        """Token ids [tokens] of one document.
+        """Return the token ids [tokens] of one document.
 
         Raises:
             DataError: the document is damaged.
@@ -30,7 +30,7 @@ class Corpus(Protocol):
 
 
 def lowest_hashes(hashes: np.ndarray) -> np.ndarray:
-    """Mask of the one in HELD_OUT_ONE_IN entries with the lowest hash; at least one, if there are two."""
+    """Mark the lowest hashes, one entry in HELD_OUT_ONE_IN; at least one if there are two entries."""
     count = max(len(hashes) // HELD_OUT_ONE_IN, min(1, len(hashes) // 2))
     mask = np.zeros(len(hashes), bool)
     mask[np.argsort(hashes, kind="stable")[:count]] = True
@@ -38,12 +38,12 @@ def lowest_hashes(hashes: np.ndarray) -> np.ndarray:
 
 
 def random_keys(seed: int, epoch: int, count: int) -> np.ndarray:
-    """`count` random 64-bit numbers: numpy promises this raw stream for ever, unlike `permutation`."""
+    """Draw `count` random 64-bit numbers from numpy's raw stream, which never changes (`permutation` may)."""
     return np.random.PCG64(np.random.SeedSequence([seed, epoch])).random_raw(count)
 
 
 class IndexedDocuments:
-    """The training or the held-out documents of a corpus, lane by lane.
+    """The training or the held-out documents of a corpus, read lane by lane.
 
     Raises:
         ConfigError: fewer documents than lanes.
@@ -65,7 +65,7 @@ class IndexedDocuments:
         self._order: tuple[int, np.ndarray] = (-1, self.numbers)
 
     def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(place within the lane, token ids) of the lane's documents in this epoch, from `first` on."""
+        """Yield (place within the lane, token ids) of a lane's documents in one epoch, from `first` on."""
         mine = self._permuted(0 if self.same_every_epoch else epoch)[lane :: self.lanes]
         for place in range(first, len(mine)):
             yield place, self.corpus.ids(int(mine[place]))

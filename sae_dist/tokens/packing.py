@@ -1,7 +1,7 @@
-"""Packs documents into sequences that fill the LLM's context, an exact number of activations at a time.
+"""Packing of documents into sequences that fill the LLM's context, an exact number of activations at a time.
 
-A segment is prefix + document tokens + suffix; attention never leaves it. A document that does not fit goes
-on in a new segment of the next sequence.
+A segment is prefix + document tokens + suffix; attention never crosses its borders. A document that does not
+fit continues in a new segment of the next sequence.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,23 @@ MIN_SEGMENT = 16
 
 
 class Reader(Protocol):
-    """Walks through documents."""
+    """A cursor that moves through documents, token by token."""
 
     def rest(self) -> tuple[int, np.ndarray, np.ndarray] | None:
-        """Number, token ids and keep mask of what is left (at least one token) of the current document.
+        """Return the number, token ids and keep mask of what is left of the current document.
 
-        None: there are no more documents.
+        There is at least one token. None: there are no more documents.
         """
         ...
 
     def advance(self, tokens: int) -> None:
-        """Go on by so many tokens, at most to the current document's end."""
+        """Move forward by `tokens` tokens, at most to the end of the current document."""
         ...
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How to pack: `rows` kept tokens at a time, sequences of `context` tokens."""
+    """A rule of packing: `rows` kept tokens at a time, in sequences of `context` tokens."""
 
     context: int
     prefix: tuple[int, ...]
@@ -39,14 +39,14 @@ class Packing:
     rows: int
 
     def pack(self, reader: Reader) -> dict[str, Tensor] | None:
-        """Read until exactly `rows` tokens are kept; the last segment ends with the last of them.
+        """Read and pack documents until exactly `rows` tokens are kept; the last segment ends there.
 
-        Room for fewer than MIN_SEGMENT tokens stays padding, unless the document is that short: a token
-        needs something before it.
+        Space at the end of a sequence for fewer than MIN_SEGMENT tokens stays padding, unless the document is
+        that short: the first tokens of a segment have too little context.
 
         Returns:
             ids_NS, segment_NS, position_NS, keep_NS, document_NS as in `TokenChunk`; None: the documents
-            ran out before.
+            ended before.
         """
         overhead = len(self.prefix) + len(self.suffix)
         segments: list[tuple[int, int, int, np.ndarray, np.ndarray]] = []

@@ -1,4 +1,4 @@
-"""Documents of token ids in tar files as webdataset writes them: `<key>.ids.npy` or `<key>.ids.json`."""
+"""Documents of token ids in tar files in webdataset's layout: `<key>.ids.npy` or `<key>.ids.json`."""
 
 import glob
 import hashlib
@@ -18,11 +18,11 @@ ENDINGS = (".ids.npy", ".ids.json")
 
 
 class ShardCorpus:
-    """Samples of tar files, found by an index of their byte offsets that is made from the headers.
+    """The samples of tar files, read by an index of byte offsets that is built from the tar headers.
 
     Raises:
         ConfigError: no such file, a tar that is truncated or compressed, no samples with token ids, or ids
-            in the first sample that the LLM does not have.
+            in the first sample that are outside of the LLM's vocabulary.
     """
 
     def __init__(self, pattern: str, vocab_size: int):
@@ -52,14 +52,14 @@ class ShardCorpus:
         return len(self.members)
 
     def held_out(self) -> np.ndarray:
-        """By the name of the shard and of the sample."""
+        """Return a mask [samples] of those held out, chosen by a hash of shard and sample names."""
         return lowest_hashes(self.hashes)
 
     def ids(self, number: int) -> np.ndarray:
-        """Token ids of one sample.
+        """Return the token ids [tokens] of one sample.
 
         Raises:
-            DataError: not a list of token ids, or ids that the LLM does not have.
+            DataError: not a list of token ids, or ids outside of the LLM's vocabulary.
         """
         shard = self.shards[self.shard_of[number]]
         offset, size = (int(value) for value in self.members[number])
@@ -74,7 +74,7 @@ class ShardCorpus:
 
 
 def _expand(pattern: str, field: str) -> list[Path]:
-    """Local files of a pattern with braces, wildcards, or both."""
+    """List the local files that a pattern with braces, wildcards or both matches."""
     from webdataset.shardlists import expand_urls
 
     try:
@@ -90,7 +90,11 @@ def _expand(pattern: str, field: str) -> list[Path]:
 
 
 def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
-    """(name, byte offset, bytes) of the samples of one tar file."""
+    """List (name, byte offset, bytes) of the samples in one tar file.
+
+    Raises:
+        ConfigError: the file is compressed, damaged or truncated.
+    """
     try:
         with tarfile.open(shard, "r:") as tar:
             members = tar.getmembers()
@@ -98,7 +102,7 @@ def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
         raise ConfigError(
             f"{field}: {shard} is not a whole, uncompressed tar file ({error}); write it again"
         ) from error
-    # A tar ends with blocks of zeros. One that was cut between two members ends early, and reads well.
+    # A tar ends with blocks of zeros. One that was cut between two members has none, but can still be read.
     end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
     if shard.stat().st_size < end + 512:
         raise ConfigError(f"{field}: {shard} is truncated after {len(members)} members; write it again")

@@ -1,4 +1,4 @@
-"""Opens the token source of a run: lanes of packed chunks, reachable at any position."""
+"""The token source of a run: lanes of packed chunks, which can be opened at any position."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,27 +20,27 @@ DEFAULT_CONTEXT = 256
 
 
 class Documents(Protocol):
-    """What a kind of source has to offer."""
+    """The interface of each kind of source: the documents of a lane in order, from any place on."""
 
     def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(place, token ids [tokens]) of a lane's documents in one epoch, in order, places >= `first` only.
+        """Yield (place, token ids [tokens]) of a lane's documents in one epoch, from `first` on.
 
-        Places grow, and need not be consecutive. Asking for `first` must not tokenise what lies before it.
+        Places grow, and need not be consecutive. Opening at `first` must not tokenise earlier documents.
         """
         ...
 
 
 class TokenSource:
-    """Lanes of token chunks. Every chunk keeps exactly `rows` tokens."""
+    """Lanes of token chunks, each with exactly `packing.rows` kept tokens."""
 
     def __init__(self, documents: Documents, packing: Packing, *, field: str, lanes: int, epochs: int | None):
         self.documents, self.packing = documents, packing
         self.field, self.lanes, self.epochs = field, lanes, epochs
 
     def open(self, lane: int, start: Position | None) -> Iterator[TokenChunk]:
-        """Chunks of `lane` from `start` (the start of a chunk; None: the first) until the epochs are over.
+        """Yield the chunks of a lane from position `start` on (None: the first) until the epochs end.
 
-        Tokens at the very end that do not fill a chunk are left out.
+        `start` is the start of a chunk. Tokens at the very end that do not fill a chunk are left out.
 
         Raises:
             ConfigError: a whole pass over the lane's documents gave no token.
@@ -58,7 +58,7 @@ class TokenSource:
 
 
 class LaneReader:
-    """Walks through a lane's documents, epoch after epoch."""
+    """A cursor through the documents of one lane, epoch after epoch."""
 
     def __init__(self, source: TokenSource, lane: int, start: Position | None):
         self.source, self.lane = source, lane
@@ -73,11 +73,11 @@ class LaneReader:
         self.keep = np.zeros(0, bool)
 
     def position(self) -> Position:
-        """Where the next token stands, given without looking for the next document."""
+        """Return the position of the next token, without reading the next document."""
         return {"epoch": self.epoch, "document": self.place, "offset": self.offset}
 
     def rest(self) -> tuple[int, np.ndarray, np.ndarray] | None:
-        """The rest of the current document; see `packing.Reader`."""
+        """Return what is left of the current document, as `Reader.rest` does; None: the epochs are over."""
         while self.ids is None or self.offset >= len(self.ids):
             if self.source.epochs is not None and self.epoch >= self.source.epochs:
                 return None
@@ -89,14 +89,14 @@ class LaneReader:
         return self.place, self.ids[self.offset :], self.keep[self.offset :]
 
     def advance(self, tokens: int) -> None:
-        """Go on by so many tokens; a document that ends is left at once."""
+        """Move forward by `tokens` tokens; at its end, the document is closed at once."""
         assert self.ids is not None
         self.offset += tokens
         if self.offset == len(self.ids):
             self.place, self.offset, self.ids = self.place + 1, 0, None
 
     def _load(self, place: int, ids: np.ndarray) -> None:
-        # An offset belongs to the document it was saved in; a later one, met by skipping, starts at 0.
+        # An offset belongs to the document it was saved in; a later one, reached by skipping, starts at 0.
         self.offset = self.offset if place == self.place else 0
         self.place = place
         prefix = self.source.packing.prefix
@@ -122,12 +122,12 @@ class LaneReader:
 def open_tokens(
     cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, rows: int, held_out: bool
 ) -> TokenSource:
-    """Open the source that `cfg` names.
+    """Open the token source that `cfg` describes.
 
     Args:
         rows: kept tokens per chunk.
-        held_out: the documents kept for evaluation, in an order that no seed changes; else all others,
-            permuted by (seed, epoch).
+        held_out: open the held-out documents, in an order that does not depend on the seed; else all other
+            documents, permuted by (seed, epoch).
 
     Raises:
         ConfigError: the source does not exist, is damaged, or has fewer documents than lanes.
@@ -136,7 +136,7 @@ def open_tokens(
     special = len(facts.prefix) + len(facts.suffix)
     if context <= special:
         raise ConfigError(
-            f"tokens.context={context} leaves no room beside {special} special tokens; "
+            f"tokens.context={context} leaves no room next to {special} special tokens; "
             f"use at least {special + 1}"
         )
     packing = Packing(context, facts.prefix, facts.suffix, rows)
@@ -145,7 +145,7 @@ def open_tokens(
 
 
 def held_out_tokens(cfg: TokensConfig, facts: LlmFacts, *, seed: int, rows: int) -> TokenSource:
-    """The documents kept for evaluation, in one lane and once: a second pass would count tokens twice.
+    """Open the held-out documents in one lane, for one pass: a second pass would count tokens twice.
 
     Raises:
         ConfigError: see `open_tokens`.

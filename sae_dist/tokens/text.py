@@ -1,4 +1,4 @@
-"""Documents of local text: a file, a folder, or the text that every Python carries."""
+"""Documents of local text: a file, a folder, or the text that comes with every Python."""
 
 import hashlib
 import os
@@ -36,19 +36,19 @@ class PythonCorpus:
         return len(self.all)
 
     def held_out(self) -> np.ndarray:
-        """The files that the embedded LLM was not trained on either."""
+        """Return a mask [documents] of those held out, which the embedded LLM was not trained on either."""
         return np.array([held_out(document.key) for document in self.all])
 
     def ids(self, number: int) -> np.ndarray:
-        """Token ids of one document."""
+        """Return the token ids [tokens] of one document."""
         return self.encoder.ids(self.all[number].text())
 
 
 class FolderCorpus:
-    """Pieces of the text files of a folder, or of one file; a line of a .jsonl file is a document.
+    """Pieces of the text files of a folder, or of one file; each line of a .jsonl file is a document.
 
     Small corpora are cut into smaller pieces, so that there are enough for the lanes. Only byte offsets are
-    held, and text is read when it is asked for.
+    kept in memory; text is read on request.
 
     Raises:
         ConfigError: no such path, no text in it, or a file that cannot be read.
@@ -77,7 +77,7 @@ class FolderCorpus:
         return len(self.starts)
 
     def held_out(self) -> np.ndarray:
-        """Whole files where there are many, else single documents."""
+        """Return a mask [documents] of those held out: whole files if there are many, else documents."""
         names = [file.relative_to(self.root).as_posix() for file in self.files]
         if len(self.files) >= MANY_FILES:
             return lowest_hashes(np.array([_hash(name) for name in names], np.uint64))[self.file_of]
@@ -85,17 +85,17 @@ class FolderCorpus:
         return lowest_hashes(np.array([_hash(key) for key in keys], np.uint64))
 
     def ids(self, number: int) -> np.ndarray:
-        """Token ids of one document."""
+        """Return the token ids [tokens] of one document."""
         return self.encoder.ids(self.document(number).text())
 
     def document(self, number: int) -> Document:
-        """Where document `number` stands."""
+        """Return the file and byte range of document `number`."""
         file = self.files[self.file_of[number]]
         key = f"{file.relative_to(self.root).as_posix()}#{self.starts[number]}"
         return Document(key, file, int(self.starts[number]), int(self.ends[number]))
 
     def _check_lines(self) -> None:
-        """Read the first line of the first .jsonl file: a wrong layout shows before the run starts."""
+        """Read the first line of the first .jsonl file, to find a wrong layout before the run starts."""
         for number, file in enumerate(self.files):
             if file.suffix == LINES_SUFFIX and (self.file_of == number).any():
                 try:
@@ -127,13 +127,13 @@ def _text_files(root: Path, field: str) -> list[Path]:
 
 
 def _piece_bounds(size: int, piece_bytes: int) -> np.ndarray:
-    """Byte offsets that cut `size` bytes into pieces; of an empty file, none."""
+    """Return the byte offsets that cut `size` bytes into pieces; a file of 0 bytes has no pieces."""
     count = min(max(1, round(size / piece_bytes)), size)
     return np.array([size * i // max(count, 1) for i in range(count + 1)], np.int64)
 
 
 def _line_bounds(file: Path) -> np.ndarray:
-    """Byte offsets of the beginnings of lines, and of the file's end."""
+    """Return the byte offsets at which lines begin, and the file's length."""
     ends = [0]
     with open(file, "rb") as lines:
         for line in lines:

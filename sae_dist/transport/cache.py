@@ -1,4 +1,4 @@
-"""Activation chunks from a cache that `sae-dist harvest` wrote: the very chunks that it computed."""
+"""Activation chunks from a cache that `sae-dist harvest` wrote: exactly the chunks that it computed."""
 
 import json
 import tempfile
@@ -9,19 +9,20 @@ import torch
 from safetensors.torch import load
 
 from sae_dist.core.errors import DataError
+from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.transport.cache_manifest import DTYPES, Location, Manifest, Shard, mend, sha256_of
 
 
 class CachedChunkSource:
-    """Chunks of a cache, lane by lane, from any place on.
+    """The chunks of a cache, lane by lane, from any position on.
 
-    A shard is read twice: against its checksum, the first time that this process uses it, and for its
-    chunks, one at a time. One that lies elsewhere is copied to an unnamed temporary file meanwhile; each
-    lane that is open needs room for one.
+    A shard is read twice: to check its checksum, the first time that this process uses it, and for its
+    chunks, one at a time. A remote shard is copied to an unnamed temporary file while it is read; each open
+    lane needs disk space for one.
 
     Args:
-        dtype: rows are given in it, whatever they are kept in.
+        dtype: the rows are converted to it, whatever dtype they are stored in.
     """
 
     def __init__(self, path: str, manifest: Manifest, *, dtype: torch.dtype):
@@ -33,10 +34,10 @@ class CachedChunkSource:
             self.shards[shard.lane].append(shard)
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`. Chunks end where the cache does.
+        """Yield the chunks of a lane, as `ChunkSource.open`, until the cache ends.
 
         Raises:
-            DataError: a shard is missing, or not as it was written; names it with its chunks.
+            DataError: a shard is missing or was changed; the message names it and its chunks.
         """
         first = (start["chunk"] if start else 0) * self.manifest.lanes + lane
         for shard in self.shards[lane]:
@@ -44,7 +45,7 @@ class CachedChunkSource:
                 yield from self._read(shard, first)
 
     def _read(self, shard: Shard, first: int) -> Iterator[ActivationChunk]:
-        """The chunks of one shard, from number `first` on."""
+        """Yield the chunks of one shard, from number `first` on."""
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
         with self._verified(shard) as file:
@@ -70,7 +71,7 @@ class CachedChunkSource:
         )
 
     def _verified(self, shard: Shard) -> BinaryIO:
-        """A shard, open at its beginning, whose bytes are those that were written."""
+        """Open a shard whose sha256 matches the manifest, at its beginning."""
         from webdataset import gopen
 
         local = self.location.local(shard.name)
@@ -83,7 +84,7 @@ class CachedChunkSource:
                 file = open(local, "rb")
                 digest = shard.sha256 if shard.name in self.checked else sha256_of(file)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             message = f"shard {shard.describe()} of {self.location.path} cannot be read ({reason}); {mend()}"
             raise DataError(message) from None
         if digest != shard.sha256:

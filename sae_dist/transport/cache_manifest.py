@@ -1,13 +1,12 @@
-"""The manifest of an activation cache: of which chunks it consists, and where they came from.
+"""The manifest of an activation cache: which chunks it holds, and how they were made.
 
 <cache>/manifest.json           written last: a folder without it is an unfinished harvest
-<cache>/shards/lane_<v>_<n>.tar  chunks n * shard_chunks and on of lane v, whoever computed them
+<cache>/shards/lane_<v>_<n>.tar  chunks of lane v from n * shard_chunks on, whichever rank computed them
 """
 
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from urllib.parse import urlparse
 import torch
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_text
+from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 
 SCHEMA = 1
@@ -28,18 +29,18 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch
 
 @dataclass(frozen=True)
 class Location:
-    """Where a cache lies: a folder, a URL, or a pattern in which {} stands for a file's name."""
+    """The place of a cache: a folder, a URL, or a pattern in which {} is replaced by a file's name."""
 
     path: str
 
     def url(self, name: str) -> str:
-        """What to open for one of its files."""
+        """Return the URL or path of one of the cache's files."""
         if "{}" in self.path:
             return self.path.replace("{}", name)
         return f"{self.path.removesuffix(MANIFEST).rstrip('/') or '/'}/{name}"
 
     def local(self, name: str) -> Path | None:
-        """The file's path on this machine; None: it is elsewhere."""
+        """Return the file's path on this machine; None: it is remote."""
         url = urlparse(self.url(name))
         if url.scheme == "":
             return Path(self.url(name)).expanduser()
@@ -48,7 +49,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file. `chunks` are the numbers of its chunks, in order; `sha256` is that of the whole file."""
+    """A tar file of chunks. `chunks` are their numbers, in order; `sha256` is that of the whole file."""
 
     name: str
     lane: int
@@ -57,7 +58,7 @@ class Shard:
     bytes: int
 
     def describe(self) -> str:
-        """Its name and chunks, for messages."""
+        """Return the shard's name and chunks, for messages."""
         first, last = self.chunks[0], self.chunks[-1]
         which = f"chunk {first}" if first == last else f"chunks {first} to {last}"
         return f"{self.name} ({which} of lane {self.lane}, {len(self.chunks)} in all)"
@@ -65,13 +66,13 @@ class Shard:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What manifest.json says.
+    """The content of manifest.json.
 
     Attributes:
         settings: every setting that decides which chunks there are, by its key in the config
             (`config.rules.cache.settled_keys`), as it was resolved for the harvest.
-        revision: commit of a model of the Hugging Face Hub; None: a folder, which has none.
-        facts: of the LLM; its `path` is that of the machine that harvested.
+        revision: commit of a Hugging Face Hub model; None: a local folder, which has no commit.
+        facts: those of the LLM; its `path` is that of the machine that harvested.
     """
 
     settings: dict[str, Any]
@@ -88,19 +89,19 @@ class Manifest:
 
     @property
     def rows(self) -> int:
-        """Rows of each chunk, R."""
+        """The number of rows of each chunk, R."""
         return self.settings["shuffle.chunk_rows"]
 
     @property
     def widths(self) -> list[int]:
-        """Columns of a row, hook by hook."""
+        """The number of columns of each hook within a row."""
         facts = self.facts
         return list(facts.widths)
 
     def content(self) -> dict[str, Any]:
-        """What the file holds, JSON-able."""
+        """Return the content of the file, JSON-able."""
         content = {"schema": SCHEMA} | dataclasses.asdict(self)
-        # Where the model lay on this machine; and a harvest reads one hook, or a transcoder's two.
+        # `path` is the model's folder on this machine; `more` is empty: a harvest reads no grid of hooks.
         del content["facts"]["path"], content["facts"]["more"]
         shards = content.pop("shards")
         derived = {"widths": self.widths, "num_chunks": self.lanes * self.chunks_per_lane}
@@ -108,7 +109,7 @@ class Manifest:
 
 
 def layout(lane: int, *, lanes: int, chunks: int, shard_chunks: int) -> dict[str, tuple[int, ...]]:
-    """Shards of a lane of `chunks` chunks: name -> chunk numbers. Nothing else decides what a shard holds."""
+    """Lay out a lane of `chunks` chunks in shards: {name: chunk numbers}, a function of sizes alone."""
     return {
         f"shards/lane_{lane:0{len(str(lanes - 1))}d}_{part:05d}.tar": tuple(
             index * lanes + lane for index in range(first, min(first + shard_chunks, chunks))
@@ -118,24 +119,19 @@ def layout(lane: int, *, lanes: int, chunks: int, shard_chunks: int) -> dict[str
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Complete or absent."""
-    temporary = folder / f".{MANIFEST}.tmp"
+    """Write manifest.json, complete or absent."""
     content = manifest.content()
-    # A line for each shard: there may be many, with many chunks.
+    # One line per shard: there may be many, with many chunks.
     shards = ",\n".join(f"  {json.dumps(each)}" for each in content.pop("shards"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(f'{head},\n "shards": [\n{shards}\n ]\n}}\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    write_text(folder / MANIFEST, f'{head},\n "shards": [\n{shards}\n ]\n}}\n', synced=True)
 
 
 def read_manifest(path: str) -> Manifest:
-    """The manifest of the cache at `path`.
+    """Read the manifest of the cache at `path`.
 
     Raises:
-        ConfigError: there is none, it is of another version, or it is damaged.
+        ConfigError: there is no manifest, it is of another version, or it is damaged.
     """
     asked, location = f"activations.path={path}", Location(path)
     text = _read(location, asked)
@@ -159,10 +155,10 @@ def read_manifest(path: str) -> Manifest:
 
 
 def check_files(path: str, manifest: Manifest) -> None:
-    """Whether every shard is there in its full length, where that can be seen without reading it.
+    """Check that every shard exists in its full length, where that can be seen without reading it.
 
     Raises:
-        ConfigError: one is not; names it with its chunks.
+        ConfigError: a shard does not; the message names it and its chunks.
     """
     location = Location(path)
     for shard in manifest.shards:
@@ -176,12 +172,12 @@ def check_files(path: str, manifest: Manifest) -> None:
 
 
 def mend() -> str:
-    """What to do about a shard that is not as it should be."""
+    """Return the advice about a shard that is missing or damaged."""
     return "delete it and run the same sae-dist harvest with resume=auto, or copy it again"
 
 
 def sha256_of(source: Any, copy: Any = None) -> str:
-    """The sha256 of a stream, read to its end; `copy` gets its bytes."""
+    """Return the sha256 of a stream, read to its end; its bytes are written to `copy` as well."""
     digest = hashlib.sha256()
     while piece := source.read(PIECE_BYTES):
         digest.update(piece)
@@ -204,7 +200,7 @@ def _read(location: Location, asked: str) -> bytes:
         with gopen(location.url(MANIFEST)) as stream:
             return stream.read()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ConfigError(
             f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
             "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"
@@ -221,7 +217,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
 
 
 def _check(manifest: Manifest) -> None:
-    """The shards are those that the layout asks for: names from elsewhere never reach an opener."""
+    """Check that the shards are those of the layout, so that no other file name is ever opened."""
     if manifest.dtype not in DTYPES:
         raise ValueError(f"dtype {manifest.dtype}")
     sizes = {"chunks": manifest.chunks_per_lane, "shard_chunks": manifest.shard_chunks}
@@ -230,4 +226,4 @@ def _check(manifest: Manifest) -> None:
         expected |= layout(lane, lanes=manifest.lanes, **sizes)
     found = {shard.name: shard.chunks for shard in manifest.shards}
     if found != expected or len(manifest.shards) != len(found):
-        raise ValueError("shards that do not make up its chunks")
+        raise ValueError("its shards are not those of its layout")

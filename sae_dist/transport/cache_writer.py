@@ -1,8 +1,8 @@
-"""Writes an activation cache: shards that are complete or absent, whichever rank computes them.
+"""The writer of an activation cache: its shards are complete or absent, whichever rank computes them.
 
-A shard is a function of its chunks alone: no times, owners or ranks in it. So a harvest that was killed and
-continued, and one of several ranks, leave the same files as one without incident; the floating-point work of
-the LLM must be the same for that (machine, library versions, threads per process).
+A shard is a function of its chunks alone: it records no time, owner or rank. So a harvest that was killed and
+continued, and one of several ranks, write the same files as an undisturbed one; for that, the floating-point
+work of the LLM must be the same (machine, library versions, threads per process).
 """
 
 import hashlib
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 
 from sae_dist.core.errors import DataError, TransportError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.cache_manifest import Shard, layout, sha256_of
 
@@ -27,7 +27,7 @@ POLL_S = 0.05
 
 
 class _Hashing:
-    """A file that knows the sha256 and the number of the bytes written to it."""
+    """A file that computes the sha256 and the number of the bytes written to it."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
@@ -39,14 +39,14 @@ class _Hashing:
 
 
 class LaneWriter:
-    """Writes the shards of one lane, those that are not there yet.
+    """The writer of one lane's shards; a shard that exists already is kept.
 
     Args:
-        chunks: how many chunks the lane shall have.
-        dtype: rows are kept in it.
-        known: checksums that shards of an earlier manifest had, by name; one that changed is written again.
-        tick: called with how many chunks are there more, and whether they were written now: one at a time
-            then, else a shard's; may raise to stop.
+        chunks: the number of chunks that the lane is to have.
+        dtype: the dtype in which rows are stored.
+        known: checksums of shards in an earlier manifest, by name; a shard that differs is written again.
+        tick: called with the number of chunks that are newly complete, and whether they were written now: one
+            at a time if so, else all of a shard; may raise to stop.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class LaneWriter:
         self.layout = layout(lane, lanes=lanes, chunks=chunks, shard_chunks=shard_chunks)
 
     def write(self) -> list[Shard]:
-        """All shards of the lane, once they are all there.
+        """Write the shards that are missing; return all shards of the lane.
 
         Raises:
             DataError: the source ends before.
@@ -88,14 +88,14 @@ class LaneWriter:
         return found
 
     def _digest(self, path: Path) -> str | None:
-        """The sha256 of a shard that is there already."""
+        """Return the sha256 of a shard that exists already; None: it does not."""
         if not path.exists():
             return None
         with open(path, "rb") as file:
             return sha256_of(file)
 
     def _open(self, before: Path | None) -> Iterator[ActivationChunk]:
-        """The chunks that follow those of the shard before, whose last one is computed again."""
+        """Open the source after the shard `before`, whose last chunk is computed again to find the place."""
         if before is None:
             return self.source.open(self.lane, None)
         stream = self.source.open(self.lane, _last_start(before))
@@ -105,7 +105,7 @@ class LaneWriter:
     def _write_one(
         self, path: Path, numbers: tuple[int, ...], stream: Iterator[ActivationChunk]
     ) -> tuple[str, int]:
-        """Beside its place first; on the disk before it is renamed. Returns sha256 and bytes."""
+        """Write a shard under a temporary name, sync it, and rename it; return its sha256 and bytes."""
         from webdataset import TarWriter
 
         temporary = path.with_name(f".{path.name}.tmp")
@@ -126,27 +126,29 @@ class LaneWriter:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
         return hashing.sha256.hexdigest(), hashing.bytes
 
 
 class Gathering:
-    """What the ranks bring together at the end, without a collective: they may end hours apart."""
+    """The exchange of finished shards through the store, without a collective: ranks may end hours apart."""
 
     def __init__(self, rank: int, world: int, timeout_s: float):
         self.rank, self.world, self.timeout_s = rank, world, timeout_s
         self.store = dist.PrefixStore("harvest", dist.distributed_c10d._get_default_store())
 
     def beat(self) -> None:
-        """Say that this rank is alive."""
+        """Send a sign of life of this rank."""
         self.store.add(f"beat/{self.rank}", 1)
 
     def bring(self, shards: list[Shard]) -> None:
-        """Hand in this rank's shards."""
+        """Publish the shards of this rank."""
         self.store.set(f"shards/{self.rank}", json.dumps([asdict(shard) for shard in shards]))
 
     def collect(self, check: Callable[[], None]) -> list[Shard]:
-        """The shards of all ranks, in the order of their names; `check`, called meanwhile, may raise to stop.
+        """Wait for the shards of all ranks; return them in the order of their names.
+
+        `check` is called meanwhile and may raise to stop.
 
         Raises:
             TransportError: a rank was silent for `timeout_s`.
@@ -173,7 +175,7 @@ class Gathering:
 
 
 def _sample(chunk: ActivationChunk, dtype: torch.dtype) -> dict[str, str | bytes]:
-    """One sample of a tar file: <number>.json and <number>.safetensors."""
+    """Return one sample of a tar file: <number>.json and <number>.safetensors."""
     header = {
         "number": chunk.number,
         "start": chunk.start,
@@ -190,7 +192,7 @@ def _sample(chunk: ActivationChunk, dtype: torch.dtype) -> dict[str, str | bytes
 
 
 def _last_start(path: Path) -> Position:
-    """Where the last chunk of a shard began."""
+    """Return the position at which the last chunk of a shard began."""
     from webdataset.tariterators import tar_file_iterator
 
     with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Checks the stream between two processes, and times it beside bare sends of the same bytes.
+"""Checks the stream between two processes, and compares its speed with bare sends of the same bytes.
 
     torchrun --nproc-per-node 2 -m sae_dist.transport.check --device cuda     two GPUs, NCCL
     torchrun --nproc-per-node 2 -m sae_dist.transport.check --device cpu      gloo
@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -29,7 +30,7 @@ LARGEST = 251
 
 
 class Patterns:
-    """Chunks that cost nothing to compute: small integers, exact in bfloat16, a pattern for every number.
+    """A source of chunks that cost nothing to compute: small integers, exact in bfloat16.
 
     rows_RD of chunk c are (row + column + c mod 7) mod 251, on the device.
     """
@@ -41,22 +42,22 @@ class Patterns:
         self.patterns = [each.to(stream.device, stream.dtype) for each in shifted]
 
     def chunk(self, number: int) -> ActivationChunk:
-        """Chunk `number`, as it is sent and as it has to arrive."""
+        """Return chunk `number`, as it is sent and as it has to arrive."""
         ids = torch.arange(number * self.rows, (number + 1) * self.rows)
         start = {"chunk": number // LANES}
         return ActivationChunk(number, number % LANES, self.patterns[number % PATTERNS], ids, start)
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`."""
+        """Yield the chunks of a lane, as `ChunkSource.open`."""
         for number in range(lane, self.chunks, LANES):
             yield self.chunk(number)
 
 
 def consume(stream: Stream, expected: Patterns) -> float:
-    """Receive all chunks; returns seconds for those after the first WARM_UP.
+    """Receive all chunks; return the seconds for those after the first WARM_UP.
 
     Raises:
-        TransportError: a chunk is not the one that was sent.
+        TransportError: a chunk differs from the one that was sent.
     """
     remote = RemoteChunks(stream, lanes=list(range(LANES)), ahead=2, in_flight=IN_FLIGHT)
     lanes = [remote.open(lane, None) for lane in range(LANES)]
@@ -74,7 +75,7 @@ def consume(stream: Stream, expected: Patterns) -> float:
 
 
 def move(stream: Stream, expected: Patterns, peer: int) -> float:
-    """The same bytes by isend and irecv alone; returns seconds for those after the first WARM_UP."""
+    """Move the same bytes by isend and irecv alone; return the seconds for those after the first WARM_UP."""
     group = stream.topology.stream_groups[0, 0]
     chunk = expected.chunk(0)
     ids = chunk.ids_R.to(stream.device)
@@ -98,13 +99,13 @@ def move(stream: Stream, expected: Patterns, peer: int) -> float:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Both ranks: the stream, then the same bytes alone; rank 0 prints what came of it.
+    """Run both measurements on this rank, the stream first; rank 0 prints the result.
 
     Raises:
-        ConfigError: there are not two processes.
+        ConfigError: there are not exactly two processes.
         TransportError: the stream is broken.
     """
-    where = runtime.place()
+    where = place()
     if where.world != 2:
         raise ConfigError(f"{where.world} processes: start two, with torchrun --nproc-per-node 2")
     device = runtime.start(where, options.device, options.timeout_s)
@@ -135,7 +136,7 @@ def check(options: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = argparse.ArgumentParser(prog="python -m sae_dist.transport.check", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

@@ -1,8 +1,8 @@
-"""Producer ranks to consumer ranks over gloo or NCCL: nothing is dropped, nobody waits in vain.
+"""Chunks from producer ranks to consumer ranks over gloo or NCCL: none is dropped, and every wait ends.
 
-`wire.py` has the protocol. A producer computes on one thread and sends on another, so the LLM goes on while
-credits are awaited and chunks are on the wire; a consumer receives on a thread of its own, and so trains
-meanwhile. Both ends are bounded: no one is ever further ahead than its room.
+`wire.py` describes the protocol. A producer computes on one thread and sends on another, so the LLM goes on
+while credits are awaited and chunks are on the wire; a consumer receives on a thread of its own, and so
+trains meanwhile. Both ends are bounded: neither gets further ahead than it has room for.
 
 On CUDA each thread has a stream of its own, with events between them; that has not been run on a GPU yet.
 """
@@ -21,15 +21,15 @@ from sae_dist.transport.wire import NEVER, Stream, Transfer
 
 
 def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
-    """A producer rank's whole life: compute chunks and send them until every consumer has enough.
+    """Compute chunks on a producer rank and send them until every consumer has enough.
 
-    A group that computes its chunks together walks these lines together; its first rank alone sends.
+    In a group that computes its chunks together, every rank runs this loop; only the first rank sends.
 
     Args:
         in_flight: chunks under way, and as many computed that wait for their credit.
 
     Returns:
-        The number of chunks sent, by the group.
+        The number of chunks that the group sent.
     """
     topology, me = stream.topology, stream.topology.producer_index
     lanes = topology.lanes_of_producer(me, stream.lanes)
@@ -57,12 +57,12 @@ def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
 
 
 def first_chunk(start: Position | None) -> int:
-    """The number, within its lane, of the chunk that a position stands before."""
+    """Return the number, within its lane, of the chunk that begins at a position (None: 0)."""
     return (start or {}).get("chunk", 0)
 
 
 def _still_wanted(lanes: list[int], stream: Stream, sender: Sender | None) -> list[int]:
-    """Lanes that some consumer may want more of: the sender knows, and tells its group."""
+    """Return the lanes of which a consumer may want more, as the sender of the group knows."""
     topology = stream.topology
     groups = range(topology.num_groups)
     served = sender.served if sender else [False] * len(groups) * topology.num_consumers
@@ -72,7 +72,7 @@ def _still_wanted(lanes: list[int], stream: Stream, sender: Sender | None) -> li
 
 
 class RemoteChunks:
-    """The consumer's side: a `ChunkSource` whose chunks arrive from producers, ahead of need.
+    """A `ChunkSource` on a consumer, whose chunks arrive from producers ahead of need.
 
     One thread receives in ascending order of chunk number, up to `ahead` chunks per lane beyond those
     pulled: enough that lanes, which differ by less than two groups, never wait for each other.
@@ -85,7 +85,7 @@ class RemoteChunks:
     def __init__(self, stream: Stream, *, lanes: list[int], ahead: int, in_flight: int):
         self.stream, self.lanes, self.width = stream, lanes, stream.width
         self.in_flight = in_flight * stream.topology.num_producers
-        # Groups in step want the credits of a whole round before they compute any of it.
+        # Groups in step need the credits of a whole round before they compute it.
         self.at_least = stream.topology.num_producers if stream.topology.in_step else 1
         self.room = threading.Semaphore(ahead * len(lanes) + self.in_flight)
         self.arrived: dict[int, queue.Queue[ActivationChunk | Exception | None]] = {
@@ -100,7 +100,7 @@ class RemoteChunks:
         self.thread = threading.Thread(target=self._run, name="receive", daemon=True)
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`; every lane must be opened once before the first chunk is pulled."""
+        """Open a lane, as `ChunkSource.open`; all lanes must be opened before the first chunk is pulled."""
         self.index[lane] = first_chunk(start)
         self.stream.tell_start(lane, start)
         return self._chunks(lane)
@@ -117,20 +117,20 @@ class RemoteChunks:
                 return
             self.room.release()
             if chunk.rows_RD.is_cuda:
-                # Its memory is of the receiving stream, which may not use it again before it is read here.
+                # Its memory belongs to the receiving stream, which must not reuse it before it is read here.
                 chunk.rows_RD.record_stream(torch.cuda.current_stream(chunk.rows_RD.device))
             yield chunk
 
     def close(self) -> None:
-        """Tell the producers to stop, and take in what was already promised to arrive.
+        """Tell the producers to stop, and receive the chunks that were already granted.
 
         Raises:
-            TransportError: a producer was silent or failed before it had sent that.
+            TransportError: a producer was silent or failed before it had sent them.
         """
         self.closing.set()
         self.room.release()
         if self.thread.ident is None:
-            # Nothing was ever read: a resumed run that had been trained to its end.
+            # Nothing was ever read: this run was resumed at its last step.
             for lane in self.open_lanes:
                 if lane not in self.index:
                     self.open(lane, {"chunk": NEVER})
@@ -141,7 +141,7 @@ class RemoteChunks:
             raise self.failure
 
     def _run(self) -> None:
-        """The thread."""
+        """Receive until the end, in the thread; a failure is passed on to every lane."""
         try:
             with torch.cuda.stream(side_stream(self.stream.device)):
                 self._receive()
@@ -151,12 +151,12 @@ class RemoteChunks:
                 self.arrived[lane].put(error)
 
     def _receive(self) -> None:
-        """Grant credits up to `in_flight` ahead, receive, sort into lanes."""
+        """Grant credits up to `in_flight` ahead, receive, and sort the chunks into lanes."""
         stopped = False
         while self.granted or self.arriving or self._wants_more():
             self._grant_ahead()
             if not stopped and not self._wants_more():
-                # Before what is still to come: it may share a round with what is not wanted any more.
+                # Stop before receiving the rest: it may share a round with chunks that are no longer wanted.
                 self._stop()
                 stopped = True
             self._begin_to_receive()
@@ -169,9 +169,9 @@ class RemoteChunks:
         return bool(self.open_lanes) and not self.closing.is_set()
 
     def _grant_ahead(self) -> None:
-        """As many credits as there is room for; waits for room only if nothing can be done without."""
+        """Grant as many credits as there is room for; wait for room only if there is nothing else to do."""
         while self._wants_more():
-            # Of the chunks granted, those that may come: a lane may have ended since.
+            # Not every chunk granted may come: a lane may have ended since.
             coming = sum(number % self.stream.lanes in self.open_lanes for number in self.granted)
             if coming + len(self.arriving) >= self.in_flight:
                 return
@@ -181,7 +181,7 @@ class RemoteChunks:
                 self.granted.append(self._grant("go"))
 
     def _stop(self) -> None:
-        """Instead of the next credit, every lane that has not ended gets a stop."""
+        """Send every lane that has not ended a stop in place of its next credit."""
         for _ in self.open_lanes:
             self._grant("stop")
 
@@ -193,11 +193,11 @@ class RemoteChunks:
         return number
 
     def _begin_to_receive(self) -> None:
-        """Post a receive for every chunk that its producer is sending; for the first, wait until it does."""
+        """Post a receive for every chunk that its producer is sending; wait for the first to be sent."""
         while self.granted:
             lane = self.granted[0] % self.stream.lanes
             if lane not in self.open_lanes:
-                self.granted.popleft()  # granted ahead, before the lane was known to have ended
+                self.granted.popleft()  # granted before the lane was known to have ended
                 self.room.release()
             elif not self.arriving or self.stream.is_sent(self.granted[0]):
                 transfer = self.stream.receive(self.granted.popleft())
@@ -209,7 +209,7 @@ class RemoteChunks:
                 return
 
     def _take_in(self, transfer: Transfer) -> None:
-        """A chunk, or the end of its lane."""
+        """Put a chunk that has arrived, or the end of its lane, into the lane's queue."""
         arrived = self.arrived[transfer.number % self.stream.lanes]
         if self.stream.finish(transfer).tensors:
             arrived.put(self.stream.unpack(transfer))

@@ -1,4 +1,4 @@
-"""Activations from a file: an .npy or .safetensors array [N, D], memory-mapped."""
+"""Activations from a file: a memory-mapped .npy or .safetensors array [N, D]."""
 
 import json
 import mmap
@@ -18,10 +18,10 @@ SAMPLE_ROWS = 4096
 
 
 def open_array(path: str, key: str | None) -> Tensor:
-    """The array [N, D] at `path`, mapped, not read.
+    """Map the array [N, D] at `path` without reading it, and check a sample of its rows.
 
     Raises:
-        ConfigError: no such file, unknown suffix, not a floating [N, D] array, NaN or inf in a sample.
+        ConfigError: no such file, unknown suffix, not a floating [N, D] array, NaN or inf in the sample.
     """
     file = Path(path)
     if not file.is_file():
@@ -48,7 +48,7 @@ def open_array(path: str, key: str | None) -> Tensor:
 
 
 def _open_safetensors(file: Path, key: str | None) -> Tensor:
-    """Map one tensor of a safetensors file (its own reader copies the tensor into memory)."""
+    """Map one tensor of a safetensors file (the library's own reader copies the tensor into memory)."""
     dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     try:
         with open(file, "rb") as handle:
@@ -80,12 +80,12 @@ def _open_safetensors(file: Path, key: str | None) -> Tensor:
 class FileChunkSource:
     """Chunks of consecutive rows of an array, dealt out to lanes in an order permuted in every epoch.
 
-    One chunk in eight is held out for evaluation, the same for every run. The last rows of the array, fewer
-    than a chunk, are not read.
+    One chunk in eight is held out for evaluation, the same in every run. Rows at the end of the array that do
+    not fill a chunk are not read.
 
     Args:
-        lanes, rows: lanes of the run and wanted rows per chunk R; R is made smaller where the array has
-            too few rows for the lanes.
+        lanes, rows: lanes of the run and wanted rows per chunk R; R is reduced if the array has too few rows
+            for the lanes.
         held_out: read the held-out chunks instead, once, in file order, through lane 0.
     """
 
@@ -107,7 +107,7 @@ class FileChunkSource:
         self.places = numbers[chosen if held_out else ~chosen]
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`. Held-out chunks end after one pass."""
+        """Yield the chunks of a lane, as `ChunkSource.open`. Held-out chunks end after one pass."""
         index = start["chunk"] if start else 0
         per_epoch = len(self.places) // self.lanes
         while True:

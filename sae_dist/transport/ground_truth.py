@@ -1,4 +1,4 @@
-"""Known sparse features, more of them than dimensions: what synthetic activations are made of.
+"""Known sparse features, more of them than dimensions, from which synthetic activations are made.
 
 A row is the sum of the features that fire in it, each a fixed unit direction times a magnitude: the toy
 model of superposition (Elhage et al. 2022, arXiv 2209.10652), with the features as ground truth against
@@ -19,37 +19,37 @@ from sae_dist.config.sections import ActivationsConfig
 from sae_dist.core.errors import ConfigError
 
 DIRECTIONS = 3
-"""Last word of the random key of directions; the shuffle has 1 and 2, the rows have others."""
+"""Last integer of the random key of directions; the shuffle uses 1 and 2, the rows other numbers."""
 
 
 class Draws:
-    """Random numbers made of raw Philox integers: those numpy keeps across versions, its distributions not.
+    """Random numbers from raw Philox integers, which numpy keeps across versions, unlike its distributions.
 
     Args:
-        key: integers; another key is another stream.
+        key: integers; another key gives another stream.
     """
 
     def __init__(self, *key: int):
         self.stream = np.random.Philox(seed=list(key))
 
     def uniform(self, *shape: int) -> np.ndarray:
-        """Multiples of 2^-53 in [0, 1)."""
+        """Draw multiples of 2^-53 in [0, 1)."""
         return (self.stream.random_raw(int(np.prod(shape))) >> np.uint64(11)).reshape(shape) * 2.0**-53
 
     def normal(self, *shape: int) -> np.ndarray:
-        """Standard Gaussian numbers (Box and Muller)."""
+        """Draw standard Gaussian numbers (Box and Muller)."""
         radius = np.sqrt(-2 * np.log1p(-self.uniform(*shape)))
         return radius * np.cos(2 * np.pi * self.uniform(*shape))
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """The true features.
+    """The true features of synthetic activations.
 
     Attributes:
         directions_GD: unit rows, fp64.
         rates_G: share of rows in which each feature fires.
-        names: as given in the config; empty: they have none.
+        names: as given in the config; empty: the features have no names.
     """
 
     cfg: ActivationsConfig
@@ -59,7 +59,7 @@ class GroundTruth:
 
     @staticmethod
     def of(cfg: ActivationsConfig, seed: int) -> "GroundTruth":
-        """The features of a config, the same wherever it is read.
+        """Make the features of a config; every reader of it gets the same.
 
         Raises:
             ConfigError: features would have to fire in more than all rows.
@@ -78,11 +78,11 @@ class GroundTruth:
 
     @property
     def true_l0(self) -> float:
-        """Features that fire in a row, on average over all rows that could be drawn."""
+        """The number of features that fire in a row, on average over all rows that could be drawn."""
         return float(self.rates_G.sum())
 
     def fires(self, rows: int, draws: Draws) -> np.ndarray:
-        """Which features fire in which row: bool [R, G].
+        """Draw which features fire in which row: bool [R, G].
 
         together    two features of a group that fire equally often have correlation `group_strength`
         hierarchy   the first feature of a group is the parent; the others fire only where it does, each in
@@ -98,7 +98,7 @@ class GroundTruth:
             return (last_G - self.rates_G <= shared_RG) & (shared_RG < last_G)
         own_RG = draws.uniform(rows, G)
         if kind == "together":
-            # Each feature follows the group's number with probability sqrt(c), so two do with c.
+            # Each feature uses the group's number with probability sqrt(c), so two of them do with c.
             shared_RG = draws.uniform(rows, G // size)[:, group_G]
             own_RG = np.where(draws.uniform(rows, G) < strength**0.5, shared_RG, own_RG)
         elif kind == "hierarchy":
@@ -108,7 +108,7 @@ class GroundTruth:
         return own_RG < self.rates_G
 
     def magnitudes(self, pairs: int, draws: Draws) -> np.ndarray:
-        """Sizes of features that fire, [P]: mean 1."""
+        """Draw the magnitudes of features that fire, [P]: mean 1."""
         if self.cfg.magnitudes == "constant":
             return np.ones(pairs)
         drawn_P = draws.uniform(pairs)
@@ -116,7 +116,7 @@ class GroundTruth:
 
 
 def firing_rates(cfg: ActivationsConfig) -> np.ndarray:
-    """Share of rows in which each feature fires, [G]: they follow `zipf` and add up to `mean_active`.
+    """Return the share of rows in which each feature fires, [G]: it follows `zipf`, the sum is `mean_active`.
 
     Raises:
         ConfigError: a rate, or the rates of a group whose features never fire together, exceed 1.

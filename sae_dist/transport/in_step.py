@@ -1,10 +1,10 @@
-"""Producer groups whose ranks run the LLM in step: ZeRO-3 gathers each layer from all of them.
+"""Producer groups whose ranks run the LLM in step: with ZeRO-3, each layer is gathered from all of them.
 
-A group walks its lanes in ascending order of chunk number, as a lone producer does. A round is the longest
-beginning of that order with at most one chunk per rank. Each rank takes its chunk's credit before the round
-is computed, and all learn who has one: a rank without a chunk (its consumer has enough, its lane has ended,
-or the order gave it none) runs its forwards on padding. So no rank waits in the LLM for one that waits for a
-credit. Consumers grant a round's worth of credits more than to lone producers.
+A group walks its lanes in ascending order of chunk number, as a single producer does. A round is the longest
+beginning of that order with at most one chunk per rank. Each rank obtains its chunk's credit before the round
+is computed, and all ranks learn which have one: a rank without a chunk (its consumer has enough, its lane has
+ended, or the order assigned it no chunk) runs its forwards on padding. So no rank waits in the LLM for one
+that waits for a credit. Consumers grant a round's worth of credits more than to single producers.
 """
 
 from collections import deque
@@ -22,12 +22,12 @@ class InStepSource(ChunkSource, Protocol):
     """A source whose ranks compute together: in each round every rank pulls one chunk, or idles once."""
 
     def idle(self) -> None:
-        """Take part in a round without a chunk."""
+        """Join a round without a chunk of one's own."""
         ...
 
 
 def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int:
-    """As `collective.produce`, for one rank of a group in step; returns the chunks that this rank sent."""
+    """Produce like `collective.produce`, on a rank of a group in step; return how many chunks it sent."""
     topology, team = stream.topology, stream.topology.team
     assert team is not None, "a group of one is a lone producer"
     first = topology.producer_index - team.rank
@@ -69,11 +69,11 @@ def produce_in_step(stream: Stream, source: InStepSource, in_flight: int) -> int
 def next_round(
     lanes: list[int], index: dict[int, int], member: dict[int, int], num_lanes: int
 ) -> dict[int, int]:
-    """{member: lane}: the next chunks in the order of their numbers, up to the first member met twice."""
+    """Return {member: lane} of the next chunks in order, up to the first member that occurs twice."""
     turn: dict[int, int] = {}
     ordered = sorted((index[v] * num_lanes + v, v) for v in lanes)
     for number, lane in ordered:
-        # The first lane's next chunk comes before those of lanes that are far ahead.
+        # The next chunk of the first lane precedes those of lanes that are far ahead.
         if member[lane] in turn or number > ordered[0][0] + num_lanes:
             break
         turn[member[lane]] = lane
@@ -81,7 +81,7 @@ def next_round(
 
 
 def _told(stream: Stream, mine: bool) -> list[bool]:
-    """What each rank of the group says."""
+    """Share a flag within the group; return the flag of each rank."""
     team = stream.topology.team
     assert team is not None
     said = torch.zeros(team.size, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""The producer's sending thread: chunks go out while the next are computed."""
+"""The sending thread of a producer: chunks are sent while the next ones are computed."""
 
 import queue
 import threading
@@ -11,17 +11,17 @@ from sae_dist.transport.wire import NEVER, Stream, Transfer
 
 
 class Sender:
-    """Sends chunks in the order they are put, on a thread of its own, each as soon as it has its credit.
+    """A thread that sends chunks in the order they are put, each as soon as it has its credit.
 
     On CUDA it has a stream of its own too, which waits for the forward that made a chunk, and for no later
     one. That path has not been run on a GPU yet.
 
     Args:
-        firsts: by lane, for each group of consumers the number of the first chunk of the lane that it takes:
-            after a resume groups may stand at different steps.
+        firsts: by lane, for each group of consumers the number of its first chunk of the lane: after a
+            resume groups may be at different steps.
 
     Attributes:
-        served: for every consumer, whether it has said that it wants no more.
+        served: for every consumer, whether it wants no more chunks.
     """
 
     def __init__(self, stream: Stream, in_flight: int, firsts: dict[int, list[int]]):
@@ -40,7 +40,7 @@ class Sender:
         self.thread.start()
 
     def put(self, number: int, chunk: ActivationChunk | None) -> None:
-        """Hand over a chunk, or None where its lane has ended; waits while `in_flight` wait before it.
+        """Queue a chunk, or None if its lane has ended; block while `in_flight` others are queued.
 
         Raises:
             TransportError: an earlier one could not be sent.
@@ -55,11 +55,11 @@ class Sender:
         self.waiting.put((number, chunk, computed))
 
     def end(self) -> None:
-        """No more will be put."""
+        """Mark the end: no more chunks will be put."""
         self.waiting.put(None)
 
     def finish(self) -> int:
-        """Wait until everything has gone over; returns how many chunks that were.
+        """Wait until everything is sent; return the number of chunks.
 
         Raises:
             TransportError: see `put`.
@@ -70,7 +70,7 @@ class Sender:
         return self.sent
 
     def _run(self) -> None:
-        """The thread. After a failure it only makes room, for `put` to come through and say so."""
+        """Send in the thread; after a failure only free the slots, so that `put` returns and raises it."""
         with torch.cuda.stream(side_stream(self.stream.device)):
             while (item := self.waiting.get()) is not None:
                 self._attempt(item)
@@ -94,7 +94,7 @@ class Sender:
         if wanted and chunk is not None and computed is not None:
             side = torch.cuda.current_stream(self.stream.device)
             side.wait_event(computed)
-            # The rows are of the compute stream, which may not use their memory again before they are sent.
+            # The rows belong to the compute stream, which must not reuse their memory before they are sent.
             chunk.rows_RD.record_stream(side)
         for group in wanted:
             self.under_way.append(self.stream.send(number, chunk, group))
@@ -103,7 +103,7 @@ class Sender:
             self.stream.finish(self.under_way.popleft())
 
     def _wanted(self, number: int, group: int) -> bool:
-        """Wait for what a group says of a chunk, if it is to have it at all."""
+        """Wait for a group's answer about a chunk, if the chunk is for it; return whether to send it."""
         consumer = self.stream.consumer_of(number, group)
         index, lane = divmod(number, self.stream.lanes)
         if self.served[consumer] or index < self.firsts[lane][group]:
@@ -114,7 +114,7 @@ class Sender:
 
 
 def side_stream(device: torch.device) -> torch.cuda.Stream | None:
-    """A stream for a thread that moves chunks while another computes; None: no CUDA."""
+    """Return a CUDA stream for a thread that moves chunks while another computes; None: no CUDA."""
     if device.type != "cuda":
         return None
     torch.cuda.set_device(device)

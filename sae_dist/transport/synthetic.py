@@ -1,4 +1,4 @@
-"""Synthetic activations: made from known features, where they are needed, as many as are asked for."""
+"""Synthetic activations, drawn from known features on the rank that needs them, without end."""
 
 import itertools
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.transport.ground_truth import Draws, GroundTruth
 
 TRAINING, HELD_OUT = 4, 5
-"""Last words of the random keys of rows."""
+"""Last integers of the random keys of rows."""
 
 
 class SyntheticChunkSource:
-    """Chunks drawn from (seed, lane, number of the chunk in its lane) alone: any chunk is reached directly.
+    """A source whose chunks depend on (seed, lane, number in the lane) alone: any chunk is reached directly.
 
     Args:
         lanes, rows: lanes of the run and rows per chunk R.
@@ -32,12 +32,12 @@ class SyntheticChunkSource:
         self.width = truth.width
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`. There is always another chunk."""
+        """Yield the chunks of a lane, as `ChunkSource.open`. They never end."""
         for index in itertools.count(start["chunk"] if start else 0):
             yield self._make(lane, index)
 
     def fires(self, lane: int, index: int) -> Tensor:
-        """Which true features fire in the rows of a chunk: bool [R, G]."""
+        """Return which true features fire in the rows of a chunk: bool [R, G]."""
         return torch.from_numpy(self.truth.fires(self.rows, self._draws(lane, index)))
 
     def _draws(self, lane: int, index: int) -> Draws:

@@ -1,7 +1,7 @@
-"""How long chunks take to come: what a consumer waits for producers, and what producers work.
+"""Timing of chunks: how long a consumer waits for producers, and how long producers work.
 
-A producer tells the store `busy/<producer>`: the seconds it has computed, and its chunks. So consumers learn
-how much of the time it waited without a collective.
+A producer writes `busy/<producer>` to the store: the seconds it has computed, and its chunks. So consumers
+learn without a collective how much of the time it waited.
 """
 
 import json
@@ -18,7 +18,8 @@ TELL_EVERY_S = 0.1
 class Timed:
     """A `ChunkSource` that counts the seconds spent in pulling chunks, and the chunks pulled.
 
-    Of a source that computes these are seconds of work; of one whose chunks come from elsewhere, of waiting.
+    If the source computes, these are seconds of work; if its chunks come from another rank, seconds of
+    waiting.
     """
 
     def __init__(self, source: ChunkSource):
@@ -27,8 +28,8 @@ class Timed:
         self.told = float("-inf")
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `ChunkSource.open`."""
-        # No generator: it would keep the last chunk of each lane alive.
+        """Yield the chunks of a lane, as `ChunkSource.open`, and time each pull."""
+        # Not a generator, which would keep the last chunk of each lane alive.
         return map(self._counted, iter(partial(self._next, self.source.open(lane, start)), None))
 
     def _next(self, chunks: Iterator[ActivationChunk]) -> ActivationChunk | None:
@@ -43,7 +44,7 @@ class Timed:
         return chunk
 
     def tell(self, control: Control, producer: int) -> None:
-        """Let consumers know, at most every TELL_EVERY_S."""
+        """Write seconds and chunks to the store for the consumers, at most every TELL_EVERY_S."""
         now = time.monotonic()
         if now - self.told >= TELL_EVERY_S:
             self.told = now
@@ -51,7 +52,7 @@ class Timed:
 
 
 def work_of_producers(control: Control, producers: int) -> tuple[float, int] | None:
-    """(seconds computed, chunks), summed over producers; None: one has told nothing yet."""
+    """Return (seconds computed, chunks), summed over producers; None: one has not reported yet."""
     keys = [f"busy/{producer}" for producer in range(producers)]
     if not all(control.check(key) for key in keys):
         return None

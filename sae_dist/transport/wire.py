@@ -1,4 +1,4 @@
-"""What both ends of the stream know: how a chunk is written, credits, and what is said of a silent peer.
+"""The link between producers and consumers: the bytes of a chunk, credits, and errors about silent peers.
 
 Protocol. Chunk c of lane v (c mod V = v) goes from producer v mod P to consumer v mod C of every group g of
 consumers, and to no one else. All sides walk chunks in ascending order of c. Credits travel on the CPU (the
@@ -6,8 +6,8 @@ process group's store): a consumer that has room for chunk c sets `credit/<g>/<c
 it; a producer computes ahead, but sends only against a credit, and sets `size/<g>/<c>` when it sends, so
 neither side ever launches a send or a receive that the other is not ready for: ids and header as bytes, then
 the rows. When a consumer is done it sets the next credit of each of its lanes to "stop"; a lane that has
-ended has a size of 0. Where each lane starts (a resumed run) is told by consumers through `start/<g>/<lane>`.
-A rank that fails says why in `failed`, which every wait looks at.
+ended has a size of 0. Consumers write where each lane starts (a resumed run) to `start/<g>/<lane>`.
+A rank that fails writes the reason to `failed`, which every wait looks at.
 """
 
 import json
@@ -19,20 +19,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 
 HEADER_BYTES = 512
 NEVER = 2**40
-"""The first chunk of a lane whose consumer wants none at all: it had been trained to its end."""
+"""The first chunk of a lane whose consumer wants no chunk at all: its run was resumed at its last step."""
 FIRST_POLL_S, LONGEST_POLL_S = 0.0001, 0.002
 LOOK_S = 0.1
 
 
 @dataclass
 class Transfer:
-    """A chunk under way, with the tensors that have to stay alive until then; no tensors: a lane's end."""
+    """A chunk under way, with the tensors that must stay alive until it arrives; no tensors: a lane's end."""
 
     number: int
     peer: str
@@ -63,22 +64,22 @@ class Stream:
         self.control, self.look_at = Control(timeout_s, name), 0.0
 
     def wait(self, key: str, whom: str) -> str:
-        """The value of `key`, once it is there.
+        """Wait for a key; return its value.
 
         Raises:
-            TransportError: nobody set it within `timeout_s`; names `whom`. Or a rank failed; names it.
+            TransportError: `whom` did not set it within `timeout_s`, or a rank failed; the message names it.
         """
         until, pause = time.monotonic() + self.timeout_s, FIRST_POLL_S
         while not self._looking_out().check(key):
             if time.monotonic() > until:
-                raise TransportError(f"{whom} was silent for {self._limit()}, while {key} was awaited")
+                raise TransportError(f"{whom} was silent for {self._limit()}, in a wait for {key}")
             # A blocking wait would hold the store's only connection, which other threads use too.
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_POLL_S)
         return self.control.get(key)
 
     def starts(self, lane: int) -> list[Position | None]:
-        """Where a lane begins for each group, as its consumers say."""
+        """Wait for the positions at which a lane begins, one from each group's consumer."""
         found = []
         for group in range(self.topology.num_groups):
             whom = f"consumer rank {self.topology.consumer_rank(lane, group)}"
@@ -86,17 +87,17 @@ class Stream:
         return found
 
     def consumer_of(self, number: int, group: int = 0) -> int:
-        """Rank of the consumer that a chunk is for."""
+        """Return the rank of the consumer that a chunk is for."""
         return self.topology.consumer_rank(number % self.lanes, group)
 
     def credit(self, number: int, group: int = 0) -> bool:
-        """Wait until a chunk's consumer has room for it; False: it wants no more."""
+        """Wait until a chunk's consumer has room for it; return False if it wants no more."""
         word = self.wait(f"credit/{group}/{number}", f"consumer rank {self.consumer_of(number, group)}")
         self.control.delete(f"credit/{group}/{number}")
         return word == "go"
 
     def send(self, number: int, chunk: ActivationChunk | None, group: int = 0) -> Transfer:
-        """Begin to send a chunk that has its credit; None: say that its lane has ended."""
+        """Begin to send a chunk that has its credit; None: announce that its lane has ended."""
         consumer = self.consumer_of(number, group)
         transfer = Transfer(number, f"consumer rank {consumer}", [], [])
         if chunk is None:
@@ -112,15 +113,15 @@ class Stream:
         return transfer
 
     def tell_start(self, lane: int, start: Position | None) -> None:
-        """Say where this consumer's lane begins."""
+        """Announce where this consumer's lane begins."""
         self.control.set(f"start/{self.topology.group}/{lane}", json.dumps(start))
 
     def grant(self, number: int, word: str) -> None:
-        """Say that there is room for a chunk: `go`; or that no more is wanted: `stop`."""
+        """Announce to a chunk's producer `go`: there is room for it; or `stop`: no more is wanted."""
         self.control.set(f"credit/{self.topology.group}/{number}", word)
 
     def is_sent(self, number: int) -> bool:
-        """Whether a chunk's producer is sending it."""
+        """Return whether a chunk's producer is sending it."""
         return self.control.check(f"size/{self.topology.group}/{number}")
 
     def receive(self, number: int) -> Transfer:
@@ -143,20 +144,20 @@ class Stream:
         return transfer
 
     def finish(self, transfer: Transfer) -> Transfer:
-        """Wait until a chunk has gone over.
+        """Wait until a chunk has been transferred.
 
         Raises:
-            TransportError: its peer was silent for `timeout_s`, or is gone; names it and the chunk.
+            TransportError: its peer was silent for `timeout_s`, or is gone; the message names peer and chunk.
         """
         try:
             for work in transfer.works:
                 work.wait()
             if self.device.type == "cuda":
-                # NCCL's wait holds up the current stream, not this thread: only now is the memory free.
+                # NCCL's wait blocks the current stream, not this thread; the memory is free only after this.
                 torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError as error:
             self._raise_failure()
-            first = (str(error).splitlines() or [""])[0][:200]
+            first = first_line(error)[:200]
             silent = "timed out" in first.lower()
             what = f"was silent for {self._limit()}" if silent else f"is gone ({first})"
             where = f"in the middle of chunk {transfer.number}"
@@ -164,7 +165,7 @@ class Stream:
         return transfer
 
     def unpack(self, transfer: Transfer) -> ActivationChunk:
-        """The chunk that arrived."""
+        """Build the activation chunk from the bytes that arrived."""
         packed, rows = transfer.tensors
         packed = packed.cpu()
         ids = packed[:-HEADER_BYTES].view(torch.int64)
@@ -174,14 +175,14 @@ class Stream:
         return ActivationChunk(number, lane, rows, ids, start, excluded, repeated)
 
     def _looking_out(self) -> Control:
-        """The store; now and then after a look whether a rank has failed, even one not waited for."""
+        """Return the store; at intervals, check first whether any rank has failed."""
         if time.monotonic() > self.look_at:
             self._raise_failure()
             self.look_at = time.monotonic() + LOOK_S
         return self.control
 
     def _raise_failure(self) -> None:
-        """End with the reason of the rank that failed first, if one has."""
+        """Raise the reason of the rank that failed first, if one has."""
         failure = self.control.failure()
         if failure:
             raise TransportError(failure)
@@ -191,7 +192,7 @@ class Stream:
 
 
 def _pack(chunk: ActivationChunk) -> Tensor:
-    """Ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
+    """Pack ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
     text = json.dumps([chunk.excluded, chunk.repeated, chunk.start]).encode()
     assert len(text) <= HEADER_BYTES, "a position is a handful of integers"
     header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)

@@ -17,7 +17,8 @@ from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage, seal
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.errors import CheckpointError
-from sae_dist.distributed.runtime import Place, finish, start
+from sae_dist.core.place import Place
+from sae_dist.distributed.runtime import finish, start
 from sae_dist.train import start as training
 from tests.distributed.test_checkpoint import row_ids, topology, trained_to
 from tests.helpers.ranks import run_ranks
@@ -70,7 +71,7 @@ def test_a_step_does_not_wait_for_the_disk_and_the_next_checkpoint_does(
     threading.Timer(0.3, go_on.set).start()
     store.save(2, W, {})
     assert 1 in saved_steps(tmp_path)
-    assert "step 2: waits for the checkpoint before it" in capsys.readouterr().err
+    assert "step 2: waits for the previous checkpoint" in capsys.readouterr().err
     store.wait()
     assert saved_steps(tmp_path) == [1, 2]
 

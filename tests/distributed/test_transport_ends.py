@@ -166,8 +166,8 @@ def silent(cfg, who):
 @pytest.mark.parametrize(
     "who,said",
     [
-        ("producer", "producer rank 1 was silent for 1.5 s (topology.timeout_s), while size/0/0"),
-        ("consumer", "consumer rank 0 was silent for 1.5 s (topology.timeout_s), while credit/0/0"),
+        ("producer", "producer rank 1 was silent for 1.5 s (topology.timeout_s), in a wait for size/0/0"),
+        ("consumer", "consumer rank 0 was silent for 1.5 s (topology.timeout_s), in a wait for credit/0/0"),
         (
             "producer within a chunk",
             "producer rank 1 was silent for 1.5 s (topology.timeout_s), in the middle",

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.llm.facts import llm_facts
+from tests.helpers.tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +79,7 @@ def test_names_of_the_model_itself_need_no_word(tiny, kind, hook, resolved):
 @pytest.mark.parametrize("kind", OWN)
 def test_facts_of_each_architecture(tiny, kind):
     if kind == "bloom":
-        fails("cannot be run on packed documents .*; use a model that takes 4-D", name=tiny(kind))
+        fails("cannot be run on packed documents .*; use a model that accepts 4-D", name=tiny(kind))
         return
     facts, _ = llm_facts(LlmConfig(name=tiny(kind), attn="eager"), None)
     encoder = kind in ("bert", "roberta", "modernbert")
@@ -103,7 +103,7 @@ def test_hooks_that_are_wrong(tiny):
     fails("hook=h.9.attn names no module", "h.9.attn", name=llama)
     fails("hook=layers.1:both ends in :both; write layers.1:in or", "layers.1:both", name=llama)
     fails("names layer 4, but the layers are 0 to 3", "blocks.4.hook_resid_post", name=llama)
-    fails("has no counterpart; of TransformerLens there are hook_resid", "blocks.1.hook_foo", name=llama)
+    fails("has no counterpart; these TransformerLens names have: hook_resid", "blocks.1.hook_foo", name=llama)
     fails("attention and MLP read the same residual", "blocks.1.hook_resid_mid", name=neox)
     fails("hook=layers:out is not reached when llm.name=.* runs; choose another", "layers", name=llama)
     fails(r"passes \[4, 32\] for 4 tokens; choose", "decoder.layers.1.fc2", name=tiny("opt"))
@@ -117,7 +117,11 @@ def test_models_that_are_wrong(tmp_path, tiny):
     fails("is a file; give the folder", name=str(tmp_path / "config.json"))
     (tmp_path / "config.json").write_text('{"model_type": "t5"}')
     fails("is a t5 model; use a causal language model or an encoder", name=str(tmp_path))
-    fails("llm.attn=flash cannot be given our masks; use sdpa or eager", name=tiny("llama"), attn="flash")
+    fails(
+        "llm.attn=flash does not support explicit 4-D masks; use sdpa or eager",
+        name=tiny("llama"),
+        attn="flash",
+    )
     fails("llm.attn=sdpa is not supported by Gemma2Model; use llm.attn=eager", name=tiny("gemma2"))
 
 
@@ -141,8 +145,8 @@ def test_a_model_without_a_tokenizer(tmp_path, tiny):
 def test_without_network_a_name_is_looked_for_in_the_cache(tmp_path, tiny, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    fails("llm.name=some/model is no folder here, is not in the local cache", name="some/model")
-    fails("llm.name=not a name! is no folder here", name="not a name!")
+    fails("llm.name=some/model is neither a local folder nor in the local cache", name="some/model")
+    fails("llm.name=not a name! is neither a local folder", name="not a name!")
     snapshot = tmp_path / "models--some--model" / "snapshots" / "abc"
     shutil.copytree(tiny("llama"), snapshot)
     (tmp_path / "models--some--model" / "refs").mkdir()

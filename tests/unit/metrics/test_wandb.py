@@ -143,7 +143,7 @@ def test_a_wrong_key_is_one_line_and_the_run_goes_on_offline(tmp_path, capfd, mo
 
 @pytest.mark.parametrize("target", ["a/b/c", "", "a/"])
 def test_a_dashboard_needs_a_project(target):
-    with pytest.raises(ConfigError, match="no project of W&B"):
+    with pytest.raises(ConfigError, match="is not a W&B project"):
         dashboard(target)
 
 
@@ -156,7 +156,7 @@ def test_a_dashboard_needs_a_key():
 def test_a_dashboard_with_a_wrong_key(monkeypatch):
     pytest.importorskip("wandb_workspaces")
     monkeypatch.setenv("WANDB_API_KEY", "short")
-    with pytest.raises(ConfigError, match="W&B does not take the key: .*; run wandb login"):
+    with pytest.raises(ConfigError, match="W&B rejected the key: .*; run wandb login"):
         dashboard("someone/sae_dist")
 
 

@@ -60,7 +60,7 @@ def test_jsonl(tmp_path):
 
 
 def test_context_and_kind():
-    fails("tokens.context=1 leaves no room beside 1 special tokens; use at least 2", context=1)
+    fails("tokens.context=1 leaves no room next to 1 special tokens; use at least 2", context=1)
     fails("tokens.kind=tar is unknown; use text, webdataset or hf", kind="tar")
 
 
