@@ -35,7 +35,7 @@ TOKENS = 10**9
 """Length of the run that the schedule is made for."""
 
 
-class Rows:
+class SameRows:
     """A stream that draws the same rows for every step; see `train.state.Draw`."""
 
     def __init__(self, x_BD: Tensor):
@@ -56,13 +56,13 @@ class Rows:
 
 
 class Ours:
-    """See `peers.step_io.Contestant`."""
+    """See `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem, words: list[str]):
         device = problem.device
         cfg = configuration(problem, words)
         topology = Topology(cfg.topology, place(), device.type)
-        rows: Any = Rows(problem.x_BD)
+        rows: Any = SameRows(problem.x_BD)
         balance = Balance(cfg, topology, Timed(rows), None)
         self.folder = tempfile.TemporaryDirectory()
         widths, stop = (problem.width,), runtime.StopRequest()
