@@ -5,10 +5,11 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sae_dist.config.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.launch import arguments
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--folder": {"type": Path, "default": Path("bench"), "help": "the folder of the benchmark"},
@@ -33,8 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 FEWEST_STEPS = 20
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that knows OPTIONS, shows each default in the help, and raises a ConfigError."""
+class Parser(arguments.Parser):
+    """A parser that knows OPTIONS and shows each default in the help."""
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
         """Add an option; a setting that is not given is that of OPTIONS."""
@@ -43,10 +44,6 @@ class Parser(argparse.ArgumentParser):
         if default not in (None, argparse.SUPPRESS):
             settings["help"] = f"{settings.get('help', '')} ({default})".strip()
         return super().add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a ConfigError instead of printing the usage and leaving."""
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def count(text: str, name: str) -> int:

@@ -14,7 +14,7 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints,
 from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
-from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, PROVENANCE, SUMMARY, status
+from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
 from sae_dist.core.text import gib
 from sae_dist.launch.provenance import provenance
 
@@ -136,7 +136,11 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
         return Frozen(folder, finished=True)
     if cfg.resume != "auto":
         what = f"was begun with train_tokens={begun.train_tokens}" if longer else "is unfinished"
-        raise ConfigError(f"{folder} {what}; continue it with resume=auto, or choose another name=")
+        how = "it with resume=auto"
+        if kind is RUN and not longer:
+            what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+            how = f"with sae-dist resume {folder}"
+        raise ConfigError(f"{folder} {what}; continue {how}, or choose another name=")
     if cfg.train_tokens < begun.train_tokens:
         raise ConfigError(
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
@@ -148,6 +152,13 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
         for _, its in parts:
             (its / SUMMARY).unlink(missing_ok=True)
     return Frozen(folder)
+
+
+def _newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint, the earliest of a grid's dictionaries; 0 without one."""
+    files = [*folder.glob(f"{CHECKPOINTS}/{LATEST}"), *folder.glob(f"*/{CHECKPOINTS}/{LATEST}")]
+    names = [each.read_text(encoding="utf-8").strip() for each in files]
+    return min((int(name.removeprefix("step_")) for name in names), default=0)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:

@@ -10,33 +10,22 @@ table, and the rows of real runs too.
 
 import re
 from pathlib import Path
-from typing import NamedTuple
 
 from sae_dist.core.run_folder import METRICS
+from sae_dist.metrics.evaluated import EVAL
+from sae_dist.metrics.metric import ALWAYS, Metric
 
-ALWAYS = "always"
 PRODUCERS = "with producers"
 PHASES = "`device=cpu` always; on a GPU once the device has passed the first step"
 SAMPLED = "with `metrics.telemetry_s`, in rows that follow a new sample"
-GPUS = "as host/, on GPUs that support it"
-EVALUATED = "W&B, when the run has been evaluated"
-IN_TRAINING = "with `eval.every`; W&B also when the run has been evaluated"
-
-
-class Metric(NamedTuple):
-    """A number by its name. {gpu} is `<node>.<GPU of that node>`, {node} a machine, {plot} a file's name."""
-
-    name: str
-    unit: str
-    meaning: str
-    when: str = ALWAYS
+GPUS = "as host/, if the GPU supports it"
 
 
 ROW = (
     Metric("step", "steps", "steps made so far"),
-    Metric("tokens", "activations", "activations trained on so far, over all replicas: the x-axis"),
+    Metric("tokens", "activations", "activations trained on so far, all replicas together: the x-axis"),
     Metric(
-        "loss/total", "1", "what is minimised: squared error / variance + penalty + AuxK; mean over steps"
+        "loss/total", "1", "the loss: squared error / variance + sparsity penalty + AuxK; mean over steps"
     ),
     Metric(
         "loss/fvu",
@@ -44,80 +33,107 @@ ROW = (
         "sum |x - x^|^2 / sum |x - m|^2 over the row's steps, m the first batch's mean; scaled activations",
     ),
     Metric(
-        "loss/aux", "1", "AuxK: sum |e - e^|^2 / sum |e|^2, e^ from dead latents; mean over steps, 0 without"
+        "loss/aux",
+        "1",
+        "AuxK: sum |e - e^|^2 / sum |e|^2, e^ from dead latents; mean over steps, 0 without AuxK",
     ),
-    Metric("loss/sparsity", "1", "the penalty with its coefficient, mean over steps; 0 in kinds without"),
+    Metric(
+        "loss/sparsity",
+        "1",
+        "the sparsity penalty times its coefficient, mean over steps; 0 in kinds without a penalty",
+    ),
     Metric("sparsity/l0", "codes", "codes above zero per activation"),
     Metric("latents/dead_fraction", "share", "latents that have not fired for `sae.dead_after` tokens"),
-    Metric("optim/lr", "1", "the decoder's learning rate of the last step"),
-    Metric("optim/grad_norm", "1", "global norm of the gradient before clipping, last step"),
+    Metric("optim/lr", "1", "the decoder's learning rate at the last step"),
+    Metric("optim/grad_norm", "1", "global norm of the gradient before clipping, at the last step"),
     Metric(
         "stream/batch_hash",
         "1",
-        "sum of a hash of (row, token id): equal for equal data, whatever the topology",
+        "sum of a hash of (row, token id): equal data give an equal sum on every topology",
     ),
-    Metric("stream/excluded_rows", "activations", "left out for their norm since the run began, all ranks"),
     Metric(
-        "stream/repeated_rows", "activations", "that stood in twice for those left out, since the run began"
+        "stream/excluded_rows",
+        "activations",
+        "activations left out for their norm since the run began, all ranks",
     ),
-    Metric("perf/tokens_per_second", "activations/s", "since the last row, by the wall clock"),
+    Metric(
+        "stream/repeated_rows",
+        "activations",
+        "activations repeated to replace those left out, since the run began",
+    ),
+    Metric(
+        "perf/tokens_per_second", "activations/s", "activations per second of wall time since the last row"
+    ),
     Metric("perf/wall_ms", "ms", "wall time per step since the last row; the phases below are parts of it"),
     Metric(
         "perf/receive_ms",
         "ms/step",
-        "getting the batch: waiting for chunks, or the LLM; shuffle, scaling",
+        "the batch: waiting for chunks, or running the LLM; shuffling and scaling",
         PHASES,
     ),
-    Metric("perf/encode_ms", "ms/step", "scores of all latents, and each shard's candidates", PHASES),
-    Metric("perf/select_ms", "ms/step", "which candidates win over all shards", PHASES),
     Metric(
-        "perf/exchange_ms", "ms/step", "collectives among consumers, with the wait for the slowest", PHASES
+        "perf/encode_ms",
+        "ms/step",
+        "scores of all latents, and the selection of each shard's candidates",
+        PHASES,
+    ),
+    Metric("perf/select_ms", "ms/step", "the selection among the candidates of all shards", PHASES),
+    Metric(
+        "perf/exchange_ms",
+        "ms/step",
+        "collectives among consumers, including the wait for the slowest",
+        PHASES,
     ),
     Metric(
         "perf/decode_ms",
         "ms/step",
-        "reconstruction and its error; in kinds without selection the codes too",
+        "reconstruction and its error; in kinds without selection also the codes",
         PHASES,
     ),
     Metric("perf/backward_ms", "ms/step", "gradients of codes and weights", PHASES),
     Metric("perf/step_ms", "ms/step", "projection, clip, Adam, unit rows (phase `step`)", PHASES),
     Metric(
-        "perf/wait_ms", "ms/step", "for what the ranks agreed on one step ago: the device's idle time", PHASES
+        "perf/wait_ms",
+        "ms/step",
+        "waiting for what the ranks agreed on in the last step: the device's idle time",
+        PHASES,
     ),
-    Metric("perf/record_ms", "ms/step", "metrics and the agreement: what watching costs", PHASES),
+    Metric("perf/record_ms", "ms/step", "recording metrics, and the agreement of the ranks", PHASES),
     Metric("perf/other_ms", "ms/step", "the rest of the step", PHASES),
     Metric(
         "perf/dictionary_tflops",
         "TFLOP/s",
-        "operations of `config.needs` / time of encode, select, exchange, decode, backward, step, all ranks",
+        "operations by `config.needs` / time of encode, select, exchange, decode, backward, step; all ranks",
         PHASES,
     ),
     Metric(
         "perf/gemm_share",
         "share",
-        "perf/dictionary_tflops / the rate at which these devices multiplied square matrices before training",
+        "perf/dictionary_tflops / the rate of square matrix products, measured on these devices at the start",
         PHASES,
     ),
     Metric(
-        "perf/peak_memory_gib", "GiB", "most memory a rank ever held: of its GPU, or resident on the host"
+        "perf/peak_memory_gib",
+        "GiB",
+        "largest memory that any rank has held so far: of its GPU, or resident on the host",
     ),
     Metric(
         "perf/wait_for_chunks_s",
         "s",
-        "since the last row, waited by the consumer that waited longest",
+        "since the last row, time that a consumer waited for chunks; largest over consumers",
         PRODUCERS,
     ),
     Metric(
         "perf/wait_for_credit_s",
         "s",
-        "since the last row, in which producers did not compute; mean",
+        "since the last row, time that a producer did not compute; mean over producers",
         PRODUCERS,
     ),
     Metric(
         "perf/make_chunks_s",
         "s",
-        "since the last row, computing or reading chunks; most of a rank",
-        "no producers",
+        "since the last row, time that a rank computed or read chunks; largest over ranks",
+        "without producers",
     ),
     Metric("host/cpu", "share", "busy cores of all cores, mean over machines", SAMPLED),
     Metric("host/rss_gib", "GiB", "resident memory of all of the run's processes", SAMPLED),
@@ -125,138 +141,115 @@ ROW = (
     Metric(
         "host/{node}/cpu_stolen",
         "share",
-        "of its busy time, what a virtual machine's host gave to others",
+        "share of its busy time that a virtual machine's host gave to others",
         SAMPLED,
     ),
-    Metric("host/{node}/memory_gib", "GiB", "memory used on the machine, by anyone", SAMPLED),
-    Metric("host/{node}/rss_gib", "GiB", "resident memory of the run's processes there", SAMPLED),
-    Metric("host/{node}/sent_mib_per_s", "MiB/s", "over all network interfaces but the loopback", SAMPLED),
+    Metric("host/{node}/memory_gib", "GiB", "memory used on the machine, by all processes", SAMPLED),
+    Metric("host/{node}/rss_gib", "GiB", "resident memory of the run's processes on this machine", SAMPLED),
     Metric(
-        "host/{node}/received_mib_per_s", "MiB/s", "over all network interfaces but the loopback", SAMPLED
+        "host/{node}/sent_mib_per_s", "MiB/s", "sent over all network interfaces but the loopback", SAMPLED
+    ),
+    Metric(
+        "host/{node}/received_mib_per_s",
+        "MiB/s",
+        "received over all network interfaces but the loopback",
+        SAMPLED,
     ),
     Metric("gpu/power_w", "W", "power of all GPUs of the run", GPUS),
-    Metric("gpu/energy_j", "J", "energy of all GPUs of the run since it started or went on", GPUS),
-    Metric("gpu/utilisation", "share", "time in which a kernel ran, by NVML; mean over GPUs", GPUS),
-    Metric("gpu/memory_gib", "GiB", "memory used, by anyone; the fullest GPU", GPUS),
-    Metric("gpu/temperature_c", "C", "the hottest GPU", GPUS),
+    Metric("gpu/energy_j", "J", "energy of all GPUs of the run since it started or resumed", GPUS),
+    Metric("gpu/utilisation", "share", "share of time in which a kernel ran, by NVML; mean over GPUs", GPUS),
+    Metric("gpu/memory_gib", "GiB", "memory used on the fullest GPU, by all processes", GPUS),
+    Metric("gpu/temperature_c", "C", "temperature of the hottest GPU", GPUS),
     Metric(
-        "gpu/throttled", "GPUs", "slowed down by heat, power brake or hardware; not by the power cap", GPUS
+        "gpu/throttled",
+        "GPUs",
+        "GPUs slowed down by heat, power brake or hardware; not those at their power cap",
+        GPUS,
     ),
-    Metric("gpu/xids", "events", "XID errors since the run started or went on", GPUS),
+    Metric("gpu/xids", "events", "XID errors since the run started or resumed", GPUS),
     Metric("gpu/{gpu}/power_w", "W", "power", GPUS),
     Metric(
         "gpu/{gpu}/energy_j",
         "J",
-        "since the run started or went on; power x time where not counted by NVML",
+        "energy since the run started or resumed; power x time if NVML does not count it",
         GPUS,
     ),
-    Metric("gpu/{gpu}/utilisation", "share", "time in which a kernel ran", GPUS),
-    Metric("gpu/{gpu}/memory_utilisation", "share", "time in which memory was read or written", GPUS),
-    Metric("gpu/{gpu}/memory_gib", "GiB", "memory used, by anyone", GPUS),
-    Metric("gpu/{gpu}/temperature_c", "C", "of the chip", GPUS),
+    Metric("gpu/{gpu}/utilisation", "share", "share of time in which a kernel ran", GPUS),
+    Metric(
+        "gpu/{gpu}/memory_utilisation", "share", "share of time in which memory was read or written", GPUS
+    ),
+    Metric("gpu/{gpu}/memory_gib", "GiB", "memory used, by all processes", GPUS),
+    Metric("gpu/{gpu}/temperature_c", "C", "temperature of the chip", GPUS),
     Metric("gpu/{gpu}/sm_mhz", "MHz", "clock of the processors", GPUS),
     Metric("gpu/{gpu}/memory_mhz", "MHz", "clock of the memory", GPUS),
     Metric("gpu/{gpu}/clock_event_reasons", "bits", "NVML's reasons why the clock is what it is", GPUS),
-    Metric("gpu/{gpu}/throttled", "0 or 1", "whether one of them is heat, power brake or hardware", GPUS),
-    Metric("gpu/{gpu}/ecc_uncorrected", "errors", "of the memory since the driver was loaded", GPUS),
-    Metric("gpu/{gpu}/ecc_corrected", "errors", "of the memory since the driver was loaded", GPUS),
-    Metric("gpu/{gpu}/xids", "events", "XID errors since the run started or went on", GPUS),
-    Metric("gpu/{gpu}/xid", "number", "the last of them", GPUS),
-    Metric("gpu/{gpu}/pcie_sent_gib_per_s", "GiB/s", "over PCIe, NVML's measure of 20 ms", GPUS),
-    Metric("gpu/{gpu}/pcie_received_gib_per_s", "GiB/s", "over PCIe, NVML's measure of 20 ms", GPUS),
-    Metric("gpu/{gpu}/nvlink_sent_gib_per_s", "GiB/s", "over all NVLinks since the last sample", GPUS),
-    Metric("gpu/{gpu}/nvlink_received_gib_per_s", "GiB/s", "over all NVLinks since the last sample", GPUS),
-)
-
-EVAL = (
-    Metric("eval/fvu", "1", "sum |x - x^|^2 / sum |x - m|^2, held out, raw space, m their mean", IN_TRAINING),
-    Metric("eval/explained_variance", "1", "1 - that ratio per dimension, mean over dimensions", IN_TRAINING),
-    Metric("eval/l0", "codes", "codes above zero per activation", IN_TRAINING),
-    Metric("eval/l2_ratio", "1", "mean of |x^| / |x|", IN_TRAINING),
-    Metric("eval/relative_bias", "1", "sum |x^|^2 / sum x.x^", IN_TRAINING),
-    Metric("eval/silent_fraction", "share", "latents that fire on none of these activations", IN_TRAINING),
-    Metric("eval/dense_fraction_1", "share", "latents that fire on more than 1 % of them", IN_TRAINING),
-    Metric("eval/dense_fraction_10", "share", "latents that fire on more than 10 % of them", IN_TRAINING),
-    Metric("eval/ce_clean", "nats", "cross-entropy of the LLM as it is", IN_TRAINING),
-    Metric("eval/ce_sae", "nats", "with the reconstruction spliced in", IN_TRAINING),
     Metric(
-        "eval/ce_recovered", "share", "(ce_mean_ablated - ce_sae) / (ce_mean_ablated - ce_clean)", IN_TRAINING
-    ),
-    Metric("eval/kl", "nats", "KL of the next-token distribution, clean to spliced", IN_TRAINING),
-    Metric("eval/ce_mean_ablated", "nats", "with the mean activation spliced in", EVALUATED),
-    Metric("eval/ce_zero_ablated", "nats", "with zero spliced in", EVALUATED),
-    Metric("eval/ce_recovered_zero", "share", "as ce_recovered, against zero", EVALUATED),
-    Metric("eval/kl_mean_ablated", "nats", "as kl, with the mean spliced in", EVALUATED),
-    Metric("eval/ce_tokens", "tokens", "that the cross-entropies are of", EVALUATED),
-    Metric("eval/cosine", "1", "mean cosine of activation and reconstruction", EVALUATED),
-    Metric(
-        "eval/dead_fraction",
-        "share",
-        "latents silent on all of at least 500k held-out activations",
-        EVALUATED,
-    ),
-    Metric("eval/dead_tokens", "activations", "that dead latents were looked for on", EVALUATED),
-    Metric("eval/fvu_pca", "1", "of PCA with k components, fitted on these very activations", EVALUATED),
-    Metric("eval/fvu_linear", "1", "of the best linear map, of a transcoder", EVALUATED),
-    Metric("eval/fvu_untrained", "1", "of the dictionary before training", EVALUATED),
-    Metric("eval/fvu_without_high_norm", "1", "without tokens 3 times as long as the median", EVALUATED),
-    Metric("eval/high_norm_share", "share", "how many are longer", EVALUATED),
-    Metric("eval/fvu_second_corpus", "1", "on `eval.corpus`", EVALUATED),
-    Metric(
-        "eval/embedding_cosine", "1", "of an encoder's mean-pooled embedding, clean and spliced", EVALUATED
+        "gpu/{gpu}/throttled", "0 or 1", "whether one of these reasons is heat, power brake or hardware", GPUS
     ),
     Metric(
-        "eval/matching_score", "1", "mean cosine of true features and decoder rows, one to one", EVALUATED
+        "gpu/{gpu}/ecc_uncorrected", "errors", "uncorrected memory errors since the driver was loaded", GPUS
     ),
-    Metric("eval/matched_share", "share", "true features above 0.9 of it", EVALUATED),
-    Metric("eval/mmcs", "1", "mean over true features of the nearest row's cosine", EVALUATED),
-    Metric("eval/mmcs_latents", "1", "mean over rows of the nearest feature's cosine", EVALUATED),
-    Metric("eval/firing_precision", "share", "of codes whose feature fires too", EVALUATED),
-    Metric("eval/firing_recall", "share", "of features that fire, those whose latent does", EVALUATED),
-    Metric("eval/firing_f1", "share", "of both", EVALUATED),
-    Metric("eval/true_l0", "features", "that fire per row of synthetic activations", EVALUATED),
-    Metric("eval/eval_tokens", "activations", "held-out activations", EVALUATED),
-    Metric("eval/eval_excluded", "activations", "left out of them for their norm", EVALUATED),
-    Metric("eval/eval_seconds", "s", "that the evaluation took", EVALUATED),
+    Metric("gpu/{gpu}/ecc_corrected", "errors", "corrected memory errors since the driver was loaded", GPUS),
+    Metric("gpu/{gpu}/xids", "events", "XID errors since the run started or resumed", GPUS),
+    Metric("gpu/{gpu}/xid", "number", "number of the last XID error", GPUS),
+    Metric("gpu/{gpu}/pcie_sent_gib_per_s", "GiB/s", "sent over PCIe, measured by NVML over 20 ms", GPUS),
     Metric(
-        "eval/density", "histogram", "latents by log10 of the share of activations they fire on", EVALUATED
+        "gpu/{gpu}/pcie_received_gib_per_s", "GiB/s", "received over PCIe, measured by NVML over 20 ms", GPUS
     ),
-    Metric("eval/table", "table", "the numbers above", EVALUATED),
-    Metric("plots/{plot}", "picture", "each plots/*.png", EVALUATED),
+    Metric("gpu/{gpu}/nvlink_sent_gib_per_s", "GiB/s", "sent over all NVLinks since the last sample", GPUS),
+    Metric(
+        "gpu/{gpu}/nvlink_received_gib_per_s",
+        "GiB/s",
+        "received over all NVLinks since the last sample",
+        GPUS,
+    ),
 )
 
 TRAINED = "when training has ended"
 APART = "with producers"
 SUMMARY = (
-    Metric("tokens", "activations", "trained on", TRAINED),
-    Metric("steps", "steps", "made", TRAINED),
-    Metric("tokens_per_second", "activations/s", "since this process began to train", TRAINED),
-    Metric("peak_memory_bytes", "bytes", "most memory a consumer held", TRAINED),
-    Metric("world_size", "processes", "of the run", TRAINED),
+    Metric("tokens", "activations", "activations trained on", TRAINED),
+    Metric("steps", "steps", "training steps", TRAINED),
+    Metric(
+        "tokens_per_second",
+        "activations/s",
+        "activations per second since this process began to train",
+        TRAINED,
+    ),
+    Metric("peak_memory_bytes", "bytes", "largest memory that a consumer held", TRAINED),
+    Metric("world_size", "processes", "processes of the run", TRAINED),
     Metric("lr", "1", "the decoder's peak learning rate", TRAINED),
-    Metric("stream_seconds", "s", "waiting for activations, or computing them", TRAINED),
-    Metric("dictionary_seconds", "s", "the host spent on the dictionary's steps", TRAINED),
-    Metric("gemm_tflops", "TFLOP/s", "measured rate of matrix products, all consumers", TRAINED),
+    Metric("stream_seconds", "s", "time of waiting for activations, or computing them", TRAINED),
+    Metric("dictionary_seconds", "s", "time that the host spent on the dictionary's steps", TRAINED),
+    Metric("gemm_tflops", "TFLOP/s", "measured rate of matrix products, all consumers together", TRAINED),
     Metric(
         "gpu_hours",
         "GPU h",
-        "GPUs x hours of training, over all starts of the run, less what a kill lost",
+        "GPUs x hours of training, over all starts of the run, without work lost to a kill",
         "on GPUs",
     ),
-    Metric("joules", "J", "energy of all GPUs meanwhile", "on GPUs, with telemetry"),
+    Metric("joules", "J", "energy of all GPUs during these hours", "on GPUs, with telemetry"),
     Metric("joules_per_million_tokens", "J", "joules / tokens x 10^6", "on GPUs, with telemetry"),
     Metric("balance.consumers_waited", "1", "share of training in which consumers waited for chunks", APART),
-    Metric("balance.producers_waited", "1", "share in which producers had no room to send to", APART),
-    Metric("balance.chunk_busy_s", "s", "that a producer computes a chunk", APART),
-    Metric("balance.step_busy_s", "s", "of a step without waiting", APART),
-    Metric("balance.producers_per_consumer", "1", "at which neither would wait", APART),
+    Metric(
+        "balance.producers_waited", "1", "share of training in which producers had no room to send to", APART
+    ),
+    Metric("balance.chunk_busy_s", "s", "time that a producer computes a chunk", APART),
+    Metric("balance.step_busy_s", "s", "time of a step without waiting", APART),
+    Metric(
+        "balance.producers_per_consumer",
+        "1",
+        "ratio of producers to consumers at which neither would wait",
+        APART,
+    ),
 )
 
 HEAD = """# Metrics
 
-Made by `python -m sae_dist.metrics.catalogue`. `metrics.jsonl` and W&B have one row every `metrics.every`
-steps; the x-axis is `tokens`. {gpu} is `<node>.<GPU of that node>`, {node} a machine, numbered by its lowest
-rank. `ms/step`: mean over steps since the last row and over consumers; phases do not overlap.
+Generated by `python -m sae_dist.metrics.catalogue`. `metrics.jsonl` and W&B have one row every
+`metrics.every` steps; the x-axis is `tokens`. {gpu} is `<node>.<GPU of that node>`, {node} a machine,
+numbered by its lowest rank. `ms/step`: mean over steps since the last row and over consumers; phases do not
+overlap. The evaluation's numbers are in summary.json and eval.json too, there without `eval/`.
 """
 
 
@@ -281,10 +274,10 @@ def markdown() -> str:
     for title, metrics in (
         (METRICS, ROW),
         ("Evaluation", EVAL),
-        ("summary.json, besides the evaluation's numbers; W&B's summary has them under `summary/`", SUMMARY),
+        ("summary.json, besides the evaluation's numbers; in W&B's summary under `summary/`", SUMMARY),
     ):
         found += f"\n## {title}\n\n| name | unit | what it is | when |\n|---|---|---|---|\n"
-        for name, unit, meaning, when in metrics:
+        for name, unit, meaning, when, *_ in metrics:
             cells = (f"`{name}`", unit, meaning, when)
             found += "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
     return found

@@ -7,7 +7,8 @@ from typing import Any
 from sae_dist.config.run import RunConfig
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
 from sae_dist.core.text import class_and_line, print_line
-from sae_dist.metrics.catalogue import EVAL, SUMMARY
+from sae_dist.metrics.catalogue import SUMMARY
+from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.wandb_sink import USED, begin
 
 
