@@ -10,6 +10,7 @@ from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
+from sae_dist.core.text import columns
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
@@ -119,10 +120,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     lines = [[key.split(".")[-1] for key in shown]]
     for row in rows:
         lines.append(["-" if row[key] is None else f"{row[key]:{FORMATS.get(key, '')}}" for key in shown])
-    wide = [max(len(line[c]) for line in lines) for c in range(len(shown))]
-    return "\n".join(
-        "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines
-    )
+    return "\n".join(columns(lines))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

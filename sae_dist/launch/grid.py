@@ -8,6 +8,7 @@ from sae_dist.config.run import Resolved
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
+from sae_dist.core.text import columns
 
 EVALUATED_BYTES = 4 << 30
 """Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
@@ -98,8 +99,7 @@ def format_grid(result: dict[str, Any]) -> str:
     for name, each in found.items():
         cells = ["-" if each[key] is None else f"{each[key]:{form}}" for _, key, form in shown]
         lines.append([name, *cells])
-    wide = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    table = ["  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines]
+    table = columns(lines)
     table += [f"{name}: given up: {each['reason']}" for name, each in found.items() if each["reason"]]
     if result["cost"]:
         table.append(
