@@ -1,4 +1,4 @@
-"""What a run folder holds, read once."""
+"""The files of a run folder, read once."""
 
 import json
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ DONE = ("finished", "trained", "imported")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run of one dictionary.
+    """The files of a run of one dictionary.
 
     Attributes:
-        started: the folder that a command made and continues: its own, of a grid's dictionary the grid's.
-        config_text: config.yaml as it stands.
-        summary, provenance: of their JSON files; empty where there is none.
-        rows: of metrics.jsonl.
-        evaluation: eval.json; None: there is none.
+        started: the folder that a command made and continues: its own; for a grid's dictionary, the grid's.
+        config_text: the text of config.yaml.
+        summary, provenance: the content of their JSON files; empty if there is no such file.
+        rows: those of metrics.jsonl.
+        evaluation: the content of eval.json; None: there is no such file.
     """
 
     folder: Path
@@ -37,17 +37,17 @@ class RunFiles:
 
     @property
     def status(self) -> str:
-        """finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
+        """The status: finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
         return status_of(self.folder, self.summary)
 
     @property
     def is_done(self) -> bool:
-        """Whether training came to its end."""
+        """The answer to whether training came to its end."""
         return self.status in DONE
 
     @property
     def tokens(self) -> int:
-        """Trained on, as far as is known."""
+        """The number of tokens trained on, as far as is known."""
         return self.summary.get("tokens") or (self.rows[-1]["tokens"] if self.rows else 0)
 
 
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:
-        ConfigError: it is none, is a grid's, or a file in it is not what it should be.
+        ConfigError: it is not a run's folder, is a grid's, or a file in it is damaged.
     """
     cfg = load_config(folder / "config.yaml")
     check_single(cfg, folder)
@@ -63,7 +63,7 @@ def read_run(folder: Path) -> RunFiles:
     try:
         rows = read_rows(metrics) if metrics.exists() else []
     except ValueError as error:
-        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is no JSON") from None
+        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is not JSON") from None
     started = next((p for p in (folder, folder.parent) if (p / "provenance.json").is_file()), folder)
     return RunFiles(
         folder=folder,
@@ -78,7 +78,7 @@ def read_run(folder: Path) -> RunFiles:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """An object of a JSON file; None: there is none.
+    """Read an object from a JSON file; None: there is no such file.
 
     Raises:
         ConfigError: it is not JSON.

@@ -1,4 +1,4 @@
-"""A template of this folder as one HTML file. Jinja2 escapes all that is put into it."""
+"""Rendering of a template in this folder as one HTML file. Jinja2 escapes all that is inserted."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ PAGE = "report.html"
 
 
 def write_page(folder: Path, template: str, **values: Any) -> Path:
-    """Write `folder`/report.html, complete or not at all; returns its path."""
+    """Write `folder`/report.html, complete or not at all; return its path."""
     path = folder / PAGE
     temporary = folder / f".{PAGE}.{os.getpid()}"
     temporary.write_text(rendered(template, folder=quote(str(folder)), **values), encoding="utf-8")
@@ -18,7 +18,7 @@ def write_page(folder: Path, template: str, **values: Any) -> Path:
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The page's text; a value that the template wants and does not get is an error."""
+    """Render a template; a missing value is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
