@@ -1,10 +1,16 @@
-"""For every test: no network, no more threads than the machine has to share."""
+"""For every test: no network, no more threads than the machine has to share, and its processor time."""
 
+import fcntl
 import importlib.util
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.helpers.processor_time import ProcessorTime
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -21,3 +27,30 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--saelens-python", help="the python of an environment with sae-lens")
     parser.addoption("--peer-python", help="pythons of the benchmark's peers: saelens=/path/bin/python,...")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(ProcessorTime())
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(config.cache.mkdir("torch_extensions"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the tests of a file share, where they give commands."""
+    return tmp_path_factory.mktemp("folder")
+
+
+@pytest.fixture(scope="session")
+def compiled_adam() -> None:
+    """DeepSpeed's CPUAdam, compiled once for this checkout: minutes.
+
+    A compiler that was killed leaves torch's lock, and others wait for it for ever. The lock held here ends
+    with its process: whoever has it knows that nobody compiles.
+    """
+    extensions = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    with open(extensions / "held", "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        for left_behind in extensions.glob("*/*/lock"):
+            left_behind.unlink()
+        load = "from deepspeed.ops.op_builder import CPUAdamBuilder; CPUAdamBuilder().load()"
+        subprocess.run([sys.executable, "-c", load], check=True, capture_output=True)

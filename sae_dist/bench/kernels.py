@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.scaling import seconds
 from sae_dist.config.triton import triton_problem
-from sae_dist.kernels.resolve import resolve, row_update
+from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState
 from sae_dist.metrics.stolen import Stolen
 
@@ -79,7 +79,7 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
 def cases(size: Size, backend: str, device: torch.device) -> Iterator[Case]:
     """Every kernel on random rows; latents of the sparse ones as the encoder chose them."""
     B, D, F, k = size.B, size.D, size.F, size.k
-    kernels, draw = resolve(backend), torch.Generator(device).manual_seed(0)
+    kernels, draw = choose_kernels(backend), torch.Generator(device).manual_seed(0)
     x, grad, W = (torch.randn(rows, D, generator=draw, device=device) for rows in (B, B, F))
     b, dead = torch.zeros(F, device=device), torch.rand(F, generator=draw, device=device) < 0.1
     latent = kernels.encode_topk(x, W, b, k)[1].flatten()
@@ -122,7 +122,7 @@ def random_state(W_FD: Tensor) -> RowState:
 def update(backend: str, given: tuple[list[PairTerm], list[PairTerm]], state: RowState) -> None:
     """One update without clipping, the sort of the pairs included."""
     step = AdamStep({"W_enc": 1e-4, "b_enc": 1e-4, "W_dec": 1e-4}, 0.9, 0.999, 1e-12, 1)
-    row_update(backend)(*given, state).move(step, state.weights["b_enc"].new_zeros(()), None)
+    choose_row_update(backend)(*given, state).move(step, state.weights["b_enc"].new_zeros(()), None)
 
 
 def timed(act: Callable[[], object], device: torch.device) -> float:

@@ -21,6 +21,8 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, save_config
 from sae_dist.config.sections import SaeConfig
+from sae_dist.core.place import place
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -83,7 +85,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
     make_folder(folder)
     costs: list[Cost] = []
     stolen = Stolen()
-    where = runtime.start(runtime.place(), device, 600.0)
+    where = runtime.start(place(), device, 600.0)
     try:
         for latents in widths:
             costs.append(time_width(latents, width=width, k=k, batch=batch, device=where))
@@ -121,8 +123,8 @@ def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, devi
     cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
     cfg.metrics.console = False
     cfg = resolve(cfg, None, width)
-    save_config(cfg, folder / "config.yaml")
-    topology = Topology(cfg.topology, runtime.place(), device.type)
+    save_config(cfg, folder / CONFIG)
+    topology = Topology(cfg.topology, place(), device.type)
     source = RandomRows(width, cfg.shuffle.chunk_rows)
     (run,) = build_runs(cfg, [folder], source, None, topology, runtime.StopRequest(), device)
     return run

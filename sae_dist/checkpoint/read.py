@@ -1,6 +1,5 @@
 """The checkpoints of a run: which there are, which of them are sound, and how one is read as a whole."""
 
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from tqdm import tqdm
 
 from sae_dist.checkpoint.storage import (
     TENSORS,
@@ -21,8 +19,8 @@ from sae_dist.checkpoint.storage import (
     stored_tensors,
 )
 from sae_dist.core.errors import CheckpointError
-
-CHECKPOINTS = "checkpoints"
+from sae_dist.core.run_folder import CHECKPOINTS
+from sae_dist.core.text import class_and_line, print_line
 
 
 def step_of(path: Path) -> int:
@@ -49,7 +47,7 @@ def newest(folder: Path) -> Path | None:
         if problem is None:
             return path
         problems.append(problem)
-        say(passed_over(folder, problem))
+        print_line(passed_over(folder, problem))
     if problems:
         raise CheckpointError(none_left(folder, problems))
     return None
@@ -66,11 +64,6 @@ def none_left(folder: Path, problems: list[str]) -> str:
         f"{folder} has no sound checkpoint ({'; '.join(problems)}); copy one back, or remove its "
         f"{CHECKPOINTS} to train from the start"
     )
-
-
-def say(line: str) -> None:
-    """Print a line on the terminal, above the progress bar."""
-    tqdm.write(line, file=sys.stderr)
 
 
 def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -162,4 +155,4 @@ def check_shape(
 def first_cause(error: CheckpointException) -> str:
     """Return in one line what failed on the first of the ranks in DCP's error."""
     rank, (cause, _) = min(error.failures.items())
-    return f"rank {rank}: {type(cause).__name__}: {str(cause).strip().splitlines()[0] if str(cause) else ''}"
+    return f"rank {rank}: {class_and_line(cause)}"

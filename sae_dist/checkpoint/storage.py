@@ -21,8 +21,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
-from sae_dist.core.tensors import write_tensors
+from sae_dist.core.files import sync, write_tensors, write_text
 
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"
@@ -93,10 +92,10 @@ def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
 
 def seal(folder: Path, state: str, files: dict[str, dict[str, Any]]) -> None:
     """Write the scalars of a checkpoint, and the checksums of all its files."""
-    write_synced(folder / STATE_FILE, state)
+    write_text(folder / STATE_FILE, state, synced=True)
     files = {STATE_FILE: checksum(folder / STATE_FILE)} | files
-    write_synced(folder / CHECKSUMS, json.dumps({"files": files}, indent=1) + "\n")
-    sync_folder(folder)
+    write_text(folder / CHECKSUMS, json.dumps({"files": files}, indent=1) + "\n", synced=True)
+    sync(folder)
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -181,11 +180,3 @@ def read_scalars(folder: Path) -> dict[str, Any]:
         return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"cannot read checkpoint {folder}: {STATE_FILE}: {error}") from None
-
-
-def write_synced(path: Path, text: str) -> None:
-    """Write a text file that survives a power cut."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

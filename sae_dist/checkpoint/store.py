@@ -20,19 +20,19 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.checkpoint.background import Background, Job
-from sae_dist.checkpoint.read import CHECKPOINTS, check_shape, complete, first_cause, say, step_of
+from sae_dist.checkpoint.read import check_shape, complete, first_cause, step_of
 from sae_dist.checkpoint.storage import (
     SafetensorsWriter,
     damage,
     read_scalars,
     seal,
     stored_tensors,
-    write_synced,
 )
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync, write_text
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST
+from sae_dist.core.text import MIB, print_line
 
-LATEST = "latest"
 LEAVE_S = 10.0
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
@@ -90,7 +90,9 @@ class Checkpoints:
         """
         if self._job is not None and not self._job.done() and self._leads and not self._waited:
             self._waited = True
-            say(f"step {step}: waits for the previous checkpoint; checkpoint.every is short for this disk")
+            print_line(
+                f"step {step}: waits for the previous checkpoint; checkpoint.every is short for this disk"
+            )
         self.wait()
         final, state = self._folder / f"step_{step:08d}", json.dumps(scalars)
         if self._background is None:
@@ -227,7 +229,7 @@ class Checkpoints:
             seal(temporary, state, files)
             os.replace(temporary, final)
             self._point_at(final)
-            sync_folder(self._folder)
+            sync(self._folder)
         except OSError as error:
             raise CheckpointError(self._cannot_write(need, str(error))) from None
         for path in complete(self._folder)[: -self._keep]:
@@ -236,8 +238,7 @@ class Checkpoints:
         return "published"
 
     def _point_at(self, path: Path) -> None:
-        write_synced(self._folder / ".latest.tmp", path.name + "\n")
-        os.replace(self._folder / ".latest.tmp", self._folder / LATEST)
+        write_text(self._folder / LATEST, path.name + "\n", synced=True)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: under its own name a half-removed checkpoint would look complete.
@@ -262,7 +263,7 @@ class Checkpoints:
         free = shutil.disk_usage(self._folder).free
         return (
             f"cannot write a checkpoint in {self._folder}: {cause} "
-            f"({free / 2**20:,.0f} MiB free, {need / 2**20:,.0f} MiB needed); older checkpoints are intact"
+            f"({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed); older checkpoints are intact"
         )
 
 

@@ -9,13 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sae_dist.config.grid import members
-from sae_dist.config.kinds import SELECTED
+from sae_dist.config.kinds import KINDS, SELECTED
 from sae_dist.config.run import RunConfig
 
 MASTER_BYTES = {"float32": 4, "float64": 8, "bfloat16": 4}
 WIRE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
-EXTRA_PER_LATENT = {"gated": 3, "jumprelu": 2}
-"""Numbers of a latent beside its encoder and decoder rows: biases, thresholds; 1 in the other kinds."""
 GROUPS_PER_LANE = 2.0
 """A lane holds its block (one group's worth of rows), the rows that the last group deferred (half a group),
 and, from none to a whole one, the group that is filling (half of one, on average over lanes)."""
@@ -67,7 +65,7 @@ def consumer_memory(cfg: RunConfig, columns: int, target: int) -> ConsumerMemory
     assert sae.num_latents is not None and shuffle.block_chunks is not None, "filled in by config.resolve"
     latents = sae.num_latents // topology.shard
     source = columns if cfg.target_hook is None else columns - target
-    numbers = latents * (source + target + EXTRA_PER_LATENT.get(sae.kind, 1))
+    numbers = latents * (source + target + KINDS[sae.kind].vectors)
     size = MASTER_BYTES[cfg.precision]
     owned = numbers * size // topology.dp
     if optim.kind == "row_adam":

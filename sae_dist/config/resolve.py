@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.grid import members, varied
-from sae_dist.config.kinds import ENCODER_SCALE, SELECTED
+from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.config.triton import triton_problem
 from sae_dist.core.errors import ConfigError
@@ -170,11 +170,11 @@ def _resolve_sae(cfg: RunConfig, width: int) -> None:
 
 
 def encoder_scale(kind: str, num_latents: int, width: int) -> float:
-    """Length of the encoder's rows at the start.
+    """Return the length of the encoder's rows before training.
 
-    Without selection half of all latents fire, and random unit rows then add up to num_latents / (2 width)
-    times the activation: relu and gated dictionaries start with its inverse, at the activation itself.
+    Where half of all latents fire, random unit rows add up to num_latents / (2 width) times the activation.
+    Such kinds start with the inverse of that, so that the reconstruction starts near the activation.
     """
-    if kind not in ("relu", "gated"):
+    if not KINDS[kind].dense_start:
         return ENCODER_SCALE
     return min(ENCODER_SCALE, 2 * width / num_latents)

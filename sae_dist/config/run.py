@@ -31,6 +31,7 @@ from sae_dist.config.sections import (
     TopologyConfig,
 )
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import first_line
 
 
 @dataclass
@@ -82,7 +83,7 @@ def load_config(path: Path) -> RunConfig:
     try:
         return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not the config of a run: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=64)

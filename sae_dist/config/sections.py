@@ -97,7 +97,7 @@ class TopologyConfig:
 class SaeConfig:
     """The dictionary. Fields that name kinds are read by those only."""
 
-    kind: str = MISSING  # topk | batchtopk | matryoshka | relu | jumprelu | gated
+    kind: str = MISSING  # how codes are computed and trained: the name of a file in conf/sae
     num_latents: int | None = None  # null: expansion * D
     expansion: float | None = None  # latents as a multiple of the activation's width D
     k: int = 32  # codes per row: topk exactly, batchtopk and matryoshka on average
@@ -109,10 +109,10 @@ class SaeConfig:
     start: str | None = None  # begin with the weights of this run, or export in SAELens' layout; null: random
     encoder_scale: float | None = None  # encoder init = this times decoder^T; null: see `config.resolve`
     skip: bool = False  # transcoder: add a linear path from input to output
-    threshold_beta: float | None = None  # batchtopk, matryoshka: memory of the threshold for inference
+    threshold_beta: float | None = None  # kinds that select over the batch: memory of the final threshold
     prefixes: list[float] | None = None  # matryoshka: nested prefixes as fractions of the latents, last 1
-    sparsity: float | None = None  # relu, jumprelu, gated: coefficient of the penalty, free of the width
-    sparsity_warmup: float | None = None  # relu, jumprelu, gated: its rise, as a fraction of the run
+    sparsity: float | None = None  # kinds that select nothing: coefficient of the penalty, free of the width
+    sparsity_warmup: float | None = None  # kinds that select nothing: its rise, as a fraction of the run
     l1_weighting: str | None = None  # relu: decoder_norm (free rows) | none (unit rows)
     penalty: str | None = None  # jumprelu: l0 | tanh
     target_l0: float | None = None  # jumprelu with penalty=l0: sparsity * (L0 / target - 1)^2 instead

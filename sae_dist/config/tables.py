@@ -17,7 +17,7 @@ CHOICES = {
     "activations.scaling": ("sqrt_width", "centred", "none"),
     "activations.magnitudes": ("constant", "uniform", "exponential"),
     "activations.groups": ("independent", "together", "hierarchy", "apart"),
-    "sae.kind": KINDS,
+    "sae.kind": tuple(KINDS),
     "sae.l1_weighting": ("decoder_norm", "none"),
     "sae.penalty": ("l0", "tanh"),
     "optim.kind": ("adam", "row_adam", "offload"),

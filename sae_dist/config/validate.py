@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_dist.config.counts import nearest
 from sae_dist.config.grid import grid_problems, members, varied
-from sae_dist.config.kinds import READ_BY, SELECTED
+from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
 from sae_dist.config.rules.evaluation import evaluation_problems
@@ -193,7 +193,7 @@ def _kind(cfg: RunConfig) -> Iterator[str]:
         if value is not None and sae.kind not in kinds:
             fix = f"use sae={kinds[0]} or leave it out"
             yield f"sae.{name}={value} is not read with sae.kind={sae.kind}; {fix}"
-        if value is None and sae.kind in kinds and name != "target_l0":
+        if value is None and sae.kind in KINDS and name in KINDS[sae.kind].reads:
             yield f"sae.{name} must be given with sae.kind={sae.kind}; sae={sae.kind} sets it"
     if sae.target_l0 is not None and sae.penalty == "tanh":
         fix = "use that, or sae.target_l0=null"

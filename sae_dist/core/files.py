@@ -1,21 +1,83 @@
-"""Files that last."""
+"""Files that are complete or absent: written under another name, then renamed."""
 
 import json
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames within `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; after the body it is renamed to `path`, after an error removed.
+
+    Args:
+        synced: bring the content to the disk before the rename, so that both survive a power cut.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        if synced:
+            sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the renames within a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
+def write_text(path: Path, text: str, *, synced: bool = False) -> None:
+    """Write a text file, complete or absent; `synced` as in `replacing`."""
+    with replacing(path, synced=synced) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: Path, content: object) -> None:
-    """A JSON file: complete or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a JSON file, complete or absent."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the object that a JSON file holds; None: there is no file, or no object in it.
+
+    Raises:
+        ConfigError: it is not JSON.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON ({error}); remove it, or write it again") from None
+    return found if isinstance(found, dict) else None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, "Tensor"], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file, complete or absent, that whoever may read other new files may read.
+
+    The library's own files, since 0.6, are their owner's alone.
+    """
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(dict(tensors), temporary, metadata)
+        temporary.chmod(mode)

@@ -1,30 +1,35 @@
-"""What every kind of dictionary has: parameters of this shard, their start, their state.
+"""The part that all kinds of dictionaries share: parameters of this shard, initialisation, state.
 
 Letters: B rows of the replica, b = B / T rows that this rank drew and owns, D width of the input, E width
 of the target (an autoencoder's target is its input, D = E), F latents of this shard, P pairs.
 """
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from sae_dist.config.kinds import KINDS
 from sae_dist.config.sections import SaeConfig
 from sae_dist.core.types import Clock, LossTerms, RowTerm, untimed
 from sae_dist.dictionary.latents import DeadLatents, unit_rows
 from sae_dist.distributed.mesh import Topology
 
 State = dict[str, tuple[Tensor, str]]
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a dictionary is built from.
+    """The arguments that a dictionary is built from.
 
     widths  (D,): autoencoder; (D, E): transcoder, whose rows are input and target side by side
-    rows    rows per step over all replicas
+    rows    rows per step, over all replicas
     tokens  rows of the whole run
     clock   times the phases encode, select and decode
     """
@@ -42,34 +47,29 @@ class Setting:
 
 
 class Dictionary(torch.nn.Module):
-    """Parameters, target and bookkeeping; a kind adds its activation function and its loss.
+    """The parameters and counters of every kind; a kind adds how codes are computed, and its loss.
 
     Attributes:
-        unit_rows: parameters whose rows keep unit norm; the optimizer sees to it.
-        lr_groups: parameters with a learning rate of their own: "encoder" (`optim.encoder_lr`), and "bias"
-            (`optim.bias_lr`) for what is added to activations or scores.
+        sharded: parameters that are split by latents: encoder and decoder rows, and vectors [F].
+        replicated: parameters that every rank holds whole.
+        unit_rows: parameters whose rows the optimizer keeps at unit norm.
+        lr_groups: parameters with a learning rate of their own: "bias" (`optim.bias_lr`) for what is added
+            to activations or scores, "encoder" (`optim.encoder_lr`) for W_enc and what scales scores.
+        scalars: tensors of one number, not trained by the optimizer, that checkpoints and exports need.
+        form: how the finished dictionary computes its codes, a key of `export.exported.FORMS`.
         row_terms: with `optim.kind=row_adam`, weight gradients as sums over pairs, collected by the
             backward pass in place of dense gradients; None otherwise.
     """
 
     W_enc: Parameter
     b_enc: Parameter
-    log_threshold: Parameter
     W_dec: Parameter
-    sharded: tuple[str, ...] = ("W_enc", "b_enc", "W_dec")
+    sharded: ClassVar[tuple[str, ...]] = ("W_enc", "b_enc", "W_dec")
     replicated: tuple[str, ...] = ("b_dec",)
     unit_rows: tuple[str, ...] = ("W_dec",)
-    lr_groups = {
-        "W_enc": "encoder",
-        "r_mag": "encoder",
-        "log_threshold": "encoder",
-        "b_enc": "bias",
-        "b_gate": "bias",
-        "b_mag": "bias",
-        "b_dec": "bias",
-    }
-    sparse = False
-    """Whether untouched rows have no gradient, so that `row_terms` can stand for the dense gradients."""
+    lr_groups = {"W_enc": "encoder", "b_enc": "bias", "b_dec": "bias"}
+    scalars: ClassVar[tuple[str, ...]] = ()
+    form: ClassVar[str]
 
     def __init__(self, setting: Setting):
         super().__init__()
@@ -90,9 +90,8 @@ class Dictionary(torch.nn.Module):
         self.W_dec = Parameter(decoder_FE.to(device, dtype))
         self.W_enc = Parameter((cfg.encoder_scale * encoder_FD).to(device, dtype))
         self.b_dec = Parameter(torch.zeros(self.E, device=device, dtype=dtype))
-        for name in self.sharded:
-            if name not in ("W_enc", "W_dec"):
-                self.register_parameter(name, Parameter(torch.zeros(self.F, device=device, dtype=dtype)))
+        for name in self.vectors():
+            self.register_parameter(name, Parameter(torch.zeros(self.F, device=device, dtype=dtype)))
         if cfg.skip:
             self.W_skip = Parameter(torch.zeros(self.E, self.D, device=device, dtype=dtype))
             self.replicated = (*self.replicated, "W_skip")
@@ -101,17 +100,49 @@ class Dictionary(torch.nn.Module):
         self.dead = DeadLatents(self.F, cfg.dead_after, device)
         self.row_terms: dict[str, list[RowTerm]] | None = None
 
+    @classmethod
+    def vectors(cls) -> list[str]:
+        """Return the names of the parameters that have one number per latent, in a fixed order."""
+        return [name for name in cls.sharded if name not in ("W_enc", "W_dec")]
+
+    @classmethod
+    def to_form(cls, tensors: Tensors) -> Tensors:
+        """Return the vectors [F] of the kind's export form, named as fields of `ExportedSae`.
+
+        Args:
+            tensors: a checkpoint's `sharded` parameters and `scalars`, of some or all latents. They act on
+                scaled activations, and so does what is returned.
+        """
+        return {f"{name}_F": tensors[name] for name in cls.vectors()}
+
+    @classmethod
+    def from_form(cls, vectors: Tensors, norm_F: Tensor, scale: float) -> Tensors:
+        """Return parameters and scalars to start training with, from the vectors of a finished dictionary.
+
+        Args:
+            vectors: as `to_form` returns them, except that thresholds still act on raw activations. The
+                finished dictionary may have another form, so vectors may be missing.
+            norm_F: factors by which decoder rows are divided, and codes multiplied.
+            scale: factor by which activations are multiplied in training.
+        """
+        return {name: vectors[f"{name}_F"] for name in cls.vectors() if f"{name}_F" in vectors}
+
+    @classmethod
+    def cannot_start_from(cls, vectors: Tensors) -> str | None:
+        """Return why training cannot start from these vectors of a finished dictionary; None: it can."""
+        return None
+
     def placements(self) -> dict[str, str]:
-        """Which parameters are split over the shard axis (dim 0), and which are on every rank."""
+        """Return for each parameter "sharded" (split over the shard axis, dim 0) or "replicated"."""
         return {n: "sharded" for n in self.sharded} | {n: "replicated" for n in self.replicated}
 
     def state(self) -> State:
-        """Everything a checkpoint needs, with its placement."""
+        """Return every tensor that a checkpoint needs, with its placement."""
         tensors = {name: (getattr(self, name).detach(), kind) for name, kind in self.placements().items()}
         tensors["last_fired"] = (self.dead.last_fired_F, "sharded")
         tensors["variance"] = (self.variance, "replicated")
         tensors["mean"] = (self.mean_E, "replicated")
-        return tensors
+        return tensors | {name: (getattr(self, name), "replicated") for name in self.scalars}
 
     @torch.no_grad()
     def start_from(self, rows_bC: Tensor) -> None:
@@ -130,31 +161,33 @@ class Dictionary(torch.nn.Module):
         self.b_dec.copy_(self.mean_E)
         if self.transcoder:
             shift_F = -(self.W_enc @ mean_C[: self.D].to(self.W_enc))
-            for name in self.sharded:
-                if name in ("b_enc", "b_gate", "b_mag"):
+            for name in self.vectors():
+                if self.lr_groups.get(name) == "bias":
                     getattr(self, name).copy_(shift_F)
 
     def source(self, rows: Tensor) -> Tensor:
-        """The input's columns."""
+        """Return the input columns of rows [..., D] or [..., D + E]."""
         return rows[..., : self.D]
 
     def target(self, rows: Tensor) -> Tensor:
-        """The target's columns."""
+        """Return the target columns of rows, the last E; an autoencoder's target is its input."""
         return rows[..., -self.E :]
 
     def gather_input(self, rows_bC: Tensor) -> Tensor:
-        """The encoder's input for all rows of the replica, [B, D]; centred by b_dec in an autoencoder."""
+        """Return the encoder's input for all rows of the replica, [B, D]; an autoencoder subtracts b_dec."""
         x_BD = self.shard.gather_rows(self.source(rows_bC))
         return x_BD if self.transcoder else x_BD - self.b_dec.detach()
 
     def centre(self) -> Parameter | None:
-        """The parameter that centres the encoder's input, whose gradient goes through the encoder too."""
+        """Return b_dec where the encoder subtracts it, and so gives it a gradient; None in a transcoder."""
         return None if self.transcoder else self.b_dec
 
     def error(self, rows_bC: Tensor, partial_BE: Tensor, frozen: bool = False) -> Tensor:
-        """Target minus reconstruction of this rank's rows, [b, E], from every shard's part of it.
+        """Return target minus reconstruction for this rank's rows, [b, E].
 
-        `frozen`: without gradients for b_dec and the skip connection.
+        Args:
+            partial_BE: what this shard's latents reconstruct; summed here over all shards.
+            frozen: without gradients for b_dec and the skip connection.
         """
         offset: Tensor = self.b_dec
         if self.cfg.skip:
@@ -163,7 +196,7 @@ class Dictionary(torch.nn.Module):
         return self.target(rows_bC) - self.shard.scatter_sum_rows(partial_BE) - offset
 
     def parts(self, rows_bC: Tensor, squares: Tensor, num_codes: Tensor, dead_F: Tensor) -> dict[str, Tensor]:
-        """This rank's share of the counts that metrics are made of."""
+        """Return this rank's share of the counts that metrics are computed from."""
         return {
             "squared_error": squares.detach(),
             "deviation": (self.target(rows_bC) - self.mean_E).square().sum(),
@@ -172,7 +205,7 @@ class Dictionary(torch.nn.Module):
         }
 
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
-        """One step's loss of the rows this rank drew; sums over ranks give the run's.
+        """Return one step's loss over the rows that this rank drew; the run's loss is the sum over ranks.
 
         Args:
             rows_bC: scaled activations [b, D], or [b, D + E] for a transcoder.
@@ -180,3 +213,14 @@ class Dictionary(torch.nn.Module):
             with_aux: whether any latent was dead after the step before; agreed by all ranks.
         """
         raise NotImplementedError
+
+
+def dictionary_class(kind: str) -> type[Dictionary]:
+    """Return the class of a kind of dictionary, whose file is imported only here.
+
+    Args:
+        kind: the value of `sae.kind`.
+    """
+    module = importlib.import_module(f"sae_dist.dictionary.kinds.{kind}")
+    found: type[Dictionary] = getattr(module, KINDS[kind].class_name)
+    return found

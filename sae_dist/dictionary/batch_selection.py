@@ -1,14 +1,15 @@
-"""BatchTopK over latents that are split over ranks and rows that are split over replicas, exactly.
+"""Exact BatchTopK, with latents split over ranks and rows split over replicas.
 
-The n = k * rows largest positive scores of the whole batch win: a threshold, agreed by counting digits of the
-scores (`nth_largest`), and among scores equal to it those of the lowest (row of the batch, latent).
+The n = k * rows largest positive scores of the whole batch win. They are the scores above a threshold, which
+the ranks find together by a radix search (`nth_largest`), and among the scores equal to it the first in the
+order of (row of the batch, latent).
 
-Scores are not kept: each rank holds some candidates per row, the best of its latents. That is enough for a
-row whose last candidate lies below the threshold; rows for which it does not are redone with twice as many.
+Not all scores are kept: each rank holds candidates, the best of its latents in each row. They suffice for a
+row whose last candidate is below the threshold; the other rows are redone with twice as many candidates.
 
-Digits are counted eight bits at a time from the top: a histogram of the next digit among the keys that match
-the prefix found so far, summed over ranks, fixes the next eight bits. 2 KB per digit and rank, whatever the
-number of keys, and nothing is read on the host.
+The radix search reads keys eight bits at a time from the top: a histogram of the next digit among the keys
+that match the prefix found so far, summed over ranks, determines the next eight bits. It costs 2 KB per digit
+and rank, for any number of keys, and no host sync.
 """
 
 from dataclasses import dataclass
@@ -24,14 +25,14 @@ from sae_dist.distributed.mesh import Topology
 
 @dataclass
 class BatchCodes:
-    """Winners, and the smallest score that won (0-d; 0 if there were fewer positive scores than wanted)."""
+    """The selected codes, and the smallest selected score (0-d; 0 if too few scores are positive)."""
 
     codes: Codes
     threshold: Tensor
 
 
 def slots_for(k: int, F: int, topology: Topology) -> int:
-    """Candidates per row to begin with, of `F` latents of a shard."""
+    """Return how many candidates per row a shard of `F` latents starts with."""
     return min(F, 2 * k // topology.num_shards + 8)
 
 
@@ -45,12 +46,12 @@ def select_batch(
     kernels: ModuleType,
     found: tuple[Tensor, Tensor] | None = None,
 ) -> BatchCodes:
-    """The k * rows largest positive scores x W^T + b of the whole batch.
+    """Return the k * rows largest positive scores x W^T + b of the whole batch.
 
     Args:
         x_BD: rows of this replica, as gathered over the shard axis.
         rows: rows of the batch, over all replicas.
-        found: the candidates to begin with, where they are known.
+        found: the first candidates, values and latents [B, slots]; None: computed here.
     """
     F = len(W_FD)
     slots = slots_for(k, F, topology)
@@ -75,10 +76,10 @@ def select_batch(
 def winners(
     val_BK: Tensor, place_BK: Tensor, wanted: int, places: int, topology: Topology
 ) -> tuple[Tensor, Tensor]:
-    """Which candidates are among the `wanted` largest of all ranks, and the smallest score that is.
+    """Return which candidates are among the `wanted` largest of all ranks, and the smallest such score.
 
     Args:
-        place_BK: where a candidate stands in the order that decides between equals, 0 .. places - 1.
+        place_BK: position of a candidate in the order that breaks ties, 0 .. places - 1.
     """
     key_BK, bits = float_keys(val_BK)
     number = torch.tensor(wanted, device=val_BK.device)
@@ -93,7 +94,7 @@ def winners(
 
 
 def row_of_batch(rows: int, topology: Topology) -> Tensor:
-    """Numbers, in the run's order, of a replica's rows as they stand after the gather over shards, [B].
+    """Return the batch's row numbers of a replica's rows, in their order after the gather over shards, [B].
 
     Consumer c drew rows c, c + C, c + 2 C, ... of the batch.
     """
@@ -108,12 +109,12 @@ RADIX = 1 << DIGIT_BITS
 
 
 def nth_largest(key_N: Tensor, wanted: Tensor, bits: int, axis: Axis) -> tuple[Tensor, Tensor]:
-    """The `wanted`-th largest key over all ranks of `axis`.
+    """Return the `wanted`-th largest key over all ranks of `axis`.
 
     Args:
-        key_N: this rank's keys, int64, >= 0 and below 2**bits. Keys of 0 do not take part.
+        key_N: this rank's keys, int64, >= 0 and below 2**bits. Keys of 0 are ignored.
         wanted: 0-d int64, at least 1, equal on all ranks.
-        bits: bits that a key may have; rounded up to whole digits.
+        bits: width of the keys; rounded up to whole digits.
 
     Returns:
         The key (0 if fewer than `wanted` keys are above 0), and how many of the keys equal to it belong to
@@ -140,7 +141,7 @@ def nth_largest(key_N: Tensor, wanted: Tensor, bits: int, axis: Axis) -> tuple[T
 
 
 def float_keys(value_N: Tensor) -> tuple[Tensor, int]:
-    """Keys in the order of the values, and their bits; 0 for values that are not above zero."""
+    """Return integer keys that sort like the values, 0 for values not above zero, and their width in bits."""
     bits, view = (63, torch.int64) if value_N.dtype == torch.float64 else (31, torch.int32)
     positive_N = torch.where(value_N > 0, value_N, 0.0)
     plain_N = positive_N if bits == 63 else positive_N.float()

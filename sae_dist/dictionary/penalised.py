@@ -1,8 +1,8 @@
-"""The loss that kinds without selection share: every latent has a code, computed a tile of latents at a time.
+"""The loss of kinds without selection: every latent has a code, computed a tile of latents at a time.
 
-A kind is an elementwise function of z = W_enc (x - b_dec) and of its own parameters per latent. Forward keeps
-no tile; backward computes each tile again, so at most one [rows, tile] is held, however
-many latents there are. Letters as in `dictionary.base`; f latents of a tile.
+A kind is an elementwise function of z = W_enc (x - b_dec) and of its own vectors. The forward pass keeps no
+tile, and the backward pass computes each tile again, so at most one [rows, tile] is in memory, for any number
+of latents. Letters as in `dictionary.base`; f latents of a tile.
 """
 
 import math
@@ -17,18 +17,18 @@ from sae_dist.core.types import Clock, LossTerms, untimed
 from sae_dist.dictionary.base import Dictionary
 
 TILE_ELEMENTS = 1 << 22
-"""Scores per tile: 16 MB in fp32."""
+"""Most scores in a tile: 16 MB in fp32."""
 
 
 @dataclass
 class Tile:
-    """What one tile of latents adds to the step.
+    """The contribution of one tile of latents to a step's loss and counts.
 
     partial_BN  its part of one or more reconstructions, side by side
     penalty     the sparsity term, summed over rows and latents, before its coefficient
-    extra       a term with its own coefficient inside (0 where a kind has none)
-    num_codes   codes above zero
-    fired_f     latents with a code above zero
+    extra       a further term, its coefficient included; 0 for kinds without one
+    num_codes   number of codes above zero
+    fired_f     which latents have a code above zero
     """
 
     partial_BN: Tensor
@@ -39,14 +39,14 @@ class Tile:
 
 
 class TiledDictionary(Dictionary):
-    """A kind gives `tile`; `sparsity_loss` and `other_losses` where it differs."""
+    """A dictionary with a code for every latent. A kind defines `tile`, and overrides what differs."""
 
     def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
-        """The tile's contribution from z and the kind's parameters per latent, by name."""
+        """Return the contribution of a tile of latents, from z and the tile's part of each vector by name."""
         raise NotImplementedError
 
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
-        """See `Dictionary.loss`."""
+        """Return one step's loss over the rows that this rank drew; see `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
         tiles = self.tiles(x_BD)
         partial_BN = tiles.partial_BN
@@ -64,21 +64,21 @@ class TiledDictionary(Dictionary):
         return LossTerms(total, parts)
 
     def sparsity_loss(self, penalty: Tensor, tokens: int) -> Tensor:
-        """This rank's share of the penalty, with its coefficient."""
+        """Return this rank's share of the penalty, its coefficient included."""
         return self.coefficient(tokens) * penalty
 
     def other_losses(self, rows_bC: Tensor, partial_BN: Tensor) -> Tensor:
-        """Terms of further reconstructions, whose parts stand side by side in `partial_BN`."""
+        """Return loss terms of further reconstructions, whose parts are side by side in `partial_BN`."""
         return rows_bC.new_zeros(())
 
     def coefficient(self, tokens: int) -> float:
-        """`sae.sparsity` in the kind's unit, growing over the first `sae.sparsity_warmup` of the run."""
+        """Return the penalty's coefficient: `sae.sparsity` in the kind's unit, after its warmup."""
         assert self.cfg.sparsity is not None and self.cfg.sparsity_warmup is not None
         rising = self.cfg.sparsity_warmup * self.setting.tokens
         return self.cfg.sparsity * self.unit() * (min(1.0, tokens / rising) if rising > 0 else 1.0)
 
     def unit(self) -> float:
-        """What one unit of `sae.sparsity` is, so that its size does not depend on the width.
+        """Return the factor of `sae.sparsity` that makes good values of it independent of the width.
 
         sqrt(E) for penalties that are sums of codes: activations have norm sqrt(E), their squared error is
         of the order of E and the sum of their codes of the order of sqrt(L0 E).
@@ -86,8 +86,8 @@ class TiledDictionary(Dictionary):
         return math.sqrt(self.E)
 
     def tiles(self, x_BD: Tensor) -> Tile:
-        """All tiles, summed; `fired_f` for all latents of the shard."""
-        names = [name for name in self.sharded if name not in ("W_enc", "W_dec")]
+        """Return the sum of all tiles, with `fired_f` for all latents of the shard."""
+        names = self.vectors()
         weights = [getattr(self, name) for name in ("W_enc", "W_dec", *names)]
 
         def one(
@@ -103,10 +103,10 @@ class TiledDictionary(Dictionary):
 
 
 class _Tiles(torch.autograd.Function):
-    """Sums a function of tiles of latents; backward computes each tile again and frees it at once.
+    """A sum of a function over tiles of latents; backward computes each tile again and frees it at once.
 
-    torch.utils.checkpoint per tile gives the same gradients, but kept most tiles alive until the end of the
-    backward pass: three times the memory of a dense step.
+    One torch.utils.checkpoint per tile gives the same gradients, but kept most tiles alive until the end of
+    the backward pass: three times the memory of a dense step.
     """
 
     @staticmethod
@@ -153,7 +153,7 @@ class _Tiles(torch.autograd.Function):
 
 
 class _Scores(torch.autograd.Function):
-    """z = x W^T for x that is already centred; the centre's gradient without one for every row of x."""
+    """The product x W^T of a centred x; its gradient for the centre needs none for each row of x."""
 
     @staticmethod
     def forward(ctx: Any, x_BD: Tensor, W_fD: Tensor, centre_D: Tensor | None) -> Tensor:

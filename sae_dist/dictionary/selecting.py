@@ -1,4 +1,4 @@
-"""The loss that kinds with selected codes share: few (row, latent) pairs, everything sparse.
+"""The loss of kinds with selected codes: few (row, latent) pairs, and only sparse operations.
 
     code  = relu(selected scores),  score = W_enc (x - b_dec) + b_enc
     y_hat = code W_dec + b_dec
@@ -18,20 +18,18 @@ from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs, decode, encode
 
 Found = tuple[Tensor, Tensor]
-"""Candidates' scores and latents, [B, K] each, sorted."""
+"""Scores and latents of candidates, [B, K] each, best first."""
 
 
 class SelectedDictionary(Dictionary):
-    """A kind says which codes are selected; it may say how they are decoded and compared."""
-
-    sparse = True
+    """A dictionary with few codes per row. A kind defines `select`, and may override `reconstruct`."""
 
     def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
-        """The codes of this shard, from the encoder's input; of `dead_F` AuxK's candidates besides."""
+        """Return the selected codes of this shard, and with `dead_F` AuxK's candidates among dead latents."""
         raise NotImplementedError
 
     def candidates(self, x_BD: Tensor, k: int, dead_F: Tensor | None) -> tuple[Found, Found | None]:
-        """The `k` best of this shard's latents in each row; of `dead_F` the aux_k best, in one sweep."""
+        """Return each row's `k` best of this shard's latents, and with `dead_F` the aux_k best dead ones."""
         with self.clock("encode"):
             if dead_F is None:
                 return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
@@ -40,12 +38,12 @@ class SelectedDictionary(Dictionary):
             return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """Error of this rank's rows [b, E], and the sum of squares that the loss is made of."""
+        """Return the error of this rank's rows [b, E], and the sum of squares that enters the loss."""
         error_bE = self.error(rows_bC, decode(code_P, self.W_dec, pairs, self.kernels, self.row_terms))
         return error_bE, error_bE.square().sum()
 
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
-        """See `Dictionary.loss`."""
+        """Return one step's loss over the rows that this rank drew; see `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
         with torch.no_grad(), self.clock("select"):
             dead_F = self.dead.mask(tokens)
@@ -66,13 +64,13 @@ class SelectedDictionary(Dictionary):
         return LossTerms(total, parts)
 
     def encode(self, x_BD: Tensor, pairs: Pairs) -> Tensor:
-        """Codes of `pairs`, [P], with gradients."""
+        """Return the codes of `pairs`, [P], with gradients."""
         return encode(x_BD, self.W_enc, self.b_enc, self.centre(), pairs, self.kernels, self.row_terms)
 
     def aux_loss(self, x_BD: Tensor, error_bE: Tensor, dead_F: Tensor, dead: Found) -> Tensor:
-        """How badly the best dead latents explain the error that the live ones leave.
+        """Return AuxK: how badly the best dead latents explain the error that the live ones leave.
 
-        Scaled down when fewer than aux_k latents are dead, so that a handful is not torn about.
+        It is scaled down when fewer than aux_k latents are dead, so that a few are not moved too far.
 
         Args:
             dead: the best dead latents of this shard in each row, scores padded with -inf.

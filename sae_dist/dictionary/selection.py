@@ -1,4 +1,4 @@
-"""Exact TopK over latents that are split over ranks, merged by row owners.
+"""Exact TopK over latents that are split over ranks; the owner of a row merges its candidates.
 
 Every shard rank holds, for all rows of its replica, its local candidates: the k best of its own
 latents. Row b belongs to rank b // (B / T). Candidates travel to the owner of their row (all-to-all),

@@ -1,4 +1,4 @@
-"""Sparse encode and decode with gradients. Codes are (row, latent) pairs, sorted by row.
+"""The sparse encoder and decoder, with gradients. Codes are (row, latent) pairs, sorted by row.
 
 Letters: B rows, D width, F latents of this shard, P pairs.
 """
@@ -25,6 +25,7 @@ class Pairs:
 
     @staticmethod
     def of(codes: Codes) -> "Pairs":
+        """Return the pairs of selected codes."""
         rows, slots = codes.idx_BK.shape
         device = codes.idx_BK.device
         if codes.count_B is None:
@@ -37,7 +38,7 @@ class Pairs:
         return Pairs(codes.idx_BK.flatten()[place_P], codes.val_BK.flatten()[place_P], offsets)
 
     def split(self, part_P: Tensor, parts: int) -> list[tuple[Tensor, "Pairs"]]:
-        """For each part, 0 .. parts - 1, the places of its pairs, in their order, and those pairs."""
+        """Return for each part, 0 .. parts - 1, the positions of its pairs, ascending, and those pairs."""
         kept_LP = part_P == torch.arange(parts, device=part_P.device)[:, None]
         before_LQ = torch.nn.functional.pad(kept_LP.cumsum(1), (1, 0))
         places = part_P.argsort(stable=True).split(kept_LP.sum(1).tolist())
@@ -56,25 +57,25 @@ def encode(
     kernels: ModuleType,
     terms: Terms = None,
 ) -> Tensor:
-    """Codes of the selected pairs, [P]: relu(W[f] . x[b] + b[f]), with gradients for W, b and the centre.
+    """Return the codes of selected pairs, [P]: relu(W[f] . x[b] + b[f]), with gradients for W, b and centre.
 
-    `x_BD` is already centred. The gradient with respect to its centre (b_dec) goes through the encoder,
-    which is why it is an argument; the full gradient is worth a good part of the FVU. With
-    `terms`, the gradients of W and b are appended to terms["W_enc"] instead of being added up.
+    `x_BD` is already centred. Its centre (b_dec) is an argument because its gradient goes through the encoder
+    too: that full gradient lowers the FVU clearly. With `terms`, the gradients of W and b are appended to
+    terms["W_enc"] instead of being summed.
     """
     return _Encode.apply(W_FD, b_F, centre_D, x_BD, pairs, kernels, terms).relu()
 
 
 def decode(code_P: Tensor, W_FD: Tensor, pairs: Pairs, kernels: ModuleType, terms: Terms = None) -> Tensor:
-    """Reconstruction from this shard's codes, [B, D], with gradients for the codes and W.
+    """Return the reconstruction from this shard's codes, [B, D], with gradients for the codes and W.
 
-    With `terms`, the gradient of W is appended to terms["W_dec"] instead of being added up.
+    With `terms`, the gradient of W is appended to terms["W_dec"] instead of being summed.
     """
     return _Decode.apply(code_P, W_FD, pairs, kernels, terms)
 
 
 class _Encode(torch.autograd.Function):
-    """The scores found by the selection forward; sparse weight gradients backward."""
+    """The encoder: forward returns the scores that selection found, backward has sparse weight gradients."""
 
     @staticmethod
     def forward(
@@ -105,7 +106,7 @@ class _Encode(torch.autograd.Function):
 
 
 class _Decode(torch.autograd.Function):
-    """Sparse-dense product forward; latent and weight gradients backward."""
+    """The decoder: forward is a sparse-dense product, backward has gradients of codes and weights."""
 
     @staticmethod
     def forward(

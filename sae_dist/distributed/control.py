@@ -15,6 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+from sae_dist.core.text import first_line
 
 FAILED = "failed"
 LAST_WORDS_S = 3.0
@@ -159,7 +160,7 @@ class Control:
             )
             raise self.lost from None
         if isinstance(found, Exception):
-            first = (str(found).splitlines() or [""])[0][:200]
+            first = first_line(found)[:200]
             self.lost = TransportError(
                 f"{host} is gone ({first}): rank 0, what started it, or the network to it"
             )

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sae_dist.config.sections import TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.core.types import Clock, untimed
 from sae_dist.distributed.collectives import Axis
-from sae_dist.distributed.runtime import Place
 
 
 class Topology:

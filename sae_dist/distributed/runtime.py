@@ -1,48 +1,18 @@
-"""The process among others: its rank and launcher, the process group, and the signals that stop it."""
+"""The process group of a run: join it, leave it; the request to stop."""
 
 import os
 import signal
 import time
-from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
 
 import torch
 import torch.distributed as dist
 
+from sae_dist.core.place import Place
 from sae_dist.distributed.control import Control
 
 LEAVE_WITHIN_S = 60.0
-
-
-@dataclass(frozen=True)
-class Place:
-    """A process's rank in the world of `world` processes, and on its machine."""
-
-    rank: int
-    world: int
-    local_rank: int
-    local_world: int
-
-
-def place() -> Place:
-    """Read this process's rank from torchrun's or srun's variables; without either, it is the only process.
-
-    A Slurm batch script has SLURM_PROCID too and is no rank: only a step of several tasks is joined.
-    """
-    env = os.environ
-    if "RANK" in env and "WORLD_SIZE" in env:
-        return Place(
-            int(env["RANK"]),
-            int(env["WORLD_SIZE"]),
-            int(env.get("LOCAL_RANK", 0)),
-            int(env.get("LOCAL_WORLD_SIZE", 1)),
-        )
-    if "SLURM_STEP_ID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        tasks = int(env["SLURM_STEP_NUM_TASKS"])
-        nodes = int(env.get("SLURM_STEP_NUM_NODES", 1))
-        return Place(int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0)), tasks // nodes)
-    return Place(0, 1, 0, 1)
 
 
 def start(where: Place, device: str, timeout_s: float) -> torch.device:

@@ -13,15 +13,16 @@ from sae_dist.config.grid import check_single
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
+from sae_dist.core.text import gib
 from sae_dist.evaluation.costly import check_asked, evaluate_costly
 from sae_dist.evaluation.plots import plot_evaluation
 from sae_dist.evaluation.subject import Subject
 from sae_dist.evaluation.summary import device_of, encode_of, evaluate_runs, half_the_cores
-from sae_dist.export.saelens import CONFIG, WEIGHTS, load_exported
+from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, load_exported
 from sae_dist.llm.fit import USABLE, memory_bytes
 from sae_dist.metrics.evaluated import MEASURED, RECOVERY, keys
 
-FILE = "eval.json"
 TRAINED = {"step": "sae_dist_step", "tokens": "training_tokens"}
 """The progress of the run at the export: key in eval.json -> key in the export's metadata."""
 
@@ -41,21 +42,21 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         DataError: there are no held-out activations.
     """
     check_single(cfg, folder)
-    if not (folder / "export" / CONFIG).exists():
+    if not (folder / EXPORT / SAE_CONFIG).exists():
         raise ConfigError(
             f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
             f"or finish the run with sae-dist resume {folder}"
         )
     device = device_of(cfg)
-    check_fits(folder / "export", cfg, device)
-    subject = Subject(cfg, folder, load_exported(folder / "export"), encode_of(cfg, device), device)
+    check_fits(folder / EXPORT, cfg, device)
+    subject = Subject(cfg, folder, load_exported(folder / EXPORT), encode_of(cfg, device), device)
     with torch.no_grad():
         check_asked(subject)
     summary = evaluate_runs([folder], [cfg])[0]
     subject.sae = subject.sae.to(device)
     with torch.no_grad(), half_the_cores():
         costly = evaluate_costly(subject, full)
-    exported = json.loads((folder / "export" / CONFIG).read_text(encoding="utf-8"))["metadata"]
+    exported = json.loads((folder / EXPORT / SAE_CONFIG).read_text(encoding="utf-8"))["metadata"]
     result: dict[str, Any] = {"run": folder.absolute().name, "full": full}
     result |= {key: exported[there] for key, there in TRAINED.items() if there in exported}
     result |= {key: summary[key] for key in keys(RECOVERY) if key in summary}
@@ -65,8 +66,8 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
             why = summary.get(metric.reason) or metric.applies or "eval.tokens=0"
             result[f"{metric.key}_reason"] = why
     result |= costly
-    write_json(folder / FILE, result)
-    plot_evaluation(result, folder / "plots")
+    write_json(folder / EVALUATION, result)
+    plot_evaluation(result, folder / PLOTS)
     return summary | result
 
 
@@ -83,6 +84,6 @@ def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:
     needed, memory = weights.stat().st_size * (2 if untrained else 1), memory_bytes(device.type)
     if needed > USABLE * memory:
         raise ConfigError(
-            f"{export} needs {needed / 2**30:,.1f} GiB and there are {memory / 2**30:,.1f} GiB: one process "
+            f"{export} needs {gib(needed)} and there are {gib(memory)}: one process "
             "holds the dictionary" + ("; eval.baselines=false halves that" if untrained else "")
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_dist.config.run import RunConfig, flat
+from sae_dist.core.run_folder import EXPORT
 from sae_dist.export.saelens import load_exported, load_firing_rates
 
 MATCHED_ABOVE = 0.7
@@ -43,9 +44,9 @@ def compare_seeds(configs: list[RunConfig], folder: Path) -> list[dict[str, Any]
 
 
 def _compare(one: Path, other: Path, folder: Path) -> dict[str, Any]:
-    first, second = load_exported(one / "export"), load_exported(other / "export")
+    first, second = load_exported(one / EXPORT), load_exported(other / EXPORT)
     nearest_F, cosine_F, mutual_F = partners(first.W_dec_FE, second.W_dec_FE)
-    rate_F = load_firing_rates(one / "export")
+    rate_F = load_firing_rates(one / EXPORT)
     if rate_F is None:  # eval.tokens=0: rates are unknown, and every latent counts
         rate_F = torch.full_like(cosine_F, torch.nan)
     folder.mkdir(exist_ok=True)

@@ -1,6 +1,5 @@
 """The evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
 
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from sae_dist.config.grid import check_single
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import CONFIG, EXPORT, FINISHED, METRICS, PLOTS, SUMMARY, TRAINED, read_summary
 from sae_dist.core.types import ChunkSource
 from sae_dist.evaluation.ahead import ahead
 from sae_dist.evaluation.plots import plot_density
@@ -26,7 +26,7 @@ from sae_dist.evaluation.subject import file_rows, llm_rows
 from sae_dist.evaluation.synthetic import evaluate_recovery, held_out
 from sae_dist.export.exported import Encode
 from sae_dist.export.saelens import export_firing_rates, load_exported
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
@@ -56,13 +56,13 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) ->
     Args:
         configs: their configs, if they differ from those in the folders.
     """
-    configs = configs or [load_config(folder / "config.yaml") for folder in folders]
+    configs = configs or [load_config(folder / CONFIG) for folder in folders]
     for each, folder in zip(configs, folders, strict=True):
         check_single(each, folder)
     cfg = configs[0]
     device = device_of(cfg)
     encode = encode_of(cfg, device)
-    saes = [load_exported(folder / "export").to(device) for folder in folders]
+    saes = [load_exported(folder / EXPORT).to(device) for folder in folders]
     parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
     started = time.monotonic()
     with torch.no_grad(), half_the_cores():
@@ -74,7 +74,7 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) ->
     seconds = (time.monotonic() - started) / len(folders)
     for folder, part in zip(folders, parts, strict=True):
         if part.trained.rows:
-            export_firing_rates(folder / "export", part.firing_rates())
+            export_firing_rates(folder / EXPORT, part.firing_rates())
     return [
         _write(folder, result | {"eval_seconds": seconds})
         for folder, result in zip(folders, results, strict=True)
@@ -83,17 +83,14 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) ->
 
 def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Write summary.json with what was measured, and the plots."""
-    path = folder / "summary.json"
-    summary: dict[str, Any] = {key: None for key in ALWAYS}
-    summary |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    summary |= result
-    if summary.get("status") == "trained":  # else training was interrupted, and this is an early export
-        summary["status"] = "finished"
-    write_json(path, summary)
-    if (folder / "metrics.jsonl").exists():
+    summary: dict[str, Any] = dict.fromkeys(ALWAYS) | read_summary(folder) | result
+    if summary.get("status") == TRAINED:  # else training was interrupted, and this is an early export
+        summary["status"] = FINISHED
+    write_json(folder / SUMMARY, summary)
+    if (folder / METRICS).exists():
         plot_curves(folder)
     if "density" in summary:
-        plot_density(summary["density"], folder / "plots" / "latents_density.png")
+        plot_density(summary["density"], folder / PLOTS / "latents_density.png")
     return summary
 
 
@@ -167,7 +164,7 @@ def device_of(cfg: RunConfig) -> torch.device:
 def encode_of(cfg: RunConfig, device: torch.device) -> Encode:
     """Return the run's TopK kernel, or torch's if that does not run here."""
     elsewhere = cfg.kernels == "triton" and device.type == "cpu"
-    return resolve("torch" if elsewhere else cfg.kernels).encode_topk
+    return choose_kernels("torch" if elsewhere else cfg.kernels).encode_topk
 
 
 @contextmanager

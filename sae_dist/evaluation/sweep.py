@@ -1,8 +1,6 @@
 """The runs of a sweep in one table, as text and CSV, and plots of FVU against L0 and width."""
 
 import csv
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +8,9 @@ from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.resolve import SAME_RUN
 from sae_dist.config.run import RunConfig, flat, load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import replacing
+from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
 
-CONFIG = "config.yaml"
-TABLE = "sweep.csv"
-FIGURE = "sweep.png"
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
 """Sections and keys that do not affect which dictionary is trained, or how."""
@@ -42,16 +39,17 @@ def sweep_table(folder: Path) -> str:
     if not runs:
         raise ConfigError(f"{folder} holds no runs; give the folder of a sweep, such as outputs/my_sweep")
     rows = rows_of(folder, runs)
-    temporary = folder / f".{TABLE}.tmp"
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(folder / SWEEP_TABLE) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, folder / TABLE)
-    lines = [as_text(rows), str(folder / TABLE)]
+    lines = [as_text(rows), str(folder / SWEEP_TABLE)]
     if any(row["fvu"] is not None for row in rows):
-        plot(rows, folder / FIGURE)
-        lines.append(str(folder / FIGURE))
+        plot(rows, folder / SWEEP_PLOT)
+        lines.append(str(folder / SWEEP_PLOT))
     return "\n".join(lines)
 
 
@@ -109,27 +107,10 @@ def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
     keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []
     for each, cfg in runs.items():
-        summary, value = summary_of(each), flat(cfg)
-        row: dict[str, Any] = {"run": each.relative_to(folder).as_posix(), "status": status_of(each, summary)}
+        summary, value = read_summary(each), flat(cfg)
+        row: dict[str, Any] = {"run": each.relative_to(folder).as_posix(), "status": status(each, summary)}
         rows.append(row | {key: value[key] for key in keys} | {name: summary.get(name) for name in FORMATS})
     return rows
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """Read summary.json; return {} if it does not exist yet."""
-    try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-
-
-def status_of(folder: Path, summary: dict[str, Any]) -> str:
-    """Return finished, trained (not evaluated), diverged, imported, unfinished, not started or missing."""
-    if not folder.is_dir():
-        return "missing"
-    if summary.get("status"):
-        return summary["status"]
-    return "unfinished" if (folder / "metrics.jsonl").exists() else "not started"
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:

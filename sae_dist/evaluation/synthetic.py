@@ -7,6 +7,7 @@ import torch
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import PLOTS
 from sae_dist.evaluation.plots import plot_recovery
 from sae_dist.evaluation.quality.recovery import Firing, recover
 from sae_dist.export.exported import Encode, ExportedSae
@@ -39,7 +40,7 @@ def evaluate_recovery(cfg: RunConfig, sae: ExportedSae, encode: Encode, folder: 
     truth = source.truth
     W_dec_FD = sae.W_dec_FE.cpu()
     recovery = recover(truth.directions_GD, W_dec_FD)
-    plot_recovery(recovery, truth.directions_GD, W_dec_FD, truth.names, folder / "plots" / "recovery.png")
+    plot_recovery(recovery, truth.directions_GD, W_dec_FD, truth.names, folder / PLOTS / "recovery.png")
     result = recovery.numbers() | {"true_l0": truth.true_l0}
     rows = min(FIRING_ROWS, parse_count(cfg.eval.tokens, "eval.tokens"))
     if rows == 0:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sae_dist.core.text import GIB
 from sae_dist.metrics.evaluated import MEASURED
 
 RESULTS = (
@@ -168,7 +169,7 @@ def quantiles(value: dict[str, float]) -> str:
 def _format(value: Any, form: str) -> str:
     if form == "quantiles":
         return quantiles(value)
-    return f"{value / 2**30:.2f}" if form == "GiB" else f"{value:{form}}"
+    return f"{value / GIB:.2f}" if form == "GiB" else f"{value:{form}}"
 
 
 def _probes(found: dict[str, Any]) -> list[str]:

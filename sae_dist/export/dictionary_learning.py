@@ -1,11 +1,11 @@
 """The layout of dictionary_learning: ae.pt and config.json, as its `load_dictionary` reads them.
 
-Every kind of autoencoder has a class there; transcoders have none. ae.pt is what torch.save makes of a state
-dict; it is read without unpickling anything but tensors.
+That library has a class for each of our forms of autoencoder, and no class for transcoders. ae.pt is a state
+dict written by torch.save. It is read without unpickling anything but tensors.
 
-AutoEncoder (relu) is brought to unit decoder rows when it is loaded, which changes its codes: a relu
-dictionary with other rows is written as AutoEncoderNew, which is left as it is. AutoEncoderNew and
-JumpReluAutoEncoder do not subtract b_dec from the input: W_enc b_dec is in their encoder's bias.
+Loading an AutoEncoder (relu) there scales its decoder rows to unit norm, which changes its codes. So a relu
+dictionary with other rows is written as AutoEncoderNew, whose rows stay as they are. AutoEncoderNew and
+JumpReluAutoEncoder do not subtract b_dec from the input: W_enc b_dec is part of their encoder's bias.
 """
 
 import itertools
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, existing, read_json, require
+from sae_dist.export.reading import check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
 
-WEIGHTS, CONFIG = "ae.pt", "config.json"
+WEIGHTS, SAE_CONFIG = "ae.pt", "config.json"
 UNIT_ERROR = 1e-5
 LINEAR = ("encoder.weight", "decoder.weight", "encoder.bias")
 MATRICES = ("W_enc", "W_dec", "b_enc")
@@ -38,13 +39,22 @@ LAYOUTS: dict[str, tuple[tuple[str, str, str | None], dict[str, str]]] = {
         {"decoder_bias": "b_dec_E", "gate_bias": "b_gate_F", "mag_bias": "b_mag_F", "r_mag": "r_mag_F"},
     ),
 }
-"""Class -> its names of encoder, decoder and encoder bias; its other names -> our fields."""
+"""Class -> its names of encoder, decoder and encoder bias; its other names -> fields of `ExportedSae`."""
+CLASSES = {
+    "topk": "AutoEncoderTopK",
+    "relu": "AutoEncoder",
+    "jumprelu": "JumpReluAutoEncoder",
+    "gated": "GatedAutoEncoder",
+}
+"""Form of a dictionary -> its class, in most cases; see `_class_of`."""
 WITHOUT_B_DEC = ("AutoEncoderNew", "JumpReluAutoEncoder")
 SELECTING = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
 
 def cannot_hold(head: ExportedSae) -> str | None:
-    """Why no class of dictionary_learning computes this dictionary; None: one does."""
+    """Return why dictionary_learning has no class for this dictionary; None: it has one."""
+    if head.kind not in CLASSES:
+        return f"a {head.trained_as or head.kind} dictionary, only {', '.join(CLASSES)}"
     return "transcoders, only autoencoders" if head.transcoder else None
 
 
@@ -52,7 +62,7 @@ def export_dictionary_learning(folder: Path, latents: Latents) -> None:
     """Write the dictionary, a tile of latents at a time; each file is complete or absent.
 
     Raises:
-        SaeDistError: the disk did not take the weights.
+        SaeDistError: the weights could not be written.
     """
     head = latents.head
     name = _class_of(latents)
@@ -84,7 +94,7 @@ def export_dictionary_learning(folder: Path, latents: Latents) -> None:
             for theirs, value in small.items():
                 file.put(theirs, value)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head, name))
+        write_json(folder / SAE_CONFIG, _config(head, name))
 
 
 def _put_matrix(file: SlicedFile, name: str, rows: Tensor, first: int, *, as_columns: bool) -> None:
@@ -98,15 +108,13 @@ def _class_of(latents: Latents) -> str:
         return "MatryoshkaBatchTopKSAE" if nested else "BatchTopKSAE"
     if head.kind == "relu":
         norms = (tile.W_dec_FE.norm(dim=1) for _, tile in tiles(latents))
-        unit = all(float((norm - 1).abs().max()) < UNIT_ERROR for norm in norms)
-        return "AutoEncoder" if unit else "AutoEncoderNew"
-    return {"topk": "AutoEncoderTopK", "jumprelu": "JumpReluAutoEncoder", "gated": "GatedAutoEncoder"}[
-        head.kind
-    ]
+        if not all(float((norm - 1).abs().max()) < UNIT_ERROR for norm in norms):
+            return "AutoEncoderNew"
+    return CLASSES[head.kind]
 
 
 def _buffers(latents: Latents, name: str) -> dict[str, Tensor]:
-    """What the selecting classes keep beside their weights."""
+    """Return the small tensors that selecting classes keep besides their weights."""
     head = latents.head
     if name not in SELECTING:
         return {}
@@ -152,24 +160,25 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
     Nothing is unpickled but tensors and their containers.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
-    config = read_json(folder, CONFIG, WEIGHTS)
-    require(folder / CONFIG, config, "trainer")
+    config = read_json(folder, SAE_CONFIG, WEIGHTS)
+    require(folder / SAE_CONFIG, config, "trainer")
     trainer = config["trainer"]
-    require(folder / CONFIG, trainer, "dict_class", "activation_dim", "dict_size")
+    require(folder / SAE_CONFIG, trainer, "dict_class", "activation_dim", "dict_size")
     name, D, F = trainer["dict_class"], trainer["activation_dim"], trainer["dict_size"]
     if name not in LAYOUTS:
-        raise ConfigError(f"{folder / CONFIG}: dict_class={name} is not supported, only {', '.join(LAYOUTS)}")
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: dict_class={name} is not supported, only {', '.join(LAYOUTS)}"
+        )
     (encoder, decoder, bias), others = LAYOUTS[name]
-    weights = _read_state(existing(folder, WEIGHTS, (CONFIG, WEIGHTS)))
+    weights = _read_state(existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS)))
     turned = encoder == "W_enc"
     shapes = {encoder: [D, F] if turned else [F, D], decoder: [F, D] if turned else [D, F]}
     shapes |= {} if bias is None else {bias: [F]}
     shapes |= {theirs: [D] if ours == "b_dec_E" else [F] for theirs, ours in others.items()}
     shapes |= {"k": [], "threshold": []} if name in SELECTING else {}
-    check_shapes(folder / WEIGHTS, weights, shapes, CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes, SAE_CONFIG)
     own: dict[str, Any] = {ours: weights[theirs] for theirs, ours in others.items()}
     W_enc_FD = weights[encoder].T if turned else weights[encoder]
     W_dec_FE = weights[decoder] if turned else weights[decoder].T
@@ -189,7 +198,7 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(
             f"{path} is not a file of tensors as torch.save writes it, and nothing else in it is unpickled "
             f"({reason})"
@@ -197,12 +206,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     tensors = isinstance(found, dict) and all(isinstance(each, Tensor) for each in found.values())
     if not tensors:
         keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(f"{path} is no state dict of tensors ({keys}); save the dictionary's state_dict()")
+        raise ConfigError(
+            f"{path} is not a state dict of tensors ({keys}); save the dictionary's state_dict()"
+        )
     return {name: each.float() if each.is_floating_point() else each for name, each in found.items()}
 
 
 def _training(folder: Path, name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
-    """What is known of the training of kinds that are used as another."""
+    """Return metadata on training, for classes that compute their codes otherwise than in training."""
     if name not in SELECTING[1:]:
         return {}
     k = {"training_k": int(weights["k"])}
@@ -210,14 +221,14 @@ def _training(folder: Path, name: str, weights: dict[str, Tensor], F: int) -> di
         return k
     sizes = weights.get("group_sizes", torch.zeros(1, dtype=torch.int64))
     if int(sizes.sum()) != F:
-        raise ConfigError(f"{folder / WEIGHTS}: group_sizes must add up to dict_size={F} of {CONFIG}")
+        raise ConfigError(f"{folder / WEIGHTS}: group_sizes must add up to dict_size={F} of {SAE_CONFIG}")
     return k | {"matryoshka_prefixes": sizes.cumsum(0).tolist()}
 
 
 def _selection(name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
-    """Kind, k or threshold, and what was trained, by the class."""
+    """Return the fields `kind`, `k`, `threshold_F` and `trained_as` of a dictionary, by its class."""
     if name not in SELECTING:
-        kinds = {"JumpReluAutoEncoder": "jumprelu", "GatedAutoEncoder": "gated"}
+        kinds = {its_class: kind for kind, its_class in CLASSES.items()}
         return {"kind": kinds.get(name, "relu")}
     if name == "AutoEncoderTopK":
         return {"kind": "topk", "k": int(weights["k"])}
@@ -230,7 +241,7 @@ def _selection(name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
 
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
-    """Where the dictionary comes from, in SAELens' words."""
+    """Return where the dictionary comes from, under SAELens' names."""
     if isinstance(config.get("metadata"), dict):
         return config["metadata"]
     trainer, buffer = config["trainer"], config.get("buffer") or {}
@@ -246,7 +257,7 @@ def _metadata(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _with_unit_rows(sae: ExportedSae) -> ExportedSae:
-    """What loading an AutoEncoder makes of it: unit decoder rows, and codes of their former length."""
+    """Return an AutoEncoder as its own library loads it: decoder rows of unit norm, codes scaled to match."""
     norm_F = sae.W_dec_FE.norm(dim=1)
     if torch.allclose(norm_F, torch.ones_like(norm_F)):
         return sae

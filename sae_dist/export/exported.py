@@ -1,9 +1,9 @@
-"""A finished dictionary, in raw activation space: what exports hold and evaluation reads.
+"""The finished dictionary in raw activation space, as exports hold it and evaluation reads it.
 
 Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Protocol
 
@@ -12,20 +12,67 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 Encode = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""`encode_topk` of a kernel backend: (x_BD, W_FD, b_F, k) -> values and indices [B, K]."""
+"""The type of a backend's `encode_topk`: (x_BD, W_FD, b_F, k) -> values and indices [B, K]."""
 
-NEEDS = {
-    "topk": ("b_enc_F", "k"),
-    "relu": ("b_enc_F",),
-    "jumprelu": ("b_enc_F", "threshold_F"),
-    "gated": ("b_gate_F", "b_mag_F", "r_mag_F"),
+Vectors = Mapping[str, Tensor]
+"""Tensors [F], one number per latent, by the name of their field in `ExportedSae`."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute codes from z = W_enc (x - b_dec), or z = W_enc x in a transcoder.
+
+    When activations and all vectors but `log_ratios` are multiplied by a positive factor, so are the codes.
+
+    Attributes:
+        biases: vectors that are added to z, each with the log ratio whose exp multiplies z first (or None).
+        thresholds: vectors that scores are compared with.
+        log_ratios: vectors that are logarithms of factors.
+        codes: function of z [B, f] and the vectors of f latents to codes [B, f]; None: the k best latents,
+            found by a kernel.
+    """
+
+    biases: Mapping[str, str | None]
+    thresholds: tuple[str, ...] = ()
+    log_ratios: tuple[str, ...] = ()
+    codes: Callable[[Tensor, Vectors], Tensor] | None = None
+
+    @property
+    def vectors(self) -> tuple[str, ...]:
+        """The names of the form's vectors, biases first."""
+        return (*self.biases, *self.thresholds, *self.log_ratios)
+
+
+def _relu(z_Bf: Tensor, own: Vectors) -> Tensor:
+    return (z_Bf + own["b_enc_F"]).relu()
+
+
+def _jumprelu(z_Bf: Tensor, own: Vectors) -> Tensor:
+    score_Bf = z_Bf + own["b_enc_F"]
+    return score_Bf.relu() * (score_Bf > own["threshold_F"])
+
+
+def _gated(z_Bf: Tensor, own: Vectors) -> Tensor:
+    open_Bf = z_Bf + own["b_gate_F"] > 0
+    return (z_Bf * own["r_mag_F"].exp() + own["b_mag_F"]).relu() * open_Bf
+
+
+FORMS = {
+    "topk": Form({"b_enc_F": None}),
+    "relu": Form({"b_enc_F": None}, codes=_relu),
+    "jumprelu": Form({"b_enc_F": None}, thresholds=("threshold_F",), codes=_jumprelu),
+    "gated": Form({"b_gate_F": None, "b_mag_F": "r_mag_F"}, log_ratios=("r_mag_F",), codes=_gated),
 }
-"""Kinds, and the fields that each has beyond those that all have."""
-OF_LATENTS = ("W_enc_FD", "W_dec_FE", "b_enc_F", "threshold_F", "b_gate_F", "b_mag_F", "r_mag_F")
-"""Fields with a row, or a number, for each latent."""
+"""The forms by the name in `ExportedSae.kind`. Kinds that train differently may share one."""
+OF_LATENTS = (
+    "W_enc_FD",
+    "W_dec_FE",
+    *dict.fromkeys(name for form in FORMS.values() for name in form.vectors),
+)
+"""Fields of `ExportedSae` with a row, or a number, for each latent."""
 LATENT_TILE = 4096
 WRITTEN_BYTES = 16 << 20
-"""Of W_enc in a tile that is written at once."""
+"""The size of W_enc in a tile that is written at once."""
 
 
 @dataclass
@@ -41,7 +88,7 @@ class SparseCodes:
 
 @dataclass(kw_only=True)
 class ExportedSae:
-    """A dictionary as it is used. With z = W_enc (x - b_dec), of a transcoder z = W_enc x:
+    """A dictionary as it is used. With z = W_enc (x - b_dec), or z = W_enc x in a transcoder:
 
         topk      code = relu(topk(z + b_enc))
         relu      code = relu(z + b_enc)
@@ -49,13 +96,14 @@ class ExportedSae:
                   (Rajamanoharan et al. 2024, arXiv 2407.14435)
         gated     code = relu(z * exp(r_mag) + b_mag) where z + b_gate > 0, else 0
                   (Rajamanoharan et al. 2024, arXiv 2404.16014)
-        y_hat     = code W_dec + b_dec, of a transcoder with skip + W_skip x
+        y_hat     = code W_dec + b_dec, plus W_skip x in a transcoder with skip
 
     Attributes:
-        trained_as: the kind that was trained, where it is another: batchtopk and matryoshka are used as
+        kind: the form, a key of `FORMS`.
+        trained_as: the kind that was trained, if its name is another: batchtopk and matryoshka are used as
             jumprelu with one threshold for all latents.
-        metadata: JSON-able; where the dictionary comes from. `training_k`: of batchtopk and matryoshka;
-            `matryoshka_prefixes`: latents of each prefix, which are the first ones.
+        metadata: JSON-able; where the dictionary comes from. batchtopk and matryoshka add `training_k`.
+            matryoshka adds `matryoshka_prefixes`, the sizes of its prefixes, which are the first latents.
     """
 
     kind: str
@@ -74,33 +122,45 @@ class ExportedSae:
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        missing = [name for name in NEEDS[self.kind] if getattr(self, name) is None]
+        needed = self.form.vectors if self.form.codes else (*self.form.vectors, "k")
+        missing = [name for name in needed if getattr(self, name) is None]
         assert not missing, f"{self.kind} needs {', '.join(missing)}"
         assert self.transcoder or self.W_skip_ED is None, "an autoencoder has no skip"
 
     @property
+    def form(self) -> Form:
+        """The form of this dictionary, by its `kind`."""
+        return FORMS[self.kind]
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The vectors [F] of this dictionary's form, by field."""
+        return {name: getattr(self, name) for name in self.form.vectors}
+
+    @property
     def num_latents(self) -> int:
+        """The number F of latents."""
         return self.W_enc_FD.shape[0]
 
     @property
     def width(self) -> int:
-        """D."""
+        """The width D of the activations that are encoded."""
         return self.W_enc_FD.shape[1]
 
     @property
     def head(self) -> "ExportedSae":
-        """See `Latents`."""
+        """The dictionary itself; see `Latents`."""
         return self
 
     def tile(self, latents: slice | Tensor) -> "ExportedSae":
-        """The same dictionary with some of its latents only."""
+        """Return the same dictionary with some of its latents only."""
         parts: dict[str, Any] = {
             name: value[latents] for name in OF_LATENTS if (value := getattr(self, name)) is not None
         }
         return replace(self, **parts)
 
     def to(self, device: torch.device) -> "ExportedSae":
-        """The same dictionary on `device`."""
+        """Return the same dictionary on another device."""
         tensors: dict[str, Any] = {
             each.name: value.to(device)
             for each in fields(self)
@@ -109,12 +169,12 @@ class ExportedSae:
         return replace(self, **tensors)
 
     def encode(self, x_BD: Tensor, encode: Encode) -> SparseCodes:
-        """The codes above zero.
+        """Return the codes above zero.
 
-        [B, F] is never held: TopK has its kernel, the other kinds go by tiles of latents.
+        No [B, F] tensor is made: TopK has its kernel, the other forms are computed by tiles of latents.
         """
         x_BD = x_BD if self.transcoder else x_BD - self.b_dec_E
-        if self.kind == "topk":
+        if self.form.codes is None:
             assert self.b_enc_F is not None and self.k is not None
             val_BK, idx_BK = encode(x_BD, self.W_enc_FD, self.b_enc_F, self.k)
             row_P, slot_P = (val_BK > 0).nonzero(as_tuple=True)
@@ -122,7 +182,9 @@ class ExportedSae:
         else:
             tiles = []
             for first in range(0, self.num_latents, LATENT_TILE):
-                code_Bf = self._codes(x_BD, slice(first, first + LATENT_TILE))
+                tile = slice(first, first + LATENT_TILE)
+                own = {name: value[tile] for name, value in self.vectors.items()}
+                code_Bf = self.form.codes(x_BD @ self.W_enc_FD[tile].T, own)
                 row_P, place_P = (code_Bf > 0).nonzero(as_tuple=True)
                 tiles.append((row_P, place_P + first, code_Bf[row_P, place_P]))
             row_P, latent_P, value_P = (torch.cat(parts) for parts in zip(*tiles, strict=True))
@@ -131,22 +193,8 @@ class ExportedSae:
         counts_B = torch.bincount(row_P, minlength=len(x_BD))
         return SparseCodes(latent_P, value_P, counts_B.cumsum(0) - counts_B)
 
-    def _codes(self, x_BD: Tensor, tile: slice) -> Tensor:
-        """Codes of the latents of a tile, dense, of any kind but topk."""
-        z_Bf = x_BD @ self.W_enc_FD[tile].T
-        if self.kind == "gated":
-            assert self.b_gate_F is not None and self.b_mag_F is not None and self.r_mag_F is not None
-            open_Bf = z_Bf + self.b_gate_F[tile] > 0
-            return (z_Bf * self.r_mag_F[tile].exp() + self.b_mag_F[tile]).relu() * open_Bf
-        assert self.b_enc_F is not None
-        pre_Bf = z_Bf + self.b_enc_F[tile]
-        if self.kind == "jumprelu":
-            assert self.threshold_F is not None
-            return pre_Bf.relu() * (pre_Bf > self.threshold_F[tile])
-        return pre_Bf.relu()
-
     def decode(self, codes: SparseCodes, x_BD: Tensor) -> Tensor:
-        """Reconstruction [B, E] from codes; of a transcoder with skip from its input too."""
+        """Return the reconstruction [B, E] from codes, and from the input in a transcoder with skip."""
         y_BE = self.b_dec_E + embedding_bag(
             codes.latent_P,
             self.W_dec_FE,
@@ -158,21 +206,24 @@ class ExportedSae:
 
 
 class Latents(Protocol):
-    """A dictionary that is given out a few latents at a time; an `ExportedSae` is one that is in memory.
+    """A dictionary that is read a few latents at a time; an `ExportedSae` is one that is in memory.
 
-    `head` is all of it but the latents' own tensors, which may be on the meta device: shapes, and no memory.
+    `head` is the dictionary with its shapes and everything that is not of single latents. The fields
+    `OF_LATENTS` of it may be on the meta device, where they take no memory.
     """
 
     @property
-    def head(self) -> ExportedSae: ...
+    def head(self) -> ExportedSae:
+        """The dictionary without the tensors of its latents."""
+        ...
 
     def tile(self, latents: slice) -> ExportedSae:
-        """The dictionary of these latents alone."""
+        """Return the dictionary with these latents only."""
         ...
 
 
 def tiles(latents: Latents) -> Iterator[tuple[int, ExportedSae]]:
-    """All latents in order, a tile at a time, each with the number of its first latent."""
+    """Yield all latents in order, a tile at a time, each with the number of its first latent."""
     head = latents.head
     step = max(1, WRITTEN_BYTES // (4 * head.width))
     for first in range(0, head.num_latents, step):

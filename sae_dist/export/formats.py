@@ -1,4 +1,4 @@
-"""The layouts that a dictionary can be written in, and read from: ours is SAELens'."""
+"""The layouts in which a dictionary can be written and read; a run's own export has that of SAELens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,14 @@ from sae_dist.export.exported import ExportedSae, Latents
 
 @dataclass(frozen=True)
 class Format:
-    """A layout.
+    """A layout of files for a finished dictionary.
 
     Attributes:
-        folder: where a run's export of it lies, within the run's `export`.
+        folder: its folder within a run's `export`.
         files: the names of its files, config first.
-        cannot_hold: of a dictionary, why it cannot be written so ("only ..."); None: it can.
+        cannot_hold: returns why a dictionary cannot be written in it ("..., only ..."); None: it can.
+        write: writes a dictionary into a folder.
+        read: reads a dictionary from a folder.
     """
 
     folder: str
@@ -33,21 +35,21 @@ def _holds_all(head: ExportedSae) -> None:
 FORMATS = {
     "saelens": Format(
         folder=".",
-        files=(saelens.CONFIG, saelens.WEIGHTS),
+        files=(saelens.SAE_CONFIG, saelens.WEIGHTS),
         cannot_hold=_holds_all,
         write=saelens.export_saelens,
         read=published.load_published,
     ),
     "sparsify": Format(
         folder="sparsify",
-        files=(sparsify.CONFIG, sparsify.WEIGHTS),
+        files=(sparsify.SAE_CONFIG, sparsify.WEIGHTS),
         cannot_hold=sparsify.cannot_hold,
         write=sparsify.export_sparsify,
         read=sparsify.load_sparsify,
     ),
     "dictionary_learning": Format(
         folder="dictionary_learning",
-        files=(dictionary_learning.CONFIG, dictionary_learning.WEIGHTS),
+        files=(dictionary_learning.SAE_CONFIG, dictionary_learning.WEIGHTS),
         cannot_hold=dictionary_learning.cannot_hold,
         write=dictionary_learning.export_dictionary_learning,
         read=dictionary_learning.load_dictionary_learning,
@@ -56,10 +58,10 @@ FORMATS = {
 
 
 def check_format(name: str, head: ExportedSae) -> None:
-    """Whether a format has this dictionary.
+    """Check that a format can hold this dictionary.
 
     Raises:
-        ConfigError: it has not; names those that have.
+        ConfigError: it cannot; the message names the formats that can.
     """
     reason = FORMATS[name].cannot_hold(head)
     if reason is not None:
@@ -68,17 +70,17 @@ def check_format(name: str, head: ExportedSae) -> None:
 
 
 def format_of(folder: Path) -> str:
-    """The format whose weights lie in a folder.
+    """Return the format whose weights a folder contains.
 
     Raises:
-        ConfigError: there is no such folder, or it has the files of none or of several.
+        ConfigError: there is no such folder, or it contains the files of no format or of several.
     """
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; give one with {_all_files()}")
     found = [name for name, each in FORMATS.items() if (folder / each.files[1]).is_file()]
     if len(found) != 1:
-        has = "the files of several formats; say which with --format" if found else f"none of {_all_files()}"
-        raise ConfigError(f"{folder} has {has}")
+        several = "the files of several formats; choose one with --format"
+        raise ConfigError(f"{folder} contains {several if found else f'none of {_all_files()}'}")
     return found[0]
 
 

@@ -1,4 +1,4 @@
-"""A folder as the Hugging Face Hub shows it: a model card, and each format in a folder of its own."""
+"""A folder to be pushed to the Hugging Face Hub: a model card, and one folder per format."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.saelens import FIRING
@@ -43,10 +44,10 @@ NUMBERS = {
 
 
 def check_repo(repo: str) -> None:
-    """Whether this is a repository's name.
+    """Check that a name can be that of a repository on the Hub.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it cannot.
     """
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -58,7 +59,7 @@ def check_repo(repo: str) -> None:
     else:
         repo_is = repo.count("/") == 1
     if not repo_is:
-        raise ConfigError(f"--push {repo} is no repository of the Hub; write --push organisation/name")
+        raise ConfigError(f"--push {repo} is not a name of a Hub repository; write --push organisation/name")
 
 
 def make_folder(
@@ -69,14 +70,14 @@ def make_folder(
     summary: Mapping[str, Any],
     repo: str,
 ) -> None:
-    """Fill `folder` with a card and the formats' files, which share their place on the disk with `export`'s.
+    """Fill `folder` with a card and the formats' files: hard links to those in `export`, where possible.
 
     Args:
-        export: where the formats were written.
-        summary: what evaluation found.
+        export: the folder in which the formats were written.
+        summary: the results of evaluation.
 
     Raises:
-        SaeDistError: the disk did not take it.
+        SaeDistError: a file could not be written.
     """
     with writing(folder):
         for name in formats:
@@ -97,10 +98,10 @@ def _link(source: Path, target: Path) -> None:
 
 
 def card(formats: Sequence[str], head: ExportedSae, summary: Mapping[str, Any], repo: str) -> str:
-    """The model card, Markdown with the Hub's header."""
-    said = head.metadata
+    """Return the model card: Markdown, with the header that the Hub reads."""
+    origin = head.metadata
     tags = ["sparse-autoencoder", "transcoder" if head.transcoder else "sae", "interpretability", *formats]
-    model = str(said.get("model_name") or "")
+    model = str(origin.get("model_name") or "")
     header = {"library_name": "saelens", "tags": tags}
     # A path is no model of the Hub.
     header |= {"base_model": model} if model and model.count("/") <= 1 and not model.startswith("/") else {}
@@ -108,14 +109,14 @@ def card(formats: Sequence[str], head: ExportedSae, summary: Mapping[str, Any], 
     what = f"{'transcoder' if head.transcoder else 'sparse autoencoder'} ({kind})"
     where = {
         "model": Path(model).name if model.startswith("/") else model,
-        "hook": said.get("hook_name"),
-        "target": said.get("hook_name_out"),
+        "hook": origin.get("hook_name"),
+        "target": origin.get("hook_name_out"),
         "width": head.width,
         "latents": f"{head.num_latents:,}",
-        "k": head.k or said.get("training_k"),
-        "context": said.get("context_size"),
-        "text": said.get("dataset_path"),
-        "activations trained on": f"{said['training_tokens']:,}" if "training_tokens" in said else None,
+        "k": head.k or origin.get("training_k"),
+        "context": origin.get("context_size"),
+        "text": origin.get("dataset_path"),
+        "activations trained on": f"{origin['training_tokens']:,}" if "training_tokens" in origin else None,
     }
     rows = [f"| {key} | {value} |" for key, value in where.items() if value not in (None, "")]
     measured = [
@@ -143,10 +144,10 @@ def card(formats: Sequence[str], head: ExportedSae, summary: Mapping[str, Any], 
 
 
 def upload(folder: Path, repo: str) -> str:
-    """Push a folder to the Hub; returns its address.
+    """Push a folder to the Hub, and return the repository's address.
 
     Raises:
-        SaeDistError: the Hub does not take it; the folder stays.
+        SaeDistError: the Hub rejected it; the folder stays.
     """
     import httpx
     from huggingface_hub import HfApi
@@ -156,8 +157,8 @@ def upload(folder: Path, repo: str) -> str:
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repo).repo_url)
     except (httpx.HTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise SaeDistError(
-            f"{folder} is ready, but the Hub does not take it ({reason}); try again with: "
+            f"{folder} is ready, but the Hub rejected it ({reason}); try again with: "
             f"hf upload {repo} {folder}"
         ) from None

@@ -1,7 +1,7 @@
-"""Dictionaries in SAELens' layout that SAELens or others wrote: what they compute, in our words.
+"""The reader of dictionaries in SAELens' layout that SAELens or others wrote.
 
-Beside what `load_exported` reads: encoders that do not subtract b_dec, TopK over codes times the norm of
-their decoder row, log_threshold, other dtypes, and cfg.json as it was before SAELens 6.
+It reads more than `load_exported` does: encoders that do not subtract b_dec, TopK over codes times the norm
+of their decoder row, log_threshold, other dtypes, and cfg.json as it was before SAELens 6.
 """
 
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.saelens import CONFIG, from_saelens, read_files
+from sae_dist.export.saelens import SAE_CONFIG, from_saelens, read_files
 
 METADATA = (
     "model_name",
@@ -27,15 +27,14 @@ METADATA = (
     "dataset_path",
     "neuronpedia_id",
 )
-"""Keys of metadata, which stood at the top before SAELens 6."""
+"""Keys of cfg.json's metadata, which were at its top level before SAELens 6."""
 
 
 def load_published(folder: Path) -> ExportedSae:
-    """Read a dictionary in the SAELens layout, whoever wrote it; float32.
+    """Read a dictionary in the SAELens layout, whoever wrote it, as float32.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
     config, weights = read_files(folder)
     weights = {name: each.float() for name, each in weights.items()}
@@ -54,16 +53,18 @@ def load_published(folder: Path) -> ExportedSae:
 
 
 def _before_6(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """cfg.json of SAELens before version 6, in today's keys."""
+    """Return a cfg.json from before SAELens 6 with today's keys."""
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if config.get("finetuning_scaling_factor"):
-        raise ConfigError(f"{folder / CONFIG}: finetuning_scaling_factor=true is not supported, only false")
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: finetuning_scaling_factor=true is not supported, only false"
+        )
     found = {"architecture": "standard", "apply_b_dec_to_input": True} | config
     if activation == "topk":
         found |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
     elif activation != "relu" and found["architecture"] == "standard":
         raise ConfigError(
-            f"{folder / CONFIG}: activation_fn={activation} is not supported, only relu and topk"
+            f"{folder / SAE_CONFIG}: activation_fn={activation} is not supported, only relu and topk"
         )
     if found.get("normalize_activations") in (None, False):
         found["normalize_activations"] = "none"
@@ -72,7 +73,7 @@ def _before_6(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _subtracting_b_dec(weights: dict[str, Tensor]) -> None:
-    """From W_enc x + b to W_enc (x - b_dec) + b', in place."""
+    """Change the biases of W_enc x + b to those of W_enc (x - b_dec) + b', in place."""
     if not {"W_enc", "b_dec"} <= set(weights) or weights["W_enc"].shape[0] != len(weights["b_dec"]):
         return  # from_saelens names what is missing or misshapen
     moved_F = weights["b_dec"] @ weights["W_enc"]
@@ -83,7 +84,7 @@ def _subtracting_b_dec(weights: dict[str, Tensor]) -> None:
 
 
 def _with_norms_folded(weights: dict[str, Tensor]) -> None:
-    """From codes that are ranked times the norm of their decoder row to unit rows, in place."""
+    """Change weights whose codes are ranked times their decoder row's norm to unit rows, in place."""
     if not {"W_enc", "b_enc", "W_dec"} <= set(weights):
         return
     norm_F = weights["W_dec"].norm(dim=1)

@@ -1,8 +1,8 @@
 """The SAELens layout: sae_weights.safetensors and cfg.json, as `SAE.load_from_disk` reads them.
 
 SAELens has classes for every autoencoder, and for transcoders with ReLU or JumpReLU, with and without skip.
-Transcoders of other kinds are written in the same way, as `topk_transcoder`, `topk_skip_transcoder`,
-`gated_transcoder` and `gated_skip_transcoder`; those only `load_exported` reads, and their metadata says so.
+Other transcoders are written in the same layout, as `topk_transcoder`, `topk_skip_transcoder`,
+`gated_transcoder` and `gated_skip_transcoder`. Only `load_exported` reads those, as their metadata notes.
 """
 
 import math
@@ -14,28 +14,22 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
-from sae_dist.core.tensors import write_tensors
-from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, read_json, read_safetensors, require
+from sae_dist.core.files import write_json, write_tensors
+from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
+from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
-WEIGHTS, CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+WEIGHTS, SAE_CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
 SILENT = 1e-10
-OWN_TENSORS = {
-    "topk": {"b_enc": "b_enc_F"},
-    "relu": {"b_enc": "b_enc_F"},
-    "jumprelu": {"b_enc": "b_enc_F", "threshold": "threshold_F"},
-    "gated": {"b_gate": "b_gate_F", "b_mag": "b_mag_F", "r_mag": "r_mag_F"},
-}
-"""Kind -> SAELens' names of its tensors [F] -> our fields."""
+VECTORS = {kind: {field.removesuffix("_F"): field for field in form.vectors} for kind, form in FORMS.items()}
+"""Form -> SAELens' names of its vectors [F] -> their fields in `ExportedSae`."""
 OURS_ALONE = "no class of SAELens computes this; sae_dist.export.saelens.load_exported reads it"
 
 
 def architecture(kind: str, transcoder: bool, skip: bool) -> str:
-    """SAELens' word for a kind: `standard` is relu, and the transcoder without another word too."""
+    """Return SAELens' name for a form: relu is `standard`, and adds nothing to `transcoder`."""
     if not transcoder:
         return "standard" if kind == "relu" else kind
     return f"{'' if kind == 'relu' else kind + '_'}{'skip_' if skip else ''}transcoder"
@@ -43,13 +37,13 @@ def architecture(kind: str, transcoder: bool, skip: bool) -> str:
 
 ARCHITECTURES = {
     architecture(kind, transcoder, skip): (kind, transcoder, skip)
-    for kind in OWN_TENSORS
+    for kind in VECTORS
     for transcoder, skip in ((False, False), (True, False), (True, True))
 }
 
 
 def export_saelens(folder: Path, latents: Latents) -> None:
-    """Write the dictionary, a tile of latents at a time: float32, W_enc [d_in, d_sae], W_dec [d_sae, d_out].
+    """Write the dictionary as float32, by tiles of latents: W_enc [d_in, d_sae], W_dec [d_sae, d_out].
 
     Each file is complete or absent. The head's metadata goes into cfg.json's metadata (JSON-able; the keys
     that SAELens knows are model_name, model_class_name, model_from_pretrained_kwargs, hook_name,
@@ -57,10 +51,10 @@ def export_saelens(folder: Path, latents: Latents) -> None:
     dataset_path, training_architecture).
 
     Raises:
-        SaeDistError: the disk did not take the weights.
+        SaeDistError: the weights could not be written.
     """
     head = latents.head
-    vectors = OWN_TENSORS[head.kind]
+    vectors = VECTORS[head.kind]
     shapes = _shapes(head)
     with writing(folder):
         with safetensors_file(folder / f".{WEIGHTS}.tmp", shapes) as file:
@@ -73,13 +67,13 @@ def export_saelens(folder: Path, latents: Latents) -> None:
             if head.W_skip_ED is not None:
                 file.put("W_skip", head.W_skip_ED)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head))
+        write_json(folder / SAE_CONFIG, _config(head))
 
 
 def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
     D, E, F = head.width, len(head.b_dec_E), head.num_latents
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (D, F), "W_dec": (F, E), "b_dec": (E,)}
-    shapes |= {name: (F,) for name in OWN_TENSORS[head.kind]}
+    shapes |= {name: (F,) for name in VECTORS[head.kind]}
     return shapes if head.W_skip_ED is None else shapes | {"W_skip": (E, D)}
 
 
@@ -111,15 +105,14 @@ def load_exported(folder: Path) -> ExportedSae:
     """Read a dictionary in the SAELens layout.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
     sae = open_exported(folder)
     return replace(sae, W_enc_FD=sae.W_enc_FD.contiguous())
 
 
 def open_exported(folder: Path) -> ExportedSae:
-    """As `load_exported`, of which no more is read from the disk than is looked at.
+    """Open a dictionary as `load_exported` does, but read from the disk only what is used later.
 
     Raises:
         ConfigError: see `load_exported`.
@@ -128,15 +121,18 @@ def open_exported(folder: Path) -> ExportedSae:
 
 
 def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> ExportedSae:
-    """A dictionary from what SAELens' two files hold; its W_enc is a view of theirs.
+    """Return the dictionary that the contents of SAELens' two files describe; its W_enc is a view.
+
+    Args:
+        folder: where they were read, for the error.
 
     Raises:
-        ConfigError: see `load_exported`; `folder` is for its words.
+        ConfigError: see `load_exported`.
     """
     _require(folder, config, "architecture", "d_in", "d_sae")
     if config["architecture"] not in ARCHITECTURES:
         raise ConfigError(
-            f"{folder / CONFIG}: architecture={config['architecture']} is not supported, "
+            f"{folder / SAE_CONFIG}: architecture={config['architecture']} is not supported, "
             f"only {', '.join(ARCHITECTURES)}"
         )
     kind, transcoder, skip = ARCHITECTURES[config["architecture"]]
@@ -148,16 +144,18 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     }
     for key, value in required.items():
         if config.get(key, value) != value:
-            raise ConfigError(f"{folder / CONFIG}: {key}={config[key]} is not supported, only {key}={value}")
+            raise ConfigError(
+                f"{folder / SAE_CONFIG}: {key}={config[key]} is not supported, only {key}={value}"
+            )
     D, F = config["d_in"], config["d_sae"]
     D_out = config["d_out"] if transcoder else D
     shapes = {
         "W_enc": [D, F],
         "W_dec": [F, D_out],
         "b_dec": [D_out],
-        **{name: [F] for name in OWN_TENSORS[kind]},
+        **{name: [F] for name in VECTORS[kind]},
     }
-    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), SAE_CONFIG)
     metadata = config.get("metadata", {})
     return ExportedSae(
         kind=kind,
@@ -169,37 +167,37 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
         transcoder=transcoder,
         trained_as=metadata.get("training_architecture"),
         metadata=metadata,
-        **{ours: weights[name] for name, ours in OWN_TENSORS[kind].items()},
+        **{ours: weights[name] for name, ours in VECTORS[kind].items()},
     )
 
 
 def _require(folder: Path, config: dict[str, Any], *keys: str) -> None:
-    require(folder / CONFIG, config, *keys)
+    require(folder / SAE_CONFIG, config, *keys)
 
 
 def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What cfg.json and sae_weights.safetensors hold; the weights are read when they are looked at.
+    """Return the contents of cfg.json and sae_weights.safetensors; weights are read when they are used.
 
     Raises:
-        ConfigError: one is missing or not readable.
+        ConfigError: a file is missing or cannot be read.
     """
-    return read_json(folder, CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, CONFIG)
+    return read_json(folder, SAE_CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
-    """Write how often each latent fires, as SAELens does: sparsity.safetensors, log10(rate + 1e-10)."""
+    """Write each latent's firing rate as SAELens does: sparsity.safetensors with log10(rate + 1e-10)."""
     write_tensors(folder / FIRING, {"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()})
 
 
 def load_firing_rates(folder: Path) -> Tensor | None:
-    """How often each latent fires [F], float32, exactly 0 for silent ones; None: it was not measured.
+    """Return each latent's firing rate [F], float32, exactly 0 for silent ones; None: not measured.
 
     Raises:
-        ConfigError: the file is not readable.
+        ConfigError: the file cannot be read.
     """
     if not (folder / FIRING).is_file():
         return None
-    found = read_safetensors(folder, FIRING, CONFIG)
+    found = read_safetensors(folder, FIRING, SAE_CONFIG)
     require(folder / FIRING, found, "sparsity")
     log_F = found["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

@@ -1,6 +1,6 @@
-"""Files of tensors that are written a slice at a time, in place: a tensor is never in memory as a whole.
+"""Files of tensors that are written in place, a slice at a time, so that no tensor is in memory as a whole.
 
-Plain writes at an offset: pages of a mapped file would count as memory of the process.
+Slices are written at an offset. A mapped file would not do: its pages count as memory of the process.
 """
 
 import errno
@@ -20,23 +20,24 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.text import first_line
 
 Shapes = dict[str, tuple[int, ...]]
 ALIGNED = 8
 STORAGES = "data"
-"""Folder of the tensors in an archive of torch's."""
+"""The folder of the tensors in an archive that torch.save wrote."""
 PIECE_BYTES = 1 << 20
-# Of zip archives (PKWARE's APPNOTE 4.3): bytes of an entry's own header and of its record in the directory up
-# to its name, and where in them stand the lengths of name, extra field and comment.
+# Sizes in zip archives (PKWARE's APPNOTE 4.3) of an entry's own header and of its record in the directory, up
+# to its name, and the offsets in them of the lengths of name, extra field and comment.
 ZIP_HEADER, ZIP_HEADER_LENGTHS = 30, (26, 28)
 ZIP_RECORD, ZIP_RECORD_LENGTHS, ZIP_RECORD_CRC = 46, (28, 30, 32), 16
 ZIP_DESCRIPTOR = b"PK\x07\x08"
-"""Begins what may follow an entry's bytes: its checksum and size once more."""
+"""The mark before an entry's checksum and size, where they follow its bytes."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a tensor's bytes begin in a file."""
+class TensorSpan:
+    """The offset, shape and dtype of a tensor's bytes in a file."""
 
     offset: int
     shape: tuple[int, ...]
@@ -44,13 +45,17 @@ class Place:
 
 
 class SlicedFile:
-    """A file whose tensors, all of a known shape, are put in by slices.
+    """A file whose tensors, of known shapes, are written by slices.
 
-    It lies under a temporary name until `publish`; leaving the `with` block without that removes it.
+    It has a temporary name until `publish`; leaving the `with` block without that removes it.
     """
 
-    def __init__(self, path: Path, places: dict[str, Place]):
-        """`path`: where `places` hold; it exists and has its full length."""
+    def __init__(self, path: Path, places: dict[str, TensorSpan]):
+        """Take a file that exists and has its full length.
+
+        Args:
+            places: the tensors of the file at `path`.
+        """
         self._path, self._places = path, places
 
     def __enter__(self) -> "SlicedFile":
@@ -64,14 +69,14 @@ class SlicedFile:
         self._path.unlink(missing_ok=True)
 
     def put(self, name: str, part: Tensor, first: int = 0) -> None:
-        """Write rows `first` and following of a tensor; a part of its own shape is all of it."""
+        """Write a part of a tensor, from row `first` on; the part may be the whole tensor."""
         place = self._places[name]
         assert tuple(part.shape[1:]) == place.shape[1:]
         width = prod(place.shape[1:])
         self._write(place.offset + first * width * place.dtype.itemsize, part.to("cpu", place.dtype))
 
     def put_columns(self, name: str, part: Tensor, first: int) -> None:
-        """Write columns `first` and following of a matrix; a row of `part` is a column."""
+        """Write columns of a matrix, from column `first` on; each row of `part` is a column."""
         place = self._places[name]
         rows, columns = place.shape
         assert part.shape[1] == rows
@@ -79,7 +84,7 @@ class SlicedFile:
             self._write(place.offset + (row * columns + first) * place.dtype.itemsize, values)
 
     def publish(self, path: Path) -> None:
-        """Give the file its name, once all of it is on the disk."""
+        """Give the file its final name, once all of it is on the disk."""
         os.fsync(self._file)
         os.replace(self._path, path)
 
@@ -91,13 +96,13 @@ class SlicedFile:
 
 
 class TorchFile(SlicedFile):
-    """A zip archive of torch's, whose checksums are put in when the tensors are."""
+    """An archive as torch.save writes it, whose checksums are filled in after the tensors."""
 
     def publish(self, path: Path) -> None:
-        """See `SlicedFile.publish`."""
+        """Fill in the checksums, then give the file its final name."""
         with zipfile.ZipFile(self._path) as archive, open(self._path, "r+b") as file:
             at = archive.start_dir
-            # Records stand in the directory in the order of infolist.
+            # The directory has its records in the order of infolist.
             for entry in archive.infolist():
                 file.seek(at)
                 record = file.read(ZIP_RECORD)
@@ -112,7 +117,7 @@ class TorchFile(SlicedFile):
 
 
 def data_offset(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where an entry's bytes begin in the archive."""
+    """Return the offset of an entry's bytes in the archive."""
     file.seek(entry.header_offset)
     return entry.header_offset + ZIP_HEADER + sum(_numbers(file.read(ZIP_HEADER), ZIP_HEADER_LENGTHS))
 
@@ -122,7 +127,7 @@ def _numbers(record: bytes, places: tuple[int, ...]) -> list[int]:
 
 
 def _checksum(file: BinaryIO, offset: int, size: int) -> bytes:
-    """CRC-32 of a stretch of a file, behind which the file then stands."""
+    """Return the CRC-32 of a stretch of a file, and leave the file at its end."""
     file.seek(offset)
     found = 0
     while size:
@@ -132,7 +137,7 @@ def _checksum(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None = None) -> SlicedFile:
-    """A safetensors file of float32 tensors, without their values yet.
+    """Make a safetensors file of float32 tensors, whose values are still to be written.
 
     The format (huggingface/safetensors): length of the header, header in JSON, the tensors' bytes.
     """
@@ -141,7 +146,7 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     for name, shape in shapes.items():
         end = offset + prod(shape) * torch.float32.itemsize
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, end]}
-        places[name] = Place(offset, shape, torch.float32)
+        places[name] = TensorSpan(offset, shape, torch.float32)
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
@@ -149,21 +154,23 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
     reserve(path, begin + offset)
-    return SlicedFile(path, {n: Place(begin + p.offset, p.shape, torch.float32) for n, p in places.items()})
+    return SlicedFile(
+        path, {n: TensorSpan(begin + p.offset, p.shape, torch.float32) for n, p in places.items()}
+    )
 
 
 def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
-    """A file as torch.save writes it, without the tensors' values yet.
+    """Make a file as torch.save writes it, whose tensors' values are still to be written.
 
     Args:
-        state: tensors in memory that nothing has touched (`untouched`); their values are not looked at.
+        state: tensors by name, for shapes and dtypes only (see `untouched`).
     """
     try:
         with torch.serialization.skip_data():
             torch.save(state, path)
-    except RuntimeError as error:  # torch's writer says so of a disk that takes no more
+    except RuntimeError as error:  # torch's writer reports a full disk so
         path.unlink(missing_ok=True)
-        raise OSError(str(error).strip().splitlines()[0]) from error
+        raise OSError(first_line(error)) from error
     names, places = list(state), {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
         for entry in archive.infolist():
@@ -172,7 +179,7 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
                 # Storages are numbered in the order in which torch.save meets them.
                 name = names[int(inside.name)]
                 tensor = state[name]
-                places[name] = Place(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
+                places[name] = TensorSpan(data_offset(file, entry), tuple(tensor.shape), tensor.dtype)
     assert set(places) == set(state)
     reserve(path, path.stat().st_size)
     return TorchFile(path, places)
@@ -180,7 +187,7 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
 
 @contextmanager
 def untouched(folder: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
-    """Float32 tensors of any size that take no memory and no disk, while nobody looks at their values."""
+    """Yield float32 tensors of any size that take no memory and no disk while nobody reads their values."""
     hole = folder / ".untouched.tmp"
     try:
         found = {}
@@ -195,7 +202,7 @@ def untouched(folder: Path, shapes: Shapes) -> Iterator[dict[str, Tensor]]:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Give a file its length, and where the system can, the room for it."""
+    """Set a file's length, and reserve its blocks on the disk where the system can."""
     try:
         with open(path, "r+b") as file:
             file.truncate(size)
@@ -209,10 +216,10 @@ def reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Write files of a dictionary into a folder, which is made.
+    """Make a folder for a dictionary's files, and report errors of writing in it.
 
     Raises:
-        SaeDistError: the disk did not take them.
+        SaeDistError: the folder or a file could not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

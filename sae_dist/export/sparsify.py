@@ -1,6 +1,6 @@
 """The layout of EleutherAI's sparsify: sae.safetensors and cfg.json, for `SparseCoder.load_from_disk`.
 
-Its one class selects the k best latents of each row: it has topk, as autoencoder, and as transcoder between
+Its one class selects the k best latents of each row. It can hold topk: autoencoders, and transcoders between
 activations of one width, with and without skip. delphi reads the same files.
 """
 
@@ -10,14 +10,14 @@ from typing import Any
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.export.exported import ExportedSae, Latents, tiles
-from sae_dist.export.files import check_shapes, existing, read_json, read_safetensors, require
+from sae_dist.export.reading import check_shapes, existing, read_json, read_safetensors, require
 from sae_dist.export.sliced import Shapes, safetensors_file, writing
 
-WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
+WEIGHTS, SAE_CONFIG = "sae.safetensors", "cfg.json"
 
 
 def cannot_hold(head: ExportedSae) -> str | None:
-    """Why no class of sparsify computes this dictionary; None: one does."""
+    """Return why sparsify's class cannot hold this dictionary; None: it can."""
     if head.kind != "topk":
         return f"a {head.trained_as or head.kind} dictionary, only topk"
     if head.width != len(head.b_dec_E):
@@ -29,7 +29,7 @@ def export_sparsify(folder: Path, latents: Latents) -> None:
     """Write the dictionary, a tile of latents at a time; each file is complete or absent.
 
     Raises:
-        SaeDistError: the disk did not take the weights.
+        SaeDistError: the weights could not be written.
     """
     head = latents.head
     D, F = head.width, head.num_latents
@@ -46,7 +46,7 @@ def export_sparsify(folder: Path, latents: Latents) -> None:
             if head.W_skip_ED is not None:
                 file.put("W_skip", head.W_skip_ED)
             file.publish(folder / WEIGHTS)
-        write_json(folder / CONFIG, _config(head))
+        write_json(folder / SAE_CONFIG, _config(head))
 
 
 def _config(head: ExportedSae) -> dict[str, Any]:
@@ -69,12 +69,11 @@ def load_sparsify(folder: Path) -> ExportedSae:
     """Read a dictionary that sparsify, or `export_sparsify`, wrote.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another
-            computation than ours.
+        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
-    existing(folder, WEIGHTS, (CONFIG, WEIGHTS))  # other formats have a cfg.json too
-    config = read_json(folder, CONFIG, WEIGHTS)
-    require(folder / CONFIG, config, "d_in", "k")
+    existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS))  # other formats have a cfg.json too
+    config = read_json(folder, SAE_CONFIG, WEIGHTS)
+    require(folder / SAE_CONFIG, config, "d_in", "k")
     skip, transcoder = bool(config.get("skip_connection")), bool(config.get("transcode"))
     refused = {
         "activation=groupmax is not supported, only activation=topk": config.get("activation", "topk")
@@ -84,14 +83,14 @@ def load_sparsify(folder: Path) -> ExportedSae:
     }
     for reason, applies in refused.items():
         if applies:
-            raise ConfigError(f"{folder / CONFIG}: {reason}")
+            raise ConfigError(f"{folder / SAE_CONFIG}: {reason}")
     D = config["d_in"]
     if not config.get("num_latents"):
-        require(folder / CONFIG, config, "expansion_factor")
+        require(folder / SAE_CONFIG, config, "expansion_factor")
     F = config.get("num_latents") or D * config["expansion_factor"]
-    weights = read_safetensors(folder, WEIGHTS, CONFIG)
+    weights = read_safetensors(folder, WEIGHTS, SAE_CONFIG)
     shapes = {"encoder.weight": [F, D], "encoder.bias": [F], "W_dec": [F, D], "b_dec": [D]}
-    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D, D]} if skip else {}), CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D, D]} if skip else {}), SAE_CONFIG)
     return ExportedSae(
         kind="topk",
         W_enc_FD=weights["encoder.weight"].float(),

@@ -1,4 +1,4 @@
-"""The definition of every kernel, in plain torch: dense, obviously right, slow.
+"""The definition of every kernel in plain torch: dense, obviously right, slow.
 
 Faster backends are tested against this file, in fp64 where they can.
 Letters: B rows, D width, F latents, K slots per row, P (row, latent) pairs.
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest scores of each row, sorted by value descending, ties by lower index.
+    """Return the `k` largest scores of each row, sorted by value descending, ties by lower index.
 
     Returns:
         values [B, k] and indices [B, k] (int64).
@@ -19,16 +19,16 @@ def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`topk_rows(x W^T + b, k)`."""
+    """Return `topk_rows(x W^T + b, k)`, the best latents of each row."""
     return topk_rows(x_BD @ W_FD.T + b_F, k)
 
 
 def encode_topk_dead(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """`encode_topk`, and the `dead_k` best of the latents with `dead_F` besides (AuxK's selection).
+    """Return `encode_topk`, and the same for the `dead_k` best latents with `dead_F` (AuxK's selection).
 
-    Where fewer are dead, the second values end in -inf, with index 0.
+    If fewer than `dead_k` are dead, the second values end in -inf, with index 0.
     """
     scores_BF = x_BD @ W_FD.T + b_F
     val, idx = topk_rows(scores_BF.masked_fill(~dead_F, -torch.inf), dead_k)
@@ -37,12 +37,9 @@ def encode_topk_dead(
 
 
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
-    """y[b] = sum over the pairs p of row b of value[p] * W[latent[p]].
+    """Return y [B, D]: y[b] = sum over the pairs p of row b of value[p] * W[latent[p]].
 
     Pairs are sorted by row; `offsets_B` [B] holds the first pair of each row.
-
-    Returns:
-        [B, D].
     """
     codes_BF = value_P.new_zeros(len(offsets_B), len(W_FD))
     codes_BF.index_put_((pair_rows(offsets_B, len(latent_P)), latent_P), value_P, accumulate=True)
@@ -50,22 +47,22 @@ def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -
 
 
 def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Tensor:
-    """d value[p] = <W[latent[p]], grad[row of p]>, the gradient of `decode` for its values. [P]."""
+    """Return the gradient of `decode` for its values, [P]: d value[p] = <W[latent[p]], grad[row of p]>."""
     return (W_FD[latent_P] * grad_BD[pair_rows(offsets_B, len(latent_P))]).sum(1)
 
 
 def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
-    """dW[f] = sum over pairs p with latent f of coeff[p] * rows[row of p]. [F, D]."""
+    """Return dW [F, D]: dW[f] = sum over pairs p with latent f of coeff[p] * rows[row of p]."""
     grad_FD = rows_BD.new_zeros(F, rows_BD.shape[1])
     return grad_FD.index_add_(0, latent_P, coeff_P[:, None] * rows_BD[pair_rows(offsets_B, len(latent_P))])
 
 
 def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
-    """db[f] = sum over pairs p with latent f of coeff[p]. [F]."""
+    """Return db [F]: db[f] = sum over pairs p with latent f of coeff[p]."""
     return coeff_P.new_zeros(F).index_add_(0, latent_P, coeff_P)
 
 
 def pair_rows(offsets_B: Tensor, num_pairs: int) -> Tensor:
-    """Row of each pair, [P]."""
+    """Return the row of each pair, [P]."""
     counts = torch.diff(offsets_B, append=offsets_B.new_tensor([num_pairs]))
     return torch.repeat_interleave(counts, output_size=num_pairs)

@@ -1,6 +1,6 @@
-"""Gradient and Adam's step of the rows that a step touched, in torch operations, a tile of latents at a time.
+"""The gradients and Adam's update of the rows that a step touched, in torch operations, by tiles of latents.
 
-What `optim.row_adam` needs of a backend: an object made of a step's pairs and the state of the rows, with
+`optim.row_adam` uses the class of a backend that is made of a step's pairs and the state of the rows, and has
 `squares` and `move`. Letters: D width, U touched latents, P pairs; F latents are those that this rank owns.
 """
 
@@ -14,12 +14,12 @@ from torch import Tensor
 from sae_dist.kernels.torch_backend import order_by
 
 TILE = 4096
-"""Touched latents per tile; with clipping their gradients are made twice, once for the norm."""
+"""Touched latents per tile. With clipping, gradients are computed twice: once for their norm."""
 
 
 @dataclass
 class PairTerm:
-    """One term of a weight's gradient: sum of coeff[p] * rows[row[p]] over the pairs p of a latent."""
+    """A term of a weight's gradient: sum of coeff[p] * rows[row[p]] over the pairs p of a latent."""
 
     latent_P: Tensor
     coeff_P: Tensor
@@ -29,9 +29,9 @@ class PairTerm:
 
 @dataclass
 class RowState:
-    """W_enc, b_enc and W_dec by name, owned rows only, and their moments (`moment1` empty: no momentum).
+    """The owned rows of W_enc, b_enc and W_dec by name, and their moments (`moment1` empty: no momentum).
 
-    touched_F  the update that touched a latent last
+    touched_F  number of the update that touched a latent last
     unit_rows  names of the weights whose rows keep unit norm
     """
 
@@ -54,26 +54,26 @@ class AdamStep:
 
     @property
     def corrections(self) -> tuple[float, float]:
-        """Of the moments' start at zero."""
+        """The corrections of both moments for their start at zero."""
         return 1 - self.beta1**self.number, 1 - self.beta2**self.number
 
 
 class RowUpdate(Protocol):
-    """One step's gradients as pairs, and what they do to the rows they touch."""
+    """A step's gradients, as pairs, and their update of the rows they touch."""
 
     def __init__(self, encoder: list[PairTerm], decoder: list[PairTerm], state: RowState): ...
 
     def squares(self) -> Tensor:
-        """The squared norm of all gradients, radial parts removed."""
+        """Return the squared norm of all gradients, radial parts removed."""
         ...
 
     def move(self, step: AdamStep, bad: Tensor, scale: Tensor | None) -> Tensor:
-        """Adam's step of every touched row, of gradients times `scale`, unless `bad` is 1; the `squares`."""
+        """Update every touched row by gradients times `scale`, unless `bad` is 1; return the `squares`."""
         ...
 
 
 class TiledUpdate:
-    """See `RowUpdate`."""
+    """The row update in torch operations; see `RowUpdate`."""
 
     def __init__(self, encoder: list[PairTerm], decoder: list[PairTerm], state: RowState):
         F = len(state.touched_F)
@@ -81,24 +81,24 @@ class TiledUpdate:
         self.state = state
 
     def squares(self) -> Tensor:
-        """See `RowUpdate.squares`."""
+        """Return the squared norm of all gradients; see `RowUpdate.squares`."""
         found = [g.square().sum() for tile in self._tiles() for g in self._gradients(tile).values()]
         return torch.stack(found).sum() if found else self.state.weights["W_enc"].new_zeros(())
 
     def move(self, step: AdamStep, bad: Tensor, scale: Tensor | None) -> Tensor:
-        """See `RowUpdate.move`."""
+        """Update every touched row; see `RowUpdate.move`."""
         squares = torch.zeros_like(bad)
         for tile in self._tiles():
             squares = squares + self._move(tile, step, bad, scale)
         return squares
 
     def _tiles(self) -> Sequence[Tensor]:
-        """Every touched latent, once, ascending."""
+        """Return every touched latent once, ascending, by tiles."""
         touched = torch.cat([term.latent_P for term in [*self.encoder, *self.decoder]]).unique()
         return [latent_U for latent_U in touched.split(TILE) if len(latent_U)]
 
     def _gradients(self, latent_U: Tensor) -> dict[str, Tensor]:
-        """Gradients of the tile's latents, radial parts removed."""
+        """Return the gradients of the tile's latents, radial parts removed."""
         found = [gradient(term, latent_U) for term in self.encoder]
         W_dec = sum_all([gradient(term, latent_U)[0] for term in self.decoder])
         if "W_dec" in self.state.unit_rows:
@@ -137,8 +137,12 @@ class TiledUpdate:
 
 
 def gradient(term: PairTerm, latent_U: Tensor) -> tuple[Tensor, Tensor]:
-    """Sums over the pairs of each of some latents, ascending and complete between its first and last:
-    of coefficient * row [U, D], and of the coefficients [U]. The term's pairs are sorted by latent."""
+    """Return for each latent the sums over its pairs of coefficient * row [U, D], and of coefficients [U].
+
+    Args:
+        term: its pairs are sorted by latent.
+        latent_U: ascending, and all touched latents between the first and the last.
+    """
     start_U = torch.searchsorted(term.latent_P, latent_U)
     stop_U = torch.searchsorted(term.latent_P, latent_U, right=True)
     low, high = int(start_U[0]), int(stop_U[-1])
@@ -158,24 +162,24 @@ def remove_radial(grad_FD: Tensor, row_FD: Tensor) -> None:
 
 
 def normalise(row_FD: Tensor) -> None:
-    """Rows back to unit norm, in place."""
+    """Scale each row to unit norm, in place."""
     for row_fD in tiles(row_FD):
         row_fD.div_(torch.linalg.vector_norm(row_fD, dim=1, keepdim=True))
 
 
 def tiles(rows_FD: Tensor) -> tuple[Tensor, ...]:
-    """Rows in parts: what is made on the way stays in the cache, and is never as large as the whole."""
+    """Split rows into parts, so that intermediate results fit the cache and stay small."""
     elements = 2**26 if rows_FD.is_cuda else 2**18
     return rows_FD.split(max(elements // rows_FD.shape[1], 1))
 
 
 def sum_all(values: list[Tensor]) -> Tensor:
-    """The sum of equal shapes."""
+    """Return the sum of tensors of one shape."""
     return torch.stack(values).sum(0) if len(values) > 1 else values[0]
 
 
 def _sorted(terms: list[PairTerm], F: int) -> list[PairTerm]:
-    """Pairs by latent, ascending."""
+    """Return the terms with their pairs sorted by latent, ascending."""
     found = []
     for term in terms:
         order_P = order_by(term.latent_P, F)

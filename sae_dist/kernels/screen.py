@@ -1,13 +1,13 @@
-"""TopK of a CPU that multiplies bfloat16: an upper bound of every score picks candidates, float32 decides.
+"""The TopK of CPUs that multiply bfloat16: upper bounds of all scores pick candidates, float32 decides.
 
-The bound is one bfloat16 product. Three columns beside the D of the activation carry the bias, in two parts,
-and the most that rounding can have taken away:
+The bound is one bfloat16 product. Three columns besides the D of the activation carry the bias, in two parts,
+and the most that rounding can take away:
 
     u = x16 . w16 + b + c |x| |w|  >=  x . w + b,   c = 2^-8 and what sums of D float32 terms lose
 
 The latents with the largest bounds are scored in float32. If the k-th best of those scores is above every
-bound that was left out, the selection is the float32 one; rows where it is not are redone, with more
-candidates, then in full.
+bound that was left out, the selection is that of float32. Other rows are redone with more candidates, and
+then in full if that is still not enough.
 Letters: B rows, D width, F latents, K slots per row.
 """
 
@@ -20,15 +20,15 @@ ROW_TILE = 256
 LATENT_TILE = 32768
 GROUP = 8
 PAD = 32
-"""oneDNN's kernels take widths of whole multiples of this fastest."""
+"""Widths are padded to a multiple of it, with which oneDNN's kernels are fastest."""
 FEWEST = 4096
-"""Latents below which the float32 product is as fast."""
+"""Number of latents below which the float32 product is as fast."""
 NEVER = -3e38
-"""Bound of latents that only fill a tile up."""
+"""The bound of latents that only pad a tile."""
 
 
 def is_worth(x_BD: Tensor, W_FD: Tensor, k: int) -> bool:
-    """Whether this machine multiplies bfloat16 natively, and candidates are few among the latents."""
+    """Return whether this CPU multiplies bfloat16 natively, and k is small against the number of latents."""
     return (
         x_BD.device.type == "cpu"
         and x_BD.dtype == W_FD.dtype == torch.float32
@@ -40,20 +40,20 @@ def is_worth(x_BD: Tensor, W_FD: Tensor, k: int) -> bool:
 
 
 def wanted(k: int, D: int) -> tuple[int, int]:
-    """How many candidates at first, and for rows where those were too few.
+    """Return how many candidates to try first, and how many for rows where those are too few.
 
-    Rounding widens a bound by 2^-8 |x| |w|, which is sqrt(D) / 256 of a score's spread: so many more latents
-    lie within it of the k-th best.
+    Rounding widens a bound by 2^-8 |x| |w|, which is sqrt(D) / 256 of a score's spread. So the number of
+    latents within that distance of the k-th best grows with sqrt(D).
     """
     more = 16 + math.ceil(k * D**0.5 / 40)
     return k + more, k + 4 * more
 
 
 def candidates(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` latents of each row with the largest bounds.
+    """Find the `count` latents of each row with the largest bounds.
 
     Returns:
-        latents [B, count], ascending, and what no score of any other latent exceeds, [B].
+        latents [B, count], ascending, and a bound that no other latent's score exceeds, [B].
     """
     ready_BC = widen(x_BD, torch.linalg.vector_norm(x_BD, dim=1))
     best_val = ready_BC.new_empty(len(x_BD), count)
@@ -71,7 +71,7 @@ def candidates(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, count: int) -> tuple[Ten
                 val, position = torch.cat([best_val[rows], val], 1).topk(count, dim=1, sorted=False)
                 idx = torch.cat([best_idx[rows], idx], 1).gather(1, position)
             best_val[rows], best_idx[rows] = val, idx
-    # Where bounds are no numbers even padding may have won; such rows are redone.
+    # Where bounds are NaN even padding may have won; such rows are redone.
     best_idx.clamp_(max=len(W_FD) - 1)
     left_out_B = best_val.amin(1).float()
     # The product was rounded to bfloat16 on its way out.
@@ -79,7 +79,7 @@ def candidates(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, count: int) -> tuple[Ten
 
 
 def widen(x_BD: Tensor, norm_B: Tensor) -> Tensor:
-    """Rows in bfloat16 with the columns that meet bias, bias and rounding, [B, C]."""
+    """Return rows in bfloat16, and three columns that multiply the parts of the bias and rounding, [B, C]."""
     rows, D = x_BD.shape
     ready_BC = torch.zeros(rows, width(D), dtype=torch.bfloat16)
     ready_BC[:, :D] = x_BD
@@ -89,7 +89,7 @@ def widen(x_BD: Tensor, norm_B: Tensor) -> Tensor:
 
 
 def bounds_of(W_fD: Tensor, b_f: Tensor) -> Tensor:
-    """Latents in bfloat16 with the same columns, and rows that never win up to a multiple of GROUP."""
+    """Return latents in bfloat16 with the columns of `widen`, padded to a multiple of GROUP."""
     latents, D = W_fD.shape
     lost = 2**-8 + 2**-17 + 4 * (D + 3) * 2**-23
     bound_fC = torch.zeros(-(-latents // GROUP) * GROUP, width(D), dtype=torch.bfloat16)
@@ -104,19 +104,19 @@ def bounds_of(W_fD: Tensor, b_f: Tensor) -> Tensor:
 
 
 def width(D: int) -> int:
-    """Columns of the product."""
+    """Return how many columns the product has."""
     return -(-(D + 3) // PAD) * PAD
 
 
 def above(value: Tensor) -> Tensor:
-    """A bfloat16 that is no less."""
+    """Return bfloat16 values that are not less."""
     return (value + value.abs() * 2**-7).bfloat16()
 
 
 def largest(bound_Bf: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` largest of each row and where they are, in any order.
+    """Return the `count` largest of each row and their positions, in any order.
 
-    They lie in the groups with the largest maxima. A group is every (f / GROUP)-th column: maxima over
+    They are in the groups with the largest maxima. A group is every (f / GROUP)-th column: maxima over
     whole rows of memory are several times faster than over neighbours.
     """
     rows, f = bound_Bf.shape

@@ -1,6 +1,6 @@
-"""The kernels in torch operations that never hold [B, F], for the CPU and for any device.
+"""The kernels in torch operations, without any [B, F] tensor, for the CPU and for any device.
 
-Same functions, same results as `reference` (selection exactly, sums to rounding).
+Functions and results are those of `reference`: selections exactly, sums up to rounding.
 """
 
 import torch
@@ -14,15 +14,15 @@ ROW_TILE = 256
 LATENT_TILE = 4096
 GROUP = 8
 FASTER = 6
-"""How many terms a CPU's dense product adds up in the time in which one is gathered."""
+"""How many terms a CPU's dense product sums in the time in which it gathers one."""
 
 
 def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `reference.topk_rows`.
+    """Return the `k` largest scores of each row; see `reference.topk_rows`.
 
     The k+1 best lie in the k+1 groups of latents with the largest maxima, so only those are searched. A
     group is every (F / GROUP)-th latent: maxima over whole rows of memory are several times faster than over
-    neighbours. Equal neighbours among the k+1 best mean that ties could decide: those rows are sorted stably.
+    neighbours. Rows with equal neighbours among the k+1 best are sorted stably, as ties could decide.
     """
     rows, F = scores_BF.shape
     wanted = min(k + 1, F)
@@ -44,7 +44,7 @@ def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `reference.encode_topk`. A bfloat16 product finds candidates where that pays (`kernels.screen`)."""
+    """Return the best latents of each row (`reference.encode_topk`), through `kernels.screen` if it pays."""
     if not screen.is_worth(x_BD, W_FD, k):
         return _encode_all(x_BD, W_FD, b_F, k)
     val = x_BD.new_empty(len(x_BD), k)
@@ -62,7 +62,7 @@ def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor
 def _encode_candidates(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, count: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best of `count` candidates of each row, and whether they are surely the best of all, [B]."""
+    """Return the best of each row's `count` candidates, and whether they are surely the best of all, [B]."""
     idx, left_out_B = screen.candidates(x_BD, W_FD, b_F, count)
     offsets_B = torch.arange(0, idx.numel(), count)
     score = latent_gradient(idx.view(-1), offsets_B, x_BD, W_FD).view(idx.shape) + b_F[idx]
@@ -73,7 +73,7 @@ def _encode_candidates(
 
 
 def _encode_all(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Every score in the dtype given. Tiles of rows and latents; a tile's best join the running best."""
+    """Return the best latents from all scores, in the arguments' dtype, by tiles of rows and latents."""
     best_val = x_BD.new_empty(len(x_BD), k)
     best_idx = torch.empty(len(x_BD), k, dtype=torch.int64, device=x_BD.device)
     for first in range(0, len(W_FD), LATENT_TILE):
@@ -98,12 +98,12 @@ def _encode_all(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor
 def encode_topk_dead(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """See `reference.encode_topk_dead`. Scores of dead latents are made twice."""
+    """Return the best and the best dead latents (`reference.encode_topk_dead`), by two selections."""
     return encode_topk(x_BD, W_FD, b_F, k), encode_topk_of(x_BD, W_FD, b_F, dead_F, dead_k)
 
 
 def encode_topk_of(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` best of the latents with `mask_F`; where there are fewer, values end in -inf, with index 0."""
+    """Return the `k` best latents with `mask_F`; if there are fewer, values end in -inf, with index 0."""
     latents = mask_F.nonzero().squeeze(1)
     found = min(k, len(latents))
     val_BK = x_BD.new_full((len(x_BD), k), -torch.inf)
@@ -115,21 +115,21 @@ def encode_topk_of(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: i
 
 
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.decode`."""
+    """Return the reconstruction of each row; see `reference.decode`."""
     return embedding_bag(latent_P, W_FD, offsets_B, mode="sum", per_sample_weights=value_P)
 
 
 def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.latent_gradient`."""
+    """Return the gradient of the codes; see `reference.latent_gradient`."""
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         grad_BD, W_FD, latent_P, offsets_B, pair_rows(offsets_B, len(latent_P)), 0
     )
 
 
 def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
-    """See `reference.weight_gradient`. Pairs sorted by latent; one bag of rows per latent.
+    """Return the gradient of the weights (`reference.weight_gradient`), as one bag of rows per latent.
 
-    On a CPU pairs of few latents, as AuxK's where few are dead, are a dense product over those instead.
+    On a CPU, pairs of few latents, as AuxK has when few are dead, become a dense product over those instead.
     """
     counts_F = torch.bincount(latent_P, minlength=F)
     if latent_P.device.type == "cpu" and rows_BD.element_size() >= 4:
@@ -145,7 +145,7 @@ def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_B
 def _of_few(
     latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, touched_F: Tensor
 ) -> Tensor:
-    """`weight_gradient` by a matrix [rows, U] of coefficients, U the touched latents, a tile at a time."""
+    """Return `weight_gradient` from a matrix [rows, U] of coefficients, U the touched latents, by tiles."""
     B, D = rows_BD.shape
     latent_U = touched_F.nonzero().squeeze(1)
     column_P = (touched_F.cumsum(0) - 1)[latent_P]
@@ -161,11 +161,11 @@ def _of_few(
 
 
 def order_by(latent_P: Tensor, F: int) -> Tensor:
-    """Places of the pairs by latent, each latent's in their order; narrow numbers are sorted much faster."""
+    """Return the stable order of the pairs by latent; narrow integers are sorted much faster."""
     narrow = torch.int16 if F <= torch.iinfo(torch.int16).max else torch.int32
     return latent_P.to(narrow).sort(stable=True).indices
 
 
 def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
-    """See `reference.bias_gradient`."""
+    """Return the gradient of the bias; see `reference.bias_gradient`."""
     return coeff_P.new_zeros(F).index_add_(0, latent_P, coeff_P)

@@ -1,4 +1,4 @@
-"""The program that makes a latent's gradient and moves its row at once; see `triton_update` for the host."""
+"""The program that computes a latent's gradient and updates its row; `triton_update` is its host."""
 
 import triton
 import triton.language as tl
@@ -8,7 +8,7 @@ from sae_dist.kernels.triton_jit import add_segment, sum_pairs
 
 @triton.jit
 def adam(grad, moment1_at, moment2_at, on, kept, numbers_N, since, MOMENTUM: tl.constexpr):
-    """How far Adam moves a row, per unit of learning rate; moments first decay for the steps they missed.
+    """Return Adam's move of a row, per unit of learning rate; moments first decay for the steps missed.
 
     Moments are written as soon as they are known, since a row of each hardly fits into registers.
     """
@@ -38,10 +38,10 @@ def update_rows(
     DECODER: tl.constexpr, UNIT: tl.constexpr, MOMENTUM: tl.constexpr, MOVE: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of touched latent u, its squared norm, and, with MOVE, Adam's step of its row.
+    """Compute the gradient of touched latent u, its squared norm and, with MOVE, Adam's update of its row.
 
-    DECODER: the second part of the latent's pairs, and the last of the two weights: notes the touch.
-    Else the first part, whose bias moves along. UNIT: no gradient along the row, which keeps unit norm.
+    DECODER: use the second part of the latent's pairs and, as W_dec is updated last, record the touch. Else
+    use the first part, and update the bias too. UNIT: no gradient along the row, which keeps unit norm.
     `numbers_N`: lr, lr of the bias, beta1, beta2, their bias corrections, eps, number of the update.
     """
     u = tl.program_id(0).to(tl.int64)

@@ -1,6 +1,6 @@
-"""Every Triton program in every tuned configuration, compiled to machine code on any machine.
+"""The Triton programs in every tuned configuration, compiled to machine code on any machine.
 
-The interpreter runs programs that no GPU would: this is the check without a GPU that they compile.
+The interpreter also runs programs that do not compile: this is the check, without a GPU, that they do.
 """
 
 import re
@@ -29,7 +29,7 @@ from sae_dist.kernels.triton_select import Room
 
 CAPABILITIES = (80, 90, 100)
 WIDTHS = (33, 768, 2304, 12288, 16384)
-"""Of GPT-2 and the like, up to the widest; and an odd one, whose loads cannot be wide."""
+"""Widths as of GPT-2, up to the widest; and an odd one, whose loads cannot be wide."""
 KS = (1, 64, 512)
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
 INTEGERS = ("latent", "index", "key", "start", "middle", "touched", "dead_key")
@@ -38,7 +38,7 @@ NUMBERS = ("num_pairs", "segments", "rows", "first", "width")
 
 @dataclass(frozen=True)
 class Build:
-    """One program, its constants, and the types of rows and of sums."""
+    """A program with its constants, and the types of rows and of sums."""
 
     program: str
     plan: Plan
@@ -51,11 +51,11 @@ class Build:
 
     @property
     def function(self) -> triton.JITFunction:
-        """The program itself."""
+        """The program as a function that Triton compiles."""
         return getattr(triton_adam if self.program == "update_rows" else triton_jit, self.program)
 
     def source(self) -> ASTSource:
-        """With every pointer aligned to 16 bytes, as torch allocates, and no size specialised."""
+        """Return the source: pointers are aligned to 16 bytes, as by torch, and no size is specialised."""
         program = self.function
         signature = {name: self.type_of(name) for name in program.arg_names}
         pointers = [place for place, kind in enumerate(signature.values()) if kind.startswith("*")]
@@ -63,7 +63,7 @@ class Build:
         return ASTSource(program, signature, self.plan.constants, attrs)
 
     def type_of(self, name: str) -> str:
-        """The type of a parameter, which its name tells."""
+        """Return the type of a parameter, derived from its name."""
         if name in self.plan.constants:
             return "constexpr"
         if name in NUMBERS:
@@ -82,7 +82,7 @@ class Build:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a program takes: registers per thread, shared memory and spilled registers in bytes."""
+    """The resources of a program: registers per thread; shared memory and spilled registers in bytes."""
 
     build: Build
     capability: int
@@ -93,7 +93,7 @@ class Resources:
 
 
 def builds() -> Iterator[Build]:
-    """All that the hosts can launch, at some widths. bfloat16 and float64 at one width."""
+    """Yield everything that the hosts can launch, at some widths; bfloat16 and float64 at one width."""
     widths = [(torch.float32, D) for D in WIDTHS]
     for dtype, D in [*widths, (torch.bfloat16, 2304), (torch.float64, 33)]:
         rows, sums = ELEMENTS[dtype], "fp64" if dtype == torch.float64 else "fp32"
@@ -115,20 +115,16 @@ def builds() -> Iterator[Build]:
 
 
 def compiled(build: Build, capability: int) -> Resources:
-    """Compile one program for one kind of GPU.
-
-    Raises:
-        Whatever the compiler says.
-    """
+    """Compile one program for one kind of GPU; errors are the compiler's own."""
     options = {"num_warps": build.plan.num_warps}
     made = triton.compile(build.source(), target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "program.cubin"
         cubin.write_bytes(made.asm["cubin"])
         tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        said = subprocess.run(
+        listing = subprocess.run(
             [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
         )
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", said.stdout)}
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing.stdout)}
     threads, stack = 32 * build.plan.num_warps, found["STACK"] + found["LOCAL"]
     return Resources(build, capability, threads, found["REG"], made.metadata.shared, stack)

@@ -1,6 +1,6 @@
 """The programs of the Triton backend; hosts are in `triton_select`, `triton_sparse` and `triton_update`.
 
-Sums are in float32, of float64 input (WIDE) in float64, and always in the same order: nothing here uses
+Sums are in float32 (WIDE, for float64 input: in float64) and always in the same order: no program uses
 atomics, so two runs are bitwise equal. Sizes that change from step to step are not specialised: a program is
 compiled once for a width and a dtype. Offsets are int64, since pairs * D and F * D pass 2^31.
 """
@@ -16,7 +16,7 @@ LOW = tl.constexpr(2**31 - 1)
 def add_pairs(
     total, index_P, coeff_P, rows_ND, start, head, tail, count, col, D: tl.constexpr, UNROLL: tl.constexpr
 ):
-    """Adds coeff[p] * rows[index[p]] of `count` pairs to `total`: `head` from `start`, others from `tail`."""
+    """Add coeff[p] * rows[index[p]] of `count` pairs to `total`: `head` from `start`, others from `tail`."""
     for first in range(0, count, UNROLL):
         for step in tl.static_range(UNROLL):
             place = first + step
@@ -34,7 +34,7 @@ def add_segment(
     total, index_P, coeff_P, rows_ND, partial_WD, start, stop, col,
     D: tl.constexpr, WINDOW: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """`add_pairs` over [start, stop), with the windows that lie wholly inside taken from `partial_WD`."""
+    """Do `add_pairs` over [start, stop), but take the sums of windows wholly inside from `partial_WD`."""
     first_whole = tl.cdiv(start, WINDOW)
     last_whole = stop // WINDOW
     split = last_whole > first_whole
@@ -53,8 +53,9 @@ def window_sums(
     D: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, UNROLL: tl.constexpr,
     PARITY: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the windows of WINDOW sorted pairs that have one key, so that a frequent latent's many pairs
-    are walked by many programs. Other windows are left as they are; nobody reads them.
+    """Sum each window of WINDOW sorted pairs that have one key; other windows are not written, nor read.
+
+    So the many pairs of a frequent latent are shared among many programs.
 
     PARITY: only keys that are odd (1) or even (0); -1: all.
     """
@@ -76,7 +77,7 @@ def bag(
     index_P, coeff_P, start_S, rows_ND, partial_WD, out_SD, num_pairs, segments,
     D: tl.constexpr, BLOCK: tl.constexpr, WINDOW: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """out[s] = sum over pairs p of segment s of coeff[p] * rows[index[p]]. WINDOW = 0: no partial sums."""
+    """Write out[s] = sum over pairs p of segment s of coeff[p] * rows[index[p]]. WINDOW = 0: no windows."""
     segment = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     start = tl.load(start_S + segment)
@@ -95,7 +96,7 @@ def dots(
     latent_P, start_B, grad_BD, W_FD, out_P, num_pairs, rows,
     D: tl.constexpr, BLOCK: tl.constexpr, PAIRS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """out[p] = <W[latent[p]], grad[row of p]>."""
+    """Write out[p] = <W[latent[p]], grad[row of p]>."""
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(start_B + row)
     stop = tl.load(start_B + row + 1, mask=row + 1 < rows, other=num_pairs)
@@ -114,7 +115,7 @@ def dots(
 
 @triton.jit(do_not_specialize=["num_pairs", "segments"])
 def segment_sums(coeff_P, start_S, out_S, num_pairs, segments, PAIRS: tl.constexpr, WIDE: tl.constexpr):
-    """out[s] = sum of coeff[p] over the pairs p of segment s."""
+    """Write out[s] = sum of coeff[p] over the pairs p of segment s."""
     segment = tl.program_id(0).to(tl.int64)
     start = tl.load(start_S + segment)
     stop = tl.load(start_S + segment + 1, mask=segment + 1 < segments, other=num_pairs)
@@ -123,7 +124,7 @@ def segment_sums(coeff_P, start_S, out_S, num_pairs, segments, PAIRS: tl.constex
 
 @triton.jit
 def sum_pairs(coeff_P, start, stop, PAIRS: tl.constexpr, WIDE: tl.constexpr):
-    """Sum of coeff[p] over [start, stop)."""
+    """Return the sum of coeff[p] over [start, stop)."""
     total = tl.zeros([PAIRS], tl.float64 if WIDE else tl.float32)
     for first in range(start, stop, PAIRS):
         pair = first + tl.arange(0, PAIRS)
@@ -133,7 +134,7 @@ def sum_pairs(coeff_P, start, stop, PAIRS: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def sort_key(score, latent):
-    """One int64 that orders by score, then by lower latent; -0 equals 0, NaN comes before everything."""
+    """Return an int64 that orders by score, then by lower latent; -0 equals 0, NaN is above everything."""
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
     bits = tl.where(score == score, bits, 0x7FC00000)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
@@ -142,7 +143,7 @@ def sort_key(score, latent):
 
 @triton.jit
 def keep_above(taken, score, latent, key_S, count, CAPACITY: tl.constexpr):
-    """Append the sort keys of the `taken` scores after the `count` that are there; the new count."""
+    """Append the sort keys of the `taken` scores to the `count` before them; return the new count."""
     number = tl.sum(taken.to(tl.int32), 0)
     if number > 0:
         place = count + tl.cumsum(taken.to(tl.int32), 0) - 1
@@ -155,9 +156,9 @@ def screen_filter(
     score_RC, b_C, floor_R, key_RS, count_R, dead_C, dead_floor_R, dead_key_RS, dead_count_R, first, width,
     CAPACITY: tl.constexpr, DEAD_CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of one chunk of latents, append to each row's candidates those with score + b at or above its floor.
+    """Append to each row's candidates the latents of a chunk with score + b at or above the row's floor.
 
-    A row has one owner, which walks the latents upwards: the order of the candidates does not vary.
+    One program owns a row and walks its latents upwards, so the order of the candidates is fixed.
     With DEAD_CAPACITY > 0 the dead latents are filtered a second time, by a floor of their own.
     """
     row = tl.program_id(0).to(tl.int64)

@@ -1,6 +1,6 @@
-"""The Triton backend's functions as operations that torch.compile takes as they are.
+"""The Triton backend's functions as operations that torch.compile does not look into.
 
-A compiled function that calls them is one graph; shapes of the results are told by the fakes.
+A compiled function that calls them is one graph; the fakes give the shapes of their results.
 """
 
 import torch
@@ -14,7 +14,7 @@ LIBRARY = "sae_dist_triton"
 
 @torch.library.custom_op(f"{LIBRARY}::decode", mutates_args=())
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.decode`."""
+    """Return the reconstruction of each row; see `reference.decode`."""
     return triton_sparse.decode(latent_P, value_P, offsets_B, W_FD)
 
 
@@ -25,7 +25,7 @@ def _(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Ten
 
 @torch.library.custom_op(f"{LIBRARY}::latent_gradient", mutates_args=())
 def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.latent_gradient`."""
+    """Return the gradient of the codes; see `reference.latent_gradient`."""
     return triton_sparse.latent_gradient(latent_P, offsets_B, grad_BD, W_FD)
 
 
@@ -36,7 +36,7 @@ def _(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Ten
 
 @torch.library.custom_op(f"{LIBRARY}::weight_gradient", mutates_args=())
 def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
-    """See `reference.weight_gradient`."""
+    """Return the gradient of the weights; see `reference.weight_gradient`."""
     return triton_sparse.weight_gradient(latent_P, coeff_P, offsets_B, rows_BD, F)
 
 
@@ -47,7 +47,7 @@ def _(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: 
 
 @torch.library.custom_op(f"{LIBRARY}::bias_gradient", mutates_args=())
 def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
-    """See `reference.bias_gradient`."""
+    """Return the gradient of the bias; see `reference.bias_gradient`."""
     return triton_sparse.bias_gradient(latent_P, coeff_P, F)
 
 
@@ -58,7 +58,7 @@ def _(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
 
 @torch.library.custom_op(f"{LIBRARY}::encode_topk", mutates_args=())
 def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """See `reference.encode_topk`."""
+    """Return the best latents of each row; see `reference.encode_topk`."""
     return triton_select.encode_topk(x_BD, W_FD, b_F, k)
 
 
@@ -71,7 +71,7 @@ def _(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def encode_two(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`encode_topk_dead`, flat, as operations return tensors."""
+    """Return the tensors of `encode_topk_dead` in one flat tuple, as operations must."""
     live, dead = triton_select.encode_topk_dead(x_BD, W_FD, b_F, k, dead_F, dead_k)
     return *live, *dead
 
@@ -86,12 +86,12 @@ def _(
 def encode_topk_dead(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """See `reference.encode_topk_dead`."""
+    """Return the best and the best dead latents; see `reference.encode_topk_dead`."""
     val, idx, dead_val, dead_idx = encode_two(x_BD, W_FD, b_F, k, dead_F, dead_k)
     return (val, idx), (dead_val, dead_idx)
 
 
 def _candidates(x_BD: Tensor, W_FD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Of the shape and dtype of a selection."""
+    """Return empty tensors of the shape and dtype of a selection."""
     rows = x_BD.shape[0]
     return x_BD.new_empty(rows, k, dtype=summed(W_FD.dtype)), x_BD.new_empty(rows, k, dtype=torch.int64)

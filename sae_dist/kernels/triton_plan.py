@@ -1,41 +1,41 @@
-"""Block sizes and warps of every Triton program, as functions of the width alone: one build per run."""
+"""The block sizes and warps of every Triton program, from the width alone, so that a run builds it once."""
 
 from dataclasses import dataclass
 
 import torch
 
 WINDOW = 512
-"""Sorted pairs that one program adds up; what a latent has beyond two windows is shared out."""
+"""Sorted pairs in a window. A latent with more than two windows is shared among programs."""
 WIDEST_ROW = 16384
-"""The update holds a row in registers; wider ones spill."""
+"""Widest row that the update can hold in registers without spilling."""
 SCREEN_BLOCK = 1024
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Constants and launch options of one program."""
+    """The constants and launch options of one program."""
 
     constants: dict[str, int | bool]
     num_warps: int
 
     @property
     def options(self) -> dict[str, int | bool]:
-        """As keywords of a launch."""
+        """The constants and options, as keywords of a launch."""
         return self.constants | {"num_warps": self.num_warps}
 
 
 def wide(dtype: torch.dtype) -> bool:
-    """Whether sums are in float64."""
+    """Return whether sums of this dtype are in float64."""
     return dtype == torch.float64
 
 
 def power_of_two(number: int) -> int:
-    """The smallest that is not less."""
+    """Return the smallest power of two that is not less."""
     return 1 << max(number - 1, 0).bit_length()
 
 
 def tile(D: int) -> int:
-    """Columns per program: the largest tile that leaves at most an eighth of the last one empty."""
+    """Return the columns per program: the largest tile whose last one is at most an eighth empty."""
     for block in (1024, 512, 256):
         if D >= block and -D % block * 8 <= D:
             return block
@@ -43,7 +43,7 @@ def tile(D: int) -> int:
 
 
 def bag_plan(D: int, dtype: torch.dtype, *, windows: bool) -> Plan:
-    """Weighted sums of rows, a tile of columns each."""
+    """Return the plan of `bag`: weighted sums of rows, a tile of columns each."""
     block = tile(D)
     window = WINDOW if windows else 0
     constants = {"D": D, "BLOCK": block, "WINDOW": window, "UNROLL": 8, "WIDE": wide(dtype)}
@@ -51,30 +51,30 @@ def bag_plan(D: int, dtype: torch.dtype, *, windows: bool) -> Plan:
 
 
 def window_plan(D: int, dtype: torch.dtype, parity: int = -1) -> Plan:
-    """Sums of whole windows."""
+    """Return the plan of `window_sums`, the sums of whole windows."""
     plan = bag_plan(D, dtype, windows=True)
     return Plan(plan.constants | {"PARITY": parity}, plan.num_warps)
 
 
 def dots_plan(D: int, dtype: torch.dtype) -> Plan:
-    """Products of a row with the weights of its pairs."""
+    """Return the plan of `dots`: products of a row with the weights of its pairs."""
     block = min(power_of_two(max(D, 16)), 256 if dtype != torch.float64 else 128)
     return Plan({"D": D, "BLOCK": block, "PAIRS": 8, "WIDE": wide(dtype)}, 4)
 
 
 def sums_plan(dtype: torch.dtype) -> Plan:
-    """Sums of coefficients."""
+    """Return the plan of `segment_sums`, the sums of coefficients."""
     return Plan({"PAIRS": 128, "WIDE": wide(dtype)}, 1)
 
 
 def screen_plan(capacity: int, dead_capacity: int) -> Plan:
-    """The filter: one row, so few warps."""
+    """Return the plan of `screen_filter`: few warps, for one row per program."""
     constants = {"CAPACITY": capacity, "DEAD_CAPACITY": dead_capacity, "BLOCK": SCREEN_BLOCK}
     return Plan(constants, 4)
 
 
 def update_plan(D: int, dtype: torch.dtype, *, decoder: bool, unit: bool, momentum: bool, move: bool) -> Plan:
-    """Gradient and update of one row, wholly in registers: 16 columns per thread, 8 of float64."""
+    """Return the plan of `update_rows`: a row in registers, 16 columns per thread, 8 of float64."""
     block = power_of_two(max(D, 32))
     per_thread = 8 if wide(dtype) else 16
     constants = {

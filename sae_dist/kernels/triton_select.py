@@ -1,4 +1,4 @@
-"""Encoder and TopK in one sweep, without scores of [B, F]: screen, filter, exact scores, certificate, redo.
+"""The encoder and TopK in one sweep, without [B, F] scores: screen, filter, exact scores, certificate, redo.
 
 1. Screen: bfloat16 products (sums in float32) of a chunk of latents, few enough that the scores stay in the
    GPU's second-level cache; a filter appends to each row's candidates those above the row's floor.
@@ -22,17 +22,17 @@ from sae_dist.kernels.triton_plan import power_of_two, screen_plan
 from sae_dist.kernels.triton_sparse import latent_gradient, ready
 
 STRIDE = 64
-"""Every 64th latent is in the sample that floors are guessed from."""
+"""Distance of the latents in the sample from which floors are guessed."""
 UNLIKELY = 1e-6
-"""Chance that a row gets too few candidates, or too many, if latents are in no order."""
+"""Probability that a row gets too few candidates, or too many, if latents are in random order."""
 KEYS = 2**26
-"""Candidates held at once, 8 bytes each."""
+"""Most candidates in memory at once, 8 bytes each."""
 SCORES = 2**23
-"""Scores of a chunk, 4 bytes each: 32 MB of the 50 that Hopper's second-level cache has."""
+"""Scores in a chunk, 4 bytes each: 32 MB of the 50 MB in Hopper's second-level cache."""
 ROWS = 8192
-"""Rows of one product."""
+"""Most rows in one product."""
 TRUST = 3.0
-"""The certificate's allowance for the screen, in largest errors seen."""
+"""The margin that the certificate demands, in largest errors seen of the screen."""
 EMPTY = -(2**63)
 LOW = 2**31 - 1
 
@@ -40,7 +40,7 @@ Found = tuple[Tensor, Tensor]
 
 
 def topk_rows(scores_BF: Tensor, k: int) -> Found:
-    """See `reference.topk_rows`. One integer per score orders by value, then by index."""
+    """Return the `k` largest scores of each row (`reference.topk_rows`), by keys of value and index."""
     if scores_BF.dtype == torch.float64:
         val, idx = scores_BF.sort(dim=1, descending=True, stable=True)
         return val[:, :k], idx[:, :k]
@@ -51,25 +51,25 @@ def topk_rows(scores_BF: Tensor, k: int) -> Found:
 
 
 def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> Found:
-    """See `reference.encode_topk`. float64, and too few latents to choose among, go by torch operations."""
+    """Return the best latents (`reference.encode_topk`); float64 and few latents use torch operations."""
     return _encode(x_BD, W_FD, b_F, k, None, 0)[0]
 
 
 def encode_topk_dead(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
 ) -> tuple[Found, Found]:
-    """See `reference.encode_topk_dead`: both selections from the same scores, in one sweep."""
+    """Return the best and the best dead latents (`reference.encode_topk_dead`), in one sweep."""
     live, dead = _encode(x_BD, W_FD, b_F, k, dead_F, dead_k)
     return live, dead
 
 
 @dataclass(frozen=True)
 class Room:
-    """How many candidates a selection of `k` needs.
+    """The numbers of candidates with which a selection of `k` works.
 
-    exact     those that get exact scores
+    exact     candidates per row that get exact scores
     rank      the floor is the sample's rank-th largest score
-    capacity  slots per row
+    capacity  slots for candidates per row
     """
 
     k: int
@@ -80,7 +80,11 @@ class Room:
     @staticmethod
     @lru_cache
     def of(k: int) -> "Room":
-        """Of the `exact` best latents fewer than `rank` are in the sample, of the `capacity` best more."""
+        """Return the smallest numbers with which few rows have to be redone.
+
+        The sample has fewer than `rank` of a row's `exact` best latents, and at least `rank` of its
+        `capacity` best ones: each but for a probability of `UNLIKELY`.
+        """
         exact = k + max(16, k // 4)
         rank = 1
         while tail(exact, rank) > UNLIKELY:
@@ -92,7 +96,7 @@ class Room:
 
 
 def tail(number: int, rank: int) -> float:
-    """The chance that at least `rank` of `number` latents are in the sample."""
+    """Return the probability that at least `rank` of `number` latents are in the sample."""
     p = 1 / STRIDE
     below = (math.comb(number, hits) * p**hits * (1 - p) ** (number - hits) for hits in range(rank))
     return 1 - math.fsum(below)
@@ -139,7 +143,7 @@ def _sweep(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[tuple[Room, Ten
 
 @dataclass
 class Candidates:
-    """One selection's candidates of some rows: sort keys, in the order of the latents."""
+    """The candidates of one selection in some rows: sort keys, in the order of the latents."""
 
     room: Room
     mask_F: Tensor | None
@@ -149,7 +153,7 @@ class Candidates:
 
     @staticmethod
     def start(room: Room, mask_F: Tensor | None, x16_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> "Candidates":
-        """None yet; floors from a sample of the latents, -inf where the sample is too small."""
+        """Return no candidates yet, and floors from a sample of the latents (-inf if it is too small)."""
         rows, W16_SD, b_S = len(x16_BD), W_FD[::STRIDE].bfloat16(), b_F[::STRIDE]
         floor_B = torch.full((rows,), -torch.inf, device=x16_BD.device)
         tile = max(16, SCORES // len(b_S))
@@ -164,11 +168,11 @@ class Candidates:
         return Candidates(room, mask_F, floor_B, key_BS, count_B)
 
     def of_rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """What the filter reads and writes."""
+        """Return the rows' floors, keys and counts, which the filter reads and writes."""
         return self.floor_B[rows], self.key_BS[rows], self.count_B[rows]
 
     def finish(self, x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> Found:
-        """Exact scores, the certificate, and rows without it once more."""
+        """Return the selection: compute exact scores, check the certificate, redo the rows without it."""
         exact, k = self.room.exact, self.room.k
         key_BM = self.key_BS.topk(exact, dim=1).values
         filled_BM = key_BM != EMPTY
@@ -192,7 +196,7 @@ class Candidates:
 
 
 def _in_full(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, mask_F: Tensor | None) -> Found:
-    """By torch operations, in tiles of latents, in the precision of the weights (float32 of bfloat16)."""
+    """Select by torch operations, by tiles of latents, in the weights' precision (bfloat16: float32)."""
     if W_FD.dtype == torch.bfloat16 or x_BD.dtype != W_FD.dtype:
         dtype = torch.promote_types(torch.promote_types(x_BD.dtype, W_FD.dtype), torch.float32)
         x_BD, W_FD, b_F = x_BD.to(dtype), W_FD.to(dtype), b_F.to(dtype)
@@ -204,14 +208,14 @@ def _in_full(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, mask_F: Tensor | N
 
 
 def screen(x16_BD: Tensor, W16_CD: Tensor) -> Tensor:
-    """x W^T of bfloat16, with sums and result in float32, [B, C]."""
+    """Return x W^T of bfloat16, with sums and result in float32, [B, C]."""
     if x16_BD.device.type == "cpu":
         return x16_BD.float() @ W16_CD.float().T
     return torch.mm(x16_BD, W16_CD.T, out_dtype=torch.float32)
 
 
 def sort_keys(score: Tensor, latent: Tensor) -> Tensor:
-    """As `triton_jit.sort_key`; of bfloat16 scores too."""
+    """Return the keys of `triton_jit.sort_key`, also for bfloat16 scores."""
     score = score.float()
     bits = torch.where(score == 0, 0.0, score).view(torch.int32)
     bits = torch.where(score.isnan(), 0x7FC00000, bits)
@@ -220,6 +224,6 @@ def sort_keys(score: Tensor, latent: Tensor) -> Tensor:
 
 
 def scores_of(key: Tensor) -> Tensor:
-    """The scores that sort keys were made of."""
+    """Return the scores from which sort keys were made."""
     ordered = (key >> 32).int()
     return torch.where(ordered < 0, ordered ^ LOW, ordered).view(torch.float32)

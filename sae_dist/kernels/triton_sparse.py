@@ -1,6 +1,6 @@
-"""Hosts of the sparse programs: sums and products over (row, latent) pairs, as `reference` defines them.
+"""The hosts of the sparse programs: sums and products over (row, latent) pairs, as in `reference`.
 
-Rows and weights may be float32, bfloat16 or float64; sums are in float32 (float64 of float64).
+Rows and weights may be float32, bfloat16 or float64; sums are in float32 (for float64 in float64).
 """
 
 import torch
@@ -15,14 +15,14 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
 def decode(latent_P: Tensor, value_P: Tensor, offsets_B: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.decode`."""
+    """Return the reconstruction of each row; see `reference.decode`."""
     latent_P, value_P, offsets_B, W_FD = ready(latent_P, value_P, offsets_B, W_FD)
     plan = bag_plan(W_FD.shape[1], W_FD.dtype, windows=False)
     return run_bag(latent_P, value_P, offsets_B, W_FD, W_FD, plan)
 
 
 def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: Tensor) -> Tensor:
-    """See `reference.latent_gradient`."""
+    """Return the gradient of the codes; see `reference.latent_gradient`."""
     latent_P, offsets_B, grad_BD, W_FD = ready(latent_P, offsets_B, grad_BD, W_FD)
     plan = dots_plan(W_FD.shape[1], W_FD.dtype)
     out_P = torch.empty(len(latent_P), dtype=summed(W_FD.dtype), device=W_FD.device)
@@ -34,7 +34,7 @@ def latent_gradient(latent_P: Tensor, offsets_B: Tensor, grad_BD: Tensor, W_FD: 
 
 
 def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_BD: Tensor, F: int) -> Tensor:
-    """See `reference.weight_gradient`. Pairs sorted by latent; a latent of many is shared out by windows."""
+    """Return the gradient of the weights (`reference.weight_gradient`); frequent latents go by windows."""
     latent_P, coeff_P, offsets_B, rows_BD = ready(latent_P, coeff_P, offsets_B, rows_BD)
     latent_P, order_P = latent_P.sort(stable=True)
     row_P = pair_rows(offsets_B, len(latent_P))[order_P]
@@ -46,7 +46,7 @@ def weight_gradient(latent_P: Tensor, coeff_P: Tensor, offsets_B: Tensor, rows_B
 
 
 def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
-    """See `reference.bias_gradient`. Sorted, so that sums do not depend on the order of atomics."""
+    """Return the gradient of the bias (`reference.bias_gradient`); sorting makes sums deterministic."""
     latent_P, coeff_P = ready(latent_P, coeff_P)
     latent_P, order_P = latent_P.sort(stable=True)
     start_F = torch.searchsorted(latent_P, torch.arange(F, device=latent_P.device))
@@ -59,7 +59,7 @@ def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
 def run_bag(
     index_P: Tensor, coeff_P: Tensor, start_S: Tensor, rows_ND: Tensor, partial_WD: Tensor, plan: Plan
 ) -> Tensor:
-    """Weighted sums of rows per segment, [S, D]."""
+    """Return weighted sums of rows per segment, [S, D]."""
     segments, D = len(start_S), rows_ND.shape[1]
     out_SD = torch.empty(segments, D, dtype=summed(rows_ND.dtype), device=rows_ND.device)
     if out_SD.numel():
@@ -70,7 +70,7 @@ def run_bag(
 
 
 def run_windows(key_P: Tensor, index_P: Tensor, coeff_P: Tensor, rows_ND: Tensor, parity: int = -1) -> Tensor:
-    """Sums of those windows of sorted pairs that have one key; others are not written."""
+    """Return the sums of windows of sorted pairs that have one key; other windows are not written."""
     D, windows = rows_ND.shape[1], len(key_P) // WINDOW
     partial_WD = torch.empty(max(windows, 1), D, dtype=summed(rows_ND.dtype), device=rows_ND.device)
     if windows:
@@ -82,22 +82,22 @@ def run_windows(key_P: Tensor, index_P: Tensor, coeff_P: Tensor, rows_ND: Tensor
 
 
 def grid(segments: int, D: int, plan: Plan) -> tuple[int, int]:
-    """Programs: one per segment and tile of columns."""
+    """Return the number of programs: one per segment and tile of columns."""
     block = plan.constants["BLOCK"]
     assert isinstance(block, int)
     return segments, -(-D // block)
 
 
 def summed(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of sums over rows of a dtype."""
+    """Return the dtype of sums over rows of a dtype."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def ready(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, contiguous.
+    """Return the tensors, made contiguous.
 
     Raises:
-        ConfigError: on different devices, or of a dtype that these programs do not know.
+        ConfigError: they are on different devices, or have a dtype that these programs do not support.
     """
     for tensor in tensors:
         if tensor.device != tensors[0].device:

@@ -1,6 +1,6 @@
-"""Host of the fused update: gradients of touched rows, Adam and unit norm in one walk over the pairs.
+"""The host of the fused update: gradients of touched rows, Adam and unit norm in one walk over the pairs.
 
-No gradient is ever in memory: a program adds up a latent's gradient in registers and moves its row. Pairs are
+No gradient is ever in memory: a program sums a latent's gradient in registers and updates its row. Pairs are
 sorted by latent, the encoder's before the decoder's; the number of touched latents stays on the device.
 """
 
@@ -17,10 +17,10 @@ WEIGHTS = ("W_enc", "W_dec")
 
 
 class FusedUpdate:
-    """See `kernels.row_update.RowUpdate`.
+    """The row update as a Triton program; see `kernels.row_update.RowUpdate`.
 
     Raises:
-        ConfigError: rows too wide to be held in registers.
+        ConfigError: the rows are too wide for the registers.
     """
 
     def __init__(self, encoder: list[PairTerm], decoder: list[PairTerm], state: RowState):
@@ -28,7 +28,7 @@ class FusedUpdate:
         widest = max(state.weights[name].shape[1] for name in WEIGHTS)
         if widest > WIDEST_ROW:
             raise ConfigError(
-                f"kernels=triton: optim.kind=row_adam takes rows of up to {WIDEST_ROW}, not {widest}; "
+                f"kernels=triton: optim.kind=row_adam supports rows of up to {WIDEST_ROW}, not {widest}; "
                 "use kernels=torch or optim.kind=adam"
             )
         latent_P, coeff_P = (
@@ -48,7 +48,7 @@ class FusedUpdate:
         ]
 
     def _find_segments(self) -> None:
-        """Each touched latent's pairs; then empty segments, up to a number known without a host sync."""
+        """Find each touched latent's pairs; then empty segments, up to a number known without a host sync."""
         pairs, device = len(self.key_P), self.key_P.device
         latent_P = self.key_P >> 1
         segment_P = (torch.diff(latent_P, prepend=latent_P[:1]) != 0).cumsum(0)
@@ -58,11 +58,11 @@ class FusedUpdate:
         self.middle_U = torch.searchsorted(self.key_P, 2 * self.latent_U + 1)
 
     def squares(self) -> Tensor:
-        """See `RowUpdate.squares`."""
+        """Return the squared norm of all gradients; see `RowUpdate.squares`."""
         return self._run(None, None, None)
 
     def move(self, step: AdamStep, bad: Tensor, scale: Tensor | None) -> Tensor:
-        """See `RowUpdate.move`."""
+        """Update every touched row; see `RowUpdate.move`."""
         return self._run(step, bad, scale)
 
     def _run(self, step: AdamStep | None, bad: Tensor | None, scale: Tensor | None) -> Tensor:
@@ -94,7 +94,7 @@ class FusedUpdate:
 
 
 def _rows(encoder: list[PairTerm], decoder: list[PairTerm]) -> tuple[Tensor, list[Tensor]]:
-    """Every pair's place in its weight's rows, and those rows: of all terms below one another, none twice."""
+    """Return every pair's place in its weight's rows, and those rows: all terms concatenated, none twice."""
     places, rows = [], []
     for terms in (encoder, decoder):
         known: dict[int, int] = {}
@@ -109,7 +109,7 @@ def _rows(encoder: list[PairTerm], decoder: list[PairTerm]) -> tuple[Tensor, lis
 
 
 def _numbers(step: AdamStep, device: torch.device) -> Tensor:
-    """What the program reads of a step, for the encoder and for the decoder; copied without waiting."""
+    """Return the step's numbers for the programs of encoder and decoder; copied without waiting."""
     common = [step.beta1, step.beta2, *step.corrections, step.eps, step.number]
     rows = [[step.lr[name], step.lr["b_enc"], *common] for name in WEIGHTS]
     numbers = torch.tensor(rows, dtype=torch.float64, pin_memory=device.type == "cuda")

@@ -13,14 +13,13 @@ from sae_dist.config.resolve import identity
 from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
 from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
+from sae_dist.core.files import replacing, write_json
+from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
+from sae_dist.core.text import gib
 from sae_dist.launch.provenance import provenance
 
-CONFIG = "config.yaml"
-PROVENANCE = "provenance.json"
-SUMMARY = "summary.json"
 MAY_CHANGE = "train_tokens (to more), metrics, checkpoint, topology, llm.shard*, llm.offload, llm.compile"
-WORK = ("checkpoints/step_*", "*/checkpoints/step_*", "shards/*.tar")
+WORK = (f"{CHECKPOINTS}/step_*", f"*/{CHECKPOINTS}/step_*", "shards/*.tar")
 SPARE_BYTES = 64 << 20
 SHOWN_DIFFERENCES = 4
 
@@ -116,9 +115,8 @@ def continue_folder(
     name = (kind or RUN).config
     try:
         for cfg, its in configs:
-            temporary = its / f".{name}.tmp"
-            save_config(cfg, temporary)
-            os.replace(temporary, its / name)
+            with replacing(its / name) as temporary:
+                save_config(cfg, temporary)
         starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
@@ -127,10 +125,7 @@ def continue_folder(
 
 def is_finished(folder: Path) -> bool:
     """Whether training and evaluation are done."""
-    try:
-        return json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("status") == "finished"
-    except (OSError, ValueError):
-        return False
+    return status(folder) == FINISHED
 
 
 def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]) -> Frozen:
@@ -141,7 +136,11 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
         return Frozen(folder, finished=True)
     if cfg.resume != "auto":
         what = f"was begun with train_tokens={begun.train_tokens}" if longer else "is unfinished"
-        raise ConfigError(f"{folder} {what}; continue it with resume=auto, or choose another name=")
+        how = "it with resume=auto"
+        if kind is RUN and not longer:
+            what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+            how = f"with sae-dist resume {folder}"
+        raise ConfigError(f"{folder} {what}; continue {how}, or choose another name=")
     if cfg.train_tokens < begun.train_tokens:
         raise ConfigError(
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
@@ -153,6 +152,13 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
         for _, its in parts:
             (its / SUMMARY).unlink(missing_ok=True)
     return Frozen(folder)
+
+
+def _newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint, the earliest of a grid's dictionaries; 0 without one."""
+    files = [*folder.glob(f"{CHECKPOINTS}/{LATEST}"), *folder.glob(f"*/{CHECKPOINTS}/{LATEST}")]
+    names = [each.read_text(encoding="utf-8").strip() for each in files]
+    return min((int(name.removeprefix("step_")) for name in names), default=0)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:
@@ -215,10 +221,6 @@ def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str,
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise ConfigError(
-            f"output={cfg.output} has {_gib(free)} free and this {noun} needs about {_gib(needed)} for "
+            f"output={cfg.output} has {gib(free)} free and this {noun} needs about {gib(needed)} for "
             f"{what}; make room, {fewer}, or choose another output="
         )
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

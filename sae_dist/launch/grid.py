@@ -1,6 +1,5 @@
 """The end of a grid: every dictionary exported and evaluated, one table, and what one stream saved."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
 
 EVALUATED_BYTES = 4 << 30
 """Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
@@ -31,11 +31,10 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
     from sae_dist.evaluation.seeds import compare_seeds
     from sae_dist.evaluation.summary import evaluate_runs
     from sae_dist.train.export import export_run
-    from sae_dist.train.rank import DIVERGED, status
 
     by_hook: dict[str | None, list[Path]] = {}
     for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):
-        if status(each) == "trained":
+        if status(each) == TRAINED:
             export_run(each)
             by_hook.setdefault(member.hook, []).append(each)
     for folders in by_hook.values():
@@ -43,17 +42,17 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
             evaluate_runs(together)
     found: dict[str, dict[str, Any]] = {}
     for each in member_folders(cfg, folder):
-        summary = json.loads((each / "summary.json").read_text(encoding="utf-8"))
+        summary = read_summary(each)
         found[each.name] = {key: summary.get(key) for key in ("status", "reason", *(c[1] for c in COLUMNS))}
         found[each.name] |= {"stream_seconds": summary.get("stream_seconds")}
     if all(each["status"] == DIVERGED for each in found.values()):
         reasons = {each["reason"] for each in found.values()}
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
-    result: dict[str, Any] = {"status": "finished", "dictionaries": found}
+    result: dict[str, Any] = {"status": FINISHED, "dictionaries": found}
     result["cost"] = cost(cfg, list(found.values()))
     trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
     result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
-    write_json(folder / "summary.json", result)
+    write_json(folder / SUMMARY, result)
     return format_grid(result)
 
 
@@ -62,7 +61,7 @@ def batches(folders: list[Path]) -> list[list[Path]]:
     found: list[list[Path]] = []
     room = 0
     for folder in folders:
-        size = sum(each.stat().st_size for each in (folder / "export").iterdir())
+        size = sum(each.stat().st_size for each in (folder / EXPORT).iterdir())
         if not found or size > room:
             found.append([])
             room = EVALUATED_BYTES

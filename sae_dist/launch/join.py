@@ -9,7 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from sae_dist.core.errors import Told, TransportError
-from sae_dist.distributed.runtime import Place, slurm_rendezvous
+from sae_dist.core.place import Place
+from sae_dist.distributed.runtime import slurm_rendezvous
 from sae_dist.launch.freeze import Frozen
 
 WAIT_S = 600.0

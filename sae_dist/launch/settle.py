@@ -12,6 +12,7 @@ from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.place import launched, place
 from sae_dist.launch.compose import compose_config
 
 if TYPE_CHECKING:
@@ -53,16 +54,6 @@ class Settled:
 
                 check_start(each, its)
         return cls(cfg, columns, tuple(found), widths, note)
-
-
-def launched() -> bool:
-    """Whether torchrun or a Slurm step of several tasks started this process.
-
-    A Slurm batch script has SLURM_PROCID too and is no rank. The same rule as `distributed.runtime.place`,
-    here without torch: wrong input is answered before that is imported.
-    """
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_STEP_ID" in os.environ else 1
-    return ("RANK" in os.environ and "WORLD_SIZE" in os.environ) or tasks > 1
 
 
 def check_restarts() -> None:
@@ -142,7 +133,6 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
         facts = check_cached(cfg)
         return Settled.of(cfg, facts, facts.width, facts.columns)
-    from sae_dist.distributed.runtime import place
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.fit import check_memory
     from sae_dist.llm.tensor_parallel import check_plan

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae_dist.core.errors import Preempted, SaeDistError
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST, LOGS
 
 GRACE_S = 10.0
 POLL_S = 0.05
@@ -26,8 +27,8 @@ class RankFailed(SaeDistError):
         self.exit_code = exit_code
 
 
-def spawn(folder: Path, world: int, role: str = "rank") -> None:
-    """Run `sae-dist rank FOLDER`, or another role's command, in `world` processes, to their end.
+def spawn(folder: Path, world: int, role: str) -> None:
+    """Run `sae-dist rank ROLE FOLDER` in `world` processes, to their end.
 
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
     system chose. Signals are passed on to the ranks. Ranks notice the end of this process through a pipe.
@@ -39,7 +40,7 @@ def spawn(folder: Path, world: int, role: str = "rank") -> None:
     import torch.distributed as dist
 
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    logs = folder / "logs"
+    logs = folder / LOGS
     logs.mkdir(exist_ok=True)
     for left_over in logs.glob("rank_*.error"):
         left_over.unlink()
@@ -66,7 +67,7 @@ def _start(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world, 1)))
-    command = [sys.executable, "-m", "sae_dist.cli", role, str(folder), PARENT_PIPE, str(pipe)]
+    command = [sys.executable, "-m", "sae_dist.cli", "rank", role, str(folder), PARENT_PIPE, str(pipe)]
     with open(logs / f"rank_{rank}.log", "ab") as log:
         return subprocess.Popen(
             command,
@@ -121,7 +122,7 @@ def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
 
 def _failure(rank: int, code: int, logs: Path) -> RankFailed:
     if code < 0:
-        name, latest = signal.Signals(-code).name, logs.parent / "checkpoints" / "latest"
+        name, latest = signal.Signals(-code).name, logs.parent / CHECKPOINTS / LATEST
         last = latest.read_text(encoding="utf-8").strip() if latest.is_file() else "none"
         where = f"host {socket.gethostname()}, last checkpoint {last}"
         return RankFailed(f"rank {rank} was killed by {name} ({where}); continue with resume=auto", 1)

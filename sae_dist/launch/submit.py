@@ -11,12 +11,13 @@ from pathlib import Path
 from sae_dist.config.rules.cluster import asks_apart, role_ranks
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_text
+from sae_dist.core.place import launched
+from sae_dist.core.run_folder import CONFIG, JOB, LOGS
 from sae_dist.launch.compose import data_folder
-from sae_dist.launch.freeze import CONFIG, Frozen
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import prepare
-from sae_dist.launch.settle import launched
 
-SCRIPT = "submit.sbatch"
 LOG = "all.log"
 SBATCH_TIMEOUT_S = 120
 NO_CONTROLLER = ("Unable to contact slurm controller", "Could not establish a configuration source")
@@ -51,7 +52,7 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
 def told(frozen: Frozen, job: str) -> str:
     """The one line after a submission."""
     folder = os.path.relpath(frozen.folder)
-    return f"submitted job {job}: {folder} (log: {folder}/logs/{LOG})"
+    return f"submitted job {job}: {folder} (log: {folder}/{LOGS}/{LOG})"
 
 
 def check_slurm(only_write: bool = False) -> None:
@@ -103,10 +104,9 @@ def write_script(folder: Path) -> Path:
     """`submit.sbatch` of a frozen run folder, complete or absent; returns its path."""
     folder = folder.resolve()
     cfg = load_config(folder / CONFIG)
-    (folder / "logs").mkdir(exist_ok=True)
-    path, temporary = folder / SCRIPT, folder / f".{SCRIPT}.tmp"
-    temporary.write_text(render(cfg, folder), encoding="utf-8")
-    os.replace(temporary, path)
+    (folder / LOGS).mkdir(exist_ok=True)
+    path = folder / JOB
+    write_text(path, render(cfg, folder))
     return path
 
 
@@ -145,7 +145,7 @@ def option_lines(cfg: RunConfig, folder: Path) -> list[str]:
         # A second job of the same run waits for the first.
         "dependency": "singleton",
         # Slurm's own words; in the script all else goes there, too. % would start a pattern.
-        "output": str(folder / "logs" / LOG).replace("%", "%%"),
+        "output": str(folder / LOGS / LOG).replace("%", "%%"),
         "open-mode": "append",
         "requeue" if cluster.requeue else "no-requeue": None,
         "signal": f"USR2@{cluster.warn_s}",

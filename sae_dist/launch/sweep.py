@@ -10,10 +10,12 @@ from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.place import launched
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.compose import expand, sweep_keys
-from sae_dist.launch.freeze import CONFIG, Frozen
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import checked, prepare, train_command
-from sae_dist.launch.settle import composed, for_cluster, launched
+from sae_dist.launch.settle import composed, for_cluster
 
 LAUNCHER = "hydra/launcher"
 LAUNCHERS = ("basic", "slurm")
@@ -49,7 +51,9 @@ def multirun_command(overrides: list[str]) -> None:
             train_command(job.overrides)
     finally:
         if any(folder.glob(f"*/{CONFIG}")):
-            table_command(folder)
+            from sae_dist.evaluation.sweep import sweep_table
+
+            print(sweep_table(folder))
 
 
 def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
@@ -124,14 +128,3 @@ def submit_jobs(folder: Path, jobs: list[Job], cfg: RunConfig) -> None:
     print(
         f"submitted array {job_id} of {len(scripts)} jobs: {shown}; their table: sae-dist sweep-table {shown}"
     )
-
-
-def table_command(folder: Path) -> None:
-    """`sae-dist sweep-table`: write and print the table of the runs in a folder, and draw it.
-
-    Raises:
-        ConfigError: there is no run in it.
-    """
-    from sae_dist.evaluation.sweep import sweep_table
-
-    print(sweep_table(folder))

@@ -8,6 +8,7 @@ import torch
 from sae_dist.config.rules.sharding import world_size_of
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import gib
 from sae_dist.core.types import LlmFacts
 
 USABLE = 0.9  # of the memory: activations, masks and the dictionary need some
@@ -34,8 +35,8 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
         return
     count = f"{copies:.3g} x " if copies > 1 else ""
     raise ConfigError(
-        f"llm.name={cfg.llm.name} needs {count}{_gib(weights)} for its weights up to {facts.hooks[-1]} in "
-        f"{cfg.llm.dtype}, and {where} has {_gib(memory)}; {_fix(cfg, facts, weights, memory)}"
+        f"llm.name={cfg.llm.name} needs {count}{gib(weights)} for its weights up to {facts.hooks[-1]} in "
+        f"{cfg.llm.dtype}, and {where} has {gib(memory)}; {_fix(cfg, facts, weights, memory)}"
     )
 
 
@@ -45,8 +46,8 @@ def why_not_whole(facts: LlmFacts, dtype: str, device: torch.device) -> str | No
     if weights <= USABLE * memory:
         return None
     return (
-        f"evaluation holds the whole model in one process: {_gib(weights)} in {dtype}, and there are "
-        f"{_gib(memory)}"
+        f"evaluation holds the whole model in one process: {gib(weights)} in {dtype}, and there are "
+        f"{gib(memory)}"
     )
 
 
@@ -72,7 +73,3 @@ def _fix(cfg: RunConfig, facts: LlmFacts, weights: int, memory: int) -> str:
     split = next((each for each in facts.tp_sizes or () if each >= needed), None)
     tp = f", or llm.shard=tp llm.shard_size={split}" if split else ""
     return f"use llm.shard=zero3 llm.shard_size={needed} topology.producers=1{tp}{over}"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:,.1f} GiB"

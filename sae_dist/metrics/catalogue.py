@@ -11,6 +11,7 @@ table, and the rows of real runs too.
 import re
 from pathlib import Path
 
+from sae_dist.core.run_folder import METRICS
 from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.metric import ALWAYS, Metric
 
@@ -271,7 +272,7 @@ def markdown() -> str:
     """Write the tables as Markdown, for readers."""
     found = HEAD
     for title, metrics in (
-        ("metrics.jsonl", ROW),
+        (METRICS, ROW),
         ("Evaluation", EVAL),
         ("summary.json, besides the evaluation's numbers; in W&B's summary under `summary/`", SUMMARY),
     ):

@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 from sae_dist.core.errors import ConfigError, SaeDistError
-from sae_dist.metrics.wandb_sink import has_key, one_line
+from sae_dist.core.text import class_and_line
+from sae_dist.metrics.wandb_sink import has_key
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Workspace
@@ -107,9 +108,9 @@ def dashboard(target: str) -> str:
         entity = entity or wandb.Api().default_entity or ""
         return workspace(entity, project).save().url
     except (AuthenticationError, UsageError) as error:
-        raise ConfigError(f"W&B rejected the key: {one_line(error)}; run wandb login") from None
+        raise ConfigError(f"W&B rejected the key: {class_and_line(error)}; run wandb login") from None
     except Exception as error:
-        raise SaeDistError(f"W&B did not create the dashboard: {one_line(error)}") from error
+        raise SaeDistError(f"W&B did not create the dashboard: {class_and_line(error)}") from error
 
 
 def workspace(entity: str, project: str) -> "Workspace":

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-GIB = 2**30
+from sae_dist.core.text import GIB
+
 THROTTLED_BY = {
     0x8: "hardware slowdown",
     0x20: "temperature (software)",

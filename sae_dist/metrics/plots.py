@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sae_dist.core.run_folder import METRICS, PLOTS
 from sae_dist.metrics.sinks import read_rows
 
 CURVES = {
@@ -20,8 +21,8 @@ def plot_curves(folder: Path) -> list[Path]:
     """
     from matplotlib.figure import Figure
 
-    rows = read_rows(folder / "metrics.jsonl")
-    (folder / "plots").mkdir(exist_ok=True)
+    rows = read_rows(folder / METRICS)
+    (folder / PLOTS).mkdir(exist_ok=True)
     written = []
     for name, (label, scale) in CURVES.items():
         points = [(row["tokens"], row[name]) for row in rows if row.get(name) is not None]
@@ -34,7 +35,7 @@ def plot_curves(folder: Path) -> list[Path]:
         positive = all(v > 0 for v in values)
         axes.set(xlabel="tokens", ylabel=label, yscale=scale if positive else "linear")
         axes.grid(alpha=0.3)
-        path = folder / "plots" / f"{name.replace('/', '_')}.png"
+        path = folder / PLOTS / f"{name.replace('/', '_')}.png"
         figure.savefig(path, dpi=120)
         written.append(path)
     return written

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,9 @@ from tqdm import tqdm
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
+from sae_dist.core.files import write_text
+from sae_dist.core.run_folder import METRICS
+from sae_dist.core.text import print_line
 from sae_dist.metrics.alerts import Alerts
 from sae_dist.metrics.wandb_sink import WandbSink
 
@@ -46,7 +48,7 @@ def make_sinks(
     if cfg.metrics.wandb != "off":
         shown.append(WandbSink(cfg, folder, run_id))
     of_many = folder.name if isinstance(console, GridConsole) else None
-    return [JsonlSink(folder / "metrics.jsonl", resume_step), *shown, Alerts(shown, of_many)]
+    return [JsonlSink(folder / METRICS, resume_step), *shown, Alerts(shown, of_many)]
 
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
@@ -64,12 +66,7 @@ class JsonlSink:
 
     def __init__(self, path: Path, resume_step: int):
         kept = [row for row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
-        temporary = path.with_name(path.name + ".tmp")
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept), synced=True)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def write(self, row: dict[str, Any]) -> None:
@@ -124,7 +121,7 @@ class ConsoleSink:
             self._print_line()
 
     def alert(self, title: str, text: str) -> None:
-        tqdm.write(f"alert: {title}: {text}", file=sys.stderr)
+        print_line(f"alert: {title}: {text}")
 
     def close(self) -> None:
         if self._bar is not None:
@@ -138,7 +135,7 @@ class ConsoleSink:
         seconds = time.monotonic() - self._waits_since
         if seconds >= WAITS_EVERY_S and any(key in row for key in WAITS):
             shares = (f"{WAITS[key]} {waited / seconds:.1%}" for key, waited in self._waits.items())
-            tqdm.write(f"waited of the last {seconds:.0f} s: {', '.join(shares)}", file=sys.stderr)
+            print_line(f"waited of the last {seconds:.0f} s: {', '.join(shares)}")
             self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), time.monotonic()
 
     def _print_line(self) -> None:

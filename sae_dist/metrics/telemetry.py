@@ -7,20 +7,18 @@ samples; the first consumer of a group adds up all hosts, for the next row of me
 import json
 import os
 import socket
-import sys
 import threading
 import time
 from typing import Any, Protocol
 
 import psutil
 import torch
-from tqdm import tqdm
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.text import GIB, MIB, print_line
 from sae_dist.metrics.nvml import Nvml
 from sae_dist.metrics.stolen import share
 
-GIB, MIB = 2**30, 2**20
 SUMS = ("power_w", "energy_j", "throttled", "xids")
 MAXIMA = ("memory_gib", "temperature_c")
 
@@ -154,9 +152,7 @@ class Telemetry:
         try:
             return Nvml(pynvml, uuids)
         except pynvml.NVMLError as error:
-            tqdm.write(
-                f"telemetry: no numbers of the GPUs of {socket.gethostname()}: {error}", file=sys.stderr
-            )
+            print_line(f"telemetry: no numbers of the GPUs of {socket.gethostname()}: {error}")
             return None
 
     def _collect(self, reporters: list[int]) -> None:

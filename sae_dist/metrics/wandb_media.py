@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
+from sae_dist.core.text import class_and_line, print_line
 from sae_dist.metrics.catalogue import SUMMARY
 from sae_dist.metrics.evaluated import EVAL
-from sae_dist.metrics.wandb_sink import USED, begin, one_line, say
+from sae_dist.metrics.wandb_sink import USED, begin
 
 
 def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
@@ -28,7 +30,7 @@ def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
             run.log_artifact(_artifact(folder, used["id"]))
         run.finish()
     except Exception as error:
-        say(f"wandb got no final numbers, which are in summary.json: {one_line(error)}")
+        print_line(f"wandb got no final numbers, which are in summary.json: {class_and_line(error)}")
 
 
 def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -47,7 +49,7 @@ def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     if density := summary.get("density"):
         histogram = (density["latents"], density["log10_edges"])
         found["eval/density"] = wandb.Histogram(np_histogram=histogram)
-    for path in sorted((folder / "plots").glob("*.png")):
+    for path in sorted((folder / PLOTS).glob("*.png")):
         found[f"plots/{path.stem}"] = wandb.Image(str(path))
     return found
 
@@ -62,8 +64,8 @@ def _artifact(folder: Path, run_id: str) -> Any:
     import wandb
 
     artifact = wandb.Artifact(f"run-{run_id}", type="model")
-    artifact.add_dir(str(folder / "export"), name="export")
-    latest = folder / "checkpoints" / "latest"
+    artifact.add_dir(str(folder / EXPORT), name="export")
+    latest = folder / CHECKPOINTS / LATEST
     if latest.is_file():
         artifact.add_dir(str(latest.parent / latest.read_text().strip()), name="checkpoint")
     return artifact

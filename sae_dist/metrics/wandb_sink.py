@@ -8,7 +8,6 @@ import json
 import netrc
 import os
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from omegaconf import OmegaConf
-from tqdm import tqdm
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import class_and_line, print_line
 
 INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
@@ -47,7 +47,7 @@ class WandbSink:
                 (folder / "wandb" / USED).write_text(used, encoding="utf-8")
                 return
             except Exception as error:
-                say(f"wandb ({self._mode}) failed, the run goes on: {one_line(error)}")
+                print_line(f"wandb ({self._mode}) failed, the run goes on: {class_and_line(error)}")
 
     def write(self, row: dict[str, Any]) -> None:
         self._guard(lambda: self._run.log(row))
@@ -63,7 +63,7 @@ class WandbSink:
         if self._run is not None and self._mode == "offline":
             # A resumed run has several parts, which W&B joins only with WANDB_RESUME.
             parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"
-            say(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
+            print_line(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 
     def _guard(self, act: Any) -> None:
@@ -74,7 +74,7 @@ class WandbSink:
             act()
         except Exception as error:
             self._run = None
-            say(f"wandb failed and is off from here on, the run goes on: {one_line(error)}")
+            print_line(f"wandb failed and is off from here on, the run goes on: {class_and_line(error)}")
             if isinstance(error, ConnectionError):
                 _forget_service()
 
@@ -127,7 +127,7 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
 
 def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:
     """Return the names to group W&B runs by: sweep, run and, in a grid, the dictionary within the run."""
-    in_grid = (folder.parent / "config.yaml").is_file()
+    in_grid = (folder.parent / CONFIG).is_file()
     run = folder.parent.name if in_grid else folder.name
     return {"sweep": cfg.metrics.group, "run": run, "dictionary": folder.name if in_grid else None}
 
@@ -158,13 +158,3 @@ def _user_signal_held_back() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def one_line(error: Exception) -> str:
-    """Return an error as one line for the console."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-
-
-def say(line: str) -> None:
-    """Print a line on the console, above a progress bar."""
-    tqdm.write(line, file=sys.stderr)

@@ -1,10 +1,10 @@
-"""The step with dense gradients: reduce, project, clip by the global norm, update, constrain.
+"""The optimizer step with dense gradients: reduce, project, clip by the global norm, update, constrain.
 
 The optimizer knows parameters by name and whether they are "sharded" (split over the shard axis, the same
 on every replica) or "replicated" (the same on all consumers); it knows nothing of dictionaries.
 
-Of a sharded parameter each replica owns 1 / dp of the rows: gradients are reduce-scattered to the owners,
-which hold the moments, and updated rows are gathered. So moments take total / (dp * shard) per rank.
+Each replica owns 1 / dp of the rows of a sharded parameter: gradients are reduce-scattered to the owners,
+which hold the moments, and updated rows are gathered. So a rank holds 1 / (dp * shard) of the moments.
 """
 
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ State = dict[str, tuple[Tensor, str]]
 
 
 class Trainable(Protocol):
-    """What the optimizer needs of a dictionary."""
+    """The part of a dictionary that the optimizer uses."""
 
     unit_rows: tuple[str, ...]
     lr_groups: dict[str, str]
@@ -32,7 +32,7 @@ class Trainable(Protocol):
 
 
 class Updater(Protocol):
-    """An Adam over the owned rows; reads their .grad."""
+    """An Adam over the owned rows of all parameters, which reads their .grad."""
 
     step_count: int
 
@@ -42,7 +42,7 @@ class Updater(Protocol):
 
 
 class FusedAdam:
-    """torch's fused Adam; a non-finite gradient skips the update on the device."""
+    """The fused Adam of torch, which skips an update on the device if a gradient is not finite."""
 
     def __init__(self, cfg: OptimConfig, parameters: list[Parameter], factors: list[float]):
         self.factors = factors
@@ -61,7 +61,7 @@ class FusedAdam:
             }
 
     def update(self, lr: float, not_finite: Tensor) -> None:
-        """One update, unless `not_finite` is 1."""
+        """Make one update, unless `not_finite` is 1."""
         for group, factor in zip(self.adam.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         # Fused Adam reads these two as torch's GradScaler sets them: a found_inf of 1 skips the update
@@ -70,12 +70,13 @@ class FusedAdam:
         self.adam.step()
 
     def moments(self, parameter: Parameter) -> dict[str, Tensor]:
-        """The moments of one parameter's owned rows."""
+        """Return the moments of one parameter's owned rows."""
         state = self.adam.state[parameter]
         return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
 
     @property
     def step_count(self) -> int:
+        """The number of updates made so far; may be set."""
         return int(next(iter(self.adam.state.values()))["step"])
 
     @step_count.setter
@@ -85,7 +86,7 @@ class FusedAdam:
 
 
 class Engine:
-    """Dense Adam with one global-norm clip over all shards.
+    """A dense Adam with one global-norm clip over all shards.
 
     Args:
         clock: times the phases backward and step.
@@ -110,7 +111,7 @@ class Engine:
         self.updater: Updater = updater(cfg, list(self.owned.values()), factors)
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """Backward from `total` and one update; nothing moves where a gradient is not finite.
+        """Run backward from `total` and make one update; nothing moves if a gradient is not finite.
 
         Returns:
             The global gradient norm before clipping, and a flag (1.0 where it was not finite), both
@@ -142,11 +143,11 @@ class Engine:
         return norm, not_finite
 
     def gradients(self) -> State:
-        """The last step's gradients as they were applied: projected and clipped."""
+        """Return the last step's gradients as they were applied: projected and clipped."""
         return {name: (_grad(owned), self._placement(name)) for name, owned in self.owned.items()}
 
     def state(self) -> State:
-        """Moments by parameter, for checkpoints; zeros before the first step."""
+        """Return the moments by parameter, for checkpoints; zeros before the first step."""
         return {
             f"adam.{name}.{key}": (tensor, self._placement(name))
             for name, owned in self.owned.items()
@@ -155,7 +156,7 @@ class Engine:
 
     @property
     def updates(self) -> int:
-        """Updates made so far, from Adam's own counter."""
+        """The number of updates made so far, from Adam's own counter; may be set."""
         return self.updater.step_count
 
     @updates.setter
@@ -163,7 +164,7 @@ class Engine:
         self.updater.step_count = value
 
     def _reduce(self) -> None:
-        """Gradients of this step, summed over ranks, on their owners; the model's own are given up."""
+        """Sum this step's gradients over ranks onto their owners, and free the model's own."""
         for name, parameter in self.parameters.items():
             grad = _grad(parameter)
             if self._split(name):
@@ -184,7 +185,7 @@ class Engine:
         return tensor[self.topology.dp.rank * rows :][:rows]
 
     def _global_norm(self) -> Tensor:
-        """Norm of the whole gradient: owned rows' squares summed over all ranks, replicated ones once."""
+        """Return the norm of the whole gradient: owned rows summed over all ranks, replicated ones once."""
         squares: dict[str, list[Tensor]] = {"sharded": [], "replicated": []}
         for name, owned in self.owned.items():
             squares[self.placements[name]].append(sum_of_squares(_grad(owned)))
@@ -193,12 +194,12 @@ class Engine:
 
 
 def lr_factor(cfg: OptimConfig, model: Trainable, name: str) -> float:
-    """A parameter's learning rate as a multiple of `optim.lr`, by its group: encoder, bias, or neither."""
+    """Return a parameter's learning rate as a multiple of `optim.lr`: by group encoder, bias, or neither."""
     return {"encoder": cfg.encoder_lr, "bias": cfg.bias_lr}.get(model.lr_groups.get(name, ""), 1.0)
 
 
 def sum_of_squares(tensor: Tensor) -> Tensor:
-    """Row by row: one sum over millions of float32 terms would be off by a thousandth."""
+    """Return the sum of squares, by rows: one float32 sum of millions of terms is off by a thousandth."""
     return torch.linalg.vector_norm(tensor, dim=-1).square().sum()
 
 

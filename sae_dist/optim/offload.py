@@ -1,7 +1,7 @@
-"""Adam with its state and its arithmetic on the host: DeepSpeed's CPUAdam (`optim=offload`).
+"""The Adam with its state and arithmetic on the host, DeepSpeed's CPUAdam (`optim=offload`).
 
-For dictionaries whose moments do not fit the device. Per step: weights and gradients to the
-host, one fused update there, weights back. On a CPU run nothing is copied.
+It is for dictionaries whose moments do not fit the device. Each step copies weights and gradients to the
+host, makes one fused update there, and copies the weights back. On a CPU run nothing is copied.
 """
 
 import torch
@@ -12,7 +12,7 @@ from sae_dist.config.sections import OptimConfig
 
 
 class HostAdam:
-    """The same interface as `engine.FusedAdam`."""
+    """An Adam on the host, with the interface of `engine.FusedAdam`."""
 
     def __init__(self, cfg: OptimConfig, parameters: list[Parameter], factors: list[float]):
         from deepspeed.ops.adam import DeepSpeedCPUAdam
@@ -34,12 +34,12 @@ class HostAdam:
             }
 
     def update(self, lr: float, not_finite: Tensor) -> None:
-        """One update, unless `not_finite` is 1. Waits for the gradients: the host needs them."""
+        """Make one update, unless `not_finite` is 1. Waits for the gradients, which the host needs."""
         if not_finite:
             return
         for device, host in zip(self.device_parameters, self.host, strict=True):
             if host is not device:
-                # The device's weights are the truth: they were constrained after the last update.
+                # The device's weights count: they were constrained after the last update.
                 assert device.grad is not None
                 host.data.copy_(device.data)
                 host.grad = device.grad.cpu()
@@ -51,13 +51,14 @@ class HostAdam:
                 device.data.copy_(host.data)
 
     def moments(self, parameter: Parameter) -> dict[str, Tensor]:
-        """The moments of one parameter's owned rows, on the host."""
+        """Return the moments of one parameter's owned rows, on the host."""
         place = next(i for i, known in enumerate(self.device_parameters) if known is parameter)
         state = self.adam.state[self.host[place]]
         return {key: state[key] for key in ("exp_avg", "exp_avg_sq")}
 
     @property
     def step_count(self) -> int:
+        """The number of updates made so far; may be set."""
         return int(self.adam.state[self.host[0]]["step"])
 
     @step_count.setter

@@ -1,4 +1,4 @@
-"""Row-lazy Adam: an update visits only the rows that this step touched, and no dense gradient is ever made.
+"""The row-lazy Adam: an update visits only the rows that a step touched, and no dense gradient is made.
 
 Gradients of the big weights arrive as sums over (row, latent) pairs (`RowTerm`); a kernel sorts them by
 latent once and gives each touched latent its gradient, its moments and its new row (`kernels.row_update`).
@@ -22,7 +22,7 @@ from sae_dist.optim.engine import FusedAdam, State, Trainable, lr_factor
 
 
 class RowAdam:
-    """Adam over rows for W_enc, b_enc and W_dec; torch's Adam for the few replicated parameters."""
+    """An Adam over touched rows for W_enc, b_enc and W_dec, and torch's for the few replicated parameters."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class RowAdam:
         self.touched_F = torch.zeros(self.rows, dtype=torch.int64, device=like["W_enc"].device)
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
-        """See `Engine.step`."""
+        """Run backward from `total` and make one update; see `Engine.step`."""
         with self.clock("backward"):
             total.backward()
         with torch.no_grad(), self.clock("step"):
@@ -80,7 +80,7 @@ class RowAdam:
         return norm, bad.float()
 
     def state(self) -> State:
-        """Moments and last touches by parameter, for checkpoints."""
+        """Return moments and last touches by parameter, for checkpoints."""
         layout = "owned" if self.topology.dp.size > 1 else "sharded"
         found = {f"row_adam.{name}.exp_avg": (m, layout) for name, m in self.moment1.items()}
         found |= {f"row_adam.{name}.exp_avg_sq": (m, layout) for name, m in self.moment2.items()}
@@ -92,7 +92,7 @@ class RowAdam:
 
     @property
     def updates(self) -> int:
-        """Updates made so far; a step whose gradients were not finite is none."""
+        """The number of updates made so far, without steps whose gradients were not finite."""
         return self.adam.step_count
 
     @updates.setter
@@ -100,7 +100,7 @@ class RowAdam:
         self.adam.step_count = value
 
     def _collect(self) -> tuple[list[PairTerm], list[PairTerm]]:
-        """This step's pairs, of all replicas, whose latents this replica owns: of W_enc and of W_dec."""
+        """Return all replicas' pairs of this step whose latents this replica owns, of W_enc and of W_dec."""
         terms = self.model.row_terms
         assert terms is not None
         self.model.row_terms = {"W_enc": [], "W_dec": []}
@@ -112,14 +112,14 @@ class RowAdam:
         return encoder, decoder
 
     def _rows(self) -> RowState:
-        """The rows that this replica owns, as the kernel sees them."""
+        """Return the rows that this replica owns, in the form the kernel needs."""
         own = {
             name: weight.data[self.first : self.first + self.rows] for name, weight in self.weights.items()
         }
         return RowState(own, self.moment1, self.moment2, self.touched_F, self.model.unit_rows)
 
     def _share(self) -> None:
-        """Every replica gets the rows that the others own."""
+        """Copy to every replica the rows that the others own."""
         if self.topology.dp.size > 1:
             for weight in self.weights.values():
                 own = weight.data[self.first : self.first + self.rows]
@@ -127,7 +127,7 @@ class RowAdam:
 
 
 def _gathered(term: RowTerm, dp: Axis, first: int, last: int) -> PairTerm:
-    """The pairs of all replicas, owned latents only, numbered from `first`."""
+    """Return the pairs of all replicas for owned latents only, numbered from `first`."""
     counts = torch.diff(term.offsets_B, append=term.offsets_B.new_tensor([len(term.latent_P)]))
     row_P = torch.repeat_interleave(counts, output_size=len(term.latent_P)) + dp.rank * len(counts)
     latent_P, coeff_P, row_P = (dp.gather_ragged(t) for t in (term.latent_P, term.coeff_P, row_P))
@@ -139,7 +139,7 @@ def _gathered(term: RowTerm, dp: Axis, first: int, last: int) -> PairTerm:
 
 
 def _finite(terms: list[PairTerm]) -> Tensor:
-    """Whether all coefficients and rows are finite, so that every gradient is."""
+    """Return whether all coefficients and rows are finite, so that every gradient is, as a 0-d bool."""
     return torch.stack([torch.isfinite(t.coeff_P.sum() + t.rows_BD.sum()) for t in terms]).all()
 
 

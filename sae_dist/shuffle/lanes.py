@@ -1,9 +1,9 @@
-"""Lanes: a shuffle that is deterministic, resumable and independent of the topology.
+"""The shuffle by lanes, which is deterministic, resumable and independent of the topology.
 
 There are V lanes. Row q of the run belongs to lane q mod V, so lanes never drift apart. A lane reads
 chunks of exactly R activations; `block_chunks` chunks make a group. Row r of group g goes to block g or
-g + 1 by a hash of (seed, lane, g, r); a block is permuted by (seed, lane, block) and handed out. So a lane
-is where (block, offset) says, and can be rebuilt from the source at two groups' cost.
+g + 1 by a hash of (seed, lane, g, r); a block is permuted by (seed, lane, block) and handed out. So
+(block, offset) is the whole state of a lane, which can be rebuilt from the source by reading two groups.
 """
 
 from dataclasses import astuple, dataclass
@@ -19,7 +19,7 @@ from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 
 @dataclass(frozen=True)
 class Counts:
-    """What the source left out or repeated in the chunks pulled so far, over the whole run."""
+    """The numbers of chunks pulled so far in the run, of rows excluded from them, and of rows repeated."""
 
     chunks: int = 0
     excluded: int = 0
@@ -32,12 +32,12 @@ class Counts:
 
 
 class Lane:
-    """One lane: pulls chunks, hands out shuffled rows.
+    """A lane, which pulls chunks from a source and hands out shuffled rows.
 
     Args:
-        phase: in [0, 1): when within a chunk's worth of rows this lane pulls its next chunk. Lanes have
-            different phases, so that the work of the LLM is spread over steps.
-        total: rows this lane hands out in the whole run; nothing is pulled beyond what they need.
+        phase: in [0, 1): the point within a chunk's worth of rows at which this lane pulls its next chunk.
+            Lanes have different phases, so that the work of the LLM is spread over steps.
+        total: rows this lane hands out in the whole run; chunks that they do not need are not pulled.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Lane:
         self.group_number = max(self.block - 1, 0)
 
     def state(self) -> dict[str, Any]:
-        """Where the lane stands; with it, `restore` reaches the same place by two groups' work."""
+        """Return the lane's position, from which `restore` continues by reading two groups again."""
         start, counts = self.starts.get(max(self.block - 1, 0), (self.start, self.counts))
         return {
             "block": self.block,
@@ -69,12 +69,12 @@ class Lane:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go to a state, before the lane is opened."""
+        """Set the lane's position, before the lane is opened."""
         assert self.rows is None, "a lane that has handed out rows is not restored"
         self._goto(state)
 
     def open(self) -> None:
-        """Open the source where the lane stands."""
+        """Open the source at the lane's position."""
         self.chunks = self.source.open(self.lane, self.start)
 
     def fill(self) -> None:
@@ -87,7 +87,7 @@ class Lane:
         self.offset = offset
 
     def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """The next `count` rows [count, D] and their ids."""
+        """Return the next `count` rows [count, D] and their ids."""
         parts = []
         while count:
             assert self.rows is not None, "filled when the shuffle was opened"
@@ -125,7 +125,7 @@ class Lane:
             self.counts += Counts(1, chunk.excluded, chunk.repeated)
 
     def _split(self) -> tuple[Tensor, Tensor]:
-        """Divide the full group: returns the rows that stay, keeps those for the next block."""
+        """Divide the full group: return the rows that stay, and keep those of the next block."""
         rows = torch.cat([chunk.rows_RD for chunk in self.group])
         ids = torch.cat([chunk.ids_R for chunk in self.group])
         stays = self._draw("split", self.group_number, len(rows)) % 2 == 0
@@ -151,13 +151,13 @@ class Lane:
         self.starts = {g: start for g, start in self.starts.items() if g >= self.block - 1}
 
     def _draw(self, purpose: str, number: int, count: int) -> np.ndarray:
-        """Random uint64 [count], raw: numpy keeps that stream across versions, and no method built on it."""
+        """Return raw random uint64 [count], the one stream that numpy keeps the same across versions."""
         tag = {"split": 1, "permute": 2}[purpose]
         return np.random.Philox(seed=[self.seed, self.lane, number, tag]).random_raw(count)
 
 
 class Shuffle:
-    """The lanes of one consumer rank: draws this rank's rows of each step.
+    """The lanes of one consumer rank, from which it draws its rows of each step.
 
     Row q of the run belongs to consumer q mod C (C divides the number of lanes and the batch), so each
     rank draws batch / C rows, cycling through its lanes.
@@ -183,7 +183,7 @@ class Shuffle:
         ]
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """This rank's rows of `step`, [batch / C, D], and their ids, in the order of q."""
+        """Return this rank's rows of `step`, [batch / C, D], and their ids, in the order of q."""
         if not self.opened:
             self._open()
         count = len(self.lanes)
@@ -199,7 +199,7 @@ class Shuffle:
         return out, out_ids
 
     def _open(self) -> None:
-        """Open all lanes, then fill them, those that start earliest first.
+        """Open all lanes, then fill them, in the order of where they start.
 
         Chunks may arrive from elsewhere in the order of their numbers, with room for few ahead: a lane
         further on would wait for chunks that only come once those before it have been taken.
@@ -211,14 +211,14 @@ class Shuffle:
             lane.fill()
 
     def state(self) -> dict[str, Any]:
-        """State of every lane of this rank, by lane number."""
+        """Return the state of every lane of this rank, by lane number."""
         return {str(lane.lane): lane.state() for lane in self.lanes}
 
     def restore(self, states: dict[str, Any]) -> None:
-        """Go to the states of a checkpoint, which holds all lanes of the run."""
+        """Set every lane's position from a checkpoint, which holds all lanes of the run."""
         for lane in self.lanes:
             lane.restore(states[str(lane.lane)])
 
     def counts(self) -> Counts:
-        """Sums over lanes."""
+        """Return the sum of the lanes' counts."""
         return sum((lane.counts for lane in self.lanes), Counts())

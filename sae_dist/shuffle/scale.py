@@ -1,4 +1,4 @@
-"""Shift and scale of activations, estimated before step 0 and frozen."""
+"""The shift and scale of activations, estimated before step 0 and then fixed."""
 
 import torch
 from torch import Tensor
@@ -8,11 +8,11 @@ from sae_dist.distributed.collectives import Axis
 
 
 def estimate(kind: str, x_bD: Tensor, consumers: Axis) -> tuple[Tensor, float]:
-    """What is subtracted from activations, fp64 [D], and the factor that they are multiplied with then.
+    """Return the vector to subtract from activations, fp64 [D], and the factor to multiply them by then.
 
-    `sqrt_width`: mean norm of the first batch becomes sqrt(D); `centred`: so it does after the first batch's
-    mean is subtracted; `none`: 0 and 1. Equal on all ranks: sums are fp64 over the consumer ranks, rounded
-    to 12 digits, below which their order could show.
+    `sqrt_width`: the mean norm of the first batch becomes sqrt(D); `centred`: the same, after the first
+    batch's mean is subtracted; `none`: 0 and 1. All ranks get the same: sums are fp64 over the consumer
+    ranks, and rounded to 12 digits, so that the order of summation does not matter.
 
     Raises:
         DataError: the first batch is all zeros, or all alike and to be centred.

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 
 
@@ -21,7 +22,7 @@ class Encoder:
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(facts.path)
         except (OSError, ValueError, ImportError) as error:
-            reason = str(error).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(f"llm.name={facts.name} has no tokenizer that loads: {reason}") from error
         # Packing cuts documents; the tokenizer must not warn that they are long.
         self.tokenizer.model_max_length = 2**62

@@ -10,6 +10,7 @@ import numpy as np
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.text import first_line
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 from sae_dist.tokens.encoder import Encoder, given_ids
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
@@ -99,7 +100,7 @@ class StreamedDocuments:
                 example = next(mine, None)
             except Exception as error:
                 where = f"{self.column.field}, after example {place} of lane {lane}"
-                raise DataError(f"{where} cannot be read: {_first_line(error)}") from error
+                raise DataError(f"{where} cannot be read: {first_line(error)}") from error
             if example is None:
                 return
             if _falls_to_evaluation(example[self.column.name]) == self.held_out:
@@ -146,7 +147,7 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
         return dataset, next(iter(dataset), None)
     # Loaders read files of any origin, and pass on any error of their readers.
     except Exception as error:
-        raise ConfigError(f"{field} cannot be loaded: {_first_line(error)}") from error
+        raise ConfigError(f"{field} cannot be loaded: {first_line(error)}") from error
 
 
 def _hub_answers() -> bool:
@@ -159,10 +160,6 @@ def _hub_answers() -> bool:
     except httpx.HTTPError:
         return False
     return True
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _falls_to_evaluation(value: Any) -> bool:

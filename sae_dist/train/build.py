@@ -1,6 +1,5 @@
 """The composition root: the only file that knows every concrete class. Reads as the data flows."""
 
-import importlib
 import secrets
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,12 +12,13 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import captured
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import RunConfig, load_config
+from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
-from sae_dist.dictionary.base import Dictionary, Setting
+from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import StopRequest
-from sae_dist.kernels.resolve import resolve, row_update
+from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -190,7 +190,7 @@ def build_runs(
     background = Background() if cfg.checkpoint.background else None
     runs = []
     for folder in folders:
-        member = load_config(folder / "config.yaml")
+        member = load_config(folder / CONFIG)
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
@@ -271,9 +271,8 @@ def build_run(
 def build_dictionary(
     cfg: RunConfig, widths: tuple[int, ...], topology: Topology, device: torch.device
 ) -> Dictionary:
-    """The kind that the config names: class `Kind` of a module in dictionary/kinds."""
-    kind = importlib.import_module(f"sae_dist.dictionary.kinds.{cfg.sae.kind}").Kind
-    return kind(
+    """The dictionary of the kind that the config names."""
+    return dictionary_class(cfg.sae.kind)(
         Setting(
             cfg=cfg.sae,
             widths=widths,
@@ -281,7 +280,7 @@ def build_dictionary(
             tokens=cfg.train_tokens,
             seed=cfg.seed if cfg.sae.seed is None else cfg.sae.seed,
             topology=topology,
-            kernels=resolve(cfg.kernels),
+            kernels=choose_kernels(cfg.kernels),
             device=device,
             dtype=Precision.of(cfg.precision).master,
             clock=topology.clock,
@@ -292,6 +291,6 @@ def build_dictionary(
 def build_optimizer(cfg: RunConfig, dictionary: Dictionary, topology: Topology) -> Engine | RowAdam:
     """The optimizer that the config names."""
     if cfg.optim.kind == "row_adam":
-        return RowAdam(cfg.optim, dictionary, topology, row_update(cfg.kernels), topology.clock)
+        return RowAdam(cfg.optim, dictionary, topology, choose_row_update(cfg.kernels), topology.clock)
     updater = HostAdam if cfg.optim.kind == "offload" else FusedAdam
     return Engine(cfg.optim, dictionary, topology, updater, topology.clock)

@@ -12,12 +12,13 @@ from torch import Tensor
 from sae_dist.config.run import RunConfig
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.core.types import LlmFacts
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
 from sae_dist.export.fold import tensor_names, to_exported
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.kernels.reference import pair_rows
-from sae_dist.kernels.resolve import resolve
 from sae_dist.train.held_out import HeldOut, Shares, take
 from sae_dist.train.state import Run
 
@@ -79,7 +80,7 @@ class Evaluator:
             x_BD = topology.shard.gather_rows(rows_bC[:, : run.widths[0]].contiguous())
             valid_B = topology.shard.gather_rows(valid_b.long()) > 0
             codes = codes_of(sae, x_BD, run)
-            partial_BE = resolve(run.cfg.kernels).decode(
+            partial_BE = choose_kernels(run.cfg.kernels).decode(
                 codes.latent_P, codes.value_P, codes.offsets_B, sae.W_dec_FE
             )
             y_hat = topology.shard.scatter_sum_rows(partial_BE) + sae.b_dec_E
@@ -109,12 +110,14 @@ def evaluate_all(runs: Sequence[Run], cfg: RunConfig, facts: LlmFacts | None, wi
 def shard_of(run: Run) -> ExportedSae:
     """This rank's latents as an export would hold them, in raw activation space. Shares what it can."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()} | {"shift": run.shift_C}
-    return to_exported(run.cfg, {name: tensors[name] for name in tensor_names(run.cfg)}, run.scales)
+    kind = dictionary_class(run.cfg.sae.kind)
+    names = tensor_names(run.cfg, kind)
+    return to_exported(run.cfg, kind, {name: tensors[name] for name in names}, run.scales)
 
 
 def codes_of(sae: ExportedSae, x_BD: Tensor, run: Run) -> SparseCodes:
     """This shard's codes above zero; TopK's are selected over all shards."""
-    kernels = resolve(run.cfg.kernels)
+    kernels = choose_kernels(run.cfg.kernels)
     if sae.kind != "topk":
         return sae.encode(x_BD, kernels.encode_topk)
     assert sae.b_enc_F is not None and sae.k is not None

@@ -3,7 +3,6 @@
 The export becomes a repository of the Hugging Face Hub, if asked; W&B gets numbers, plots and files.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,12 +16,14 @@ from sae_dist.checkpoint.read import StoredRows, load_full, newest
 from sae_dist.config.grid import check_single
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, read_summary
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
-from sae_dist.export.fold import PER_LATENT, tensor_names, to_exported
+from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.formats import FORMATS, check_format
 from sae_dist.export.hub import check_repo, make_folder, upload
-from sae_dist.export.saelens import CONFIG, open_exported
+from sae_dist.export.saelens import SAE_CONFIG, open_exported
 from sae_dist.llm.facts import whole_path
 from sae_dist.metrics.wandb_media import publish as publish_media
 from sae_dist.train.build import build_facts
@@ -37,10 +38,10 @@ class CheckpointLatents:
 
     def __init__(self, cfg: RunConfig, checkpoint: Path):
         """Raises: CheckpointError, it cannot be read."""
-        names = tensor_names(cfg)
-        self._cfg, self._rows = cfg, StoredRows(checkpoint)
-        self._rowed = [name for name in names if name in PER_LATENT]
-        self._shared, scalars = load_full(checkpoint, [name for name in names if name not in PER_LATENT])
+        self._cfg, self._kind, self._rows = cfg, dictionary_class(cfg.sae.kind), StoredRows(checkpoint)
+        names = tensor_names(cfg, self._kind)
+        shared = [name for name in names if name not in self._kind.sharded]
+        self._shared, scalars = load_full(checkpoint, shared)
         self._scales = scalars["scales"]
         self.step: int = scalars["step"]
         F = self._rows.shape("W_enc")[0]
@@ -60,8 +61,8 @@ class CheckpointLatents:
         return self._read(self._order_F[latents])
 
     def _read(self, index_N: Tensor) -> ExportedSae:
-        rows = {name: self._rows.rows(name, index_N) for name in self._rowed}
-        return to_exported(self._cfg, rows | self._shared, self._scales)
+        rows = {name: self._rows.rows(name, index_N) for name in self._kind.sharded}
+        return to_exported(self._cfg, self._kind, rows | self._shared, self._scales)
 
 
 def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:
@@ -93,7 +94,7 @@ def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path
         check_format(name, latents.head)
     found = []
     for name in formats:
-        found.append(folder / "export" / FORMATS[name].folder)
+        found.append(folder / EXPORT / FORMATS[name].folder)
         if not (name == "saelens" and isinstance(latents, ExportedSae)):
             FORMATS[name].write(found[-1], latents)
     return found
@@ -106,14 +107,14 @@ def open_latents(folder: Path) -> Latents:
         ConfigError: the folder is no run, or has no checkpoint yet.
         CheckpointError: every checkpoint is damaged, or one cannot be read.
     """
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     check_single(cfg, folder)
     checkpoint = newest(folder)
     if checkpoint is None:
-        if (folder / "export" / CONFIG).is_file():
-            return open_exported(folder / "export")
+        if (folder / EXPORT / SAE_CONFIG).is_file():
+            return open_exported(folder / EXPORT)
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     latents = CheckpointLatents(cfg, checkpoint)
     latents.head.metadata |= origin(cfg)
@@ -167,16 +168,11 @@ def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) ->
     """
     check_repo(repo)
     export_run(run, formats)
-    summary = run / "summary.json"
-    numbers = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-    make_folder(run / "hub", run / "export", formats, open_latents(run).head, numbers, repo)
-    return upload(run / "hub", repo) if upload_it else str(run / "hub")
+    make_folder(run / HUB, run / EXPORT, formats, open_latents(run).head, read_summary(run), repo)
+    return upload(run / HUB, repo) if upload_it else str(run / HUB)
 
 
 def publish_run(folder: Path) -> None:
     """What summary.json and plots/ of one dictionary hold; W&B's failure is said, not raised."""
-    path = folder / "summary.json"
-    if path.exists():
-        publish_media(
-            load_config(folder / "config.yaml"), folder, json.loads(path.read_text(encoding="utf-8"))
-        )
+    if summary := read_summary(folder):
+        publish_media(load_config(folder / CONFIG), folder, summary)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from sae_dist.config.rules.cache import chunks_needed, settled_keys
 from sae_dist.config.run import RunConfig, flat, load_config
 from sae_dist.core.errors import Preempted
+from sae_dist.core.place import place
 from sae_dist.core.types import LlmFacts
 from sae_dist.distributed import runtime
 from sae_dist.llm.hub import revision
@@ -35,7 +36,7 @@ def harvest_rank(folder: Path) -> None:
         SaeDistError: see `core.errors`.
     """
     cfg = load_config(folder / HARVEST)
-    stop, where = runtime.StopRequest(), runtime.place()
+    stop, where = runtime.StopRequest(), place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     gathering = Gathering(where.rank, where.world, cfg.topology.timeout_s)
     lanes = range(where.rank, cfg.shuffle.lanes, where.world)

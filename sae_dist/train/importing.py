@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_dist.config.kinds import KINDS, SELECTED
 from sae_dist.core.files import write_json
+from sae_dist.core.run_folder import EXPORT, IMPORTED, SUMMARY
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS, format_of
 from sae_dist.export.saelens import export_saelens
@@ -62,6 +63,6 @@ class Imported:
         Raises:
             SaeDistError: the disk did not take them.
         """
-        export_saelens(run / "export", self.sae)
-        imported = {"status": "imported", "imported_from": str(self.source.resolve())}
-        write_json(run / "summary.json", imported)
+        export_saelens(run / EXPORT, self.sae)
+        imported = {"status": IMPORTED, "imported_from": str(self.source.resolve())}
+        write_json(run / SUMMARY, imported)

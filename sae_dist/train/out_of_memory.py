@@ -1,20 +1,18 @@
 """A run that ran out of memory: what held it, and what would fit."""
 
-import sys
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sae_dist.config.needs import held_bytes, what_would_fit
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.place import Place
+from sae_dist.core.text import first_line, gib, print_line
 from sae_dist.core.types import LlmFacts
-from sae_dist.distributed.runtime import Place
 from sae_dist.llm.fit import memory_bytes, weights_bytes
 from sae_dist.transport.file import open_array
 
-GIB = 2**30
 SNAPSHOT = "memory_rank_{rank}.pickle"
 
 
@@ -38,14 +36,14 @@ def explained(
         path = folder / "traces" / SNAPSHOT.format(rank=where.rank)
         path.parent.mkdir(exist_ok=True)
         torch.cuda.memory._dump_snapshot(str(path))
-        tqdm.write(f"memory snapshot for pytorch.org/memory_viz: {path}", file=sys.stderr)
+        print_line(f"memory snapshot for pytorch.org/memory_viz: {path}")
     room = memory_bytes(device.type) // (1 if device.type == "cuda" else where.local_world)
     llm = 0
     if facts is not None and cfg.topology.producers == 0 and cfg.activations.kind == "llm":
         assert cfg.llm.dtype is not None, "filled in by config.resolve"
         llm = weights_bytes(facts, cfg.llm.dtype)
     columns, target = widths(cfg, facts)
-    return SaeDistError(in_words(cfg, columns, target, room, llm, first_line(error)))
+    return SaeDistError(in_words(cfg, columns, target, room, llm, first_line(error)[:200]))
 
 
 def widths(cfg: RunConfig, facts: LlmFacts | None) -> tuple[int, int]:
@@ -67,9 +65,9 @@ def in_words(cfg: RunConfig, columns: int, target: int, room: int, llm: int, rea
         room: bytes of memory that this rank has, of which the language model takes `llm`.
     """
     held = held_bytes(cfg, columns, target)
-    parts = f"{held / GIB:.2f} GiB of dictionary, optimizer and waiting activations"
+    parts = f"{gib(held, 2)} of dictionary, optimizer and waiting activations"
     if llm:
-        parts += f" and {llm / GIB:.2f} GiB of language model"
+        parts += f" and {gib(llm, 2)} of language model"
     fits = what_would_fit(cfg, columns, target, room - llm)
     half = f"batch={cfg.batch // 2}, or shuffle.chunk_rows={max(cfg.shuffle.chunk_rows // 2, 1)}"
     would = (
@@ -77,9 +75,4 @@ def in_words(cfg: RunConfig, columns: int, target: int, room: int, llm: int, rea
         if fits
         else f"what a step holds for a while is less with {half}"
     )
-    return f"out of memory: this rank holds {parts} of {room / GIB:.2f} GiB; {would} ({reason})"
-
-
-def first_line(error: Exception) -> str:
-    """What the allocator says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"out of memory: this rank holds {parts} of {gib(room, 2)}; {would} ({reason})"

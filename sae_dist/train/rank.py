@@ -1,13 +1,11 @@
 """What one rank does once the run folder is frozen: train, or produce."""
 
-import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from sae_dist.config.grid import member_folders, shared_out, varied
 from sae_dist.config.needs import consumer_memory
@@ -15,6 +13,9 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.files import write_json
+from sae_dist.core.place import Place, place
+from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, TRAINED, status
+from sae_dist.core.text import gib, print_line
 from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -27,8 +28,6 @@ from sae_dist.train.speed import Watch, peak_memory_bytes, start_telemetry
 from sae_dist.train.state import Run
 from sae_dist.transport.collective import RemoteChunks
 
-SUMMARY = "summary.json"
-DIVERGED = "diverged"
 POLL_S = 0.05
 
 
@@ -38,9 +37,9 @@ def run_rank(folder: Path) -> None:
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     stop = runtime.StopRequest()
-    where = runtime.place()
+    where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
@@ -63,7 +62,7 @@ def run_rank(folder: Path) -> None:
 def play(
     cfg: RunConfig,
     folder: Path,
-    where: runtime.Place,
+    where: Place,
     device: torch.device,
     stop: runtime.StopRequest,
     control: Control,
@@ -160,12 +159,6 @@ def unfinished(cfg: RunConfig, folder: Path, group: int) -> list[Path]:
     return [each for each in folders if status(each) != DIVERGED]
 
 
-def status(folder: Path) -> str | None:
-    """What summary.json says, if there is one."""
-    path = folder / SUMMARY
-    return json.loads(path.read_text()).get("status") if path.exists() else None
-
-
 def consume(
     runs: list[Run], chunks: ChunkSource, give_up: Callable[[Run, NumericsError], None] | None
 ) -> None:
@@ -197,7 +190,7 @@ def give_up(run: Run, error: NumericsError) -> None:
     run.checkpoints.wait()
     del run.dictionary, run.optimizer
     if run.topology.leads:
-        tqdm.write(f"{run.folder.name}: given up: {error}", file=sys.stderr)
+        print_line(f"{run.folder.name}: given up: {error}")
         run.meter.alert("given up", str(error))
         summary = {"tokens": run.progress.tokens, "steps": run.progress.step, "lr": run.lr}
         write_json(run.folder / SUMMARY, summary | {"status": DIVERGED, "reason": str(error)})
@@ -233,14 +226,14 @@ def announce(runs: list[Run]) -> None:
 def memory_in_words(runs: list[Run]) -> str:
     """What a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
     held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
-    rows = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
-    parts = (sum(each.dictionary for each in held), sum(rows.values()))
-    gib = [f"{count / 2**30:.2f} GiB" for count in parts]
-    said = f"each consumer holds {gib[0]} of dictionary and optimizer, {gib[1]} of activations that wait"
+    waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(waiting.values()))
+    dictionary, rows = (gib(count, 2) for count in parts)
+    said = f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations that wait"
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
-        copy = copies / runs[0].topology.num_consumers / 2**30
-        said += f", {copy:.2f} GiB more on the host while a checkpoint is written"
+        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        said += f", {copy} more on the host while a checkpoint is written"
     return said
 
 
@@ -270,6 +263,6 @@ def write_summary(run: Run) -> None:
             "seconds": sum(run.pauses),
             "longest": max(run.pauses, default=0.0),
         },
-        "status": "trained",
+        "status": TRAINED,
     }
     write_json(run.folder / SUMMARY, summary | run.meter.summary(run.progress.tokens))

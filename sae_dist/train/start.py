@@ -5,8 +5,10 @@ from typing import Any
 
 import torch
 
-from sae_dist.checkpoint.read import CHECKPOINTS, complete, none_left, passed_over, say
+from sae_dist.checkpoint.read import complete, none_left, passed_over
 from sae_dist.core.errors import CheckpointError
+from sae_dist.core.run_folder import CHECKPOINTS
+from sae_dist.core.text import print_line
 from sae_dist.shuffle.scale import estimate
 from sae_dist.train.state import Progress, Run
 from sae_dist.train.warm import begin_with
@@ -57,7 +59,7 @@ def newest_sound(runs: list[Run], names: set[str]) -> str | None:
         problems += [problem for _, problem in found]
         for folder, problem in found:
             if runs[0].topology.leads:
-                say(passed_over(folder, problem))
+                print_line(passed_over(folder, problem))
     if problems:
         raise CheckpointError(none_left(runs[0].folder, problems))
     return None

@@ -9,10 +9,12 @@ from torch import Tensor
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import EXPORT
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import ExportedSae, tiles
-from sae_dist.export.fold import USED_AS, to_tensors
-from sae_dist.export.saelens import CONFIG, WEIGHTS, open_exported
+from sae_dist.export.fold import to_tensors
+from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, open_exported
 from sae_dist.train.state import Run
 
 UNIT_ERROR = 1e-3
@@ -27,10 +29,10 @@ def with_start(cfg: RunConfig) -> RunConfig:
     cfg = copy.deepcopy(cfg)
     assert cfg.sae.start is not None
     folder = Path(cfg.sae.start).expanduser()
-    folder = folder / "export" if (folder / "export" / CONFIG).is_file() else folder
-    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+    folder = folder / EXPORT if (folder / EXPORT / SAE_CONFIG).is_file() else folder
+    if not (folder / SAE_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ConfigError(
-            f"sae.start={cfg.sae.start} has no {CONFIG} and {WEIGHTS}; give a run that was exported, its "
+            f"sae.start={cfg.sae.start} has no {SAE_CONFIG} and {WEIGHTS}; give a run that was exported, its "
             "export, or what sae-dist import made of another format"
         )
     cfg.sae.start = str(folder.resolve())
@@ -60,12 +62,17 @@ def check_start(cfg: RunConfig, columns: int) -> None:
     if own != columns:
         raise ConfigError(f"{said} is for activations of width {own}, not {columns}; choose another hook")
     selected = cfg.sae.kind in SELECTED
-    if not (sae.kind == USED_AS[cfg.sae.kind] or selected and sae.kind in ("topk", "jumprelu")):
+    kind = dictionary_class(cfg.sae.kind)
+    if sae.kind != kind.form and not (selected and sae.kind in map(_form, SELECTED)):
         raise ConfigError(f"{said} is a {sae.kind} dictionary; use sae={sae.kind}")
-    if cfg.sae.kind == "jumprelu" and sae.threshold_F is not None and float(sae.threshold_F.min()) <= 0:
-        raise ConfigError(f"{said} has thresholds of 0 or less, and sae=jumprelu trains their logarithm")
+    if (problem := kind.cannot_start_from(sae.vectors)) is not None:
+        raise ConfigError(f"{said} has {problem}")
     if selected:
         _check_rows(said, sae)
+
+
+def _form(kind: str) -> str:
+    return dictionary_class(kind).form
 
 
 def _check_rows(said: str, sae: ExportedSae) -> None:
@@ -88,7 +95,7 @@ def begin_with(run: Run, start: str) -> None:
     part = open_exported(Path(start)).tile(index_N)
     weighted = run.cfg.sae.l1_weighting == "decoder_norm"
     shift_C = run.shift_C.cpu().to(part.W_dec_FE.dtype)
-    found = to_tensors(run.cfg.sae.kind, part, run.scales, shift_C, unit_rows=not weighted)
+    found = to_tensors(dictionary_class(run.cfg.sae.kind), part, run.scales, shift_C, unit_rows=not weighted)
     for name, value in found.items():
         tensors[name].copy_(value.to(tensors[name].device, master))
 

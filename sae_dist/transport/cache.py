@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load
 
 from sae_dist.core.errors import DataError
+from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.transport.cache_manifest import DTYPES, Location, Manifest, Shard, mend, sha256_of
 
@@ -83,7 +84,7 @@ class CachedChunkSource:
                 file = open(local, "rb")
                 digest = shard.sha256 if shard.name in self.checked else sha256_of(file)
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0][:200]
+            reason = first_line(error)[:200]
             message = f"shard {shard.describe()} of {self.location.path} cannot be read ({reason}); {mend()}"
             raise DataError(message) from None
         if digest != shard.sha256:

@@ -7,7 +7,6 @@
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,8 @@ from urllib.parse import urlparse
 import torch
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_text
+from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 
 SCHEMA = 1
@@ -119,16 +120,11 @@ def layout(lane: int, *, lanes: int, chunks: int, shard_chunks: int) -> dict[str
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json, complete or absent."""
-    temporary = folder / f".{MANIFEST}.tmp"
     content = manifest.content()
     # One line per shard: there may be many, with many chunks.
     shards = ",\n".join(f"  {json.dumps(each)}" for each in content.pop("shards"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(f'{head},\n "shards": [\n{shards}\n ]\n}}\n')
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
+    write_text(folder / MANIFEST, f'{head},\n "shards": [\n{shards}\n ]\n}}\n', synced=True)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -204,7 +200,7 @@ def _read(location: Location, asked: str) -> bytes:
         with gopen(location.url(MANIFEST)) as stream:
             return stream.read()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = first_line(error)[:200]
         raise ConfigError(
             f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
             "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"

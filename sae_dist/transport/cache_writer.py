@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 
 from sae_dist.core.errors import DataError, TransportError
-from sae_dist.core.files import sync_folder
+from sae_dist.core.files import sync
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.cache_manifest import Shard, layout, sha256_of
 
@@ -126,7 +126,7 @@ class LaneWriter:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, path)
-        sync_folder(path.parent)
+        sync(path.parent)
         return hashing.sha256.hexdigest(), hashing.bytes
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
+from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -104,7 +105,7 @@ def check(options: argparse.Namespace) -> None:
         ConfigError: there are not exactly two processes.
         TransportError: the stream is broken.
     """
-    where = runtime.place()
+    where = place()
     if where.world != 2:
         raise ConfigError(f"{where.world} processes: start two, with torchrun --nproc-per-node 2")
     device = runtime.start(where, options.device, options.timeout_s)

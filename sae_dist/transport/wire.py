@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
@@ -156,7 +157,7 @@ class Stream:
                 torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError as error:
             self._raise_failure()
-            first = (str(error).splitlines() or [""])[0][:200]
+            first = first_line(error)[:200]
             silent = "timed out" in first.lower()
             what = f"was silent for {self._limit()}" if silent else f"is gone ({first})"
             where = f"in the middle of chunk {transfer.number}"

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from sae_dist.config.sections import TopologyConfig
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.transport.collective import RemoteChunks
@@ -19,7 +19,7 @@ def topology_of(cfg: TopologyConfig) -> Topology:
     """On the first ranks of the world. All ranks call this; those beyond play no part."""
     rank = torch.distributed.get_rank()
     world = cfg.producers + cfg.groups * cfg.dp * cfg.shard
-    return Topology(cfg, runtime.Place(rank, world, rank, 1), "cpu")
+    return Topology(cfg, Place(rank, world, rank, 1), "cpu")
 
 
 def open_stream(topology: Topology, name: str, **options: Any) -> Stream:

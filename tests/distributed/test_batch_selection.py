@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_dist.config.sections import TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.dictionary.batch_selection import float_keys, nth_largest, select_batch
-from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.kernels import torch_backend
 from tests.helpers.ranks import run_ranks
@@ -36,7 +36,7 @@ def selected(scores: torch.Tensor, k: int, dp: int, shard: int) -> tuple[set, fl
 
     The scores are those of an identity encoder: x = scores of this rank's rows.
     """
-    place = runtime.Place(torch.distributed.get_rank(), dp * shard, 0, 1)
+    place = Place(torch.distributed.get_rank(), dp * shard, 0, 1)
     topology = Topology(TopologyConfig(dp=dp, shard=shard), place, "cpu")
     local = LATENTS // shard
     first = topology.shard.rank * local

@@ -17,7 +17,8 @@ from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage, seal
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.core.errors import CheckpointError
-from sae_dist.distributed.runtime import Place, finish, start
+from sae_dist.core.place import Place
+from sae_dist.distributed.runtime import finish, start
 from sae_dist.train import start as training
 from tests.distributed.test_checkpoint import row_ids, topology, trained_to
 from tests.helpers.ranks import run_ranks

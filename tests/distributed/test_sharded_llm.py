@@ -8,7 +8,7 @@ import torch
 
 from sae_dist.config.sections import LlmConfig, TopologyConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 def group_of(size: int, shard: str) -> Topology:
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    place = runtime.Place(rank, world, rank, world)
+    place = Place(rank, world, rank, world)
     return Topology(TopologyConfig(producers=1), place, "cpu", team_size=size, in_step=shard == "zero3")
 
 

@@ -5,7 +5,7 @@ import torch
 
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import DataError
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.transport.collective import produce
 from sae_dist.transport.in_step import next_round, produce_in_step
@@ -46,7 +46,7 @@ class Together(Numbers):
 def drawn_from_teams(cfg: TopologyConfig, size: int, in_step: bool, resume_at: int, chunks: int):
     """Ids of every step on a consumer, and why they end; (chunks sent, rounds idled) on a producer."""
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    place = runtime.Place(rank, world, rank, world)
+    place = Place(rank, world, rank, world)
     topology = Topology(cfg, place, "cpu", team_size=size, in_step=in_step)
     stream = open_stream(topology, f"teams {cfg} {size} {in_step} {resume_at} {chunks}")
     if not topology.is_consumer:

@@ -30,7 +30,12 @@ QUIET = [
 ]
 OWN = re.compile(r"(http://)?(?!fonts\.)[\w.-]+\.(google|googleapis|gvt1)\.com\b")
 """What the browser itself asks for, whatever it shows."""
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian's package of that name)")
+
+
+def needs_browser(test):
+    """Mark a test as long, and skip it where there is no browser."""
+    missing = pytest.mark.skipif(BROWSER is None, reason="needs chromium (Debian's package of that name)")
+    return pytest.mark.long(missing(test))
 
 
 class Tags(html.parser.HTMLParser):

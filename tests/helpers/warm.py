@@ -1,6 +1,6 @@
 """Processes forked from one that has imported everything: a new interpreter costs seconds of imports.
 
-The one they are forked from runs nothing, so it has no threads and no state. It serves one pytest process.
+The one they are forked from (`preloaded.py`) has no threads and no state. It serves one pytest process.
 """
 
 import functools
@@ -15,21 +15,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-IMPORTED = [
-    "sae_dist.launch.run",
-    "sae_dist.launch.grid",
-    "sae_dist.launch.join",
-    "sae_dist.launch.harvest",
-    "sae_dist.train.rank",
-    "sae_dist.train.harvest",
-    "sae_dist.train.export",
-    "sae_dist.evaluation.summary",
-    "transformers.models.llama.modeling_llama",
-    "matplotlib.figure",
-    "torch._decomp.decompositions",
-]
-
-
 GRACE_S = 20.0
 
 
@@ -37,7 +22,7 @@ GRACE_S = 20.0
 def context() -> ForkServerContext:
     """Makes such processes, of functions at the top level of a module."""
     found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(IMPORTED)
+    found.set_forkserver_preload(["tests.helpers.preloaded"])
     return found
 
 
@@ -45,9 +30,12 @@ class Command:
     """`sae-dist ...` in `folder`: one process, or the ranks of a run, started as torchrun does.
 
     `pid`, `poll`, `send_signal` and `communicate` are subprocess.Popen's.
+
+    Args:
+        plots: draw the curves of training at the end, a third of what a run of a few steps costs.
     """
 
-    def __init__(self, folder: Path, *arguments: str, ranks: int = 1):
+    def __init__(self, folder: Path, *arguments: str, ranks: int = 1, plots: bool = False):
         self.arguments = arguments
         self.said = tempfile.TemporaryDirectory()
         shared: dict[str, str] = {}
@@ -60,7 +48,9 @@ class Command:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
             environment = os.environ | {"OMP_NUM_THREADS": "1"} | shared | own
             process = context().Process(
-                target=_main, args=(folder, arguments, dict(environment), Path(self.said.name)), daemon=True
+                target=_main,
+                args=(folder, arguments, dict(environment), Path(self.said.name), plots),
+                daemon=True,
             )
             process.start()
             self.processes.append(process)
@@ -98,17 +88,19 @@ class Command:
 
 
 def warm(
-    folder: Path, *arguments: str, ranks: int = 1, timeout_s: float = 600
+    folder: Path, *arguments: str, ranks: int = 1, timeout_s: float = 600, plots: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run a `Command` to its end."""
-    command = Command(folder, *arguments, ranks=ranks)
+    command = Command(folder, *arguments, ranks=ranks, plots=plots)
     out, err = command.communicate(timeout_s)
     code = command.poll()
     assert code is not None
     return subprocess.CompletedProcess(arguments, code, out, err)
 
 
-def _main(folder: Path, arguments: tuple[str, ...], environment: dict[str, str], said: Path) -> None:
+def _main(
+    folder: Path, arguments: tuple[str, ...], environment: dict[str, str], said: Path, plots: bool
+) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.environ.clear()
@@ -116,5 +108,8 @@ def _main(folder: Path, arguments: tuple[str, ...], environment: dict[str, str],
     os.chdir(folder)
     torch.set_num_threads(1)
     from sae_dist import cli
+    from sae_dist.evaluation import summary
 
+    if not plots:
+        summary.plot_curves = lambda folder: []
     raise SystemExit(cli.main(list(arguments)))

@@ -9,8 +9,8 @@ import torch
 from sae_dist import cli
 from sae_dist.bench.quality.contestants import CONTESTANTS, PEERS, TrialFailed
 from sae_dist.bench.quality.data import order_file, prepare_data
-from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import Outcome, one_trial
+from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.run import one_trial
 from sae_dist.config.run import load_config
 from sae_dist.train.meter import HASH_PRIME
 from tests.helpers.commands import rows
@@ -151,6 +151,7 @@ def test_mixing_counts_rows_of_one_document_by_block_size(tmp_path):
     assert 0 < float(large["correlation"]) < 0.5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [name for name, each in CONTESTANTS.items() if each.peer])
 def test_a_peer_learns(plan, name):
     if CONTESTANTS[name].peer not in plan.peer_python:

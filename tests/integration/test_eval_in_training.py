@@ -5,8 +5,8 @@ import json
 import pytest
 
 from tests.helpers.commands import TINY, train
+from tests.helpers.runs import results, wait_for_checkpoint
 from tests.helpers.warm import Command, warm
-from tests.integration.test_resume import results, wait_for_checkpoint
 
 EXACT = [
     "precision=float64",
@@ -29,11 +29,6 @@ TOPOLOGIES = {
     "split": ["topology.producers=1", "topology.shard=2"],
 }
 KINDS = {"topk": [], "batchtopk": ["sae=batchtopk", "sae.k=16"], "gated": ["sae=gated"]}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("evaluated")
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def test_a_folder_for_the_hub(runs, tmp_path, capfd):
     compare(load_exported(run / "export"), load_exported(hub / "saelens"))
     # There is no network in tests: the folder stays, and the line says how to go on.
     _, err = says(run, words, capfd, code=1)
-    assert err.count("\n") == 1 and f"{hub} is ready, but the Hub does not take it" in err
+    assert err.count("\n") == 1 and f"{hub} is ready, but the Hub rejected it" in err
     assert f"hf upload me/mine {hub}" in err and (hub / "README.md").is_file()
 
 
@@ -179,7 +179,7 @@ BAD = [
     ("export {relu} --format sparsify", "a relu dictionary, only topk", "dictionary_learning"),
     ("export {skip} --format dictionary_learning", "only autoencoders", "--format saelens or sparsify"),
     ("import", "FOLDER", "--help"),
-    ("import {empty} name=x", "empty has none of", "sae.safetensors"),
+    ("import {empty} name=x", "empty contains none of", "sae.safetensors"),
     ("import {export}", "name must be given", "name="),
     ("import {export} name=x --format sparsify", "sae.safetensors does not exist", "cfg.json"),
     ("import {export} name=x hook=layers.9", "hook=layers.9", "nearest"),

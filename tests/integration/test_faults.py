@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage
 from tests.helpers.commands import TINY, rows, sae_dist, start, train
+from tests.helpers.runs import LENGTH, SPLIT, rank_process, wait_for_checkpoint
 from tests.helpers.tiny_llms import save_tiny
 from tests.helpers.warm import Command, context, warm
-from tests.integration.test_resume import LENGTH, SPLIT, rank_process, wait_for_checkpoint
 from tests.soak import kills, saves
 
 HOST = socket.gethostname()
@@ -79,6 +79,7 @@ def test_activations_of_the_llm_that_are_not_finite(tmp_path):
     assert damage(newest(tmp_path / "outputs" / "nan")) is None
 
 
+@pytest.mark.long
 def test_random_kills(tmp_path):
     """Twenty, of every role, while ranks start, train, save, export; then the run is that without kills."""
     seconds, victims, runs = kills.left_alone(tmp_path, "alone"), [], 0

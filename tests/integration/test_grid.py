@@ -5,12 +5,10 @@ import json
 import signal
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.helpers.commands import TINY, ranks_of, rows, train
+from tests.helpers.runs import same_weights, wait_for_checkpoint
 from tests.helpers.warm import Command, warm
-from tests.integration.test_resume import wait_for_checkpoint
 
 LENGTH = "train_tokens=15360"
 WORDS = ["train", *TINY, LENGTH, "name=grid"]
@@ -23,19 +21,6 @@ CURVE = (
 
 def curve(run, keys=CURVE):
     return [[row[key] for key in keys] for row in rows(run)]
-
-
-def weights(run):
-    return load_file(run / "export" / "sae_weights.safetensors")
-
-
-def equal(one, other):
-    return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("grid")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +38,7 @@ def test_each_dictionary_is_the_one_trained_alone(folder, whole):
         train(folder, f"alone{k}", LENGTH, f"sae.num_latents={latents}", f"sae.k={k}")
         alone = folder / "outputs" / f"alone{k}"
         assert len(curve(alone)) == 20 and curve(run / name) == curve(alone)
-        assert equal(weights(run / name), weights(alone))
+        assert same_weights(run / name, alone)
     assert curve(run / "num_latents=512,k=16") != curve(run / "num_latents=512,k=8")
 
 
@@ -97,7 +82,7 @@ def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
     assert done.returncode == 0, done.stderr
     for each in ("num_latents=512,k=8", "num_latents=1024,k=16"):
         assert curve(killed / each) == curve(run / each)
-        assert equal(weights(killed / each), weights(run / each))
+        assert same_weights(killed / each, run / each)
 
 
 @pytest.mark.parametrize("topology", [[], ["topology.producers=1", "topology.groups=2"]])
@@ -136,7 +121,7 @@ def test_groups_that_were_stopped_go_on_as_one(folder, whole):
     for latents, k in ((512, 8), (512, 16), (1024, 8), (1024, 16)):
         name = f"num_latents={latents},k={k}"
         assert curve(stopped / name) == curve(run / name)
-        assert equal(weights(stopped / name), weights(run / name))
+        assert same_weights(stopped / name, run / name)
 
 
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
@@ -150,7 +135,7 @@ def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
     done = warm(folder, *words, "name=one", "hook=layers.1.mlp:in")
     assert done.returncode == 0, done.stderr
     alone = folder / "outputs" / "one"
-    assert curve(run / name) == curve(alone) and equal(weights(run / name), weights(alone))
+    assert curve(run / name) == curve(alone) and same_weights(run / name, alone)
     ours, theirs = (json.loads((each / "summary.json").read_text()) for each in (run / name, alone))
     assert [ours[key] for key in ("fvu", "ce_recovered")] == [theirs[key] for key in ("fvu", "ce_recovered")]
     seeds = json.loads((run / "summary.json").read_text())["seeds"]

@@ -9,9 +9,9 @@ import pytest
 
 from sae_dist import cli
 from tests.helpers.commands import TINY, rows, start, train
+from tests.helpers.runs import wait_for_checkpoint
 from tests.helpers.sources import served
 from tests.helpers.warm import Command, warm
-from tests.integration.test_resume import wait_for_checkpoint
 
 SHAPE = ["train_tokens=19200"]
 HARVEST = [
@@ -23,11 +23,6 @@ HARVEST = [
     *SHAPE,
 ]
 CURVE = "step loss/total loss/fvu loss/aux sparsity/l0 stream/batch_hash stream/excluded_rows".split()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,10 @@ import time
 import pytest
 
 from tests.helpers.commands import TINY, rows, train
-from tests.parity.test_world_size import EXACT, relative, values
+from tests.helpers.runs import relative, values
+from tests.parity.test_world_size import EXACT
+
+pytestmark = pytest.mark.long
 
 SHORT = [*EXACT, "train_tokens=5760"]
 SPLIT = ["topology.producers=2", "topology.shard=2", "name=hosts"]

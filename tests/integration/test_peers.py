@@ -14,6 +14,8 @@ from sae_dist.export.formats import FORMATS
 from sae_dist.kernels.reference import encode_topk
 from tests.helpers.dictionaries import random_sae, to_dense
 
+pytestmark = pytest.mark.long
+
 F, D, K, LEVELS = 512, 48, 6, [128, 256, 512]
 SPARSIFY = [("topk", "autoencoder"), ("topk", "transcoder"), ("topk", "skip")]
 LEARNED = [

@@ -7,7 +7,7 @@ from tests.helpers.warm import warm
 
 def test_a_short_default_run_learns(tmp_path):
     words = ["train_tokens=200k", "eval.tokens=20k", "eval.ce_tokens=8k", "metrics.wandb=off", "name=short"]
-    done = warm(tmp_path, "train", *words)
+    done = warm(tmp_path, "train", *words, plots=True)
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "outputs" / "short" / "summary.json").read_text())
     assert summary["fvu"] < 0.22 and summary["fvu"] < 0.4 * summary["fvu_pca"]

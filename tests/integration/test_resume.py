@@ -7,47 +7,14 @@ import shutil
 import signal
 import time
 
-import psutil
 import pytest
-from safetensors.torch import load_file
 
 from sae_dist.checkpoint.read import complete
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import load_config
 from tests.helpers.commands import TINY, rows, start, train
+from tests.helpers.runs import LENGTH, SPLIT, rank_process, results, same_weights, wait_for_checkpoint
 from tests.helpers.warm import Command, warm
-
-LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred", "hook=layers.0"]
-SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
-TIMES = ("perf/", "gpu/", "host/")
-
-
-def wait_for_checkpoint(process, run, after=None, timeout_s=180):
-    """Until there is a checkpoint, other than `after`; its name."""
-    latest, until = run / "checkpoints" / "latest", time.monotonic() + timeout_s
-    while not latest.exists() or latest.read_text().strip() in (after, ""):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < until, "no checkpoint in time"
-        time.sleep(0.02)
-    return latest.read_text().strip()
-
-
-def rank_process(process, rank):
-    """The process of a rank, among the children of the command."""
-    for child in psutil.Process(process.pid).children(recursive=True):
-        if child.environ().get("RANK") == str(rank) and "rank" in child.cmdline():
-            return child
-    raise AssertionError(f"no process of rank {rank}")
-
-
-def results(run):
-    """What a run computed, step by step; not how fast."""
-    return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in rows(run)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("resume")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +29,6 @@ def test_a_checkpoint_is_as_large_as_was_counted(folder, whole):
         assert abs(sum(file.stat().st_size for file in checkpoint.iterdir()) / counted - 1) < 0.02
     pauses = json.loads((run / "summary.json").read_text())["checkpoint_pauses"]
     assert pauses["number"] == 10 and 0 < pauses["longest"] < pauses["seconds"] < 60
-
-
-def weights(folder, name):
-    return load_file(folder / "outputs" / name / "export" / "sae_weights.safetensors")
-
-
-def same_weights(folder, one, other):
-    return all(tensor.equal(weights(folder, other)[key]) for key, tensor in weights(folder, one).items())
 
 
 def test_killed_ranks(folder, whole):
@@ -98,7 +57,7 @@ def test_killed_ranks(folder, whole):
     assert [row["step"] for row in found] == list(range(1, 101))
     train(folder, "split", *LENGTH, *SPLIT)
     assert results(run) == results(folder / "outputs" / "split")
-    assert same_weights(folder, "split", "killed")
+    assert same_weights(folder / "outputs" / "split", run)
     hashes = [row["stream/batch_hash"] for row in found]
     assert hashes == [row["stream/batch_hash"] for row in whole]
     assert abs(found[-1]["loss/fvu"] / whole[-1]["loss/fvu"] - 1) < 0.03
@@ -118,7 +77,7 @@ def test_resume_of_one_process_is_bitwise(folder, whole):
     process.communicate()
     train(folder, "bitwise", *LENGTH, "resume=auto")
     assert results(folder / "outputs" / "bitwise") == results(folder / "outputs" / "whole")
-    assert same_weights(folder, "whole", "bitwise")
+    assert same_weights(folder / "outputs" / "whole", folder / "outputs" / "bitwise")
 
 
 def test_sigterm_saves_and_exits_75(folder):

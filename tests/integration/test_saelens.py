@@ -12,6 +12,8 @@ from sae_dist.export.saelens import export_saelens
 from sae_dist.kernels.reference import encode_topk
 from tests.helpers.dictionaries import random_sae, to_dense
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parents[2]
 F, D, OUT, K = 512, 48, 40, 6
 FORMS = [

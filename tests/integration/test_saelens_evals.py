@@ -22,6 +22,8 @@ from sae_dist.tokens.source import open_tokens
 from tests.helpers.commands import train
 from tests.integration.test_saelens import saelens_python as saelens_python
 
+pytestmark = pytest.mark.long
+
 SEQUENCES = 24
 KINDS = {"topk": [], "matryoshka": ["sae=matryoshka"]}
 EVALUATES = """

@@ -15,7 +15,9 @@ import psutil
 import pytest
 
 from tests.helpers.commands import TINY, rows, train
-from tests.integration.test_resume import results, same_weights
+from tests.helpers.runs import results, same_weights
+
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "slurm" / "testcluster"
@@ -175,7 +177,7 @@ def test_whatever_happens_the_run_goes_on(cluster, tmp_path):
 
     train(tmp_path, "alone", *LENGTH, *SPLIT[:2])
     assert results(run) == results(tmp_path / "outputs" / "alone")
-    assert same_weights(tmp_path, "alone", "hit")
+    assert same_weights(run, tmp_path / "outputs" / "alone")
 
 
 def test_a_finished_run_says_so(cluster, tmp_path):

@@ -6,7 +6,7 @@ import signal
 import psutil
 
 from tests.helpers.commands import TINY, rows, sae_dist, start
-from tests.integration.test_resume import wait_for_checkpoint
+from tests.helpers.runs import wait_for_checkpoint
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone")
 

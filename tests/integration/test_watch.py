@@ -16,8 +16,8 @@ SHORT = [word for word in TINY if not word.startswith(("metrics.wandb", "eval.")
 SHORT += ["train_tokens=15360", "metrics.telemetry_s=0.05", "checkpoint.every=7680"]
 
 
-def run(folder, name, *words, ranks=1):
-    done = warm(folder, "train", *SHORT, f"name={name}", *words, ranks=ranks)
+def run(folder, name, *words, ranks=1, plots=False):
+    done = warm(folder, "train", *SHORT, f"name={name}", *words, ranks=ranks, plots=plots)
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / name, done.stderr
 
@@ -25,7 +25,7 @@ def run(folder, name, *words, ranks=1):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     words = ["metrics.wandb=offline", "metrics.profile=[3,2]", "eval.tokens=4096", "eval.ce_tokens=2048"]
-    return run(tmp_path_factory.mktemp("watch"), "whole", *words)
+    return run(tmp_path_factory.mktemp("watch"), "whole", *words, plots=True)
 
 
 def unknown(found):

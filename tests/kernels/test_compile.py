@@ -31,9 +31,10 @@ ENTRIES = ("bag", "window_sums", "dots", "segment_sums", "screen_filter", "updat
 REGISTERS, LANES = 65536, 32
 """Of a multiprocessor of any of these GPUs, in 32-bit words; threads that get registers together."""
 
-pytestmark = pytest.mark.skipif(
-    "not __import__('importlib.util').util.find_spec('triton')", reason="no triton"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif("not __import__('importlib.util').util.find_spec('triton')", reason="no triton"),
+]
 
 
 def run_compiler(script: str, *words: str) -> str:

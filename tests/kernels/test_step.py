@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
+from sae_dist.core.place import place
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
@@ -21,8 +22,8 @@ pytestmark = needs_triton()
 @pytest.fixture(scope="module")
 def topology():
     """Of one rank."""
-    runtime.start(runtime.place(), DEVICE.type, 600.0)
-    yield Topology(TopologyConfig(), runtime.place(), DEVICE.type)
+    runtime.start(place(), DEVICE.type, 600.0)
+    yield Topology(TopologyConfig(), place(), DEVICE.type)
     runtime.finish()
 
 

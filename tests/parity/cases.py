@@ -6,7 +6,7 @@ import torch
 
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 
@@ -58,7 +58,7 @@ def build(kind: str, optim: str, dp: int, shard: int, transcoder: bool):
         batch=ROWS, train_tokens=ROWS * STEPS, seed=1, precision="float64", kernels="torch",
         sae=replace(KINDS[kind], skip=transcoder), optim=optim_cfg, topology=topology_cfg,
     )  # fmt: skip
-    place = runtime.Place(torch.distributed.get_rank(), dp * shard, 0, 1)
+    place = Place(torch.distributed.get_rank(), dp * shard, 0, 1)
     topology = Topology(topology_cfg, place, "cpu")
     widths = (WIDTH, TARGET) if transcoder else (WIDTH,)
     model = build_dictionary(cfg, widths, topology, torch.device("cpu"))

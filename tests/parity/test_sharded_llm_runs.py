@@ -5,20 +5,14 @@ import signal
 import pytest
 
 from tests.helpers.commands import TINY, ranks_of, train
+from tests.helpers.runs import relative, values, wait_for_checkpoint
 from tests.helpers.warm import Command
-from tests.integration.test_resume import wait_for_checkpoint
-from tests.parity.test_world_size import relative, values
 
 RUN = ["train_tokens=23040", "sae.num_latents=512", "optim.lr=5e-3", "checkpoint.every=3840"]
 GROUPS = {
     "zero3": ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "llm.offload=true"],
     "tp": ["llm.shard=tp", "llm.shard_size=2", "topology.producers=1", "topology.shard=2"],
 }
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")

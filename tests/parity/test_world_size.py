@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.helpers.commands import train
+from tests.helpers.runs import relative, values
 
 TOPOLOGIES = {
     "split": ["topology.producers=1", "topology.shard=2"],
@@ -29,11 +30,6 @@ EXACT = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
 def exact(folder):
     return train(folder, "exact_alone", *EXACT)
 
@@ -41,14 +37,6 @@ def exact(folder):
 @pytest.fixture(scope="module")
 def single(folder):
     return train(folder, "single_alone", "train_tokens=76800")
-
-
-def values(found, key):
-    return [row[key] for row in found]
-
-
-def relative(found, expected):
-    return [abs(a - b) / abs(b) for a, b in zip(found, expected, strict=True)]
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

@@ -20,9 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from safetensors.torch import load_file  # noqa: E402
-
-from tests.helpers.commands import TINY, rows, warm  # noqa: E402
+from tests.helpers.commands import TINY, warm  # noqa: E402
+from tests.helpers.runs import results, same_weights  # noqa: E402
 from tests.helpers.warm import Command  # noqa: E402
 
 RUN = [
@@ -34,7 +33,6 @@ RUN = [
 ]
 RANKS = 3
 END_S, GRACE_S = 300, 3
-TIMES = ("perf/", "gpu/", "host/")
 
 
 def words(name: str) -> list[str]:
@@ -42,19 +40,12 @@ def words(name: str) -> list[str]:
     return ["train", *TINY, *RUN, f"name={name}", "resume=auto"]
 
 
-def results(run: Path) -> list[dict[str, Any]]:
-    """What a run computed, step by step; not how fast."""
-    return [{key: row[key] for key in row if not key.startswith(TIMES)} for row in rows(run)]
-
-
 def difference(folder: Path, name: str, reference: str) -> str | None:
     """What of a run differs from the one left alone; None: not a bit."""
     run, alone = folder / "outputs" / name, folder / "outputs" / reference
     if results(run) != results(alone):
         return "loss curve"
-    ours, theirs = (load_file(each / "export" / "sae_weights.safetensors") for each in (run, alone))
-    same = ours.keys() == theirs.keys() and all(tensor.equal(theirs[key]) for key, tensor in ours.items())
-    return None if same else "weights"
+    return None if same_weights(run, alone) else "weights"
 
 
 def left_alone(folder: Path, name: str) -> float:

@@ -8,8 +8,9 @@ from sae_dist.checkpoint.background import Background
 from sae_dist.checkpoint.read import newest
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.sections import TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
-from sae_dist.distributed.runtime import Place, start
+from sae_dist.distributed.runtime import start
 
 
 def for_ever(folder: Path) -> None:

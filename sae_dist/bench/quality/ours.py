@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_dist.bench.quality.plan import CHUNK_ROWS
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, read_summary
 
 
 def overrides(job: dict[str, Any]) -> list[str]:
@@ -69,9 +70,9 @@ def write_result(job: dict[str, Any]) -> None:
 
     folder = Path(job["folder"])
     run = folder / "run"
-    weights = weights_of_export(run / "export")
+    weights = weights_of_export(run / EXPORT)
     save_file(weights.tensors(), folder / "weights.safetensors")
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    summary = read_summary(run)
     origin = provenance()
     commit = f"commit {origin['commit'][:10]}" if origin["commit"] else "no commit"
     trained = {
@@ -85,7 +86,7 @@ def write_result(job: dict[str, Any]) -> None:
         "threads": torch.get_num_threads(),
     }
     (folder / "trained.json").write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
 
 if __name__ == "__main__":

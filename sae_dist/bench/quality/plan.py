@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
@@ -50,6 +51,30 @@ class Plan:
     def dead_after(self) -> int:
         """Tokens without firing after which a latent gets AuxK: our default, for every contestant."""
         return min(10_000_000, max(self.tokens // 10, 1))
+
+
+@dataclass
+class Outcome:
+    """What came of one contestant at one shape.
+
+    Attributes:
+        trials: every result of the sweep and of the seeds.
+        error: why there is none, or not more.
+    """
+
+    contestant: str
+    label: str
+    latents: int
+    k: int
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    best_lr: float | None = None
+    bracketed: bool = False
+    error: str | None = None
+
+    @property
+    def at_best(self) -> list[dict[str, Any]]:
+        """The seeds at the best learning rate."""
+        return [each for each in self.trials if each["lr"] == self.best_lr and each["fvu"] is not None]
 
 
 def make_folder(folder: Path) -> None:

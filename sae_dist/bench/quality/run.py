@@ -8,9 +8,7 @@ folder/results.{json,csv,md}, results_<latents>_k<k>.png  written anew after eve
 
 import json
 import math
-import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,35 +18,13 @@ import numpy as np
 from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant, Job, TrialFailed, run_trial
 from sae_dist.bench.quality.data import order_file, prepare_data
 from sae_dist.bench.quality.evaluate import Weights, measure
-from sae_dist.bench.quality.plan import Plan
+from sae_dist.bench.quality.plan import Outcome, Plan
 from sae_dist.bench.quality.sweep import best_of, is_bracketed, sweep
+from sae_dist.bench.quality.table import format_table, write_reports
 from sae_dist.core.files import write_json
+from sae_dist.core.text import print_line
 
 NOT_FINITE = "not finite"
-
-
-@dataclass
-class Outcome:
-    """What came of one contestant at one shape.
-
-    Attributes:
-        trials: every result of the sweep and of the seeds.
-        error: why there is none, or not more.
-    """
-
-    contestant: str
-    label: str
-    latents: int
-    k: int
-    trials: list[dict[str, Any]] = field(default_factory=list)
-    best_lr: float | None = None
-    bracketed: bool = False
-    error: str | None = None
-
-    @property
-    def at_best(self) -> list[dict[str, Any]]:
-        """The seeds at the best learning rate."""
-        return [each for each in self.trials if each["lr"] == self.best_lr and each["fvu"] is not None]
 
 
 def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS) -> list[Outcome]:
@@ -57,8 +33,6 @@ def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS)
     Raises:
         SaeDistError: the folder or the source of data is wrong; what befalls a contestant is an outcome.
     """
-    from sae_dist.bench.quality.table import format_table, write_reports
-
     prepare_data(plan)
     outcomes: list[Outcome] = []
     for latents, k in plan.shapes:
@@ -90,7 +64,7 @@ def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome
             trial(outcome.best_lr, seed)
     except TrialFailed as error:
         outcome.error = str(error)
-        say(f"{contestant.label}: {error}")
+        print_line(f"{contestant.label}: {error}")
     return outcome
 
 
@@ -136,7 +110,7 @@ def one_trial(
         write_json(done, result)
     outcome.trials.append(result)
     shown = "diverged" if result["fvu"] is None else f"FVU {result['fvu']:.4f}, {result['dead']:.1%} dead"
-    say(
+    print_line(
         f"{latents} latents, k {k}: {contestant.label}, lr {lr:g}, seed {seed}: {shown}, "
         f"{result['train_seconds'] or 0:.0f} s{', kept' if kept else ''}"
     )
@@ -159,8 +133,3 @@ def train_and_measure(contestant: Contestant, plan: Plan, job: Job) -> dict[str,
 def trial_folder(plan: Plan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
     """Where a trial lives."""
     return plan.folder / plan.trials / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)

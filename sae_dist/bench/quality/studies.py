@@ -13,10 +13,11 @@ import numpy as np
 
 from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant
 from sae_dist.bench.quality.data import prepare_data
-from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import Outcome, compete, cost, run_quality, say
+from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.run import compete, cost, run_quality
 from sae_dist.bench.quality.sweep import rate
 from sae_dist.core.files import write_json
+from sae_dist.core.text import print_line
 
 STUDIES = {
     "rule": {
@@ -96,7 +97,7 @@ def run_law(
         outcome = compete(own, ours, F, k)
         costs = {trial["lr"]: cost(trial, ours.dead_at_most) for trial in outcome.trials}
         cells.append(Cell(T, B, F, optimum(costs)))
-        say(f"law: {T} tokens, batch {B}, {F} latents: best learning rate {cells[-1].lr}")
+        print_line(f"law: {T} tokens, batch {B}, {F} latents: best learning rate {cells[-1].lr}")
         found = {"k": k, "cells": [vars(cell) for cell in cells], "law": fit(cells)}
         write_json(plan.folder / "law.json", found)
     return found

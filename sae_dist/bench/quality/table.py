@@ -8,8 +8,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from sae_dist.bench.quality.data import describe
-from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import Outcome
+from sae_dist.bench.quality.plan import Outcome, Plan
 from sae_dist.core.files import write_json
 from sae_dist.launch.provenance import provenance
 

@@ -20,6 +20,7 @@ from sae_dist.bench.peers.step_io import LR, Problem, read_job, seconds_of, serv
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import SaeConfig
+from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
 from sae_dist.distributed import runtime
@@ -60,7 +61,7 @@ class Ours:
     def __init__(self, problem: Problem, words: list[str]):
         device = problem.device
         cfg = configuration(problem, words)
-        topology = Topology(cfg.topology, runtime.place(), device.type)
+        topology = Topology(cfg.topology, place(), device.type)
         rows: Any = Rows(problem.x_BD)
         balance = Balance(cfg, topology, Timed(rows), None)
         self.folder = tempfile.TemporaryDirectory()
@@ -138,7 +139,7 @@ def maker(words: list[str]) -> Callable[[Problem], Ours]:
 
 def main() -> None:
     job = read_job()
-    runtime.start(runtime.place(), job.device.type, 600.0)
+    runtime.start(place(), job.device.type, 600.0)
     try:
         serve(job, maker((job.variant or "").split()), None)
     finally:

@@ -5,7 +5,6 @@ warmed up by one step; then rounds with AuxK at rest, then rounds with AuxK acti
 is. Never do two step at once.
 """
 
-import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.step.actors import PATIENCE_S, Actor, NoMemory, Stage
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan, order, steps_of
 from sae_dist.bench.step.table import Line, format_tables, write_all
+from sae_dist.core.text import print_line
 from sae_dist.metrics.stolen import Stolen
 
 TOLERANCE = 1e-3
@@ -58,7 +58,7 @@ def start(actor: Actor) -> None:
     try:
         actor.start()
     except TrialFailed as error:
-        say(f"{actor.contestant.label}: {error}")
+        print_line(f"{actor.contestant.label}: {error}")
 
 
 @dataclass
@@ -124,7 +124,9 @@ class AtShape:
             for name in order(names, turn):
                 self.sample(name, mode, turn)
             took = time.monotonic() - began
-            say(f"{self.shape}, {mode}: round {turn + 1} of {len(names)} contestants took {took:.0f} s")
+            print_line(
+                f"{self.shape}, {mode}: round {turn + 1} of {len(names)} contestants took {took:.0f} s"
+            )
             if until is not None and time.monotonic() + took > until:
                 break
 
@@ -149,7 +151,7 @@ class AtShape:
     def fail(self, name: str, status: str, why: str, mode: str | None = None) -> None:
         """Note it in one mode, or in all; what it holds is given back."""
         self.stage.actors[name].drop()
-        say(f"{self.shape}: {CONTESTANTS[name].label}: {why}")
+        print_line(f"{self.shape}: {CONTESTANTS[name].label}: {why}")
         for each in [mode] if mode else MODES:
             self.lines[name, each].status, self.lines[name, each].why = status, why
 
@@ -168,8 +170,3 @@ def disagreement(found: dict[str, Any], reference: dict[str, Any]) -> str | None
 def in_two_words(error: TrialFailed) -> str:
     """For the table."""
     return "out of memory" if isinstance(error, NoMemory) else "failed"
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan
 from sae_dist.core.files import write_json
+from sae_dist.core.text import GIB
 from sae_dist.launch.provenance import provenance
 
 BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_row_adam")
@@ -108,7 +109,7 @@ def row_of(line: Line, others: dict[str, Line], below: list[str]) -> tuple[str, 
         spread,
         "-" if contestant.floor else f"{line.shape.batch / middle:.0f}",
         *("-" if each is None else f"{each:.2f}" for each in multiples),
-        f"{(line.peak or 0) / 2**30:.2f}",
+        f"{(line.peak or 0) / GIB:.2f}",
         str(len(line.samples)),
     )
 

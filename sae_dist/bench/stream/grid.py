@@ -4,7 +4,6 @@ Both are real runs of `sae-dist train`, each in a process of its own, half of th
 and half after it. Seconds are those of training, from the first chunk to the last step.
 """
 
-import json
 import subprocess
 import sys
 import tempfile
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.run_folder import SUMMARY, read_summary
 
 QUIET = ("eval.tokens=0", "checkpoint.every=null", "metrics.wandb=off", "metrics.console=false")
 
@@ -73,8 +73,7 @@ def one_run(folder: Path, name: str, words: list[str]) -> dict[str, float]:
     if done.returncode:
         raise SaeDistError(f"bench: {name} ended with code {done.returncode}: {done.stderr.strip()[-300:]}")
     run = folder / name
-    summaries = [run / "summary.json"] if name != "grid" else sorted(run.glob("*/summary.json"))
-    found = json.loads(summaries[0].read_text(encoding="utf-8"))
+    found = read_summary(run if name != "grid" else min(run.glob(f"*/{SUMMARY}")).parent)
     return {"seconds": found["tokens"] / found["tokens_per_second"]} | {
         key: found[key] for key in ("stream_seconds", "dictionary_seconds")
     }

@@ -5,7 +5,6 @@ document, with intraclass correlation r, says about as much as B / (1 + m r) ind
 """
 
 import csv
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig
+from sae_dist.core.run_folder import METRICS, SUMMARY, read_summary
+from sae_dist.core.text import GIB
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import train_command
@@ -106,7 +107,7 @@ def run_mixing(plan: MixingPlan) -> str:
             fvu, dead = trained(plan, block, chunk_rows) if plan.train else ("", "")
             effective = cfg.batch / (1 + partners * max(correlation, 0.0))
             row = (str(block), str(chunk_rows), f"{partners:.1f}", f"{ideal:.1f}", f"{correlation:.3f}")
-            rows.append((*row, f"{effective:.0f}", f"{held / 2**30:.2f}", fvu, dead))
+            rows.append((*row, f"{effective:.0f}", f"{held / GIB:.2f}", fvu, dead))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
             write(plan, rows)
     return (plan.folder / "mixing.md").read_text(encoding="utf-8")
@@ -175,13 +176,13 @@ def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
     """Held-out FVU of a run, and the share of dead latents at its end."""
     name = f"block{block}-rows{chunk_rows}-{plan.train}"
     run = plan.folder / "mixing" / name
-    if not (run / "summary.json").exists():
+    if not (run / SUMMARY).exists():
         shuffle = [f"shuffle.block_chunks={block}", f"shuffle.chunk_rows={chunk_rows}"]
         words = ["eval.ce_tokens=0", "eval.baselines=false", "metrics.wandb=off", "metrics.console=false"]
         length = [f"train_tokens={plan.train}", f"device={plan.device}", "checkpoint.every=null"]
         train_command([*shuffle, *words, *length, f"output='{run.parent}'", f"name={name}", "resume=auto"])
-    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    last = read_rows(run / "metrics.jsonl")[-1]
+    summary = read_summary(run)
+    last = read_rows(run / METRICS)[-1]
     dead = summary["dead_fraction"]
     return f"{summary['fvu']:.4f}", f"{last['latents/dead_fraction'] if dead is None else dead:.2%}"
 

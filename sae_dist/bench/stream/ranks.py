@@ -12,6 +12,7 @@ import torch
 
 from sae_dist.bench.stream.raw_wire import meet, move_raw
 from sae_dist.config.sections import TopologyConfig
+from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position, Precision
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -40,7 +41,7 @@ class SameChunk:
 def bench_rank(folder: Path) -> None:
     """Do what the folder's job says; rank 0 may leave a result there."""
     job = json.loads((folder / JOB).read_text(encoding="utf-8"))
-    where = runtime.place()
+    where = place()
     if job["cores"]:
         os.sched_setaffinity(0, {job["cores"][where.rank]})
     torch.set_num_threads(1)

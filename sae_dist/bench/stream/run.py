@@ -25,6 +25,7 @@ from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.stream.capture import time_capture
 from sae_dist.bench.stream.grid import time_grid
 from sae_dist.bench.stream.ranks import JOB, OUT
+from sae_dist.core.run_folder import METRICS
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import prepare
 from sae_dist.launch.spawn import spawn
@@ -223,7 +224,7 @@ def train_rows(plan: StreamPlan, latents: int, producers: int, runs: int = 1) ->
         folders = [prepare([*words, f"name=run{number}"], world).folder for number in range(runs)]
         job = {"part": "train", "runs": [str(each) for each in folders], "cores": cores(plan)}
         start_ranks(world * runs, job)
-        found = [read_rows(each / "metrics.jsonl") for each in folders]
+        found = [read_rows(each / METRICS) for each in folders]
         # What comes first fills blocks and caches.
         return [row for rows in found for row in rows[len(rows) // 3 :]]
 
@@ -246,7 +247,7 @@ def start_ranks(world: int, job: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-        spawn(folder, world, "bench-rank")
+        spawn(folder, world, "bench")
         out = folder / OUT
         return json.loads(out.read_text(encoding="utf-8")) if out.exists() else None
 

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from sae_dist.config.needs import MASTER_BYTES
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import GIB
 
-MOST_BYTES = 1 << 30
+MOST_BYTES = GIB
 """Of all held-out activations that the consumers of a group keep on the host, together."""
 
 
@@ -23,7 +24,7 @@ def check_held_out(cfg: RunConfig, columns: int) -> None:
     if cfg.eval.every is not None and (cfg.eval.rows + ce) * row > MOST_BYTES:
         raise ConfigError(
             f"eval.rows={cfg.eval.rows} and eval.ce={ce} rows of {columns} numbers take more than the "
-            f"{MOST_BYTES / 2**30:.0f} GiB for evaluation in training; use at most {MOST_BYTES // row} rows"
+            f"{MOST_BYTES / GIB:.0f} GiB for evaluation in training; use at most {MOST_BYTES // row} rows"
         )
 
 

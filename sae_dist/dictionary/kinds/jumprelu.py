@@ -1,27 +1,31 @@
-"""JumpReLU with straight-through thresholds (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+"""The JumpReLU kind, with straight-through thresholds (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from sae_dist.dictionary.base import Setting
+from sae_dist.dictionary.base import Dictionary, Setting, Tensors
 from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 TANH_SLOPE = 4.0
-"""Of the tanh penalty, per unit of code (Anthropic's update of January 2025)."""
+"""The slope of the tanh penalty at 0, per unit of code (Anthropic's update of January 2025)."""
 
 
-class Kind(TiledDictionary):
-    """code = score where score > threshold, else 0; score = W_enc (x - b_dec) + b_enc.
+class JumpRelu(TiledDictionary):
+    """A dictionary with code = score where score > threshold, else 0; score = W_enc (x - b_dec) + b_enc.
 
-    penalty=l0      number of codes; with target_l0, the coefficient times (L0 / target - 1)^2 instead
-    penalty=tanh    sum of tanh(4 code)
-    preact          times relu(threshold - score): pulls latents that never fire towards their threshold
+    penalty=l0      the number of codes; with target_l0, the coefficient times (L0 / target - 1)^2 instead
+    penalty=tanh    the sum of tanh(4 code)
+    preact          the factor of relu(threshold - score), which pulls silent latents to their threshold
     """
 
     sharded = ("W_enc", "b_enc", "log_threshold", "W_dec")
+    lr_groups = Dictionary.lr_groups | {"log_threshold": "encoder"}
+    form = "jumprelu"
+    log_threshold: Parameter
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
@@ -29,8 +33,26 @@ class Kind(TiledDictionary):
         with torch.no_grad():
             self.log_threshold.fill_(math.log(self.cfg.threshold))
 
+    @classmethod
+    def to_form(cls, tensors: Tensors) -> Tensors:
+        """Return the encoder's bias and the thresholds; see `Dictionary.to_form`."""
+        return {"b_enc_F": tensors["b_enc"], "threshold_F": tensors["log_threshold"].exp()}
+
+    @classmethod
+    def from_form(cls, vectors: Tensors, norm_F: Tensor, scale: float) -> Tensors:
+        """Return the encoder's bias and the thresholds' logarithms; see `Dictionary.from_form`."""
+        threshold_F = vectors["threshold_F"] * norm_F * scale
+        return {"b_enc": vectors["b_enc_F"], "log_threshold": threshold_F.log()}
+
+    @classmethod
+    def cannot_start_from(cls, vectors: Tensors) -> str | None:
+        """Return a problem if a threshold has no logarithm; see `Dictionary.cannot_start_from`."""
+        if float(vectors["threshold_F"].min()) > 0:
+            return None
+        return "thresholds of 0 or less, and sae=jumprelu trains their logarithm"
+
     def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
-        """See `TiledDictionary.tile`."""
+        """Return the contribution of a tile of latents; see `TiledDictionary.tile`."""
         threshold_f = vectors["log_threshold"].exp()
         score_Bf = z_Bf + vectors["b_enc"]
         code_Bf, active_Bf = _Jump.apply(score_Bf, threshold_f, self.cfg.bandwidth)
@@ -47,7 +69,7 @@ class Kind(TiledDictionary):
         )
 
     def sparsity_loss(self, penalty: Tensor, tokens: int) -> Tensor:
-        """See `TiledDictionary.sparsity_loss`; with a target, the coefficient is in units of the variance."""
+        """Return this rank's share of the penalty, which with a target is a squared deviation of L0."""
         target = self.cfg.target_l0
         if target is None:
             return super().sparsity_loss(penalty, tokens)
@@ -60,12 +82,12 @@ class Kind(TiledDictionary):
         return slope + (share - slope).detach()
 
     def unit(self) -> float:
-        """See `TiledDictionary.unit`: E for penalties that count codes, the variance with a target."""
+        """Return E, as penalties count codes, or 1 with a target, where the unit is the variance."""
         return 1.0 if self.cfg.target_l0 is not None else float(self.E)
 
 
 class _Jump(torch.autograd.Function):
-    """Codes and the number 1 where there is one; thresholds get the rectangle kernel's pseudo-gradient."""
+    """The codes, and 1 where there is one; thresholds get the rectangle kernel's pseudo-gradient."""
 
     @staticmethod
     def forward(ctx: Any, score_Bf: Tensor, threshold_f: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Matryoshka BatchTopK: nested prefixes that each reconstruct alone.
+"""The Matryoshka kind: BatchTopK with nested prefixes of latents that each reconstruct alone.
 
 Bussmann et al. 2025, arXiv 2503.17547.
 """
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from sae_dist.dictionary.base import Setting
-from sae_dist.dictionary.kinds import batchtopk
+from sae_dist.dictionary.kinds.batchtopk import BatchTopK
 from sae_dist.dictionary.latents import levels
 from sae_dist.dictionary.sparse import Pairs, decode
 
 
-class Kind(batchtopk.Kind):
-    """Codes as BatchTopK selects them over all latents; the loss is the mean over prefixes of latents.
+class Matryoshka(BatchTopK):
+    """A dictionary with BatchTopK's codes over all latents, and the mean loss over prefixes of the latents.
 
-    The reconstruction of a prefix is that of the prefix before it plus its own level's: each code is
-    decoded once.
+    The reconstruction of a prefix is that of the prefix before it plus that of its own level, so each code
+    is decoded once.
     """
 
     def __init__(self, setting: Setting):
@@ -27,7 +27,7 @@ class Kind(batchtopk.Kind):
         self.level_F = level_F.to(setting.device)
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        """See `SelectedDictionary.reconstruct`: the error of the whole, squares averaged over prefixes."""
+        """Return the error with all latents, and the sum of squares averaged over prefixes."""
         partials = [
             decode(code_P[place_P], self.W_dec, part, self.kernels, self.row_terms)
             for place_P, part in pairs.split(self.level_F[pairs.latent_P], self.num_levels)

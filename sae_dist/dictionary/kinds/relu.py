@@ -1,4 +1,4 @@
-"""ReLU with an L1 penalty.
+"""The ReLU kind, with an L1 penalty.
 
 Bricken et al. 2023, "Towards Monosemanticity"; weighted by decoder norms: Anthropic's update of April 2024.
 """
@@ -10,11 +10,13 @@ from sae_dist.dictionary.base import Setting
 from sae_dist.dictionary.penalised import Tile, TiledDictionary
 
 
-class Kind(TiledDictionary):
-    """code = relu(W_enc (x - b_dec) + b_enc); penalty = sum over rows and latents of code * weight.
+class Relu(TiledDictionary):
+    """A dictionary with code = relu(W_enc (x - b_dec) + b_enc), and the sum of code * weight as its penalty.
 
-    The weight is the norm of the latent's decoder row, which then is free, or 1, with rows of unit norm.
+    The weight is the norm of the latent's decoder row, which is free then, or 1, with rows of unit norm.
     """
+
+    form = "relu"
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
@@ -23,7 +25,7 @@ class Kind(TiledDictionary):
             self.unit_rows = ()
 
     def tile(self, z_Bf: Tensor, W_dec_fE: Tensor, vectors: dict[str, Tensor]) -> Tile:
-        """See `TiledDictionary.tile`."""
+        """Return the contribution of a tile of latents; see `TiledDictionary.tile`."""
         code_Bf = (z_Bf + vectors["b_enc"]).relu()
         active_Bf = code_Bf > 0
         sums_f = code_Bf.sum(0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_dist.core.tensors import write_tensors
+from sae_dist.core.files import write_tensors
 
 TILE = 2048
 CHEAP_PRODUCTS = 2e13

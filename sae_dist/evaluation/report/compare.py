@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_dist.evaluation.report.files import read_json
+from sae_dist.core.run_folder import read_summary
 from sae_dist.evaluation.report.members import Member
 from sae_dist.evaluation.report.numbers import ENERGY, Number, plain, shown, speed
 
@@ -106,7 +106,7 @@ def cost(members: Sequence[Member]) -> list[Number]:
     if not any(number.label == "Energy" for number in found):
         found.append(Number("Energy", "", "none: no GPU was measured"))
     for started in starts(members):
-        saved = (read_json(started / "summary.json") or {}).get("cost")
+        saved = read_summary(started).get("cost")
         if saved:
             means = f"of the {saved['alone_seconds']:,.0f} s that a run for each would have taken"
             found.append(Number("One stream for all", f"{saved['share']:.0%}", means))

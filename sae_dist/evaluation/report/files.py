@@ -1,6 +1,5 @@
 """The files of a run folder, read once."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,21 @@ from typing import Any
 from sae_dist.config.grid import check_single
 from sae_dist.config.run import RunConfig, load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.evaluation.sweep import status_of
+from sae_dist.core.files import read_json
+from sae_dist.core.run_folder import (
+    CONFIG,
+    EVALUATION,
+    FINISHED,
+    IMPORTED,
+    METRICS,
+    PROVENANCE,
+    TRAINED,
+    read_summary,
+    status,
+)
 from sae_dist.metrics.sinks import read_rows
 
-DONE = ("finished", "trained", "imported")
+DONE = (FINISHED, TRAINED, IMPORTED)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,7 @@ class RunFiles:
     @property
     def status(self) -> str:
         """The status: finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
-        return status_of(self.folder, self.summary)
+        return status(self.folder, self.summary)
 
     @property
     def is_done(self) -> bool:
@@ -57,36 +67,21 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         ConfigError: it is not a run's folder, is a grid's, or a file in it is damaged.
     """
-    cfg = load_config(folder / "config.yaml")
+    cfg = load_config(folder / CONFIG)
     check_single(cfg, folder)
-    metrics = folder / "metrics.jsonl"
+    metrics = folder / METRICS
     try:
         rows = read_rows(metrics) if metrics.exists() else []
     except ValueError as error:
         raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is not JSON") from None
-    started = next((p for p in (folder, folder.parent) if (p / "provenance.json").is_file()), folder)
+    started = next((p for p in (folder, folder.parent) if (p / PROVENANCE).is_file()), folder)
     return RunFiles(
         folder=folder,
         started=started,
         cfg=cfg,
-        config_text=(folder / "config.yaml").read_text(encoding="utf-8"),
-        summary=read_json(folder / "summary.json") or {},
-        provenance=read_json(started / "provenance.json") or {},
+        config_text=(folder / CONFIG).read_text(encoding="utf-8"),
+        summary=read_summary(folder),
+        provenance=read_json(started / PROVENANCE) or {},
         rows=rows,
-        evaluation=read_json(folder / "eval.json"),
+        evaluation=read_json(folder / EVALUATION),
     )
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Read an object from a JSON file; None: there is no such file.
-
-    Raises:
-        ConfigError: it is not JSON.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); remove it, or write it again") from None
-    return found if isinstance(found, dict) else None

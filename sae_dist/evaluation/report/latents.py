@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
 from sae_dist.evaluation.report.logits import Effect, effects, why_none
@@ -17,7 +18,7 @@ from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
 from sae_dist.evaluation.synthetic import held_out
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
@@ -71,8 +72,9 @@ def read_latents(cfg: RunConfig, folder: Path) -> Latents:
         DataError: there are no held-out activations.
     """
     device = torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
-    encode = resolve("torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels).encode_topk
-    sae = load_exported(folder / "export").to(device)
+    kernels = "torch" if cfg.kernels == "triton" and device.type == "cpu" else cfg.kernels
+    encode = choose_kernels(kernels).encode_topk
+    sae = load_exported(folder / EXPORT).to(device)
     tokens = parse_count(cfg.eval.tokens, "eval.tokens") or TOKENS
     try:
         source = open_source(cfg, device)
@@ -80,7 +82,7 @@ def read_latents(cfg: RunConfig, folder: Path) -> Latents:
         reason = f"the activations cannot be read here: {error}"
         return Latents(sae, no_text=reason, no_effects=reason)
     with torch.no_grad():
-        return _look(sae, encode, source, tokens, known_rates(folder / "export", sae))
+        return _look(sae, encode, source, tokens, known_rates(folder / EXPORT, sae))
 
 
 def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F: Tensor | None) -> Latents:

@@ -9,13 +9,13 @@ from urllib.parse import quote
 
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig, flat
+from sae_dist.core.run_folder import CONFIG, FINISHED, REPORT, SWEEP_TABLE, read_summary
 from sae_dist.evaluation.report.compare import cost, deep, merged, shared, side_by_side, speeds, starts
-from sae_dist.evaluation.report.files import read_json
 from sae_dist.evaluation.report.lines import NUMBERED, frontier, overlays
 from sae_dist.evaluation.report.members import Member, read_members
 from sae_dist.evaluation.report.numbers import Number, entries, kind, of_start, plain, results, shown, what
-from sae_dist.evaluation.report.write import PAGE, write_page
-from sae_dist.evaluation.sweep import ALWAYS, CONFIG, TABLE, differing
+from sae_dist.evaluation.report.write import write_page
+from sae_dist.evaluation.sweep import ALWAYS, differing
 
 TEMPLATE = "many.html"
 RESULTS = (
@@ -50,7 +50,7 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
     is_grid = (folder / CONFIG).is_file()
     runs = runs if is_grid else by_value(runs)
     members = read_members(folder, runs)
-    addresses = [address(folder, each.run.folder / PAGE) for each in members]
+    addresses = [address(folder, each.run.folder / REPORT) for each in members]
     alone = [each for each, its in zip(members, addresses, strict=True) if its is None and each.run.rows]
     apart = differing(runs)
     keys = list(dict.fromkeys([*ALWAYS, *(key for key in apart if key != "optim.lr")]))
@@ -62,7 +62,7 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
         name=folder.resolve().name,
         is_grid=is_grid,
         members=members,
-        ended=sum(each.run.status == "finished" for each in members),
+        ended=sum(each.run.status == FINISHED for each in members),
         headline=headline(members),
         told=[*not_listed(folder, runs), *told(members)],
         about=about(members, apart),
@@ -135,15 +135,15 @@ def told(members: list[Member]) -> list[Told]:
 
 def not_listed(folder: Path, runs: dict[Path, RunConfig]) -> list[Told]:
     """Report runs that the sweep's table lists and whose folders are gone."""
-    if not (folder / TABLE).is_file():
+    if not (folder / SWEEP_TABLE).is_file():
         return []
-    with open(folder / TABLE, newline="", encoding="utf-8") as file:
+    with open(folder / SWEEP_TABLE, newline="", encoding="utf-8") as file:
         listed = [row.get("run") or "" for row in csv.DictReader(file)]
     here = {each.relative_to(folder).as_posix() for each in runs}
     gone = [name for name in listed if name not in here]
     if not gone:
         return []
-    found = f"{TABLE} lists {len(gone)} whose folders are gone: {', '.join(gone)}."
+    found = f"{SWEEP_TABLE} lists {len(gone)} whose folders are gone: {', '.join(gone)}."
     return [Told(f"sae-dist sweep-table {quoted(str(folder))} writes it anew.", [(found, [])])]
 
 
@@ -189,7 +189,7 @@ def seeds(folder: Path, members: list[Member]) -> list[dict[str, Any]]:
     number_of = {each.run.folder: each for each in members}
     found = []
     for started in starts(members):
-        for pair in (read_json(started / "summary.json") or {}).get("seeds", []):
+        for pair in read_summary(started).get("seeds", []):
             first, second = (number_of.get(started / pair[key]) for key in ("first", "second"))
             if first and second:
                 quarters = [f"{share:.0%}" for share in pair["quarters"]]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError
-from sae_dist.evaluation.report.files import RunFiles, read_json, read_run
+from sae_dist.core.run_folder import EXPORT, read_summary
+from sae_dist.evaluation.report.files import RunFiles, read_run
 from sae_dist.evaluation.report.warn import RATE, Warning, warnings
 from sae_dist.evaluation.sweep import differing
 from sae_dist.export.saelens import load_firing_rates
@@ -78,7 +79,7 @@ def read_members(folder: Path, runs: dict[Path, RunConfig]) -> list[Member]:
                 name=each.relative_to(folder).as_posix(),
                 run=replace(run, rows=run.rows[-1:]),
                 points={column: _thinned(run, column, most) for column in COLUMNS},
-                warnings=warnings(run, load_firing_rates(each / "export")) if there else [GONE],
+                warnings=warnings(run, load_firing_rates(each / EXPORT)) if there else [GONE],
                 line=line,
             )
         )
@@ -93,7 +94,7 @@ GONE = Warning(
 
 def _gone(folder: Path, cfg: RunConfig) -> RunFiles:
     """Return what its grid knows of a dictionary whose folder is gone."""
-    grid = read_json(folder.parent / "summary.json") or {}
+    grid = read_summary(folder.parent)
     summary = grid.get("dictionaries", {}).get(folder.name, {})
     return RunFiles(folder, folder.parent, cfg, "", summary, {}, [], None)
 

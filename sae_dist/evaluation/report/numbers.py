@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.text import gib
 from sae_dist.evaluation.report.files import RunFiles
 from sae_dist.evaluation.table import RESULTS, missing, quantiles
 from sae_dist.export.exported import ExportedSae
@@ -186,7 +187,7 @@ def plain(value: Any) -> str:
 def shown(value: Any, form: str) -> str:
     """Format a number with its unit."""
     if form == "GiB":
-        return f"{value / 2**30:,.2f} GiB"
+        return gib(value, 2)
     if form == "quantiles":
         return quantiles(value)
     if form == "count":

@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, PLOTS
 from sae_dist.evaluation.report.cards import parts
 from sae_dist.evaluation.report.figures import curves, density
 from sae_dist.evaluation.report.files import RunFiles, read_run
@@ -11,6 +12,7 @@ from sae_dist.evaluation.report.latents import Latents, read_latents
 from sae_dist.evaluation.report.numbers import dictionary, entries, headline, of_start, results, speed, what
 from sae_dist.evaluation.report.warn import warnings
 from sae_dist.evaluation.report.write import write_page
+from sae_dist.export.saelens import SAE_CONFIG
 
 TEMPLATE = "page.html"
 PICTURES = {"recovery.png": "True features beside what was learnt"}
@@ -34,8 +36,8 @@ def needs_export(folder: Path) -> bool:
         ConfigError: see `read_run`.
     """
     run = read_run(folder)
-    exported = (folder / "export" / "cfg.json").is_file()
-    return not exported or not run.is_done and (folder / "checkpoints").is_dir()
+    exported = (folder / EXPORT / SAE_CONFIG).is_file()
+    return not exported or not run.is_done and (folder / CHECKPOINTS).is_dir()
 
 
 def content(run: RunFiles, latents: Latents) -> dict[str, Any]:
@@ -71,7 +73,7 @@ def pictures(folder: Path) -> list[tuple[str, str]]:
     """Return title and data URL of each plot of the evaluation that the page does not draw itself."""
     found = []
     for name, title in PICTURES.items():
-        path = folder / "plots" / name
+        path = folder / PLOTS / name
         if path.is_file():
             found.append((title, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()))
     return found

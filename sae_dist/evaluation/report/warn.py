@@ -8,6 +8,7 @@ from statistics import median
 from torch import Tensor
 
 from sae_dist.config.kinds import SELECTED
+from sae_dist.core.run_folder import DIVERGED
 from sae_dist.evaluation.quality.measure import DEAD_TOKENS
 from sae_dist.evaluation.report.files import RunFiles
 
@@ -34,7 +35,7 @@ def warnings(run: RunFiles, rate_F: Tensor | None) -> list[Warning]:
 
 def _unfinished(run: RunFiles) -> Iterator[Warning]:
     step = run.rows[-1]["step"] if run.rows else 0
-    if run.status == "diverged":
+    if run.status == DIVERGED:
         reason = run.summary.get("reason", "its numbers broke")
         yield Warning(f"The run was given up: {reason}.", "Train again with a lower optim.lr.")
     elif not run.is_done:

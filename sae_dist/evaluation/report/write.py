@@ -1,19 +1,17 @@
 """Rendering of a template in this folder as one HTML file. Jinja2 escapes all that is inserted."""
 
-import os
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-PAGE = "report.html"
+from sae_dist.core.files import write_text
+from sae_dist.core.run_folder import REPORT
 
 
 def write_page(folder: Path, template: str, **values: Any) -> Path:
     """Write `folder`/report.html, complete or not at all; return its path."""
-    path = folder / PAGE
-    temporary = folder / f".{PAGE}.{os.getpid()}"
-    temporary.write_text(rendered(template, folder=quote(str(folder)), **values), encoding="utf-8")
-    os.replace(temporary, path)
+    path = folder / REPORT
+    write_text(path, rendered(template, folder=quote(str(folder)), **values))
     return path
 
 

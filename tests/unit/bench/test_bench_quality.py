@@ -13,11 +13,11 @@ import torch
 
 from sae_dist.bench import venvs
 from sae_dist.bench.command import read_plan
+from sae_dist.bench.quality import run as quality
 from sae_dist.bench.quality.contestants import TrialFailed
 from sae_dist.bench.quality.data import file_rows, order_file, prepare_data, run_order
 from sae_dist.bench.quality.evaluate import Weights, measure, weights_of_export
 from sae_dist.bench.quality.plan import CHUNK_ROWS, Plan
-from sae_dist.bench.quality.run import run as quality
 from sae_dist.bench.quality.table import markdown
 from sae_dist.bench.scaling import run_scaling
 from sae_dist.config.run import RunConfig

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from sae_dist.bench.command import bench
+from sae_dist.bench.quality import run as quality
+from sae_dist.bench.quality import studies
 from sae_dist.bench.quality.plan import Plan
-from sae_dist.bench.quality.run import run as quality
-from sae_dist.bench.quality.run import studies
 from sae_dist.bench.quality.studies import Cell, fit, optimum, star
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config

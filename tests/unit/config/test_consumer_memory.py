@@ -14,6 +14,7 @@ from sae_dist.bench.scaling import RandomRows
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, save_config
+from sae_dist.core.place import Place
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
@@ -31,7 +32,7 @@ def config(overrides: list[str]) -> RunConfig:
 
 def steps(cfg: RunConfig) -> int:
     """Train a little; the bytes that the process holds while the run is still there."""
-    topology = Topology(cfg.topology, runtime.Place(0, 1, 0, 1), "cpu")
+    topology = Topology(cfg.topology, Place(0, 1, 0, 1), "cpu")
     source = RandomRows(WIDTH, cfg.shuffle.chunk_rows)
     with tempfile.TemporaryDirectory() as folder:
         args = (None, topology, runtime.StopRequest(), torch.device("cpu"))

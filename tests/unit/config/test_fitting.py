@@ -8,7 +8,7 @@ import torch
 from sae_dist.config.needs import held_bytes, what_would_fit
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import OptimConfig, SaeConfig
-from sae_dist.distributed.runtime import Place
+from sae_dist.core.place import Place
 from sae_dist.train.out_of_memory import explained, is_out_of_memory
 from sae_dist.train.rank import memory_in_words
 
@@ -65,7 +65,8 @@ def test_the_host_s_allocator_is_recognised_and_explained(tmp_path):
     error = explained(caught.value, cfg, None, tmp_path, Place(0, 1, 0, 1), torch.device("cpu"))
     line = str(error)
     assert error.exit_code == 1 and "\n" not in line
-    assert line.startswith("out of memory: this rank holds 20") and "what would fit: sae.num_latents=" in line
+    assert line.startswith("out of memory: this rank holds 2,0")
+    assert "what would fit: sae.num_latents=" in line
     assert "topology.shard" not in line and "DefaultCPUAllocator" in line
 
 

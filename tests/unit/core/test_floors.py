@@ -19,7 +19,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluation": (*BASE, "distributed", "kernels", *STAGES),
     "launch": (*BASE, "distributed", "train", "evaluation", "tokens", "llm", "transport"),
     "bench": (*BASE, "distributed", "kernels", *STAGES, "train", "launch"),
-    "cli": (*BASE, "launch", "train", "evaluation", "metrics", "bench"),
+    "commands": (*BASE, "train", "evaluation", "metrics", "launch", "bench"),
+    "cli": ("commands",),
 }
 DOORS = {
     "transformers": ("llm", "tokens"),
@@ -95,6 +96,45 @@ def broken_rules(path: str, source: str) -> list[str]:
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_keeps_the_rules(module):
     assert broken_rules(module.relative_to(PACKAGE).as_posix(), module.read_text()) == []
+
+
+def imported_at_load(node: ast.AST) -> set[str]:
+    """Names that loading a file imports: not those of functions, nor of `if TYPE_CHECKING`."""
+    found = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import | ast.ImportFrom):
+            found |= imports(ast.Module([child], []))
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            found |= imported_at_load(ast.Module(child.orelse, []))
+        elif not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            found |= imported_at_load(child)
+    return found
+
+
+def circles(sources: dict[str, str]) -> list[str]:
+    """Modules, given as sources by dotted name, that lie on a circle of imports, or import one that does."""
+    arrows = {name: imported_at_load(ast.parse(text)) & sources.keys() for name, text in sources.items()}
+    while free := {name for name, others in arrows.items() if not others & arrows.keys()}:
+        arrows = {name: others for name, others in arrows.items() if name not in free}
+    return sorted(arrows)
+
+
+def test_no_import_leads_back():
+    named = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in MODULES}
+    assert circles({name: path.read_text() for name, path in named.items()}) == []
+
+
+@pytest.mark.parametrize(
+    ("importing", "found"),
+    [
+        ("import b", ["a", "b"]),
+        ("try:\n    from b import x\nexcept ImportError:\n    pass", ["a", "b"]),
+        ("def f():\n    import b", []),
+        ("if TYPE_CHECKING:\n    import b", []),
+    ],
+)
+def test_a_circle_shows(importing, found):
+    assert circles({"a": importing, "b": "import c, a", "c": ""}) == found
 
 
 def test_every_folder_has_a_floor_and_an_init():

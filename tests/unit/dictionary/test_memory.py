@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from sae_dist.config.kinds import PENALISED, SELECTED
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.dictionary import penalised as tiled
-from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 from tests.helpers.ranks import close_worlds, run_ranks
@@ -51,7 +51,7 @@ def prepared(kind: str, latents: int, kernels: str, rows: int, optim: str):
         sae=SaeConfig(**(dict(settings) | overrides)),
         optim=OptimConfig(kind=optim),
     )
-    topology = Topology(TopologyConfig(), runtime.Place(0, 1, 0, 1), "cpu")
+    topology = Topology(TopologyConfig(), Place(0, 1, 0, 1), "cpu")
     model = build_dictionary(cfg, (WIDTH,), topology, torch.device("cpu"))
     x = torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(0))
     return model, build_optimizer(cfg, model, topology), x

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_dist.config.resolve import resolve
 from sae_dist.config.sections import TopologyConfig
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.metrics.clock import PhaseClock
@@ -84,7 +84,7 @@ def reads_by_step(kind: str, shard: int = 1) -> list[list[str]]:
     cfg = resolve(compose_config(words + sizes), None, WIDTH)
     device, clock = torch.device("cpu"), PhaseClock(torch.device("cpu"))
     rank = dist.get_rank()
-    place = runtime.Place(rank, shard, rank, shard)
+    place = Place(rank, shard, rank, shard)
     topology = Topology(TopologyConfig(shard=shard), place, "cpu", clock=clock)
     rows, watch = Rows(), Watch(clock, gemm_flops=1e9)
     stop = SimpleNamespace(wanted=False)

@@ -18,7 +18,7 @@ from sae_dist.evaluation.report.numbers import entries, results, speed
 from sae_dist.evaluation.report.read import Read, Text
 from sae_dist.evaluation.report.warn import warnings
 from sae_dist.export.exported import ExportedSae
-from sae_dist.kernels.resolve import resolve
+from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
 from sae_dist.tokens.decoder import Decoder
 from tests.helpers.tiny_llms import packed_chunk
@@ -103,7 +103,7 @@ def relu_sae(latents: int = 40, width: int = 6) -> ExportedSae:
     return ExportedSae(kind="relu", W_enc_FD=W_FD, b_enc_F=b_F, W_dec_FE=W_FD, b_dec_E=torch.zeros(width))
 
 
-ENCODE = resolve("torch").encode_topk
+ENCODE = choose_kernels("torch").encode_topk
 
 
 def test_what_is_collected_is_what_a_dense_pass_finds():

@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_dist.config.run import RunConfig
+from sae_dist.dictionary.base import dictionary_class
 from sae_dist.export import exported
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.fold import tensor_names, to_exported, to_tensors
@@ -120,9 +121,11 @@ def checkpoint(kind: str, form: str, dtype=torch.float64) -> tuple[RunConfig, di
 @pytest.mark.parametrize("kind", [*KINDS, "batchtopk", "matryoshka"])
 def test_folding_the_scales_moves_a_dictionary_to_raw_space(kind, form):
     cfg, tensors, trained = checkpoint(kind, form)
-    assert set(tensor_names(cfg)) == set(tensors)
+    assert set(tensor_names(cfg, dictionary_class(kind))) == set(tensors)
     s_in, s_out = (0.037, 0.037) if form == "autoencoder" else (0.037, 5.3)
-    folded = to_exported(cfg, tensors, [s_in] if form == "autoencoder" else [s_in, s_out])
+    folded = to_exported(
+        cfg, dictionary_class(kind), tensors, [s_in] if form == "autoencoder" else [s_in, s_out]
+    )
     x = 2 * torch.randn(64, D, dtype=torch.float64) / s_in
     torch.testing.assert_close(dense_codes(folded, x), dense_codes(trained, x * s_in) / s_out)
     torch.testing.assert_close(dense_output(folded, x), dense_output(trained, x * s_in) / s_out)
@@ -146,8 +149,10 @@ def test_folding_a_shift(kind, form):
         tensors["shift"], m_out = m_in, m_in
     else:
         tensors["shift"] = torch.cat([m_in, m_out])
-    assert set(tensor_names(cfg)) == set(tensors)
-    folded = to_exported(cfg, tensors, [s_in] if form == "autoencoder" else [s_in, s_out])
+    assert set(tensor_names(cfg, dictionary_class(kind))) == set(tensors)
+    folded = to_exported(
+        cfg, dictionary_class(kind), tensors, [s_in] if form == "autoencoder" else [s_in, s_out]
+    )
     x = 2 * torch.randn(64, D, dtype=torch.float64) / s_in
     inner = (x - m_in) * s_in
     torch.testing.assert_close(dense_codes(folded, x), dense_codes(trained, inner) / s_out)
@@ -162,17 +167,17 @@ def test_training_that_begins_with_an_export_begins_with_the_weights_that_it_was
     E = len(trained.b_dec_E)
     scales = [0.037] if form == "autoencoder" else [0.037, 5.3]
     shift = 3 * torch.randn(D if form == "autoencoder" else D + E, dtype=torch.float64)
-    folded = to_exported(cfg, tensors | {"shift": shift}, scales)
-    back = to_tensors(kind, folded, scales, shift, unit_rows=False)
+    folded = to_exported(cfg, dictionary_class(kind), tensors | {"shift": shift}, scales)
+    back = to_tensors(dictionary_class(kind), folded, scales, shift, unit_rows=False)
     assert set(back) == set(tensors)
     for name, value in tensors.items():
         torch.testing.assert_close(back[name], value)
     # Of unit rows, and the same dictionary where codes are not ranked.
     folded.W_dec_FE = folded.W_dec_FE * torch.linspace(0.5, 2, F, dtype=torch.float64)[:, None]
-    unit = to_tensors(kind, folded, scales, shift, unit_rows=True)
+    unit = to_tensors(dictionary_class(kind), folded, scales, shift, unit_rows=True)
     torch.testing.assert_close(unit["W_dec"].norm(dim=1), torch.ones(F, dtype=torch.float64))
     if kind in ("relu", "jumprelu", "gated"):
-        again = to_exported(cfg, unit | {"shift": shift}, scales)
+        again = to_exported(cfg, dictionary_class(kind), unit | {"shift": shift}, scales)
         x = 2 * torch.randn(64, D, dtype=torch.float64) / 0.037
         torch.testing.assert_close(dense_output(again, x), dense_output(folded, x))
 

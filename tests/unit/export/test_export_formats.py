@@ -201,8 +201,8 @@ def test_dictionary_learning_files_that_are_wrong_or_mean_something_else(tmp_pat
         ),
         (state | {"W_enc": state["W_enc"].T}, r"W_enc has shape \[40, 12\].*; it is transposed"),
         (state | {"group_sizes": torch.tensor([3, 4])}, "group_sizes must add up to dict_size=40"),
-        ({"step": 3, "ae": state}, r"no state dict of tensors \(step, ae\)"),
-        ([1, 2], r"no state dict of tensors \(list\)"),
+        ({"step": 3, "ae": state}, r"not a state dict of tensors \(step, ae\)"),
+        ([1, 2], r"not a state dict of tensors \(list\)"),
     ]
     for content, says in cases:
         torch.save(content, tmp_path / "ae.pt")
@@ -219,11 +219,11 @@ def test_dictionary_learning_files_that_are_wrong_or_mean_something_else(tmp_pat
 def test_the_format_of_a_folder(tmp_path):
     with pytest.raises(ConfigError, match="nowhere is not a folder; give one with sae_weights.safetensors"):
         format_of(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="has none of sae_weights.safetensors"):
+    with pytest.raises(ConfigError, match="contains none of sae_weights.safetensors"):
         format_of(tmp_path)
     for name in FORMATS:
         FORMATS[name].write(tmp_path, make("topk"))
-    with pytest.raises(ConfigError, match="has the files of several formats; say which with --format"):
+    with pytest.raises(ConfigError, match="contains the files of several formats; choose one with --format"):
         format_of(tmp_path)
 
 

@@ -1,5 +1,6 @@
 """llm.compile: the same activations, from one graph whatever the chunk."""
 
+import pytest
 import torch
 
 from sae_dist.config.sections import LlmConfig
@@ -8,6 +9,7 @@ from sae_dist.llm.frozen import FrozenLlm
 from tests.helpers.tiny_llms import packed_chunk as chunk
 
 
+@pytest.mark.long
 def test_chunks_of_other_sizes_do_not_recompile():
     def load(compiled: bool) -> FrozenLlm:
         cfg = LlmConfig(name="embedded", compile=compiled)

@@ -4,8 +4,6 @@ from itertools import islice
 
 import pytest
 import torch
-from tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms
-from tiny_llms import packed_chunk as chunk
 
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
@@ -13,6 +11,8 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
+from tests.helpers.tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms
+from tests.helpers.tiny_llms import packed_chunk as chunk
 
 CPU = torch.device("cpu")
 RUNNABLE = [kind for kind in OWN if kind != "bloom"]

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.llm.facts import llm_facts
+from tests.helpers.tiny_llms import EMBEDDED, LAYERS, OWN, WIDTH, TinyLlms
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from itertools import islice
 import pytest
 import torch
 from test_llm_frozen import chunk, close
-from tiny_llms import LAYERS, WIDTH, TinyLlms
 
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import DataError
@@ -13,6 +12,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
+from tests.helpers.tiny_llms import LAYERS, WIDTH, TinyLlms
 
 CPU = torch.device("cpu")
 MLP = {"llama": "layers.1.mlp", "gpt2": "h.1.mlp", "gpt_neox": "layers.1.mlp"}

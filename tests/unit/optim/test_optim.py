@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sae_dist.config.sections import OptimConfig, TopologyConfig
+from sae_dist.core.place import Place
 from sae_dist.core.types import RowTerm
-from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.optim.engine import Engine
 from sae_dist.optim.offload import HostAdam
@@ -59,7 +59,7 @@ class Toy(torch.nn.Module):
 
 
 def trained(kind: str, cfg: OptimConfig, dtype: torch.dtype, steps: int) -> dict[str, torch.Tensor]:
-    topology = Topology(TopologyConfig(), runtime.Place(0, 1, 0, 1), "cpu")
+    topology = Topology(TopologyConfig(), Place(0, 1, 0, 1), "cpu")
     model = Toy(dtype)
     engine = {
         "row_adam": lambda: RowAdam(cfg, model, topology),
@@ -92,12 +92,14 @@ def test_the_clip_is_the_same():
         torch.testing.assert_close(lazy[name], value, rtol=1e-11, atol=1e-13, msg=name)
 
 
-@pytest.mark.parametrize("kind", ["adam", "row_adam", "offload"])
-def test_encoder_and_biases_have_learning_rates_of_their_own(kind):
+@pytest.mark.parametrize("kind", ["adam", "row_adam", pytest.param("offload", marks=pytest.mark.long)])
+def test_encoder_and_biases_have_learning_rates_of_their_own(kind, request):
     """Adam's first update moves every element with a gradient by the learning rate."""
+    if kind == "offload":
+        request.getfixturevalue("compiled_adam")
     cfg = replace(CFG, encoder_lr=0.25, bias_lr=3.0)
     before = Toy(torch.float32)
-    after = run_ranks(trained, 1, kind, cfg, torch.float32, 1, timeout_s=400)[0]
+    after = run_ranks(trained, 1, kind, cfg, torch.float32, 1)[0]
     for name, expected in {"W_enc": 0.005, "b_enc": 0.06, "b_dec": 0.06}.items():
         moved = (after[name] - getattr(before, name).detach()).abs()
         torch.testing.assert_close(
@@ -105,11 +107,10 @@ def test_encoder_and_biases_have_learning_rates_of_their_own(kind):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beta1", [0.0, 0.9])
-def test_offload_is_adam(beta1):
+def test_offload_is_adam(beta1, compiled_adam):
     cfg = replace(CFG, beta1=beta1, clip=3.0)
-    host, dense = (
-        run_ranks(trained, 1, kind, cfg, torch.float32, 60, timeout_s=400)[0] for kind in ("offload", "adam")
-    )
+    host, dense = (run_ranks(trained, 1, kind, cfg, torch.float32, 60)[0] for kind in ("offload", "adam"))
     for name, value in dense.items():
         torch.testing.assert_close(host[name], value, rtol=1e-4, atol=1e-6, msg=name)

@@ -8,11 +8,11 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from tiny_llms import EMBEDDED
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.source import open_tokens
+from tests.helpers.tiny_llms import EMBEDDED
 
 FIELDS = ("ids_NS", "segment_NS", "position_NS", "keep_NS", "document_NS")
 LANES, ROWS = 3, 90

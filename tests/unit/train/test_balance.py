@@ -7,7 +7,7 @@ import torch
 
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import TopologyConfig
-from sae_dist.distributed import runtime
+from sae_dist.core.place import Place
 from sae_dist.distributed.mesh import Topology
 from sae_dist.metrics import sinks
 from sae_dist.train.balance import Balance, Waits, percent, proportion
@@ -37,7 +37,7 @@ def waits_of(chunk_s: float, step_s: float, producers: int) -> Waits | None:
     cfg = RunConfig(batch=LANES * ROWS, topology=TopologyConfig(producers=producers))
     cfg.shuffle.chunk_rows = ROWS
     rank = torch.distributed.get_rank()
-    topology = Topology(cfg.topology, runtime.Place(rank, producers + 1, rank, 1), "cpu")
+    topology = Topology(cfg.topology, Place(rank, producers + 1, rank, 1), "cpu")
     stream = Stream(
         topology,
         lanes=LANES,

@@ -1,4 +1,4 @@
-"""Reading the files of exports, whoever wrote them: what is wrong with one is named in a line."""
+"""Functions that read and check the files of exports; a faulty file becomes an error of one line."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,14 @@ from sae_dist.core.errors import ConfigError
 
 
 def read_json(folder: Path, config: str, weights: str) -> dict[str, Any]:
-    """The object in a folder's file `config`, which stands beside `weights`.
+    """Return the object in a folder's JSON file.
+
+    Args:
+        config: the name of the file.
+        weights: the name of the file that belongs with it, for the error.
 
     Raises:
-        ConfigError: it is missing, or not readable.
+        ConfigError: it is missing or cannot be read.
     """
     path = existing(folder, config, (config, weights))
     try:
@@ -29,10 +33,14 @@ def read_json(folder: Path, config: str, weights: str) -> dict[str, Any]:
 
 
 def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tensor]:
-    """The tensors in a folder's file `weights`.
+    """Return the tensors in a folder's safetensors file.
+
+    Args:
+        weights: the name of the file.
+        config: the name of the file that belongs with it, for the error.
 
     Raises:
-        ConfigError: it is missing, or not readable.
+        ConfigError: it is missing or cannot be read.
     """
     path = existing(folder, weights, (config, weights))
     try:
@@ -42,10 +50,13 @@ def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tenso
 
 
 def existing(folder: Path, name: str, needed: Sequence[str]) -> Path:
-    """The path of a file in a folder.
+    """Return the path of a file in a folder.
+
+    Args:
+        needed: the names of all files that the folder should have, for the error.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the file does not exist.
     """
     if not (folder / name).is_file():
         raise ConfigError(f"{folder / name} does not exist; give a folder with {' and '.join(needed)}")
@@ -53,10 +64,10 @@ def existing(folder: Path, name: str, needed: Sequence[str]) -> Path:
 
 
 def require(path: Path, config: Mapping[str, Any], *keys: str) -> None:
-    """Whether an object that was read from `path` has keys.
+    """Check that an object read from `path` has keys.
 
     Raises:
-        ConfigError: it lacks one.
+        ConfigError: a key is missing.
     """
     for key in keys:
         if key not in config:
@@ -66,7 +77,10 @@ def require(path: Path, config: Mapping[str, Any], *keys: str) -> None:
 def check_shapes(
     path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], said_by: str
 ) -> None:
-    """Whether a file's tensors are there, and have the shapes that `said_by` makes them.
+    """Check that a file has tensors of the expected shapes.
+
+    Args:
+        said_by: the name of the file that the shapes come from.
 
     Raises:
         ConfigError: one is missing, of another shape, or transposed.

@@ -1,4 +1,4 @@
-"""Choose the kernels once. Demanded and missing is an error, never a silent fallback."""
+"""The choice of kernels: a backend that is asked for and missing is an error, never a silent fallback."""
 
 import importlib
 from types import ModuleType
@@ -9,11 +9,11 @@ from sae_dist.kernels import reference, torch_backend
 from sae_dist.kernels.row_update import RowUpdate, TiledUpdate
 
 
-def resolve(name: str) -> ModuleType:
-    """The backend called `name`: a module with the functions of `reference`.
+def choose_kernels(name: str) -> ModuleType:
+    """Return the backend called `name`: a module with the functions of `reference`.
 
     Raises:
-        ConfigError: no such backend here.
+        ConfigError: there is no such backend, or it cannot run on this machine.
     """
     if name == "triton":
         _check_triton()
@@ -24,11 +24,11 @@ def resolve(name: str) -> ModuleType:
     return backends[name]
 
 
-def row_update(name: str) -> type[RowUpdate]:
-    """What `optim.row_adam` needs of the backend called `name`.
+def choose_row_update(name: str) -> type[RowUpdate]:
+    """Return the row update of the backend called `name`, which `optim.row_adam` uses.
 
     Raises:
-        ConfigError: see `resolve`.
+        ConfigError: see `choose_kernels`.
     """
     if name == "triton":
         _check_triton()

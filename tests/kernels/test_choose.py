@@ -5,7 +5,7 @@ import torch
 
 from sae_dist.config import triton as core_triton
 from sae_dist.core.errors import ConfigError
-from sae_dist.kernels.resolve import resolve, row_update
+from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.kernels.row_update import TiledUpdate
 from tests.kernels.backends import BACKENDS, backend
 
@@ -33,7 +33,7 @@ def machine(monkeypatch):
 )
 def test_demanded_and_missing_is_an_error(machine, given, says):
     machine(**given)
-    for choose in (resolve, row_update):
+    for choose in (choose_kernels, choose_row_update):
         with pytest.raises(ConfigError, match=says):
             choose("triton")
 
@@ -46,8 +46,8 @@ def test_what_runs_where(machine):
 
 def test_an_unknown_backend_is_named():
     with pytest.raises(ConfigError, match="kernels=numpy .* choose triton, torch or reference"):
-        resolve("numpy")
-    assert row_update("torch") is TiledUpdate
+        choose_kernels("numpy")
+    assert choose_row_update("torch") is TiledUpdate
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -61,5 +61,5 @@ def test_every_operation_is_there(name):
         "weight_gradient",
         "bias_gradient",
     }
-    for module in (backend(name), resolve("reference")):
+    for module in (backend(name), choose_kernels("reference")):
         assert operations <= set(vars(module))

@@ -1,0 +1,56 @@
+"""The run folder: the names of what is in it, and how far its run is. No other file spells these names.
+
+One dictionary has one folder. The folder of a grid holds CONFIG, PROVENANCE, SUMMARY, LOGS and a folder per
+dictionary; the folder of a sweep holds run folders and its table.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import read_json
+
+CONFIG = "config.yaml"  # frozen before the first rank starts; every rank reads it
+PROVENANCE = "provenance.json"  # commit, versions, hosts, command; of every start
+JOB = "submit.sbatch"  # of a run on Slurm
+LOGS = "logs"
+METRICS = "metrics.jsonl"  # one JSON object per line
+CHECKPOINTS = "checkpoints"  # step_<n>/, complete or absent
+LATEST = "latest"  # in CHECKPOINTS: the name of the newest
+EXPORT = "export"  # the dictionary as SAELens reads it; other formats in folders within
+HUB = "hub"  # what is uploaded to the Hugging Face Hub
+SUMMARY = "summary.json"  # results of training and of the evaluation at its end
+EVALUATION = "eval.json"  # results of `sae-dist eval`
+PLOTS = "plots"
+REPORT = "report.html"
+SWEEP_TABLE = "sweep.csv"
+SWEEP_PLOT = "sweep.png"
+
+FINISHED, TRAINED, DIVERGED, IMPORTED = "finished", "trained", "diverged", "imported"
+"""Values of `status` in SUMMARY: evaluated; not evaluated yet; given up; not trained here."""
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Return what SUMMARY holds; an empty dict if there is none yet.
+
+    Raises:
+        ConfigError: it is not JSON.
+    """
+    return read_json(folder / SUMMARY) or {}
+
+
+def status(folder: Path, summary: Mapping[str, Any] | None = None) -> str:
+    """Return how far a run is: finished, trained, diverged, imported, unfinished, not started, or missing.
+
+    Args:
+        summary: what SUMMARY holds, if it was read already.
+    """
+    if not folder.is_dir():
+        return "missing"
+    if summary is None:
+        with suppress(ConfigError):  # damaged: how far the run was is not known any more
+            summary = read_summary(folder)
+    found = (summary or {}).get("status")
+    return found or ("unfinished" if (folder / METRICS).exists() else "not started")

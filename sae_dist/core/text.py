@@ -1,0 +1,28 @@
+"""Short texts: sizes, errors in one line, and lines on the terminal."""
+
+import sys
+
+from tqdm import tqdm
+
+GIB, MIB = 2**30, 2**20
+
+
+def gib(count: float, digits: int = 1) -> str:
+    """Return a number of bytes in GiB, such as `1,536.0 GiB`."""
+    return f"{count / GIB:,.{digits}f} GiB"
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; of an error without text, the name of its class."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def class_and_line(error: BaseException) -> str:
+    """Return an error's class and the first line of its text, such as `ValueError: no such key`."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def print_line(line: str) -> None:
+    """Print a line on stderr at once, above a progress bar if there is one."""
+    tqdm.write(line, file=sys.stderr)
+    sys.stderr.flush()

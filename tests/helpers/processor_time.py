@@ -1,0 +1,77 @@
+"""Measures what each test costs: its processor time, that of all processes below it included."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIMIT_S = 20.0
+NUM_SHOWN = 25
+
+
+def used_s(pid: int | None = None) -> float:
+    """Return the processor seconds of a process and of all below it, those that have ended included.
+
+    A process that its parent left behind unreaped is lost: the sum may fall.
+    """
+    pid = os.getpid() if pid is None else pid
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+    except OSError:
+        return 0.0
+    own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    return own + sum(used_s(child) for child in children)
+
+
+class ProcessorTime:
+    """A plugin that shows the dearest tests, and fails one that is too dear for a run without `-m long`."""
+
+    def __init__(self) -> None:
+        self.before_s = 0.0
+        self.seconds: dict[str, list[float]] = {}
+
+    def pytest_runtest_logstart(self) -> None:
+        """Begin a test."""
+        self.before_s = used_s()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+        """Give a report its processor time, since the report before it."""
+        report = yield
+        now_s = used_s()
+        report.processor_s = max(now_s - self.before_s, 0.0)
+        self.before_s = now_s
+        if report.passed and report.processor_s > LIMIT_S and not item.get_closest_marker("long"):
+            report.outcome = "failed"
+            report.longrepr = (
+                f"{item.nodeid}: {report.when} took {report.processor_s:.0f} s of processor time, over "
+                f"{LIMIT_S:.0f}: make it cheaper, or mark it `long`"
+            )
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add a report to its test, where all are seen."""
+        sums = self.seconds.setdefault(report.nodeid, [0.0, 0.0, 0.0])
+        processor_s = getattr(report, "processor_s", 0.0)
+        sums[0] += 0.0 if report.when == "call" else processor_s
+        sums[1] += processor_s if report.when == "call" else 0.0
+        sums[2] += report.duration
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Show the dearest."""
+        if not self.seconds:
+            return
+        write = terminalreporter.write_line
+        total = [sum(column) for column in zip(*self.seconds.values(), strict=True)]
+        terminalreporter.section(f"{NUM_SHOWN} slowest tests, in seconds")
+        write("processor: set-up  call     wall")
+        dearest = sorted(self.seconds.items(), key=lambda test: -test[1][0] - test[1][1])
+        for name, (set_up, call, wall) in dearest[:NUM_SHOWN]:
+            write(f"{set_up:17.1f} {call:5.1f} {wall:8.1f}  {name}")
+        write(f"{total[0]:17.1f} {total[1]:5.1f} {total[2]:8.1f}  all {len(self.seconds)} tests")
