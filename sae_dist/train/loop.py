@@ -54,7 +54,10 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
                 run.save()
         if stop:
             wait(live)
-            raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")
+            folder = live[0].folder if give_up is None else live[0].folder.parent
+            raise Preempted(
+                f"stopped at step {step + 1} as asked; checkpoint saved. Go on: sae-dist resume {folder}"
+            )
     attempt(lambda run: run.agreement.read())
     for run in live:
         run.save()
