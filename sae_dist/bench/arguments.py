@@ -3,10 +3,11 @@
 import argparse
 import math
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 from sae_dist.config.counts import parse_count
 from sae_dist.core.errors import ConfigError
+from sae_dist.launch import arguments
 
 DEVICES = ("auto", "cpu", "cuda")
 FOLDER = "bench"
@@ -22,17 +23,14 @@ MEANINGS = {
 }
 
 
-class Parser(argparse.ArgumentParser):
-    """Wrong words are a ConfigError; an option without words of its own shows its usual meaning."""
+class Parser(arguments.Parser):
+    """A parser in which an option without a help text of its own shows its usual one."""
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
         """As argparse's."""
         if "default" in settings:
             settings.setdefault("help", f"{MEANINGS.get(names[0], '')} ({settings['default']})".strip())
         return super().add_argument(*names, **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
 
 
 def count(text: str, name: str) -> int:

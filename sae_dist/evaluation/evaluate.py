@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
@@ -68,11 +68,11 @@ WHY_NOT = {
 ELSEWHERE = {"fvu_linear": "of transcoders, with eval.baselines", "embedding_cosine": "of encoders"}
 
 
-def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
+def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]:
     """Evaluate `folder`/export; write eval.json, its plots, and summary.json as the end of training does.
 
     Args:
-        cfg: the run's, with the keys of `eval` as they were asked for.
+        asked: the run's config, with the keys of `eval` as they were asked for.
         full: compute the costly numbers too.
 
     Returns:
@@ -82,7 +82,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         ConfigError: the folder has no export, what a key names is not there, or the dictionary does not fit.
         DataError: there are no held-out activations.
     """
-    check_single(cfg, folder)
+    cfg = single(asked, folder)
     if not (folder / EXPORT / SAE_CONFIG).exists():
         raise ConfigError(
             f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
@@ -112,7 +112,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
     return summary | result
 
 
-def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:
+def check_fits(export: Path, cfg: Single, device: torch.device) -> None:
     """Whether this process can hold the dictionary: whole, and once more for the untrained one.
 
     Raises:

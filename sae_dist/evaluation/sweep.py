@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.resolve import SAME_RUN
-from sae_dist.config.run import RunConfig, flat, load_config
+from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
@@ -53,7 +53,7 @@ def sweep_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def runs_of(folder: Path) -> dict[Path, RunConfig]:
+def runs_of(folder: Path) -> dict[Path, Resolved]:
     """Config of each run in a folder, and of each dictionary of those that are grids, or of a grid itself.
 
     A dictionary whose folder is gone has the config that its grid made for it.
@@ -64,13 +64,13 @@ def runs_of(folder: Path) -> dict[Path, RunConfig]:
     own = folder / CONFIG
     if own.is_file():
         return _dictionaries(own) if varied(load_config(own)) else {}
-    found: dict[Path, RunConfig] = {}
+    found: dict[Path, Resolved] = {}
     for path in sorted(folder.glob(f"*/{CONFIG}")):
         found |= _dictionaries(path)
     return found
 
 
-def _dictionaries(path: Path) -> dict[Path, RunConfig]:
+def _dictionaries(path: Path) -> dict[Path, Resolved]:
     """Of the run with this config."""
     cfg = load_config(path)
     if not varied(cfg):
@@ -82,7 +82,7 @@ def _dictionaries(path: Path) -> dict[Path, RunConfig]:
     }
 
 
-def differing(runs: dict[Path, RunConfig]) -> list[str]:
+def differing(runs: dict[Path, Resolved]) -> list[str]:
     """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
 
     What is gone has open values, and does not count.
@@ -102,7 +102,7 @@ def differing(runs: dict[Path, RunConfig]) -> list[str]:
     ]
 
 
-def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
+def rows_of(folder: Path, runs: dict[Path, Resolved]) -> list[dict[str, Any]]:
     """A row for each run: name, status, the values that differ among runs, results."""
     keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []

@@ -136,8 +136,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.is_sweep_override():
-            fix = _as_list(override) or "add -m to run each of them"
-            raise ConfigError(f"{override.input_line} lists several values; {fix}")
+            raise ConfigError(f"{override.input_line} lists several values; {_for_several(override)}")
     _check_twice(parsed)
     lines = [override.input_line or "" for override in parsed]
     keys = {override.key_or_group for override in parsed}
@@ -232,11 +231,15 @@ def _type_of(key: str) -> str:
     return f"a list, each item {items[0]}: '{key}=[first,second]'"
 
 
-def _as_list(override: Override) -> str | None:
-    """What to write instead of `grid.k=16,32`; None: the key takes no list."""
+def _for_several(override: Override) -> str:
+    """Return what to write instead of `grid.k=16,32` or `sae.k=16,32`."""
     key = override.key_or_group
     _, _, value = (override.input_line or "").partition("=")
-    return f"write it as a list: '{key}=[{value}]'" if list in kinds_of(key) else None
+    if list in kinds_of(key):
+        return f"write it as a list: '{key}=[{value}]'"
+    grid = next((f"grid.{name}" for name, sets in VARIES.items() if sets == key), None)
+    stream = f"write '{grid}=[{value}]' to train all on one stream, or " if grid else ""
+    return f"{stream}add -m to start a run for each"
 
 
 def _check_twice(parsed: list[Override]) -> None:

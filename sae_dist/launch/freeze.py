@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.grid import single
 from sae_dist.config.resolve import identity
 from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
-from sae_dist.config.run import RunConfig, load_config, save_config
+from sae_dist.config.run import Resolved, Single, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
-from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, PROVENANCE, SUMMARY, status
+from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
 from sae_dist.core.text import gib
 from sae_dist.launch.provenance import provenance
 
@@ -37,9 +38,9 @@ class FolderKind:
 
     noun: str
     config: str
-    identity: Callable[[RunConfig], dict[str, Any]]
+    identity: Callable[[Resolved], dict[str, Any]]
     is_finished: Callable[[Path], bool]
-    space: Callable[[RunConfig, int], tuple[int, str, str]]
+    space: Callable[[Single, int], tuple[int, str, str]]
 
 
 @dataclass(frozen=True)
@@ -65,10 +66,10 @@ class Frozen:
 
 
 def freeze(
-    cfg: RunConfig,
+    cfg: Resolved,
     width: int,
     kind: FolderKind | None = None,
-    members: Sequence[RunConfig] = (),
+    members: Sequence[Single] = (),
     widths: Sequence[int] = (),
 ) -> Frozen:
     """Make the folder of a resolved config, or find it.
@@ -83,7 +84,6 @@ def freeze(
         ConfigError: the folder belongs to another config or to something else, is unfinished without
             `resume=auto`, cannot be written, or has too little space.
     """
-    assert cfg.name is not None, "filled in by config.resolve"
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
     try:
@@ -93,7 +93,7 @@ def freeze(
             raise ConfigError(
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
-        parts = zip(members, widths, strict=True) if members else [(cfg, width)]
+        parts = zip(members, widths, strict=True) if members else [(single(cfg, folder), width)]
         spaces = [kind.space(each, columns) for each, columns in parts]
         _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
         return Frozen(folder, made=_write_new(cfg, folder, kind, members))
@@ -105,7 +105,7 @@ def freeze(
 
 
 def continue_folder(
-    folder: Path, configs: Iterable[tuple[RunConfig, Path]], kind: FolderKind | None = None
+    folder: Path, configs: Iterable[tuple[Resolved, Path]], kind: FolderKind | None = None
 ) -> None:
     """Freeze configs in place of those before, and add this start to the folder's provenance.
 
@@ -128,7 +128,7 @@ def is_finished(folder: Path) -> bool:
     return status(folder) == FINISHED
 
 
-def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]) -> Frozen:
+def _reopen(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> Frozen:
     begun = load_config(folder / kind.config)
     _check_same(kind.identity(begun), kind.identity(cfg), folder, kind)
     longer = kind is RUN and cfg.train_tokens != begun.train_tokens
@@ -136,18 +136,29 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
         return Frozen(folder, finished=True)
     if cfg.resume != "auto":
         what = f"was begun with train_tokens={begun.train_tokens}" if longer else "is unfinished"
-        raise ConfigError(f"{folder} {what}; continue it with resume=auto, or choose another name=")
+        how = "it with resume=auto"
+        if kind is RUN and not longer:
+            what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+            how = f"with sae-dist resume {folder}"
+        raise ConfigError(f"{folder} {what}; continue {how}, or choose another name=")
     if cfg.train_tokens < begun.train_tokens:
         raise ConfigError(
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
             "with; a run that goes on may become longer only: choose another name="
         )
-    parts = [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]
+    parts = [(cfg, folder), *((member, folder / member.name) for member in members)]
     continue_folder(folder, parts, kind)
     if longer:
         for _, its in parts:
             (its / SUMMARY).unlink(missing_ok=True)
     return Frozen(folder)
+
+
+def _newest_step(folder: Path) -> int:
+    """Return the step of the newest checkpoint, the earliest of a grid's dictionaries; 0 without one."""
+    files = [*folder.glob(f"{CHECKPOINTS}/{LATEST}"), *folder.glob(f"*/{CHECKPOINTS}/{LATEST}")]
+    names = [each.read_text(encoding="utf-8").strip() for each in files]
+    return min((int(name.removeprefix("step_")) for name in names), default=0)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:
@@ -167,9 +178,7 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: 
         )
 
 
-def _write_new(
-    cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]
-) -> tuple[Path, ...]:
+def _write_new(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> tuple[Path, ...]:
     """Complete or absent: written beside its place, then renamed. Returns the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -178,8 +187,8 @@ def _write_new(
         save_config(cfg, temporary / kind.config)
         write_json(temporary / PROVENANCE, provenance())
         for member in members:
-            (temporary / (member.name or "")).mkdir()
-            save_config(member, temporary / (member.name or "") / kind.config)
+            (temporary / member.name).mkdir()
+            save_config(member, temporary / member.name / kind.config)
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -194,7 +203,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
+def _run_space(cfg: Single, width: int) -> tuple[int, str, str]:
     """Checkpoints (weights and two moments) and the export."""
     kept = most_checkpoints(cfg)
     needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
@@ -204,7 +213,7 @@ def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
 RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)
 
 
-def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
+def _check_space(cfg: Resolved, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
     needed, what, fewer = space[0] + SPARE_BYTES, *space[1:]
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
@@ -22,7 +22,7 @@ COLUMNS = (
 )
 
 
-def finish_grid(cfg: RunConfig, folder: Path) -> str:
+def finish_grid(cfg: Resolved, folder: Path) -> str:
     """Export and evaluate what was trained to its end; write the run's summary.json; its table.
 
     Raises:
@@ -50,7 +50,7 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
     result: dict[str, Any] = {"status": FINISHED, "dictionaries": found}
     result["cost"] = cost(cfg, list(found.values()))
-    trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
+    trained = [m for m in members(cfg) if found[m.name]["status"] != DIVERGED]
     result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
     write_json(folder / SUMMARY, result)
     return format_grid(result)
@@ -70,7 +70,7 @@ def batches(folders: list[Path]) -> list[list[Path]]:
     return found
 
 
-def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None:
+def cost(cfg: Resolved, found: list[dict[str, Any]]) -> dict[str, float] | None:
     """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
 
     None where producers compute the stream, as the consumers' wait for it is no cost of the LLM, where

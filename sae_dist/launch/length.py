@@ -35,7 +35,7 @@ def with_length(settled: Settled, tokens: int) -> Settled:
     settled = copy.deepcopy(settled)
     for cfg in (settled.cfg, *settled.members):
         cfg.train_tokens = tokens
-    if settled.cfg.activations.kind == "cache":
+    if settled.cfg.reads_cache:
         from sae_dist.launch.cached import check_cached
 
         check_cached(settled.cfg)

@@ -6,11 +6,11 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sae_dist.config.grid import captured, varied
-from sae_dist.config.resolve import parse_counts, resolve, resolved_members
+from sae_dist.config.grid import captured
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, RunConfig, Single, parse_counts
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import launched, place
 from sae_dist.launch.compose import compose_config
@@ -29,9 +29,9 @@ class Settled:
         note: how hooks' names were read, if not as they stand.
     """
 
-    cfg: RunConfig
+    cfg: Resolved
     columns: int
-    members: tuple[RunConfig, ...] = ()
+    members: tuple[Single, ...] = ()
     widths: tuple[int, ...] = ()
     note: str | None = None
 
@@ -44,16 +44,18 @@ class Settled:
         Raises:
             ConfigError: see `config.resolve`, and `train.warm.check_start`.
         """
-        cfg = resolve(cfg, facts, width)
-        check_held_out(cfg, columns)
-        found = resolved_members(cfg, facts, width) if varied(cfg) else []
+        resolved = resolve(cfg, facts, width)
+        check_held_out(resolved, columns)
+        found = resolved_members(resolved, facts, width)
         widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
-        for each, its in zip(found or [cfg], widths or (columns,), strict=True):
+        for each, its in zip(found, widths, strict=True):
             if each.sae.start is not None:
                 from sae_dist.train.warm import check_start
 
-                check_start(each, its)
-        return cls(cfg, columns, tuple(found), widths, note)
+                check_start(each, each.sae.start, its)
+        if not resolved.is_grid:
+            return cls(resolved, columns, note=note)
+        return cls(resolved, columns, tuple(found), widths, note)
 
 
 def check_restarts() -> None:
@@ -80,7 +82,7 @@ def composed(overrides: list[str]) -> RunConfig:
         ConfigError: see `compose_config` and `from_cache`.
     """
     cfg = parse_counts(compose_config(overrides))
-    if cfg.activations.kind == "cache" and cfg.activations.path:
+    if cfg.reads_cache and cfg.activations.path:
         from sae_dist.launch.cached import from_cache
 
         return from_cache(cfg, overrides)
@@ -112,8 +114,8 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     if cfg.sae.start is not None:
         from sae_dist.train.warm import with_start
 
-        cfg = with_start(cfg)
-    if cfg.activations.kind == "file":
+        cfg = with_start(cfg, cfg.sae.start)
+    if cfg.reads_file:
         import torch
 
         from sae_dist.transport.file import FileChunkSource, open_array
@@ -123,12 +125,12 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
         source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
         return Settled.of(cfg, None, source.width, source.width)
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         from sae_dist.transport.ground_truth import GroundTruth
 
         width = GroundTruth.of(cfg.activations, cfg.seed).width
         return Settled.of(cfg, None, width, width)
-    if cfg.activations.kind == "cache":
+    if cfg.reads_cache:
         from sae_dist.launch.cached import check_cached
 
         facts = check_cached(cfg)
@@ -147,7 +149,7 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     return settled
 
 
-def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
+def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
     """Read the first chunk to train on, and the first held-out one as evaluation will.
 
     Raises:
@@ -171,7 +173,7 @@ def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
         )
 
 
-def check_devices(cfg: RunConfig, world_size: int | None) -> None:
+def check_devices(cfg: Resolved, world_size: int | None) -> None:
     """Every rank that this command starts needs a GPU of its own.
 
     Raises:

@@ -27,8 +27,8 @@ class RankFailed(SaeDistError):
         self.exit_code = exit_code
 
 
-def spawn(folder: Path, world: int, role: str = "rank") -> None:
-    """Run `sae-dist rank FOLDER`, or another role's command, in `world` processes, to their end.
+def spawn(folder: Path, world: int, role: str) -> None:
+    """Run `sae-dist rank ROLE FOLDER` in `world` processes, to their end.
 
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
     system chose. Signals are passed on to the ranks. Ranks notice the end of this process through a pipe.
@@ -67,7 +67,7 @@ def _start(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world, 1)))
-    command = [sys.executable, "-m", "sae_dist.cli", role, str(folder), PARENT_PIPE, str(pipe)]
+    command = [sys.executable, "-m", "sae_dist.cli", "rank", role, str(folder), PARENT_PIPE, str(pipe)]
     with open(logs / f"rank_{rank}.log", "ab") as log:
         return subprocess.Popen(
             command,

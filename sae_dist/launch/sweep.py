@@ -51,7 +51,9 @@ def multirun_command(overrides: list[str]) -> None:
             train_command(job.overrides)
     finally:
         if any(folder.glob(f"*/{CONFIG}")):
-            table_command(folder)
+            from sae_dist.evaluation.sweep import sweep_table
+
+            print(sweep_table(folder))
 
 
 def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
@@ -126,14 +128,3 @@ def submit_jobs(folder: Path, jobs: list[Job], cfg: RunConfig) -> None:
     print(
         f"submitted array {job_id} of {len(scripts)} jobs: {shown}; their table: sae-dist sweep-table {shown}"
     )
-
-
-def table_command(folder: Path) -> None:
-    """`sae-dist sweep-table`: write and print the table of the runs in a folder, and draw it.
-
-    Raises:
-        ConfigError: there is no run in it.
-    """
-    from sae_dist.evaluation.sweep import sweep_table
-
-    print(sweep_table(folder))

@@ -247,7 +247,7 @@ def start_ranks(world: int, job: dict[str, Any]) -> Any:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / JOB).write_text(json.dumps(job), encoding="utf-8")
-        spawn(folder, world, "bench-rank")
+        spawn(folder, world, "bench")
         out = folder / OUT
         return json.loads(out.read_text(encoding="utf-8")) if out.exists() else None
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae_dist import cli
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import save_config
 from sae_dist.evaluation.summary import evaluate_run
 from tests.unit.evaluation.test_evaluation_run import config, perfect, run_folder
@@ -89,7 +90,7 @@ def test_wrong_words_are_answered_in_a_line(words, says, run, capsys):
 
 
 def test_a_run_that_was_not_exported_is_told_how(tmp_path, capsys):
-    save_config(config(), tmp_path / "config.yaml")
+    save_config(resolve(config(), None, 8), tmp_path / "config.yaml")
     assert cli.main(["eval", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"with sae-dist export {tmp_path}, or finish" in err, err

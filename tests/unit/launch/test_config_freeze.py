@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sae_dist.config.resolve import parse_counts, resolve
-from sae_dist.config.run import load_config
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import load_config, parse_counts
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch import freeze as module
 from sae_dist.launch.compose import compose_config
