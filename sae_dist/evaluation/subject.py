@@ -1,4 +1,4 @@
-"""What is evaluated beyond the first pass: a dictionary, its LLM once it is needed, held-out activations."""
+"""The subject of an evaluation: a dictionary, its LLM (loaded when needed), and held-out activations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ from sae_dist.transport.file import FileChunkSource, open_array
 
 
 def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
-    """Held-out activations of a text, without rows of outlying norm."""
+    """Open the held-out activations of a text, without rows of outlying norm."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
     spare = spare_rows(rows, multiple)
     source = held_out_tokens(tokens, llm.facts, seed=cfg.seed, rows=rows + spare)
@@ -32,15 +32,15 @@ def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource
 
 
 def file_rows(cfg: Resolved) -> ChunkSource:
-    """Held-out rows of an array."""
-    array = open_array(cfg.activations.source_path, cfg.activations.key)
+    """Open the held-out rows of an activation file."""
+    array = open_array(cfg.activations.path or "", cfg.activations.key)
     rows = cfg.shuffle.chunk_rows
     return FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
 
 
 @dataclasses.dataclass
 class Subject:
-    """A run's dictionary, on the device."""
+    """A run's dictionary on the device, with its config and folder."""
 
     cfg: Single
     folder: Path
@@ -50,31 +50,31 @@ class Subject:
 
     @cached_property
     def facts(self) -> LlmFacts:
-        """Of the LLM; where there is one.
+        """The facts of the run's LLM, if it has one.
 
         Raises:
-            ConfigError: it is not here.
+            ConfigError: the LLM is not on this machine.
         """
         return llm_facts(self.cfg.llm, self.cfg.hook, self.cfg.target_hook)[0]
 
     @cached_property
     def llm(self) -> FrozenLlm:
-        """Up to the hook."""
+        """The run's LLM up to the hook."""
         return self.load(random_init=self.cfg.llm.random_init)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The LLM's tokenizer."""
+        """The tokenizer of the run's LLM."""
         return Encoder(self.facts)
 
     def load(self, *, random_init: bool) -> FrozenLlm:
-        """The LLM up to the hook, with its weights or random ones."""
+        """Load the LLM up to the hook, with its own weights or random ones."""
         cfg = dataclasses.replace(self.cfg.llm, compile=False, random_init=random_init)
         dtype = getattr(torch, cfg.dtype)
         return FrozenLlm.load(cfg, self.facts, device=self.device, dtype=dtype, with_head=False)
 
     def why_no_llm(self) -> str | None:
-        """Why nothing that needs an LLM can be said; None: it can."""
+        """Explain why numbers that need an LLM cannot be computed; None: they can."""
         if not self.cfg.has_llm:
             return f"activations.kind={self.cfg.activations.kind}: there is no LLM"
         try:
@@ -82,14 +82,14 @@ class Subject:
         except ConfigError as error:
             if not self.cfg.reads_cache:
                 raise
-            # Training needed it no more than an array.
-            return f"the cache's language model is not here: {error}"
+            # Training from a cache does not need the LLM.
+            return f"the cache's language model is not on this machine: {error}"
         if self.cfg.llm.shard != "none":
             return why_not_whole(facts, self.cfg.llm.dtype, self.device)
         return None
 
     def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:
-        """Held-out chunks, of this LLM or of another."""
+        """Yield held-out chunks, computed by this run's LLM or by another."""
         if self.cfg.is_synthetic:
             return held_out(self.cfg).open(0, None)
         if self.cfg.reads_file:
@@ -97,7 +97,7 @@ class Subject:
         return llm_rows(self.cfg, self.cfg.tokens, llm or self.llm).open(0, None)
 
     def first_rows(self, most: int, llm: FrozenLlm | None = None) -> Tensor:
-        """The first held-out rows, on the host, [N, columns]."""
+        """Return the first held-out rows, on the host, [N, columns]."""
         parts, found = [], 0
         for chunk in self.chunks(llm):
             parts.append(chunk.rows_RD[: most - found].float().cpu())

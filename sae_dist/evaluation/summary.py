@@ -1,4 +1,4 @@
-"""Evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
+"""The evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
 
 import os
 import sys
@@ -39,21 +39,21 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     """Evaluate `folder`/export on held-out tokens; write summary.json, firing rates and plots.
 
     Returns:
-        What summary.json now holds. Fields with no value are None, with a reason beside them.
+        The new content of summary.json. A field without a value is None, with a reason next to it.
 
     Raises:
-        ConfigError: the folder is no finished run, or its LLM or text is not here (trained from a cache, a
-            run is finished without the numbers that need them).
+        ConfigError: the folder is not a finished run, or its LLM or text is not on this machine (a run
+            trained from a cache is finished without the numbers that need them).
         DataError: there are no held-out activations.
     """
     return evaluate_runs([folder])[0]
 
 
 def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> list[dict[str, Any]]:
-    """As `evaluate_run`, for dictionaries of one hook, LLM and text: the LLM runs once for all of them.
+    """Evaluate as `evaluate_run` several dictionaries of one hook, LLM and text; the LLM runs once for all.
 
     Args:
-        configs: theirs, where they differ from those in the folders.
+        configs: their configs, if they differ from those in the folders.
     """
     found = configs or [load_config(folder / CONFIG) for folder in folders]
     singles = [single(each, folder) for each, folder in zip(found, folders, strict=True)]
@@ -80,9 +80,9 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
 
 
 def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
-    """summary.json with what was measured, and plots of it."""
+    """Write summary.json with what was measured, and the plots."""
     summary: dict[str, Any] = dict.fromkeys(ALWAYS) | read_summary(folder) | result
-    if summary.get("status") == TRAINED:  # else training was interrupted, and an early export looked at
+    if summary.get("status") == TRAINED:  # else training was interrupted, and this is an early export
         summary["status"] = FINISHED
     write_json(folder / SUMMARY, summary)
     if (folder / METRICS).exists():
@@ -95,7 +95,7 @@ def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 def _measure(
     cfg: Single, parts: Sequence[Evaluation], device: torch.device, encode: Encode
 ) -> list[dict[str, Any]]:
-    """Numbers of each part, all of one stream, which is `cfg`'s."""
+    """Measure the numbers of each part, all on one stream of activations: that of `cfg`."""
     tokens = cfg.eval.tokens
     if tokens == 0:
         return [ce.no_cross_entropy("eval.tokens=0") for _ in parts]
@@ -112,8 +112,8 @@ def _measure(
     except ConfigError as error:
         if not cfg.reads_cache:
             raise
-        # Training needed neither the LLM nor the text: they may be on another machine.
-        reason = f"the cache's language model or text is not here: {error}"
+        # Training from a cache needs neither the LLM nor the text: they may be on another machine.
+        reason = f"the cache's language model or text is not on this machine: {error}"
         return [ce.no_cross_entropy(reason) | {"fvu_reason": reason} for _ in parts]
 
 
@@ -147,29 +147,29 @@ def _measure_llm(
 
 
 def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Iterator[Tensor]:
-    """Rows of each chunk; `excluded` gets how many each left out for their norm."""
+    """Yield the rows of each chunk; append to `excluded` how many each left out for their norm."""
     for chunk in source.open(0, None):
         excluded.append(chunk.excluded)
         yield chunk.rows_RD.to(device)
 
 
 def device_of(cfg: Single) -> torch.device:
-    """Where the run was trained, if that is here too: an export of a GPU run is evaluated on any machine."""
+    """Return the device the run was trained on if it exists here, else the CPU."""
     return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def encode_of(cfg: Single, device: torch.device) -> Encode:
-    """TopK's kernel of the run, or torch's where that does not run here."""
+def encode_of(cfg: Resolved, device: torch.device) -> Encode:
+    """Return the run's TopK kernel, or torch's if that does not run here."""
     elsewhere = cfg.kernels == "triton" and device.type == "cpu"
     return choose_kernels("torch" if elsewhere else cfg.kernels).encode_topk
 
 
 @contextmanager
 def half_the_cores() -> Iterator[None]:
-    """Threads per matrix product: half of the cores, as the LLM and the dictionary run side by side.
+    """Use half of the cores for each matrix product, as the LLM and the dictionary run at the same time.
 
-    Ranks had shared the cores until now, often one each. All of them would be too many where anything else
-    runs: threads that spin for a descheduled one cost up to ten times the time of a single thread.
+    Ranks had shared the cores until now, often one each. All cores would be too many if anything else runs:
+    threads that spin for a descheduled one take up to ten times as long as a single thread.
     """
     before = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

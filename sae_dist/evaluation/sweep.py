@@ -1,4 +1,4 @@
-"""The runs of a sweep side by side: a table, as CSV too, and FVU against L0 and width."""
+"""The runs of a sweep in one table, as text and CSV, and plots of FVU against L0 and width."""
 
 import csv
 from pathlib import Path
@@ -10,12 +10,13 @@ from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
+from sae_dist.core.text import columns
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
-"""Sections and keys in which runs may differ and be the same dictionary, trained in the same way."""
+"""Sections and keys that do not affect which dictionary is trained, or how."""
 FILLED_IN = ("sae.aux_k", "sae.dead_after", "sae.encoder_scale", "optim.warmup", "shuffle.block_chunks")
-"""What `config.resolve` makes of other values, if it is left open."""
+"""Keys that `config.resolve` fills in from other values if they are null."""
 FORMATS = {
     "fvu": ".4f",
     "l0": ".1f",
@@ -24,13 +25,13 @@ FORMATS = {
     "tokens": ",",
     "lr": ".2e",
 }
-"""Columns from summary.json, and how the printed table shows them."""
+"""Columns from summary.json, with their format in the printed table."""
 
 
 def sweep_table(folder: Path) -> str:
-    """Write sweep.csv and sweep.png into `folder`; returns the table as text.
+    """Write sweep.csv and sweep.png into `folder`; return the table as text.
 
-    Every run has a row; one that is not finished has its status there, and what is known of it.
+    Every run has a row; an unfinished one shows its status and what is known of it.
 
     Raises:
         ConfigError: the folder holds no run.
@@ -54,9 +55,9 @@ def sweep_table(folder: Path) -> str:
 
 
 def runs_of(folder: Path) -> dict[Path, Resolved]:
-    """Config of each run in a folder, and of each dictionary of those that are grids, or of a grid itself.
+    """Read the configs of the runs in a folder; a grid counts as its dictionaries, in a folder or by itself.
 
-    A dictionary whose folder is gone has the config that its grid made for it.
+    A dictionary whose folder is gone gets the config that its grid made for it.
 
     Raises:
         ConfigError: a config is damaged, or a folder lacks it.
@@ -71,7 +72,7 @@ def runs_of(folder: Path) -> dict[Path, Resolved]:
 
 
 def _dictionaries(path: Path) -> dict[Path, Resolved]:
-    """Of the run with this config."""
+    """Read the configs of the dictionaries of one run."""
     cfg = load_config(path)
     if not varied(cfg):
         return {path.parent: cfg}
@@ -83,9 +84,9 @@ def _dictionaries(path: Path) -> dict[Path, Resolved]:
 
 
 def differing(runs: dict[Path, Resolved]) -> list[str]:
-    """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
+    """List the full keys whose values differ among runs, without those of FILLED_IN that follow from others.
 
-    What is gone has open values, and does not count.
+    Missing runs have unresolved values, and are not compared.
     """
     values = [flat(cfg) for folder, cfg in runs.items() if folder.is_dir()]
     keys = [
@@ -103,7 +104,7 @@ def differing(runs: dict[Path, Resolved]) -> list[str]:
 
 
 def rows_of(folder: Path, runs: dict[Path, Resolved]) -> list[dict[str, Any]]:
-    """A row for each run: name, status, the values that differ among runs, results."""
+    """Make a row for each run: name, status, the values that differ among runs, results."""
     keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []
     for each, cfg in runs.items():
@@ -114,19 +115,16 @@ def rows_of(folder: Path, runs: dict[Path, Resolved]) -> list[dict[str, Any]]:
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """Columns in line; those without any value are left out."""
+    """Return the rows as aligned columns; columns without any value are left out."""
     shown = [key for key in rows[0] if any(row[key] is not None for row in rows)]
     lines = [[key.split(".")[-1] for key in shown]]
     for row in rows:
         lines.append(["-" if row[key] is None else f"{row[key]:{FORMATS.get(key, '')}}" for key in shown])
-    wide = [max(len(line[c]) for line in lines) for c in range(len(shown))]
-    return "\n".join(
-        "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines
-    )
+    return "\n".join(columns(lines))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """FVU against L0, a line for each width; and against width, a line for each k."""
+    """Plot FVU against L0, a line for each width, and against width, a line for each k."""
     from matplotlib.figure import Figure
 
     done = [row for row in rows if row["fvu"] is not None]

@@ -1,4 +1,4 @@
-"""`sae-dist harvest`: compose -> facts -> resolve -> validate -> freeze -> spawn here, or join."""
+"""The steps of `sae-dist harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
 
 import hashlib
 import json
@@ -8,60 +8,27 @@ import sys
 from pathlib import Path
 
 from sae_dist.config.rules.cache import harvest_identity
-from sae_dist.config.run import Resolved, parse_counts
+from sae_dist.config.run import Resolved, RunConfig, load_config, parse_counts
 from sae_dist.config.validate import validate
-from sae_dist.core.errors import ConfigError, Preempted
-from sae_dist.core.place import launched, place
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import gib
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
-from sae_dist.launch.run import leaving_nothing, own_signals
 from sae_dist.launch.settle import settle
+from sae_dist.launch.start import Rank, start
 
 
 def harvest_command(overrides: list[str]) -> None:
-    """One harvest, from its overrides to its manifest.
+    """Harvest activations, from the overrides to the manifest.
 
     Raises:
-        SaeDistError: see `core.errors`; input found wrong leaves nothing behind.
+        SaeDistError: see `core.errors`; wrong input leaves nothing behind.
     """
-    if launched():
-        _harvest_joined(overrides)
-        return
-    frozen, ranks = prepare(overrides, None)
-    if frozen.finished:
-        return
-    with leaving_nothing(frozen):
-        if ranks == 1:
-            _harvest_rank(frozen.folder)
-        else:
-            from sae_dist.launch.spawn import spawn
-
-            spawn(frozen.folder, ranks, "harvest-rank")
-    _tell(frozen.folder)
+    start(lambda world_size: prepare(overrides, world_size), HARVEST, _tell)
 
 
-def _harvest_joined(overrides: list[str]) -> None:
-    """Be one of the ranks that a launcher started."""
-    from sae_dist.launch.join import SaidByRankZero, agree_on_run
-
-    where = place()
-    frozen = agree_on_run(where, lambda: prepare(overrides, where.world)[0])
-    if frozen.finished:
-        return
-    try:
-        with leaving_nothing(frozen):
-            _harvest_rank(frozen.folder)
-    except Preempted as error:
-        if where.rank:
-            raise SaidByRankZero(error.exit_code) from None
-        raise
-    if where.rank == 0:
-        _tell(frozen.folder)
-
-
-def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
-    """Check everything that can be checked before a process starts; the frozen folder, and the ranks.
+def prepare(overrides: list[str], world_size: int | None) -> Frozen:
+    """Check everything that can be checked before a process starts, then freeze the folder.
 
     Args:
         world_size: ranks that a launcher started; None: this command starts its own.
@@ -85,7 +52,7 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
             f"llm.shard={cfg.llm.shard}: in a harvest every rank holds the whole model; leave llm.shard "
             "out, or train without a cache"
         )
-    ranks = max(cfg.topology.producers, 1)
+    ranks = _ranks_of(cfg)
     if world_size not in (None, ranks):
         raise ConfigError(
             f"WORLD_SIZE={world_size} does not match topology.producers={cfg.topology.producers}: a harvest "
@@ -102,7 +69,7 @@ def prepare(overrides: list[str], world_size: int | None) -> tuple[Frozen, int]:
         print(settled.note, file=sys.stderr)
     if frozen.finished:
         print(f"{frozen.folder} is finished: train with activations=cache activations.path={frozen.folder}")
-    return frozen, ranks
+    return frozen
 
 
 def _cache_folder() -> FolderKind:
@@ -112,7 +79,7 @@ def _cache_folder() -> FolderKind:
 
 
 def _is_finished(folder: Path) -> bool:
-    """Whether the manifest and all of its shards are there."""
+    """Return whether the manifest and all of its shards are there."""
     from sae_dist.transport.cache_manifest import check_files, read_manifest
 
     try:
@@ -123,7 +90,7 @@ def _is_finished(folder: Path) -> bool:
 
 
 def _space(cfg: Resolved, width: int) -> tuple[int, str, str]:
-    """All rows with their ids, and the little around each chunk."""
+    """Return the bytes that all chunks need, a phrase that counts them, and how to need fewer."""
     from sae_dist.train.harvest import lane_chunks
     from sae_dist.transport.cache_manifest import DTYPES
 
@@ -133,7 +100,7 @@ def _space(cfg: Resolved, width: int) -> tuple[int, str, str]:
 
 
 def _name(cfg: Resolved) -> str:
-    """`<llm>-<hook>-cache-<hash>`; a transcoder's hook is `<hook>-to-<target_hook>`."""
+    """Return `<llm>-<hook>-cache-<hash>`; a transcoder's hook is `<hook>-to-<target_hook>`."""
     hooks = [hook.removesuffix(":out").replace(":", "_") for hook in (cfg.hook, cfg.target_hook) if hook]
     text = json.dumps(harvest_identity(cfg), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -154,15 +121,27 @@ def _check_devices(cfg: Resolved, ranks: int, world_size: int | None) -> None:
         )
 
 
+def _ranks_of(cfg: RunConfig) -> int:
+    return max(cfg.topology.producers, 1)
+
+
 def _harvest_rank(folder: Path) -> None:
     from sae_dist.train.harvest import harvest_rank
 
-    with own_signals():
-        harvest_rank(folder)
+    harvest_rank(folder)
+
+
+def _count(folder: Path) -> int:
+    from sae_dist.transport.cache_manifest import HARVEST as CONFIG
+
+    return _ranks_of(load_config(folder / CONFIG))
+
+
+HARVEST = Rank("harvest", _count, _harvest_rank)
 
 
 def _tell(folder: Path) -> None:
-    """What there is now, and how to use it."""
+    """Print what there is now, and how to train from it."""
     from sae_dist.transport.cache_manifest import read_manifest
 
     manifest = read_manifest(str(folder))

@@ -1,10 +1,10 @@
-"""compose -> facts -> resolve -> validate -> freeze -> spawn here, or join -> export -> evaluate."""
+"""The steps of `sae-dist train`: compose -> facts -> resolve -> validate -> freeze -> start -> evaluate."""
 
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,8 +12,8 @@ from sae_dist.config.grid import member_folders, varied
 from sae_dist.config.rules.sharding import world_size_of
 from sae_dist.config.run import load_config
 from sae_dist.config.validate import validate
-from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
-from sae_dist.core.place import launched, place
+from sae_dist.core.errors import Preempted
+from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
 from sae_dist.launch.length import as_begun, with_length
@@ -25,19 +25,20 @@ from sae_dist.launch.settle import (
     for_cluster,
     settle,
 )
+from sae_dist.launch.start import Rank, start
 
 
 def train_command(overrides: list[str]) -> None:
-    """`sae-dist train`: one run, from its overrides to its table.
+    """Train one run, from its overrides to its table.
 
     Raises:
-        SaeDistError: see `core.errors`; input found wrong leaves nothing behind.
+        SaeDistError: see `core.errors`; wrong input leaves nothing behind.
     """
-    _train(lambda world_size: prepare(overrides, world_size))
+    start(lambda world_size: prepare(overrides, world_size), TRAIN, finish)
 
 
 def resume_command(folder: Path) -> None:
-    """`sae-dist resume`: continue a run by its frozen config alone; what every start of a Slurm job does.
+    """Continue a run by its frozen config alone; every start of a Slurm job does this.
 
     Raises:
         SaeDistError: see `core.errors`.
@@ -45,61 +46,20 @@ def resume_command(folder: Path) -> None:
     if launched():
         # slurm/train.sbatch reads this, and names the node wherever it passes on what the rank says.
         print(f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}", file=sys.stderr, flush=True)
-    _train(lambda world_size: found(folder, world_size))
+    start(lambda world_size: found(folder, world_size), TRAIN, finish)
 
 
-def _train(prepared: Callable[[int | None], Frozen]) -> None:
-    if launched():
-        _train_joined(prepared)
-        return
-    frozen = prepared(None)
-    if frozen.finished:
-        return
-    with leaving_nothing(frozen):
-        train_here(frozen.folder)
-    finish(frozen.folder)
+def _train_rank(folder: Path) -> None:
+    from sae_dist.train.rank import run_rank
+
+    run_rank(folder)
 
 
-def _train_joined(prepared: Callable[[int | None], Frozen]) -> None:
-    """Be one of the ranks that a launcher started.
-
-    Raises:
-        SaeDistError: this rank's own; what all ranks raise alike is said by rank 0 alone.
-    """
-    from sae_dist.launch.join import SaidByRankZero, agree_on_run
-
-    def of_all_ranks() -> Frozen:
-        check_restarts()
-        return prepared(where.world)
-
-    where = place()
-    frozen = agree_on_run(where, of_all_ranks)
-    if frozen.finished:
-        return
-    try:
-        with leaving_nothing(frozen):
-            run_rank(frozen.folder)
-    except (NumericsError, Preempted) as error:
-        if where.rank:
-            raise SaidByRankZero(error.exit_code) from None
-        raise
-    if where.rank == 0:
-        finish(frozen.folder)
-
-
-@contextmanager
-def leaving_nothing(frozen: Frozen) -> Iterator[None]:
-    """Input that a rank finds wrong leaves no new folder behind."""
-    try:
-        yield
-    except SaeDistError as error:
-        if error.exit_code == ConfigError.exit_code:
-            frozen.discard()
-        raise
+TRAIN = Rank("train", lambda folder: world_size_of(load_config(folder / CONFIG)), _train_rank)
 
 
 def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Frozen:
-    """Check everything that can be checked before a process starts, and freeze the run folder.
+    """Check everything that can be checked before a process starts, then freeze the run folder.
 
     Args:
         world_size: ranks that a launcher started; None: this command starts its own.
@@ -108,6 +68,8 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
     Raises:
         ConfigError: the input is wrong; nothing was written.
     """
+    if world_size is not None:
+        check_restarts()
     settled = checked(overrides, world_size, submitted=submitted)
     frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
     if settled.note:
@@ -118,7 +80,7 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
 
 
 def checked(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Settled:
-    """The config as it would be frozen; see `prepare`.
+    """Return the config as it would be frozen; see `prepare`.
 
     Raises:
         ConfigError: the input is wrong.
@@ -136,11 +98,13 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
 
 
 def found(folder: Path, world_size: int | None) -> Frozen:
-    """A run folder as it was frozen, to be continued.
+    """Return a run folder as it was frozen, to be continued.
 
     Raises:
         ConfigError: it is none, or this machine or this number of ranks cannot continue it.
     """
+    if world_size is not None:
+        check_restarts()
     cfg = load_config(folder / CONFIG)
     validate(cfg, world_size)
     check_devices(cfg, world_size)
@@ -156,43 +120,12 @@ def found(folder: Path, world_size: int | None) -> Frozen:
 
 
 def tell_finished(folder: Path) -> None:
-    """Nothing is left to do."""
+    """Say that nothing is left to do."""
     print(f"{folder} is finished; see summary.json there, or choose another name")
 
 
-def train_here(folder: Path) -> None:
-    """Be the only rank, or start all of them on this machine and see them through."""
-    world = world_size_of(load_config(folder / CONFIG))
-    if world == 1:
-        run_rank(folder)
-        return
-    from sae_dist.launch.spawn import spawn
-
-    spawn(folder, world)
-
-
-def run_rank(folder: Path) -> None:
-    """One rank's training."""
-    from sae_dist.train import rank as run
-
-    with own_signals():
-        run.run_rank(folder)
-
-
-@contextmanager
-def own_signals() -> Iterator[None]:
-    """Afterwards signals mean again what they mean elsewhere."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-    before = {number: signal.getsignal(number) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def finish(folder: Path) -> None:
-    """Export the newest checkpoint, evaluate the export, print the table: of each dictionary of a grid.
+    """Export the newest checkpoint, evaluate the export, print the table; all dictionaries of a grid.
 
     Raises:
         Preempted: SIGTERM or SIGUSR2 asked to stop.
@@ -202,7 +135,7 @@ def finish(folder: Path) -> None:
     from sae_dist.train.export import export_run, publish_run
 
     cfg = load_config(folder / CONFIG)
-    with stopping_on_request():
+    with stopping_on_request(folder):
         if varied(cfg):
             from sae_dist.launch.grid import finish_grid
 
@@ -216,11 +149,11 @@ def finish(folder: Path) -> None:
 
 
 @contextmanager
-def stopping_on_request() -> Iterator[None]:
-    """After training, when nothing is left to save, a signal to stop is obeyed at once."""
+def stopping_on_request(folder: Path) -> Iterator[None]:
+    """Stop at once when a signal asks to: after training nothing is left to save."""
 
     def stop(_number: int, _frame: object) -> None:
-        raise Preempted("stopped after training; the same command with resume=auto evaluates it")
+        raise Preempted(f"stopped after training as asked. Evaluate it: sae-dist resume {folder}")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:

@@ -6,8 +6,9 @@ def law(steps: int, num_latents: int, width: int) -> float:
 
     It holds for activations scaled to mean norm sqrt(D) and unit decoder rows: an element of those is of the
     order of 1 / sqrt(width), and so is Adam's step. The constant and the first two exponents were fitted to
-    sweeps (DECISIONS.md) of 250 to 2000 steps, 4096 to 16384 latents, widths of 256 and 384. Outside that
-    range the law extrapolates, but not to shorter runs: with few steps, larger rates drive scores below zero.
+    sweeps (docs/decisions/defaults.md) of 250 to 2000 steps, 4096 to 16384 latents, widths of 256 and 384.
+    Outside that range the law extrapolates, but not to shorter runs: with few steps, larger rates drive
+    scores below zero.
     """
     return 1.8e-2 * (1000 / max(steps, 250)) ** 0.25 * (4096 / num_latents) ** 0.5 * (256 / width) ** 0.5
 

@@ -35,7 +35,7 @@ TOKENS = 10**9
 """Length of the run that the schedule is made for."""
 
 
-class Rows:
+class SameRows:
     """A stream that draws the same rows for every step; see `train.stream.Columns`."""
 
     def __init__(self, x_BD: Tensor):
@@ -56,14 +56,14 @@ class Rows:
 
 
 class Ours:
-    """See `peers.step_io.Contestant`."""
+    """See `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem, words: list[str]):
         device = problem.device
         cfg = configuration(problem, words)
         self.folder = tempfile.TemporaryDirectory()
         rank = only_rank(cfg, Path(self.folder.name), device)
-        rows: Any = Rows(problem.x_BD)
+        rows: Any = SameRows(problem.x_BD)
         balance = Balance(cfg, rank.topology, Timed(rows), None)
         with start_not_drawn():
             self.run_state = build_run(rank, cfg, rank.folder, rows, balance, None)

@@ -109,7 +109,7 @@ def run_mixing(plan: MixingPlan) -> str:
             row = (str(block), str(chunk_rows), f"{partners:.1f}", f"{ideal:.1f}", f"{correlation:.3f}")
             rows.append((*row, f"{effective:.0f}", f"{held / GIB:.2f}", fvu, dead))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-            write(plan, rows)
+            write_mixing_tables(plan, rows)
     return (plan.folder / "mixing.md").read_text(encoding="utf-8")
 
 
@@ -186,7 +186,7 @@ def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
     return f"{summary['fvu']:.4f}", f"{last['latents/dead_fraction'] if dead is None else dead:.2%}"
 
 
-def write(plan: MixingPlan, rows: list[tuple[str, ...]]) -> None:
+def write_mixing_tables(plan: MixingPlan, rows: list[tuple[str, ...]]) -> None:
     """mixing.csv and mixing.md."""
     with open(plan.folder / "mixing.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])

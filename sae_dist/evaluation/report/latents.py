@@ -1,4 +1,4 @@
-"""The latents of a report: read from the export, the LLM and the held-out data of a run."""
+"""The latents of a report, from the export, the LLM and the held-out data of a run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,11 +30,11 @@ TOKENS = 100_000
 
 @dataclass(frozen=True)
 class Latents:
-    """What a report shows of latents.
+    """The content of a report's section on latents.
 
     Attributes:
         rate_F: share of held-out tokens on which each latent fires; None: nothing could be read.
-        rows: held-out activations that `firings` are of.
+        rows: held-out activations on which `firings` were collected.
         no_text, no_effects: why there are no contexts, and no effects on logits.
     """
 
@@ -51,7 +51,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Source:
-    """Held-out rows, to be read from their beginning as often as needed, and the LLM they come from."""
+    """A source of held-out rows, to be read from the beginning as often as needed, and their LLM."""
 
     reads: Callable[[], Iterator[Read]]
     llm: FrozenLlm | None = None
@@ -60,12 +60,12 @@ class Source:
 
 
 def read_latents(cfg: Resolved, folder: Path) -> Latents:
-    """Look at `folder`/export: how often latents fire, thirty of them closely.
+    """Read `folder`/export: how often latents fire, and thirty of them closely.
 
-    Reads as many held-out tokens as the evaluation, 100k where there is none. Firing rates are those of the
+    Reads as many held-out tokens as the evaluation, 100k if it was off. Firing rates are those of the
     evaluation, if it has seen this export; else they take a pass of their own.
 
-    Where the LLM or the text is not on this machine, the reason takes the latents' place.
+    If the LLM or the text is not on this machine, only the reason is returned.
 
     Raises:
         ConfigError: there is no export.
@@ -117,7 +117,7 @@ def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F:
 
 
 def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
-    """The evaluation's firing rates [F]; None: not measured, or of an export before this one."""
+    """Return the evaluation's firing rates [F]; None: not measured, or measured on an older export."""
     if not (export / FIRING).is_file():
         return None
     if (export / FIRING).stat().st_mtime < (export / WEIGHTS).stat().st_mtime:
@@ -127,10 +127,10 @@ def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
 
 
 def open_source(cfg: Resolved, device: torch.device) -> Source:
-    """Where a run's held-out activations come from.
+    """Open a run's held-out activations.
 
     Raises:
-        ConfigError: the LLM or the text is not here.
+        ConfigError: the LLM or the text is not on this machine.
     """
     if cfg.reads_file:
         file, reason = file_rows(cfg), "activations come from a file: there is no text, and no language model"

@@ -19,7 +19,8 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluation": (*BASE, "distributed", "kernels", *STAGES),
     "launch": (*BASE, "distributed", "train", "evaluation", "tokens", "llm", "transport"),
     "bench": (*BASE, "distributed", "kernels", *STAGES, "train", "launch"),
-    "cli": (*BASE, "launch", "train", "evaluation", "metrics", "bench"),
+    "commands": (*BASE, "train", "evaluation", "metrics", "launch", "bench"),
+    "cli": ("commands",),
 }
 DOORS = {
     "transformers": ("llm", "tokens"),

@@ -1,4 +1,4 @@
-"""For `--help`: what keys and options mean, by the comments of their classes and files."""
+"""Explanations of keys and options, read from the comments of their classes and files, for `--help`."""
 
 import ast
 import dataclasses
@@ -12,14 +12,14 @@ from typing import Any
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.compose import option_files
+from sae_dist.launch.options import option_files
 
 WIDTH, COLUMN = 110, 44
 ALL = "all"
 
 
 def groups_in_words() -> str:
-    """For `--help`: every group with its options, and what those are whose file begins by saying it."""
+    """Return every group with its options, and the comment that an option's file begins with."""
     found = []
     for group, options in option_files().items():
         found.append(f"  {group}={'|'.join(options)}")
@@ -33,7 +33,7 @@ def groups_in_words() -> str:
 
 
 def explain(word: str) -> str:
-    """The lines of one key, of a section's keys, or of `all`.
+    """Return the lines of one key, of a section's keys, or of all keys.
 
     Raises:
         ConfigError: there is no such key or section.
@@ -49,7 +49,7 @@ def explain(word: str) -> str:
 
 
 def meanings(node: type = RunConfig, prefix: str = "") -> dict[str, str]:
-    """Every key below a section: `key=default  meaning`, wrapped."""
+    """Return the line `key=default  meaning` of every key below a section, wrapped."""
     found: dict[str, str] = {}
     said, hints = comments(node), typing.get_type_hints(node)
     for item in dataclasses.fields(node):
@@ -62,7 +62,7 @@ def meanings(node: type = RunConfig, prefix: str = "") -> dict[str, str]:
 
 
 def comments(node: type) -> dict[str, str]:
-    """Of each field of a dataclass, the comment beside it, or on the lines above it."""
+    """Return the comment beside each field of a dataclass, or on the lines above it."""
     source = textwrap.dedent(inspect.getsource(node))
     at_line = {
         token.start[0]: token.string.lstrip("# ")

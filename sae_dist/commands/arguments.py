@@ -1,0 +1,43 @@
+"""Arguments that several commands read in the same way."""
+
+from pathlib import Path
+
+from sae_dist.core.errors import ConfigError
+
+FORMATS = ("saelens", "sparsify", "dictionary_learning")
+"""The formats of `export.formats`, named here so that help and wrong input need no torch."""
+
+
+def one_folder(arguments: list[str], command: str, what: str) -> Path:
+    """Return the folder that is a command's only argument.
+
+    Args:
+        what: what kind of folder, with an example, for the message.
+
+    Raises:
+        ConfigError: there is no argument, there are several, or it is an option.
+    """
+    if len(arguments) != 1 or arguments[0].startswith("-"):
+        given = f", not {' '.join(arguments)}" if arguments else ""
+        raise ConfigError(f"sae-dist {command} needs {what}{given}; see sae-dist {command} --help")
+    return Path(arguments[0])
+
+
+def without(arguments: list[str], *flags: str) -> tuple[list[str], bool]:
+    """Return the arguments that are not in `flags`, and whether any was."""
+    rest = [argument for argument in arguments if argument not in flags]
+    return rest, len(rest) < len(arguments)
+
+
+def without_cfg(arguments: list[str]) -> tuple[list[str], bool]:
+    """Return the arguments without `--cfg job`, and whether that was among them.
+
+    Raises:
+        ConfigError: --cfg is not followed by job.
+    """
+    if "--cfg" not in arguments:
+        return arguments, False
+    place = arguments.index("--cfg")
+    if arguments[place + 1 : place + 2] != ["job"]:
+        raise ConfigError("--cfg must be followed by job: --cfg job prints the configuration")
+    return [*arguments[:place], *arguments[place + 2 :]], True

@@ -1,0 +1,53 @@
+"""The command `sae-dist export`: a run's newest checkpoint, in the formats of other libraries."""
+
+from pathlib import Path
+
+from sae_dist.commands.arguments import FORMATS
+from sae_dist.core.errors import ConfigError
+from sae_dist.launch.arguments import Parser
+
+
+def help_text() -> str:
+    """Return the help text."""
+    return """\
+Writes the newest checkpoint of a run into RUN/export, scaling folded in, float32, a few latents at a time: a
+dictionary larger than this machine's memory can be exported. An unfinished run is exported as it stands.
+
+  --format saelens              RUN/export: sae_weights.safetensors, cfg.json   (the default)
+  --format sparsify             RUN/export/sparsify: sae.safetensors, cfg.json; topk only
+  --format dictionary_learning  RUN/export/dictionary_learning: ae.pt, config.json; autoencoders only
+                                several formats: --format again
+  --push ORG/REPO               write these and a model card into RUN/hub, and upload that to the Hugging Face
+                                Hub, with the token that huggingface_hub finds (hf auth login)
+  --folder-only                 with --push: build the repository's folder without uploading
+
+Examples:
+  sae-dist export outputs/my_run
+  sae-dist export outputs/my_run --format saelens --format sparsify
+  sae-dist export outputs/my_run --push me/my-dictionary
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Export a run, and with --push publish it.
+
+    Raises:
+        SaeDistError: see `train.export.export_run`, and `export.hub.push`.
+    """
+    parser = Parser("sae-dist export", add_help=False, allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=Path)
+    parser.add_argument("--format", dest="formats", action="append", choices=FORMATS)
+    parser.add_argument("--push", metavar="ORG/REPO")
+    parser.add_argument("--folder-only", action="store_true")
+    given = parser.parse_args(arguments)
+    if given.folder_only and not given.push:
+        raise ConfigError(
+            "--folder-only needs --push ORG/REPO: it builds that repository's folder without uploading"
+        )
+    from sae_dist.train.export import export_run, publish
+
+    formats = list(dict.fromkeys(given.formats or FORMATS[:1]))
+    if given.push:
+        print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
+    else:
+        print("\n".join(map(str, export_run(given.run, formats))))

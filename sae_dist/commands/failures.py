@@ -1,0 +1,24 @@
+"""The line on the terminal for each error."""
+
+import errno
+import sys
+
+from sae_dist.core.errors import Preempted, SaeDistError, Told
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A disk that is full, has reached its quota, or is read-only."""
+
+
+def say(error: SaeDistError) -> None:
+    """Print one line on stderr; nothing if rank 0 says it for all."""
+    if isinstance(error, Told):
+        return
+    # Stopping as asked is no error.
+    kind = "" if isinstance(error, Preempted) else "error: "
+    print(f"sae-dist: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+
+
+def cannot_write(error: OSError) -> SaeDistError:
+    """Return the error of a disk that cannot be written, in one line."""
+    what = error.filename or "the run folder"
+    return SaeDistError(f"cannot write {what}: {error.strerror}; make room and continue with resume=auto")

@@ -1,0 +1,47 @@
+"""The command `sae-dist import`: a run folder of a dictionary that was trained elsewhere."""
+
+from pathlib import Path
+
+from sae_dist.commands.arguments import FORMATS
+from sae_dist.core.errors import ConfigError
+from sae_dist.launch.arguments import Parser
+
+
+def help_text() -> str:
+    """Return the help text."""
+    return """\
+Makes a run folder of a dictionary in the layout of SAELens, sparsify or dictionary_learning. sae-dist eval
+and sae-dist export accept that folder, and sae-dist train can start from its weights (sae.start=RUN). Accepts
+the keys of sae-dist train (train --help); those of the dictionary are read from its files, and so are
+llm.name, hook and tokens.context where the files hold them. Of a pickle (ae.pt) only tensors are read.
+
+  --format F    saelens, sparsify or dictionary_learning; default: the one whose files are there
+  name=...      the run folder below output=outputs
+  llm.name=...  the language model; hook=... (and target_hook=... of a transcoder) where in it
+
+Examples:
+  sae-dist import downloads/layers.10 name=theirs llm.name=EleutherAI/pythia-160m hook=layers.10
+  sae-dist eval outputs/theirs
+  sae-dist train sae.start=outputs/theirs sae.k=32 llm.name=EleutherAI/pythia-160m hook=layers.10
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Make the run folder and print where it is.
+
+    Raises:
+        ConfigError: the input is wrong; nothing was written.
+    """
+    parser = Parser("sae-dist import", add_help=False, allow_abbrev=False)
+    parser.add_argument("folder", metavar="FOLDER", type=Path)
+    parser.add_argument("overrides", metavar="key=value", nargs="*")
+    parser.add_argument("--format", choices=FORMATS)
+    given = parser.parse_intermixed_args(arguments)
+    if "=" in given.folder.name and not given.folder.exists():
+        raise ConfigError(
+            f"{given.folder}: sae-dist import needs the folder first, then key=value; "
+            "see sae-dist import --help"
+        )
+    from sae_dist.launch.import_run import import_run
+
+    print(import_run(given.folder, given.format, given.overrides))

@@ -1,0 +1,35 @@
+"""The command `sae-dist resume`: an unfinished run, continued from its folder alone."""
+
+from sae_dist.commands.arguments import one_folder
+from sae_dist.core.errors import ConfigError
+
+
+def help_text() -> str:
+    """Return the help text."""
+    return """\
+Continues from the newest sound checkpoint, as the frozen config.yaml in the run folder says, to the export,
+the evaluation and the table. On one machine it starts its own processes; within torchrun or a Slurm step it
+joins. To train longer, or on another number of processes, repeat the sae-dist train command with name=NAME,
+the new values and resume=auto.
+
+Examples:
+  sae-dist resume outputs/my_run
+"""
+
+
+def run(arguments: list[str]) -> None:
+    """Continue a run.
+
+    Raises:
+        ConfigError: the arguments are not one folder.
+        SaeDistError: see `launch.run.resume_command`.
+    """
+    if any("=" in argument for argument in arguments[1:]):
+        raise ConfigError(
+            f"{arguments[1]}: resume takes no keys, the run's config is frozen; to change metrics, "
+            "topology or length: sae-dist train ... name=NAME resume=auto"
+        )
+    folder = one_folder(arguments, "resume", "one run folder, such as outputs/my_run")
+    from sae_dist.launch.run import resume_command
+
+    resume_command(folder)

@@ -1,0 +1,101 @@
+"""The way from a prepared run folder to a finished one: ranks started here, or one rank of a launcher."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
+from sae_dist.core.place import launched, place
+from sae_dist.launch.freeze import Frozen
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The work of each rank of a command.
+
+    Attributes:
+        role: `sae-dist rank ROLE FOLDER` is one of them.
+        count: how many of them a folder is made for.
+        work: what one does in the folder.
+    """
+
+    role: str
+    count: Callable[[Path], int]
+    work: Callable[[Path], None]
+
+
+def start(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[[Path], None]) -> None:
+    """Prepare a folder, work in it on every rank, then finish it on one.
+
+    Args:
+        prepare: given the number of ranks that a launcher started, None without one; makes the folder or
+            finds it.
+        finish: called once, on rank 0 or where the ranks were started, after all of them have worked.
+
+    Raises:
+        SaeDistError: see `core.errors`; wrong input leaves no new folder behind.
+    """
+    if launched():
+        _join(prepare, rank, finish)
+        return
+    frozen = prepare(None)
+    if frozen.finished:
+        return
+    ranks = rank.count(frozen.folder)
+    with leaving_nothing(frozen):
+        if ranks == 1:
+            with own_signals():
+                rank.work(frozen.folder)
+        else:
+            from sae_dist.launch.spawn import spawn
+
+            spawn(frozen.folder, ranks, rank.role)
+    finish(frozen.folder)
+
+
+def _join(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[[Path], None]) -> None:
+    """Join the ranks that a launcher started.
+
+    Raises:
+        SaeDistError: this rank's own error; one that all ranks raise is printed by rank 0 alone.
+    """
+    from sae_dist.launch.join import SaidByRankZero, agree_on_run
+
+    where = place()
+    frozen = agree_on_run(where, lambda: prepare(where.world))
+    if frozen.finished:
+        return
+    try:
+        with leaving_nothing(frozen), own_signals():
+            rank.work(frozen.folder)
+    except (NumericsError, Preempted) as error:
+        if where.rank:
+            raise SaidByRankZero(error.exit_code) from None
+        raise
+    if where.rank == 0:
+        finish(frozen.folder)
+
+
+@contextmanager
+def leaving_nothing(frozen: Frozen) -> Iterator[None]:
+    """Discard the new folder if a rank finds the input wrong."""
+    try:
+        yield
+    except SaeDistError as error:
+        if error.exit_code == ConfigError.exit_code:
+            frozen.discard()
+        raise
+
+
+@contextmanager
+def own_signals() -> Iterator[None]:
+    """Restore the handlers of SIGTERM, SIGINT and SIGUSR2 on exit."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
