@@ -105,7 +105,7 @@ def _context(given: int | None, facts: "LlmFacts") -> int:
         return min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
     if facts.context is not None and given > facts.context:
         raise ConfigError(
-            f"tokens.context={given} is more than llm.name={facts.name} takes; use at most {facts.context}"
+            f"tokens.context={given} is more than llm.name={facts.name} accepts; use at most {facts.context}"
         )
     return given
 

@@ -47,7 +47,6 @@ class Splice:
     def __init__(self, llm: FrozenLlm, chunks: list[TokenChunk], multiple: float | None):
         self.llm, self.chunks, self.multiple = llm, chunks, multiple
         self.num_targets = sum(int(targets(chunk).sum()) for chunk in chunks)
-        self.seen: list[Tensor] = []
         self.clean = self._mean(None)[0]
 
     def rows(self) -> Iterator[Tensor]:

@@ -41,8 +41,8 @@ def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
         yield f"eval.every={every} is less than one step of batch={cfg.batch}; use at least that"
     if cfg.has_llm and cfg.llm.shard != "none":
         yield (
-            f"eval.every={every} needs the LLM in one process for a moment, which llm.shard={cfg.llm.shard} "
-            "has not; leave it out, and evaluate afterwards"
+            f"eval.every={every} needs the whole LLM in one process, and llm.shard={cfg.llm.shard} splits "
+            "it; leave it out, and evaluate afterwards"
         )
     if ce is not None and not cfg.has_llm:
         yield (
