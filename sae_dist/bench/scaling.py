@@ -19,18 +19,21 @@ import torch
 from sae_dist.bench.peers.step_io import seconds_of
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig, save_config
+from sae_dist.config.run import Resolved, save_config
 from sae_dist.config.sections import SaeConfig
 from sae_dist.core.place import place
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.text import columns
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
+from sae_dist.metrics.clock import PhaseClock
 from sae_dist.metrics.stolen import Stolen
 from sae_dist.train.build import build_runs
-from sae_dist.train.state import Run
+from sae_dist.train.speed import Watch
+from sae_dist.train.state import Rank, Run
 
 WIDTHS = (4096, 16384, 65536, 262144)
 TILE = 16384
@@ -120,15 +123,22 @@ def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.de
 
 def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Run:
     """Build a run with the default dictionary and optimizer over random rows."""
-    cfg: RunConfig = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
-    cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
-    cfg.metrics.console = False
-    cfg = resolve(cfg, None, width)
+    composed = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
+    composed.sae = SaeConfig(**{**vars(composed.sae), "num_latents": latents, "k": k})
+    composed.metrics.console = False
+    cfg = resolve(composed, None, width)
     save_config(cfg, folder / CONFIG)
-    topology = Topology(cfg.topology, place(), device.type)
-    source = RandomRows(width, cfg.shuffle.chunk_rows)
-    (run,) = build_runs(cfg, [folder], source, None, topology, runtime.StopRequest(), device)
+    rank = only_rank(cfg, folder, device)
+    (run,) = build_runs(rank, [folder], RandomRows(width, cfg.shuffle.chunk_rows))
     return run
+
+
+def only_rank(cfg: Resolved, folder: Path, device: torch.device) -> Rank:
+    """Return the only process of a run that needs no LLM, within a process group of one."""
+    where = place()
+    topology = Topology(cfg.topology, where, device.type)
+    control, watch = Control(cfg.topology.timeout_s), Watch(PhaseClock(device))
+    return Rank(cfg, folder, None, where, topology, device, runtime.StopRequest(), control, watch)
 
 
 def one_step(run: Run, x_BD: torch.Tensor) -> None:

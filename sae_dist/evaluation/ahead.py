@@ -1,4 +1,4 @@
-"""Compute the next items of an iterator in another thread while the last one is being used."""
+"""Prefetching: the next items of an iterator are computed in a thread while the last one is used."""
 
 import queue
 import threading
@@ -10,9 +10,9 @@ END = object()
 
 
 def ahead(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """The same items in the same order; at most `depth` wait to be taken. What `items` raises is raised here.
+    """Yield the same items in the same order; at most `depth` are computed ahead.
 
-    Closing this iterator stops the thread after the item it is at.
+    What `items` raises is raised here. Closing this iterator stops the thread after its current item.
     """
     ready: queue.Queue = queue.Queue(depth)
     closed = threading.Event()

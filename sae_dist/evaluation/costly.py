@@ -1,4 +1,4 @@
-"""The parts of an evaluation that are computed when they are asked for."""
+"""The parts of an evaluation that are computed only on request."""
 
 import dataclasses
 import itertools
@@ -25,12 +25,12 @@ ABSORPTION_TOKENS = 65_536
 
 
 def evaluate_costly(subject: Subject, full: bool) -> dict[str, Any]:
-    """`redundancy`, `fvu_second_corpus`, `probes`, `absorption` and `controls` of eval.json.
+    """Compute `redundancy`, `fvu_second_corpus`, `probes`, `absorption` and `controls` of eval.json.
 
-    Each is null, with a reason, where it was not asked for by its key or by `full`, or does not apply.
+    Each is null, with a reason, if neither its key nor `full` asks for it, or if it does not apply.
 
     Raises:
-        ConfigError: what a key names is not there or not fit; see `check_asked`.
+        ConfigError: what a key names is missing or unsuitable; see `check_asked`.
     """
     wanted = subject.cfg.eval
     result = redundancy(subject.sae.W_dec_FE, full, subject.folder)
@@ -44,10 +44,10 @@ def evaluate_costly(subject: Subject, full: bool) -> dict[str, Any]:
 
 
 def check_asked(subject: Subject) -> None:
-    """Whether a second corpus and labelled texts are there, before anything is computed.
+    """Check that the second corpus and the labelled texts can be read, before anything is computed.
 
     Raises:
-        ConfigError: they are not, or not fit.
+        ConfigError: they are missing or unsuitable.
     """
     wanted = subject.cfg.eval
     if wanted.probes and wanted.probes != PYTHON:
@@ -57,19 +57,19 @@ def check_asked(subject: Subject) -> None:
 
 
 def not_asked(key: str, how: str) -> dict[str, Any]:
-    """Null, and how to ask for it."""
+    """Return null for a key, with the way to request it as the reason."""
     return {key: None, f"{key}_reason": f"not asked for: --full, or {how}"}
 
 
 def nothing(key: str, reason: str) -> dict[str, Any]:
-    """Null, and why."""
+    """Return null for a key, with the reason."""
     return {key: None, f"{key}_reason": reason}
 
 
 def second_corpus(subject: Subject) -> dict[str, Any]:
-    """`fvu_second_corpus`, and `second_corpus`: which text, how many tokens of it, their L0.
+    """Measure `fvu_second_corpus`, and describe the text in `second_corpus`: path, tokens, L0.
 
-    The text's held-out documents, one in eight, as if it had been trained on: it may be the same.
+    Only its held-out documents are read, one in eight, so it may be the training text itself.
     """
     path, key = subject.cfg.eval.corpus, "fvu_second_corpus"
     if path is None:
@@ -86,10 +86,10 @@ def second_corpus(subject: Subject) -> dict[str, Any]:
 
 
 def corpus_chunks(subject: Subject) -> Iterator[Any]:
-    """Activations of the second corpus; the first chunk of them is computed at once.
+    """Yield the activations of the second corpus; the first chunk is computed at once, as a check.
 
     Raises:
-        ConfigError: no such text, or too little.
+        ConfigError: no such text, or too little of it.
     """
     path = subject.cfg.eval.corpus
     tokens = dataclasses.replace(
@@ -111,7 +111,7 @@ def corpus_chunks(subject: Subject) -> Iterator[Any]:
 
 
 def probes(subject: Subject) -> dict[str, Any]:
-    """`probes`; see `evaluation.probes.probing` and `evaluation.probes.labels`."""
+    """Compute `probes`; see `evaluation.probes.probing` and `evaluation.probes.labels`."""
     if reason := subject.why_no_llm():
         return nothing("probes", reason)
     source = subject.cfg.eval.probes or PYTHON
@@ -128,7 +128,7 @@ def probes(subject: Subject) -> dict[str, Any]:
 
 
 def absorption(subject: Subject) -> dict[str, Any]:
-    """`absorption`; see `evaluation.probes.absorption`."""
+    """Compute `absorption`; see `evaluation.probes.absorption`."""
     if reason := subject.why_no_llm() or of_autoencoders(subject):
         return nothing("absorption", reason)
     letter_V = absorbed.letters_of(subject.encoder.words(subject.facts.vocab_size))
@@ -151,11 +151,11 @@ def absorption(subject: Subject) -> dict[str, Any]:
 
 
 def control(subject: Subject) -> dict[str, Any]:
-    """`controls`; see `evaluation.probes.controls`."""
+    """Compute `controls`; see `evaluation.probes.controls`."""
     if reason := of_autoencoders(subject):
         return nothing("controls", reason)
     reason = subject.why_no_llm()
-    if reason and subject.cfg.activations.kind in ("llm", "cache"):
+    if reason and subject.cfg.has_llm:
         return nothing("controls", reason)
     reason = reason or ("the LM is random itself" if subject.cfg.llm.random_init else None)
     most = min(rows_held(subject.sae.width), max(subject.cfg.eval.tokens, 1))
@@ -168,5 +168,5 @@ def control(subject: Subject) -> dict[str, Any]:
 
 
 def of_autoencoders(subject: Subject) -> str | None:
-    """Why a number that reads and writes one place does not apply; None: it does."""
+    """Explain why a number for autoencoders does not apply to a transcoder; None: it applies."""
     return "a transcoder writes elsewhere than it reads" if subject.sae.transcoder else None

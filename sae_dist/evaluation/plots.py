@@ -1,4 +1,4 @@
-"""Figures of an evaluation and of eval.json."""
+"""Plots of an evaluation: of eval.json, of the density, and of recovered features."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +10,11 @@ from sae_dist.evaluation.quality.recovery import MATCHED_ABOVE, Recovery
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
 
 
 def plot_evaluation(result: dict[str, Any], folder: Path) -> None:
-    """eval_redundancy.png, eval_probes.png, eval_absorption.png, eval_controls.png: of what there is."""
+    """Draw eval_redundancy.png, eval_probes.png, eval_absorption.png and eval_controls.png, if measured."""
     figures = {
         "redundancy": _redundancy,
         "probes": _probes,
@@ -72,7 +73,7 @@ def _controls(axes: "Axes", found: dict[str, Any]) -> None:
 
 
 def plot_density(density: dict[str, Any], path: Path) -> None:
-    """Histogram of how often latents fire, from `quality.evaluate`'s `density`."""
+    """Draw a histogram of how often latents fire, from the evaluation's `density`."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -90,7 +91,7 @@ def plot_density(density: dict[str, Any], path: Path) -> None:
 def plot_recovery(
     recovery: Recovery, truth_GD: Tensor, W_dec_FD: Tensor, names: tuple[str, ...], path: Path
 ) -> None:
-    """True features beside what was learnt: cosines of the matched pairs; arrows in 2 dimensions, else a map.
+    """Draw the cosines of matched pairs, and true and learnt directions: arrows in the plane, else a map.
 
     Args:
         truth_GD: true directions, unit rows.
@@ -100,32 +101,39 @@ def plot_recovery(
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
+    _matched(left, recovery)
+    if truth_GD.shape[1] == 2:
+        _arrows(right, truth_GD, W_dec_FD, names)
+    else:
+        figure.colorbar(_cosines(right, recovery), ax=right, label="|cosine|")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _matched(axes: "Axes", recovery: Recovery) -> None:
+    """Draw the cosine of each true feature with its matched decoder row, best first."""
     matched_G = recovery.matched_G.sort(descending=True).values
     above = float((matched_G > MATCHED_ABOVE).double().mean())
-    left.plot(range(1, len(matched_G) + 1), matched_G, marker="." if len(matched_G) < 50 else None)
-    left.axhline(MATCHED_ABOVE, color="grey", linestyle=":")
-    left.set(
+    axes.plot(range(1, len(matched_G) + 1), matched_G, marker="." if len(matched_G) < 50 else None)
+    axes.axhline(MATCHED_ABOVE, color="grey", linestyle=":")
+    axes.set(
         xlabel="true features, best matched first",
         ylabel="cosine with the matched decoder row",
         ylim=(min(0.0, float(matched_G.min())), 1.02),
         title=f"mean {matched_G.mean():.3f}; {above:.1%} above {MATCHED_ABOVE}",
     )
-    if truth_GD.shape[1] == 2:
-        _arrows(right, truth_GD, W_dec_FD, names)
-    else:
-        best_first = recovery.matched_G[recovery.feature_M].argsort(descending=True)
-        cosine_MM = recovery.cosine_GF[recovery.feature_M[best_first]][:, recovery.latent_M[best_first]]
-        shown = right.imshow(cosine_MM.abs().numpy(), vmin=0, vmax=1, cmap="magma")
-        figure.colorbar(shown, ax=right, label="|cosine|")
-        right.set(
-            xlabel="latents, in the order of their features", ylabel="true features, best matched first"
-        )
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=120)
+
+
+def _cosines(axes: "Axes", recovery: Recovery) -> "AxesImage":
+    """Draw the cosines of all matched features and latents as a map, best matched first."""
+    best_first = recovery.matched_G[recovery.feature_M].argsort(descending=True)
+    cosine_MM = recovery.cosine_GF[recovery.feature_M[best_first]][:, recovery.latent_M[best_first]]
+    axes.set(xlabel="latents, in the order of their features", ylabel="true features, best matched first")
+    return axes.imshow(cosine_MM.abs().numpy(), vmin=0, vmax=1, cmap="magma")
 
 
 def _arrows(axes: "Axes", truth_GD: Tensor, W_dec_FD: Tensor, names: tuple[str, ...]) -> None:
-    """Directions in the plane: what is true in wide grey, what was learnt in thin colour."""
+    """Draw directions in the plane: true features in wide grey, decoder rows in thin colour."""
     learnt_FD = torch.nn.functional.normalize(W_dec_FD.double(), dim=1)
     for rows, color, width, label in (
         (truth_GD, "lightgrey", 0.02, "true feature"),

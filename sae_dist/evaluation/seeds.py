@@ -1,8 +1,9 @@
-"""Do dictionaries that differ in their seed alone find the same latents? Where not, do not trust the map.
+"""Comparison of dictionaries that differ in their seed alone: which latents do both find?
 
 Two latents are partners if each is the other's nearest by cosine of decoder rows. Paulo and Belrose, "Sparse
 autoencoders trained on the same data learn different features" (2025), count pairs of an optimal assignment
-with cosine above 0.7; nearest to each other is a stricter one-to-one rule that needs no F x F matrix.
+with cosine above 0.7; mutual nearest neighbours are a stricter one-to-one rule that needs no F x F matrix.
+Treat a latent that other seeds do not find as an artefact of training, not a feature of the model.
 """
 
 import csv
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.export.saelens import load_exported, load_firing_rates
 
@@ -23,7 +24,7 @@ TILE = 4096
 QUARTERS = 4
 
 
-def compare_seeds(configs: list[RunConfig], folder: Path) -> list[dict[str, Any]]:
+def compare_seeds(configs: list[Resolved], folder: Path) -> list[dict[str, Any]]:
     """Compare every two dictionaries of a grid that differ in `sae.seed` alone.
 
     Writes `seeds/<first> and <second>.csv` into the grid's folder: for each latent of the first its firing
@@ -31,7 +32,7 @@ def compare_seeds(configs: list[RunConfig], folder: Path) -> list[dict[str, Any]
 
     Returns:
         For each pair: names, the share `matched` of the first's latents that fire and have a partner with
-        cosine above 0.7, the same in `quarters` of these latents by firing rate (rarest first; none without
+        cosine above 0.7, the same in `quarters` of these latents by firing rate (rarest first; empty without
         evaluation), and the file.
     """
     found = []
@@ -46,7 +47,7 @@ def _compare(one: Path, other: Path, folder: Path) -> dict[str, Any]:
     first, second = load_exported(one / EXPORT), load_exported(other / EXPORT)
     nearest_F, cosine_F, mutual_F = partners(first.W_dec_FE, second.W_dec_FE)
     rate_F = load_firing_rates(one / EXPORT)
-    if rate_F is None:  # eval.tokens=0: nobody looked, and every latent counts
+    if rate_F is None:  # eval.tokens=0: rates are unknown, and every latent counts
         rate_F = torch.full_like(cosine_F, torch.nan)
     folder.mkdir(exist_ok=True)
     path = folder / f"{one.name} and {other.name}.csv"
@@ -73,9 +74,9 @@ def _compare(one: Path, other: Path, folder: Path) -> dict[str, Any]:
 
 
 def partners(W_FE: Tensor, V_GE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """For each row of W: its nearest row of V by cosine, that cosine, whether each is the other's nearest.
+    """Find for each row of W its nearest row of V by cosine, the cosine, and whether the two are partners.
 
-    Time F G E, memory F times a tile.
+    Takes time F G E, and memory F times a tile.
     """
     W_FE, V_GE = normalize(W_FE.float(), dim=1), normalize(V_GE.float(), dim=1)
     cosine_F = W_FE.new_full((len(W_FE),), -2.0)

@@ -1,4 +1,4 @@
-"""What is evaluated beyond the first pass: a dictionary, its LLM once it is needed, held-out activations."""
+"""The subject of an evaluation: a dictionary, its LLM (loaded when needed), and held-out activations."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, Single
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import ActivationChunk, ChunkSource, LlmFacts
@@ -23,16 +23,16 @@ from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
 
 
-def llm_rows(cfg: RunConfig, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
-    """Held-out activations of a text, without rows of outlying norm."""
+def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
+    """Open the held-out activations of a text, without rows of outlying norm."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
     spare = spare_rows(rows, multiple)
     source = held_out_tokens(tokens, llm.facts, seed=cfg.seed, rows=rows + spare)
     return LlmChunkSource(llm, source, rows=rows, spare=spare, max_norm_multiple=multiple)
 
 
-def file_rows(cfg: RunConfig) -> ChunkSource:
-    """Held-out rows of an array."""
+def file_rows(cfg: Resolved) -> ChunkSource:
+    """Open the held-out rows of an activation file."""
     array = open_array(cfg.activations.path or "", cfg.activations.key)
     rows = cfg.shuffle.chunk_rows
     return FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
@@ -40,9 +40,9 @@ def file_rows(cfg: RunConfig) -> ChunkSource:
 
 @dataclasses.dataclass
 class Subject:
-    """A run's dictionary, on the device."""
+    """A run's dictionary on the device, with its config and folder."""
 
-    cfg: RunConfig
+    cfg: Single
     folder: Path
     sae: ExportedSae
     encode: Encode
@@ -50,57 +50,54 @@ class Subject:
 
     @cached_property
     def facts(self) -> LlmFacts:
-        """Of the LLM; where there is one.
+        """The facts of the run's LLM, if it has one.
 
         Raises:
-            ConfigError: it is not here.
+            ConfigError: the LLM is not on this machine.
         """
         return llm_facts(self.cfg.llm, self.cfg.hook, self.cfg.target_hook)[0]
 
     @cached_property
     def llm(self) -> FrozenLlm:
-        """Up to the hook."""
+        """The run's LLM up to the hook."""
         return self.load(random_init=self.cfg.llm.random_init)
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The LLM's tokenizer."""
+        """The tokenizer of the run's LLM."""
         return Encoder(self.facts)
 
     def load(self, *, random_init: bool) -> FrozenLlm:
-        """The LLM up to the hook, with its weights or random ones."""
+        """Load the LLM up to the hook, with its own weights or random ones."""
         cfg = dataclasses.replace(self.cfg.llm, compile=False, random_init=random_init)
-        assert cfg.dtype is not None, "filled in by config.resolve"
         dtype = getattr(torch, cfg.dtype)
         return FrozenLlm.load(cfg, self.facts, device=self.device, dtype=dtype, with_head=False)
 
     def why_no_llm(self) -> str | None:
-        """Why nothing that needs an LLM can be said; None: it can."""
-        kind = self.cfg.activations.kind
-        if kind in ("file", "synthetic"):
-            return f"activations.kind={kind}: there is no LLM"
+        """Explain why numbers that need an LLM cannot be computed; None: they can."""
+        if not self.cfg.has_llm:
+            return f"activations.kind={self.cfg.activations.kind}: there is no LLM"
         try:
             facts = self.facts
         except ConfigError as error:
-            if kind != "cache":
+            if not self.cfg.reads_cache:
                 raise
-            # Training needed it no more than an array.
-            return f"the cache's language model is not here: {error}"
+            # Training from a cache does not need the LLM.
+            return f"the cache's language model is not on this machine: {error}"
         if self.cfg.llm.shard != "none":
-            return why_not_whole(facts, self.cfg.llm.dtype or "", self.device)
+            return why_not_whole(facts, self.cfg.llm.dtype, self.device)
         return None
 
     def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:
-        """Held-out chunks, of this LLM or of another."""
-        kind = self.cfg.activations.kind
-        if kind == "synthetic":
+        """Yield held-out chunks, computed by this run's LLM or by another."""
+        if self.cfg.is_synthetic:
             return held_out(self.cfg).open(0, None)
-        if kind == "file":
+        if self.cfg.reads_file:
             return file_rows(self.cfg).open(0, None)
         return llm_rows(self.cfg, self.cfg.tokens, llm or self.llm).open(0, None)
 
     def first_rows(self, most: int, llm: FrozenLlm | None = None) -> Tensor:
-        """The first held-out rows, on the host, [N, columns]."""
+        """Return the first held-out rows, on the host, [N, columns]."""
         parts, found = [], 0
         for chunk in self.chunks(llm):
             parts.append(chunk.rows_RD[: most - found].float().cpu())

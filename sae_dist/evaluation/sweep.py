@@ -1,4 +1,4 @@
-"""The runs of a sweep side by side: a table, as CSV too, and FVU against L0 and width."""
+"""The runs of a sweep in one table, as text and CSV, and plots of FVU against L0 and width."""
 
 import csv
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.resolve import SAME_RUN
-from sae_dist.config.run import RunConfig, flat, load_config
+from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
@@ -14,9 +14,9 @@ from sae_dist.core.text import columns
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
-"""Sections and keys in which runs may differ and be the same dictionary, trained in the same way."""
+"""Sections and keys that do not affect which dictionary is trained, or how."""
 FILLED_IN = ("sae.aux_k", "sae.dead_after", "sae.encoder_scale", "optim.warmup", "shuffle.block_chunks")
-"""What `config.resolve` makes of other values, if it is left open."""
+"""Keys that `config.resolve` fills in from other values if they are null."""
 FORMATS = {
     "fvu": ".4f",
     "l0": ".1f",
@@ -25,13 +25,13 @@ FORMATS = {
     "tokens": ",",
     "lr": ".2e",
 }
-"""Columns from summary.json, and how the printed table shows them."""
+"""Columns from summary.json, with their format in the printed table."""
 
 
 def sweep_table(folder: Path) -> str:
-    """Write sweep.csv and sweep.png into `folder`; returns the table as text.
+    """Write sweep.csv and sweep.png into `folder`; return the table as text.
 
-    Every run has a row; one that is not finished has its status there, and what is known of it.
+    Every run has a row; an unfinished one shows its status and what is known of it.
 
     Raises:
         ConfigError: the folder holds no run.
@@ -54,10 +54,10 @@ def sweep_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def runs_of(folder: Path) -> dict[Path, RunConfig]:
-    """Config of each run in a folder, and of each dictionary of those that are grids, or of a grid itself.
+def runs_of(folder: Path) -> dict[Path, Resolved]:
+    """Read the configs of the runs in a folder; a grid counts as its dictionaries, in a folder or by itself.
 
-    A dictionary whose folder is gone has the config that its grid made for it.
+    A dictionary whose folder is gone gets the config that its grid made for it.
 
     Raises:
         ConfigError: a config is damaged, or a folder lacks it.
@@ -65,14 +65,14 @@ def runs_of(folder: Path) -> dict[Path, RunConfig]:
     own = folder / CONFIG
     if own.is_file():
         return _dictionaries(own) if varied(load_config(own)) else {}
-    found: dict[Path, RunConfig] = {}
+    found: dict[Path, Resolved] = {}
     for path in sorted(folder.glob(f"*/{CONFIG}")):
         found |= _dictionaries(path)
     return found
 
 
-def _dictionaries(path: Path) -> dict[Path, RunConfig]:
-    """Of the run with this config."""
+def _dictionaries(path: Path) -> dict[Path, Resolved]:
+    """Read the configs of the dictionaries of one run."""
     cfg = load_config(path)
     if not varied(cfg):
         return {path.parent: cfg}
@@ -83,10 +83,10 @@ def _dictionaries(path: Path) -> dict[Path, RunConfig]:
     }
 
 
-def differing(runs: dict[Path, RunConfig]) -> list[str]:
-    """Full keys of the values in which runs differ, without those of FILLED_IN that follow from the others.
+def differing(runs: dict[Path, Resolved]) -> list[str]:
+    """List the full keys whose values differ among runs, without those of FILLED_IN that follow from others.
 
-    What is gone has open values, and does not count.
+    Missing runs have unresolved values, and are not compared.
     """
     values = [flat(cfg) for folder, cfg in runs.items() if folder.is_dir()]
     keys = [
@@ -103,8 +103,8 @@ def differing(runs: dict[Path, RunConfig]) -> list[str]:
     ]
 
 
-def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
-    """A row for each run: name, status, the values that differ among runs, results."""
+def rows_of(folder: Path, runs: dict[Path, Resolved]) -> list[dict[str, Any]]:
+    """Make a row for each run: name, status, the values that differ among runs, results."""
     keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []
     for each, cfg in runs.items():
@@ -115,7 +115,7 @@ def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
 
 
 def as_text(rows: list[dict[str, Any]]) -> str:
-    """Columns in line; those without any value are left out."""
+    """Return the rows as aligned columns; columns without any value are left out."""
     shown = [key for key in rows[0] if any(row[key] is not None for row in rows)]
     lines = [[key.split(".")[-1] for key in shown]]
     for row in rows:
@@ -124,7 +124,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    """FVU against L0, a line for each width; and against width, a line for each k."""
+    """Plot FVU against L0, a line for each width, and against width, a line for each k."""
     from matplotlib.figure import Figure
 
     done = [row for row in rows if row["fvu"] is not None]

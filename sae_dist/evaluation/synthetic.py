@@ -1,4 +1,4 @@
-"""What can be measured of a run on synthetic activations alone: its true features are in its config."""
+"""Evaluation against the true features of synthetic activations, which are known from the config."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sae_dist.config.counts import parse_count
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.run_folder import PLOTS
 from sae_dist.evaluation.plots import plot_recovery
 from sae_dist.evaluation.quality.recovery import Firing, recover
@@ -18,8 +18,8 @@ from sae_dist.transport.synthetic import SyntheticChunkSource
 FIRING_ROWS = 16_384
 
 
-def held_out(cfg: RunConfig) -> SyntheticChunkSource:
-    """Rows that training never draws."""
+def held_out(cfg: Resolved) -> SyntheticChunkSource:
+    """Open held-out rows, which training never draws."""
     return SyntheticChunkSource(
         GroundTruth.of(cfg.activations, cfg.seed),
         lanes=1,
@@ -30,10 +30,11 @@ def held_out(cfg: RunConfig) -> SyntheticChunkSource:
     )
 
 
-def evaluate_recovery(cfg: RunConfig, sae: ExportedSae, encode: Encode, folder: Path) -> dict[str, Any]:
-    """The scores of `recovery`, and `true_l0`, features that fire in a row on average; draws recovery.png.
+def evaluate_recovery(cfg: Resolved, sae: ExportedSae, encode: Encode, folder: Path) -> dict[str, Any]:
+    """Measure the scores of `recovery`, and `true_l0`, the mean number of features per row.
 
-    Firing is measured on 16k held-out rows, or on eval.tokens where those are fewer (none: not at all).
+    Draws recovery.png. Firing is measured on 16k held-out rows, or on eval.tokens if those are fewer (0: not
+    at all).
     """
     source = held_out(cfg)
     truth = source.truth

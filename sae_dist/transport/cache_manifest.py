@@ -194,7 +194,7 @@ def _read(location: Location, asked: str) -> bytes:
         if not local.is_file():
             unfinished = (local.parent / HARVEST).is_file()
             fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
-            raise ConfigError(f"{asked} is no cache: it has no {MANIFEST}; {fix}")
+            raise ConfigError(f"{asked} is not a cache: it has no {MANIFEST}; {fix}")
         return local.read_bytes()
     try:
         with gopen(location.url(MANIFEST)) as stream:

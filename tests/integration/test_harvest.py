@@ -206,7 +206,7 @@ TABLE = [
     ("path={empty}", "has no manifest.json", "sae-dist harvest"),
     ("path={schema}", "schema 7", "reads 1"),
     ("path={short}", "shards/lane_7_00000.tar (chunks 7 to 31 of lane 7", "is missing"),
-    ("path={good}/nowhere", "nowhere is no cache", "sae-dist harvest"),
+    ("path={good}/nowhere", "nowhere is not a cache", "sae-dist harvest"),
     ("path={good} train_tokens=1M", "train_tokens=1000000 needs", "at most train_tokens="),
     ("path={good} llm=minilm", "llm.name=minilm", "llm.name=embedded; leave llm.name out"),
     ("path={good} hook=layers.2", "hook=layers.2", "hook=layers.1:out; leave hook out"),

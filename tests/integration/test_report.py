@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sae_dist.cli import main
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.evaluation.report.page import needs_export, report_run
 from sae_dist.export.exported import ExportedSae
@@ -78,7 +79,7 @@ def test_nothing_that_was_read_becomes_part_of_the_page(page):
 
 def test_numbers_and_reasons_are_there(page, trained):
     text, summary = page.read_text(), json.loads((trained / "summary.json").read_text())
-    assert f"{summary['fvu']:.4f}" in text and f"none: {summary['dead_reason']}" in text
+    assert f"{summary['fvu']:.4f}" in text and f"not measured ({summary['dead_reason']})" in text
     assert "no GPU was measured" in text and "not labelled" in text
     assert "W&amp;B was off" in text and "none: there is no head" in text and "0.9123" in text
 
@@ -133,7 +134,7 @@ def made(folder: Path, sae: ExportedSae, **values) -> Path:
         section, _, name = key.rpartition("__")
         setattr(getattr(cfg, section) if section else cfg, name, value)
     export_saelens(folder / "export", sae)
-    save_config(cfg, folder / "config.yaml")
+    save_config(resolve(cfg, None, sae.width), folder / "config.yaml")
     (folder / "summary.json").write_text('{"status": "trained"}')
     return folder
 
@@ -212,7 +213,7 @@ def test_what_is_no_run_is_refused(tmp_path, trained, capsys):
     shutil.rmtree(bare / "export")
     words = {
         "empty": "is not a run folder, nor a grid's or a sweep's",
-        "grid": "a grid of 2 dictionaries, and none of their folders",
+        "grid": "a grid of 2 dictionaries, whose folders are all gone",
         "bare": "has no checkpoint yet",
     }
     for name, word in words.items():

@@ -215,7 +215,7 @@ def test_bad_input_is_one_line(changed, tmp_path, capsys):
     names = {"empty": "is not a run folder, nor a grid's", "nowhere": "is not a run folder, nor a grid's"}
     (tmp_path / "bare").mkdir()
     shutil.copy(changed / "config.yaml", tmp_path / "bare")
-    names["bare"] = "a grid of 8 dictionaries, and none of their folders is there"
+    names["bare"] = "a grid of 8 dictionaries, whose folders are all gone"
     for name, file, content in (
         ("metrics", "metrics.jsonl", "{\n{}\n"),
         ("summary", "summary.json", "{"),

@@ -15,7 +15,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import full_and_rest
 from sae_dist.llm.masks import packed_masks
-from sae_dist.train.build import build_source
+from sae_dist.train.sources import build_source
 
 WARMUP = 3
 

@@ -1,13 +1,13 @@
-"""Feature absorption by first letters.
+"""Feature absorption, measured on first letters.
 
 Chanin et al. 2024, "A is for Absorption", arXiv 2409.14507; the criterion is SAEBench's (arXiv 2503.09532),
-which has projections where the paper ablates. A latent for "begins with s" that is silent on some words with
-s, because a latent of that word carries the direction too, has been absorbed there.
+which uses projections where the paper ablates. A latent for "begins with s" that is silent on some words
+with s, because a latent of that word carries the direction too, has been absorbed there.
 
-Simplified here: words are the tokens of letters alone that the held-out text holds, each where it stands, not
-in a spelling prompt; the probe reads the activation at that very token. So a model that cannot spell is still
+Simplified here: words are the tokens of letters alone in the held-out text, each at its place there, not in a
+spelling prompt; the probe reads the activation at that very token. So a model that cannot spell is still
 measured by what its activations say of their own token. Letters that no probe finds (F1 below 0.6 on other
-words) are left out. Words of several tokens are not looked at.
+words) are left out. Words of several tokens are not considered.
 
 Letters: N rows, D width, F latents, P codes.
 """
@@ -26,17 +26,20 @@ PER_WORD = 8
 LEAST_ROWS = 20
 PROBE_F1 = 0.6
 SPLIT_GAIN = 0.03
-"""A further latent is a part of the same feature if it raises the F1 of the probe on latents by this much."""
+"""A further latent belongs to the same feature if it raises the F1 of the probe on latents by this much."""
 MOST_SPLITS = 10
 COSINE = 0.025
 SHARE = 0.4
-"""What one latent's part of the probe's direction must be of the activation's, to have absorbed it."""
+"""Least part of the activation's projection on the probe that one latent must carry to have absorbed it."""
 TEST_ONE_IN = 5
 STRENGTH = 1e-3
 
 
 def letters_of(words: list[str]) -> Tensor:
-    """0 .. 25 for two or more letters of a to z alone, with or without a space before; else -1: [V]."""
+    """Return the first letter, 0 .. 25, of words of two or more letters a to z, else -1: [V].
+
+    A space before the word is ignored.
+    """
     found = []
     for word in words:
         bare = word.removeprefix(" ").lower()
@@ -46,7 +49,7 @@ def letters_of(words: list[str]) -> Tensor:
 
 
 def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
-    """Rows of words: the first PER_WORD of each, MOST_ROWS at most, ascending."""
+    """Choose rows of words, ascending: the first PER_WORD of each word, at most MOST_ROWS."""
     seen: dict[int, int] = {}
     rows = []
     for row in (letter_N >= 0).nonzero().squeeze(1).tolist():
@@ -60,18 +63,18 @@ def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
 def absorption(
     codes: RowCodes, x_ND: Tensor, W_dec_FD: Tensor, word_N: Tensor, letter_N: Tensor
 ) -> dict[str, Any]:
-    """`absorption` of eval.json.
+    """Compute `absorption` of eval.json.
 
-    rate     share of words, which the probe knows by their letter, where that letter's latents are all silent
+    rate     share of words whose letter the probe recognises, where that letter's latents are all silent
              and one other latent carries its direction: mean over letters
     latents  latents of a letter (feature splitting), mean over letters
     probe_f1, latents_f1  of the probe on the activation, and on those latents, on other words
-    letters  each of these by letter, with the number of words it is about
+    letters  each of these by letter, with the number of words behind it
 
     Args:
         codes, x_ND: of the same rows, which are words; x raw.
         W_dec_FD: decoder rows of an autoencoder.
-        word_N: which word a row is; of each five words one is kept for tests. letter_N: 0 .. 25.
+        word_N: the number of each row's word; of each five words one is kept for tests. letter_N: 0 .. 25.
     """
     test_N = (word_N * 2654435761 % 2**32) % TEST_ONE_IN == 0
     found: dict[str, Any] = {}
@@ -95,7 +98,7 @@ def absorption(
 def _of_letter(
     codes: RowCodes, x_ND: Tensor, W_dec_FD: Tensor, yes_N: Tensor, test_N: Tensor
 ) -> dict[str, Any]:
-    """Numbers of one letter; without `rate` where no probe finds it."""
+    """Compute the numbers of one letter; without `rate` if no probe finds it."""
     train, test = (~test_N).nonzero().squeeze(1), test_N.nonzero().squeeze(1)
     probe = fit(x_ND[train], yes_N[train], STRENGTH)
     score_N = probe.score(x_ND)
@@ -121,7 +124,7 @@ def _of_letter(
 
 
 def _main_latents(codes: RowCodes, yes_N: Tensor, train: Tensor, test: Tensor) -> tuple[Tensor, float]:
-    """The latents that stand for the letter, and the F1 of a probe on them."""
+    """Find the latents of the letter; return them and the F1 of a probe on them."""
     order_F = by_difference(codes, train[yes_N[train]], train[~yes_N[train]], signed=True)
     best = -1.0
     for k in range(1, min(MOST_SPLITS, codes.latents) + 1):
@@ -134,7 +137,7 @@ def _main_latents(codes: RowCodes, yes_N: Tensor, train: Tensor, test: Tensor) -
 
 
 def _strongest(codes: RowCodes, along_F: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each wanted row the largest part that a latent adds along the direction, and which latent."""
+    """Return for each wanted row the largest part that a latent adds along the direction, and the latent."""
     place_N = torch.full((codes.rows,), -1, dtype=torch.int64)
     place_N[wanted] = torch.arange(len(wanted))
     place_P = place_N[codes.row_P]

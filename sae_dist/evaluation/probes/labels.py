@@ -1,8 +1,9 @@
 """Small labelled sets for probing: tokens of Python's own sources, or a user's texts.
 
-python  What Python's tokenizer says of each token of the standard library's held-out files: comment, string,
-        keyword, number, operator, definition (the name after def or class), nested (in a line indented by 8
-        or more). A token of the LLM is labelled by its last character. One file in four is the test part.
+python  The class that Python's tokenizer gives each token of the standard library's held-out files: comment,
+        string, keyword, number, operator, definition (the name after def or class), nested (in a line
+        indented by 8 or more). A token of the LLM is labelled by its last character. One file in four is the
+        test part.
 .jsonl  Lines with a `text` and a `label`; every label is a question of its own, against all others. The row
         is that of the last token that fits the context, as in sae-probes. One text in four, by a hash of it,
         is the test part.
@@ -30,24 +31,24 @@ CLASSES = ("comment", "string", "keyword", "number", "operator", "definition", "
 NESTED = 8
 TEST_ONE_IN = 4
 PER_CLASS = 1000
-"""Tokens, or texts, of yes and as many of no, that a question takes at most."""
+"""The most tokens, or texts, of yes in a part of a question, and of no."""
 PYTHON_BYTES = 60_000
 PYTHON_TOKENS = 60_000
 WINDOWS = 8
-"""Stretches of a file that fill the context, at most: many files rather than long ones."""
+"""The most context-sized pieces read from one file: many files rather than long ones."""
 MOST_LABELS = 20
 
 
 def hashed(text: str) -> int:
-    """The same number on every machine."""
+    """Return a hash of a text, the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 def classes_of(source: str) -> np.ndarray:
-    """[characters, classes]: which classes each character of a Python source belongs to.
+    """Mark which classes each character of a Python source belongs to: [characters, classes].
 
     Raises:
-        SyntaxError, tokenize.TokenError: it is no Python source.
+        SyntaxError, tokenize.TokenError: the source is not valid Python.
     """
     lines = list(io.StringIO(source))
     starts = np.concatenate([[0], np.cumsum([len(line) for line in lines])])
@@ -83,13 +84,13 @@ def _kind(number: int, name: str, text: str, before: str) -> str | None:
 
 
 def python_tasks(encoder: Encoder, room: int, most: int) -> tuple[list[Passage], list[Task]]:
-    """Passages of held-out sources, and a question for each of CLASSES; rows are numbered passage by passage.
+    """Make passages of held-out sources, and a question for each of CLASSES; rows are numbered by passage.
 
     Args:
         room: tokens of a passage; most: tokens in all, but for the last file's.
 
     Raises:
-        ConfigError: the tokenizer does not say where its tokens stand.
+        ConfigError: the tokenizer does not report character ranges.
     """
     windows: list[np.ndarray] = []
     labels, train = [], []
@@ -101,7 +102,7 @@ def python_tasks(encoder: Encoder, room: int, most: int) -> tuple[list[Passage],
             source = path.read_text(encoding="utf-8")
             of_character = classes_of(source)
         except (SyntaxError, tokenize.TokenError, UnicodeDecodeError):
-            continue  # The library holds files that are wrong on purpose, for its own tests.
+            continue  # The library has files with errors in them, for its own tests.
         ids, spans = encoder.spans(source)
         spans, ids = spans[spans[:, 1] > spans[:, 0]], ids[spans[:, 1] > spans[:, 0]]
         for first in range(0, min(len(ids), WINDOWS * room), room):
@@ -133,7 +134,7 @@ def python_tasks(encoder: Encoder, room: int, most: int) -> tuple[list[Passage],
 
 
 def balanced(label_N: np.ndarray, train_N: np.ndarray) -> np.ndarray:
-    """Rows of one question: of each part as many yes as no, at most PER_CLASS of either, ascending."""
+    """Choose the rows of a question, ascending: in each part equally many of both, at most PER_CLASS."""
     draw = np.random.Philox(seed=0)
     key_N = draw.random_raw(len(label_N))
     found = []
@@ -145,7 +146,7 @@ def balanced(label_N: np.ndarray, train_N: np.ndarray) -> np.ndarray:
 
 
 def read_labelled(path: str) -> list[tuple[str, str]]:
-    """Texts and labels of a .jsonl file; texts that stand twice count once.
+    """Read texts and labels of a .jsonl file; a repeated text counts once.
 
     Raises:
         ConfigError: no such file, a line without the fields, fewer than two labels, or more than MOST_LABELS.
@@ -181,7 +182,10 @@ def read_labelled(path: str) -> list[tuple[str, str]]:
 def text_tasks(
     labelled: Sequence[tuple[str, str]], ids_of: Callable[[str], np.ndarray], room: int
 ) -> tuple[list[Passage], list[Task]]:
-    """A passage for each text, read at its last token; a question for each label, of two labels one."""
+    """Make a passage for each text, read at its last token, and a question for each label.
+
+    Two labels make one question.
+    """
     passages, kept = [], []
     for text, label in labelled:
         ids = ids_of(text)[:room]

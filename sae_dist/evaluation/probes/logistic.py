@@ -1,4 +1,4 @@
-"""Logistic regression, and what its predictions are worth.
+"""Logistic regression, and measures of its predictions.
 
 Letters: N rows, D inputs.
 """
@@ -10,28 +10,28 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 STRENGTHS = (1e-5, 1e-3, 1e-1)
-"""Of the L2 penalty on standardised inputs, as a factor of the mean squared weight."""
+"""Strengths of the L2 penalty: factors of the sum of squared weights of standardised inputs."""
 VALIDATION_ONE_IN = 5
 STEPS = 100
 
 
 @dataclass(frozen=True)
 class Probe:
-    """score = x weight + bias, above 0: yes."""
+    """A linear classifier: score = x weight + bias; above 0 means yes."""
 
     weight_D: Tensor
     bias: Tensor
 
     def score(self, x_ND: Tensor) -> Tensor:
-        """[N]."""
+        """Return the score of each row, [N]."""
         return x_ND.to(self.weight_D) @ self.weight_D + self.bias
 
 
 def fit(x_ND: Tensor, label_N: Tensor, strength: float) -> Probe:
-    """Least regularised log loss, by L-BFGS in fp64 on standardised inputs; both labels count alike."""
+    """Minimise the regularised log loss by L-BFGS, in fp64 on standardised inputs, classes balanced."""
     x_ND, y_N = x_ND.double(), label_N.double()
     mean_D, std_D = x_ND.mean(0), x_ND.std(0, correction=0)
-    # An input that never varies says nothing.
+    # An input that never varies gets no weight.
     std_D = torch.where(std_D > 1e-12, std_D, torch.inf)
     z_ND = (x_ND - mean_D) / std_D
     weight_D = torch.zeros(x_ND.shape[1], dtype=torch.float64, device=x_ND.device, requires_grad=True)
@@ -56,7 +56,7 @@ def fit(x_ND: Tensor, label_N: Tensor, strength: float) -> Probe:
 
 
 def fit_best(x_ND: Tensor, label_N: Tensor) -> Probe:
-    """`fit` with the strength that does best, by AUC, on a fifth of the rows set aside; then on all rows."""
+    """Fit with the strength that has the best AUC on a fifth of the rows set aside; then fit on all rows."""
     aside_N = torch.arange(len(x_ND), device=x_ND.device) % VALIDATION_ONE_IN == VALIDATION_ONE_IN - 1
     both = label_N[aside_N].any() and not label_N[aside_N].all()
     if not both or label_N[~aside_N].all() or not label_N[~aside_N].any():
@@ -69,7 +69,7 @@ def fit_best(x_ND: Tensor, label_N: Tensor) -> Probe:
 
 
 def auc(score_N: Tensor, label_N: Tensor) -> float:
-    """Area under the ROC curve: how often a yes has a higher score than a no, ties by half."""
+    """Return the area under the ROC curve: how often a yes scores above a no, with ties counted half."""
     _, inverse_N, counts = score_N.double().unique(return_inverse=True, return_counts=True)
     ends = counts.cumsum(0).double()
     rank_N = (ends - (counts - 1) / 2)[inverse_N]
@@ -79,12 +79,12 @@ def auc(score_N: Tensor, label_N: Tensor) -> float:
 
 
 def accuracy(score_N: Tensor, label_N: Tensor) -> float:
-    """Share of rows on the right side of 0."""
+    """Return the share of rows whose score has the right sign."""
     return float(((score_N > 0) == label_N).double().mean())
 
 
 def f1(score_N: Tensor, label_N: Tensor) -> float:
-    """Harmonic mean of precision and recall; 0 where nothing is found."""
+    """Return the harmonic mean of precision and recall; 0 if nothing is found."""
     said_N = score_N > 0
     both = int((said_N & label_N).sum())
     return 2 * both / max(int(said_N.sum()) + int(label_N.sum()), 1)

@@ -1,9 +1,10 @@
-"""k-sparse probing: does a handful of latents tell what a text or token is?
+"""k-sparse probing: can a few latents tell the class of a text or token?
 
 As sae-probes does (Kantamneni et al. 2025, "Are Sparse Autoencoders Useful?", arXiv 2502.16681): latents are
 ordered by the difference of their means over the two classes of the training part, each divided by the
-latent's mean where it fires; the first k go into a logistic regression. Beside it the same regression on the
-raw activation. Ours: an L2 penalty of one of three strengths, and both classes weighing alike.
+latent's mean where it fires; the first k go into a logistic regression. The same regression on the raw
+activation is the baseline. Different here: an L2 penalty of one of three strengths, and both classes weighing
+alike.
 
 Letters: N rows, D width, F latents, P codes.
 """
@@ -22,7 +23,7 @@ from sae_dist.kernels.reference import pair_rows
 KS = (1, 5, 16)
 ENCODED_ROWS = 2048
 LEAST = 10
-"""Rows of each class that each part must have."""
+"""The fewest rows of each class that each part must have."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Task:
     train_N: Tensor
 
     def too_small(self) -> bool:
-        """Whether a part has too few of a class."""
+        """Return whether a part has too few rows of a class."""
         parts = [self.label_N[self.train_N], self.label_N[~self.train_N]]
         return any(min(int(part.sum()), int((~part).sum())) < LEAST for part in parts)
 
@@ -51,7 +52,7 @@ class RowCodes:
     latents: int
 
     def sums(self, wanted_N: Tensor) -> tuple[Tensor, Tensor]:
-        """Over rows (by number): sum of each latent's codes, and number of rows where it fires, [F] each."""
+        """Sum each latent's codes over given rows, and count the rows where it fires: [F] each."""
         weight_N = torch.bincount(wanted_N, minlength=self.rows)
         weight_P = weight_N[self.row_P]
         sums = torch.zeros(self.latents, dtype=torch.float64, device=self.row_P.device)
@@ -61,7 +62,7 @@ class RowCodes:
         return sums, counts
 
     def columns(self, latents: Tensor, wanted_N: Tensor) -> Tensor:
-        """Codes of a few latents, dense, [N, few]."""
+        """Return the codes of a few latents, dense, [N, few]."""
         place_F = torch.full((self.latents,), -1, dtype=torch.int64, device=self.row_P.device)
         place_F[latents] = torch.arange(len(latents), device=self.row_P.device)
         kept_P = place_F[self.latent_P] >= 0
@@ -71,7 +72,7 @@ class RowCodes:
 
 
 def encode_rows(sae: ExportedSae, encode: Encode, x_ND: Tensor) -> RowCodes:
-    """Codes above zero of all rows."""
+    """Encode all rows; return their codes above zero."""
     rows, latents, values = [], [], []
     for first in range(0, len(x_ND), ENCODED_ROWS):
         codes = sae.encode(x_ND[first : first + ENCODED_ROWS].to(sae.W_enc_FD), encode)
@@ -85,7 +86,7 @@ def encode_rows(sae: ExportedSae, encode: Encode, x_ND: Tensor) -> RowCodes:
 
 
 def by_difference(codes: RowCodes, yes_N: Tensor, no_N: Tensor, signed: bool = False) -> Tensor:
-    """Latents by how far their normalised means over two classes lie apart, farthest first, [F].
+    """Order latents by the difference of their normalised means over two classes, largest first, [F].
 
     `signed`: those that fire for yes first, those that fire for no last.
     """
@@ -99,11 +100,11 @@ def by_difference(codes: RowCodes, yes_N: Tensor, no_N: Tensor, signed: bool = F
 def probe_tasks(
     sae: ExportedSae, encode: Encode, x_ND: Tensor, tasks: Sequence[Task], ks: Sequence[int] = KS
 ) -> dict[str, Any]:
-    """`probes` of eval.json.
+    """Compute `probes` of eval.json.
 
     tasks  by name: rows of both parts, share of the larger class in the test part (`majority`), and AUC and
            accuracy on the test part of the probe on the raw activation (`raw`) and on k latents (`k=1`, ...);
-           `latents`: the first of them. None with a reason where a class has fewer than 10 rows in a part
+           `latents`: the first of them. None with a reason if a class has fewer than 10 rows in a part
     mean   over tasks, of each AUC
     """
     x_ND = x_ND[:, : sae.width]

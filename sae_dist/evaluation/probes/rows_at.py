@@ -1,4 +1,4 @@
-"""Activations at chosen tokens of chosen texts, one text after the other.
+"""Activations at chosen tokens of chosen texts, each text by itself.
 
 Letters: N sequences, S tokens per sequence, R chosen tokens.
 """
@@ -19,19 +19,19 @@ SEQUENCES = 16
 
 @dataclass(frozen=True)
 class Passage:
-    """Token ids of a text without special tokens, at most `room(...)` of them, and the places to look at."""
+    """A text as token ids without special tokens, at most `room(...)` of them, and the places to read."""
 
     ids: np.ndarray
     places: np.ndarray
 
 
 def room(facts: LlmFacts, context: int) -> int:
-    """Tokens of a text that fit beside the special ones."""
+    """Return how many tokens of a text fit between the special ones."""
     return context - len(facts.prefix) - len(facts.suffix)
 
 
 def rows_at(llm: FrozenLlm, passages: Sequence[Passage]) -> Tensor:
-    """Activations at the places of all passages, in order, on the host, [R, columns]."""
+    """Compute the activations at the places of all passages, in order, on the host, [R, columns]."""
     parts = [llm.activations(chunk).cpu() for chunk in _chunks(passages, llm.facts)]
     return torch.cat(parts) if parts else torch.zeros(0, llm.facts.columns)
 

@@ -1,7 +1,7 @@
-"""What the reconstruction costs the LLM: cross-entropy, or the final embedding of an encoder.
+"""The cost of the reconstruction to the LLM: in cross-entropy, or in the final embedding of an encoder.
 
 Letters: N sequences, S tokens per sequence, R kept activations, D width of the input, E width of the output
-(D for an autoencoder), V vocabulary. Rows are [R, D], for a transcoder [R, D + E] with the target beside.
+(D for an autoencoder), V vocabulary. Rows are [R, D]; for a transcoder [R, D + E], input and target.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,23 +15,14 @@ from torch.nn.functional import cosine_similarity
 from sae_dist.core.types import TokenChunk
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.llm.next_token import losses, sparing_outliers, targets
+from sae_dist.metrics.evaluated import CROSS_ENTROPY, keys
 
 Replace = Callable[[Tensor], Tensor]
-KEYS = (
-    "ce_clean",
-    "ce_sae",
-    "ce_mean_ablated",
-    "ce_zero_ablated",
-    "ce_recovered",
-    "ce_recovered_zero",
-    "kl",
-    "kl_mean_ablated",
-)
 ABLATIONS = ("mean_ablated", "zero_ablated")
 
 
 class Spliceable(Protocol):
-    """What this file needs of `llm.frozen.FrozenLlm`."""
+    """The methods of `llm.frozen.FrozenLlm` that this file uses."""
 
     def logits(self, chunk: TokenChunk, replace: Replace | None) -> Tensor: ...
 
@@ -41,7 +32,7 @@ class Spliceable(Protocol):
 def cross_entropy(
     llm: Spliceable, chunks: Iterator[TokenChunk], replacements: dict[str, Replace], tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """Nats per next token: clean, with each replacement at the kept positions, and what is recovered.
+    """Measure nats per next token, clean and with each replacement at the kept positions.
 
     ce_recovered = (ce_mean_ablated - ce_sae) / (ce_mean_ablated - ce_clean); ce_recovered_zero against
     zero ablation. kl, kl_mean_ablated: mean KL of the next-token distribution from the clean one. Targets as
@@ -97,7 +88,7 @@ def _recovered(nats: dict[str, float], spliced: float) -> dict[str, Any]:
 def embedding_cosine(
     llm: Spliceable, chunks: Iterator[TokenChunk], dictionaries: dict[str, Replace], tokens: int
 ) -> dict[str, dict[str, Any]]:
-    """Mean cosine of a segment's mean-pooled final embedding, clean and with each dictionary, by name."""
+    """Measure the mean cosine of a segment's mean-pooled final embedding, clean and with each dictionary."""
     sums = dict.fromkeys(dictionaries, 0.0)
     num_segments = num_kept = 0
     for chunk in chunks:
@@ -117,17 +108,17 @@ def embedding_cosine(
 
 
 def no_cross_entropy(reason: str) -> dict[str, Any]:
-    """Every cross-entropy field null, and why."""
-    return {key: None for key in KEYS} | {"ce_reason": reason}
+    """Return null for every number of cross-entropy, with the reason."""
+    return {key: None for key in keys(CROSS_ENTROPY)} | {"ce_reason": reason}
 
 
 def replacements(
     saes: dict[str, ExportedSae], mean_E: Tensor, encode: Encode, max_norm_multiple: float | None
 ) -> dict[str, Replace]:
-    """The two ablations and each dictionary's reconstruction, of the activation or of a transcoder's target.
+    """Make functions that replace rows by each dictionary's reconstruction, the mean or zeros.
 
-    Rows whose input is longer than `max_norm_multiple` times the median stay as they are in all of them: the
-    dictionaries were never shown such rows.
+    For a transcoder, it is the target that is replaced. Rows whose input is longer than `max_norm_multiple`
+    times the median stay unchanged in all of them: the dictionaries were never trained on such rows.
     """
     width = next(iter(saes.values())).width
 
@@ -146,7 +137,7 @@ def replacements(
 
 
 def _pooled(hidden_NSD: Tensor, chunk: TokenChunk) -> Tensor:
-    """Mean of the final hidden states of each segment, special tokens included, [segments, D]."""
+    """Return the mean of the final hidden states of each segment, with its special tokens, [segments, D]."""
     segment_NS = chunk.segment_NS.to(hidden_NSD.device)
     N = len(segment_NS)
     number_NS = segment_NS + torch.arange(N, device=segment_NS.device)[:, None] * (segment_NS.max() + 1)

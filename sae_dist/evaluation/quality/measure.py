@@ -1,4 +1,4 @@
-"""How well a dictionary reconstructs held-out activations, in one streaming pass in raw space.
+"""The quality of a dictionary's reconstructions of held-out activations, in one streaming pass in raw space.
 
 Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from sae_dist.config.kinds import ENCODER_SCALE
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import DataError
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.evaluation.quality.moments import LeastSquares, Moments
@@ -23,8 +23,94 @@ UNTRAINED_ROWS = 65_536
 DENSITY_EDGES = [-7.0 + 0.25 * i for i in range(29)]
 
 
+def evaluate(parts: Sequence["Evaluation"], batches: Iterator[Tensor], tokens: int) -> None:
+    """Feed `tokens` rows of the batches, or all there are, to every part: one pass for all dictionaries."""
+    seen = 0
+    for batch in batches:
+        rows = batch[: tokens - seen]
+        seen += len(rows)
+        for part in parts:
+            if len(rows):
+                part.add(rows)
+        if seen >= tokens:
+            break
+
+
+class Evaluation:
+    """The part of one dictionary in a pass over held-out rows.
+
+    Errors are those of the input; for a transcoder, those of its target:
+
+    fvu, explained_variance, l2_ratio, relative_bias: see `core.reconstruction.Fidelity`
+    fvu_quantiles, fvu_without_high_norm: see `evaluation.quality.per_token`
+    cosine              mean cosine of input or target and reconstruction
+    l0                  mean number of codes above zero
+    dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
+    silent_fraction     the same, however many rows there are
+    dense_fraction_1    latents that fire on more than 1 % of the rows; _10: on more than 10 %
+    density             latents by log10 of how often they fire; `silent`: never
+    fvu_pca             PCA with k components (kinds without k: L0, rounded), fitted on these very rows: a
+                        baseline with an advantage; not for transcoders
+    fvu_linear          for transcoders: the best affine map from input to target, fitted on these very rows
+    fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
+                        first 64k rows; for topk autoencoders
+    """
+
+    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode):
+        self.cfg, self.sae, self.encode = cfg, sae, encode
+        self.trained = Reconstruction(sae, encode)
+        self.moments: Moments | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add held-out rows [R, D], for a transcoder [R, D + E] with the targets; raw, on any device."""
+        sae = self.sae
+        x_RD, y_RE = _split(sae, rows)
+        if self.moments is None:
+            baselines = self.cfg.eval.baselines and not sae.transcoder
+            self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
+            self.fidelity = Fidelity(y_RE.mean(0))
+            self.per_token = PerToken(x_RD, y_RE)
+            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
+        self.moments.add(y_RE)
+        y_hat_RE = self.trained.add(x_RD, y_RE)
+        self.fidelity.add(y_RE, y_hat_RE)
+        self.per_token.add(x_RD, y_RE, y_hat_RE)
+        self.baselines.add(x_RD, y_RE)
+
+    def numbers(self) -> dict[str, Any]:
+        """Return the numbers of all rows so far.
+
+        Raises:
+            DataError: there were no rows, or they are not finite or all equal.
+        """
+        moments, trained = self.moments, self.trained
+        if moments is None:
+            raise DataError(
+                "evaluation: no held-out activations; give more text or rows, or set eval.tokens=0"
+            )
+        deviations_E = moments.deviations()
+        if not 0 < float(deviations_E.sum()) < float("inf"):
+            raise DataError(
+                "evaluation: the held-out activations are all equal or not finite; look at the hook"
+            )
+        result: dict[str, Any] = {"eval_tokens": moments.rows} | self.fidelity.numbers()
+        result |= {"cosine": float(trained.cosine / moments.rows), "l0": trained.l0()}
+        result |= self.per_token.numbers(float(deviations_E.sum()) / moments.rows)
+        result |= self.baselines.results(moments, trained.l0())
+        return result | _firing(trained.fired_F, moments.rows)
+
+    def firing_rates(self) -> Tensor:
+        """Return the share of the rows on which each latent fires [F], float32."""
+        return (self.trained.fired_F.double() / max(self.trained.rows, 1)).float()
+
+    def mean(self) -> Tensor:
+        """Return the mean of the input, or of a transcoder's target [E]."""
+        assert self.moments is not None
+        return self.moments.mean().to(self.sae.W_dec_FE)
+
+
 class Reconstruction:
-    """Errors and codes of one dictionary over the rows it has seen."""
+    """The errors and codes of one dictionary, summed over rows."""
 
     def __init__(self, sae: ExportedSae, encode: Encode):
         self.sae, self.encode, self.rows = sae, encode, 0
@@ -33,7 +119,7 @@ class Reconstruction:
         self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
 
     def add(self, x_RD: Tensor, y_RE: Tensor) -> Tensor:
-        """Take in rows; their reconstruction [R, E]."""
+        """Add rows; return their reconstruction [R, E]."""
         codes = self.sae.encode(x_RD, self.encode)
         y_hat_RE = self.sae.decode(codes, x_RD)
         self.rows += len(x_RD)
@@ -43,14 +129,14 @@ class Reconstruction:
         return y_hat_RE
 
     def l0(self) -> float:
-        """Mean number of codes of a row."""
+        """Return the mean number of codes per row."""
         return float(self.fired_F.sum() / self.rows)
 
 
 class Baselines:
-    """What a dictionary is compared with, and why not where a comparison makes no sense."""
+    """The baselines that a dictionary is compared with, and the reasons for those that make no sense."""
 
-    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
+    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
         self.cfg, self.sae = cfg, sae
         wanted = cfg.eval.baselines
         self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
@@ -67,7 +153,7 @@ class Baselines:
             self.untrained.add(x_RD, y_RE)
 
     def results(self, moments: Moments, l0: float) -> dict[str, Any]:
-        """`fvu_pca`, `fvu_untrained` and, of a transcoder, `fvu_linear`; None with a reason beside it."""
+        """Return `fvu_pca`, `fvu_untrained` and, for transcoders, `fvu_linear`; reasons for missing ones."""
         sae = self.sae
         result: dict[str, Any] = {"fvu_pca": None, "fvu_untrained": None}
         if sae.transcoder:
@@ -89,100 +175,8 @@ class Baselines:
         return result
 
 
-class Evaluation:
-    """One dictionary's part in a pass over held-out rows.
-
-    Errors are those of the input, of a transcoder those of its target:
-
-    fvu, explained_variance, l2_ratio, relative_bias: see `core.reconstruction.Fidelity`
-    fvu_quantiles, fvu_without_high_norm: see `evaluation.quality.per_token`
-    cosine              mean cosine of input or target and reconstruction
-    l0                  mean number of codes above zero
-    dead_fraction       latents silent on every row; None, with `dead_reason`, below 500k rows
-    silent_fraction     the same, however many rows there are
-    dense_fraction_1    latents that fire on more than 1 % of the rows; _10: on more than 10 %
-    density             latents by log10 of how often they fire; `silent`: never
-    fvu_pca             PCA with k components (kinds without k: L0, rounded), fitted on these very rows: a
-                        baseline with an advantage; not of transcoders
-    fvu_linear          of transcoders: the best affine map from input to target, fitted on these very rows
-    fvu_untrained       random unit decoder rows and their transpose as encoder, as before training, on the
-                        first 64k rows; of topk autoencoders
-    """
-
-    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode):
-        self.cfg, self.sae, self.encode = cfg, sae, encode
-        self.trained = Reconstruction(sae, encode)
-        self.moments: Moments | None = None
-
-    def add(self, rows: Tensor) -> None:
-        """Take in held-out rows [R, D], of a transcoder [R, D + E] with the targets; raw, on any device."""
-        sae = self.sae
-        x_RD, y_RE = _split(sae, rows)
-        if self.moments is None:
-            baselines = self.cfg.eval.baselines and not sae.transcoder
-            self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
-            self.fidelity = Fidelity(y_RE.mean(0))
-            self.per_token = PerToken(x_RD, y_RE)
-            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
-        self.moments.add(y_RE)
-        y_hat_RE = self.trained.add(x_RD, y_RE)
-        self.fidelity.add(y_RE, y_hat_RE)
-        self.per_token.add(x_RD, y_RE, y_hat_RE)
-        self.baselines.add(x_RD, y_RE)
-
-    def numbers(self) -> dict[str, Any]:
-        """What the rows so far say.
-
-        Raises:
-            DataError: there was not one row, or they are not finite or all equal.
-        """
-        moments, trained = self.moments, self.trained
-        if moments is None:
-            raise DataError(
-                "evaluation: no held-out activations; give more text or rows, or set eval.tokens=0"
-            )
-        deviations_E = moments.deviations()
-        if not 0 < float(deviations_E.sum()) < float("inf"):
-            raise DataError(
-                "evaluation: the held-out activations are all equal or not finite; look at the hook"
-            )
-        result: dict[str, Any] = {"eval_tokens": moments.rows} | self.fidelity.numbers()
-        result |= {"cosine": float(trained.cosine / moments.rows), "l0": trained.l0()}
-        result |= self.per_token.numbers(float(deviations_E.sum()) / moments.rows)
-        result |= self.baselines.results(moments, trained.l0())
-        return result | _firing(trained.fired_F, moments.rows)
-
-    def firing_rates(self) -> Tensor:
-        """Share of the rows on which each latent fires [F], float32."""
-        return (self.trained.fired_F.double() / max(self.trained.rows, 1)).float()
-
-    def mean(self) -> Tensor:
-        """Mean of the input, or of the target [E]."""
-        assert self.moments is not None
-        return self.moments.mean().to(self.sae.W_dec_FE)
-
-
-def evaluate(parts: Sequence[Evaluation], batches: Iterator[Tensor], tokens: int) -> None:
-    """Show `tokens` rows of the batches, or all there are, to every part: one pass for all dictionaries."""
-    seen = 0
-    for batch in batches:
-        rows = batch[: tokens - seen]
-        seen += len(rows)
-        for part in parts:
-            if len(rows):
-                part.add(rows)
-        if seen >= tokens:
-            break
-
-
-def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and target; of an autoencoder they are one."""
-    rows = rows.to(sae.W_enc_FD)
-    return (rows[:, : sae.width], rows[:, sae.width :]) if sae.transcoder else (rows, rows)
-
-
-def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
-    """A TopK dictionary of the same size as training would start it by default: random unit decoder rows."""
+def untrained_sae(cfg: Resolved, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
+    """Make a TopK dictionary of the same size as before training: random unit decoder rows."""
     draw = torch.Generator().manual_seed(cfg.seed)
     W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)
     return ExportedSae(
@@ -193,6 +187,12 @@ def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedS
         b_dec_E=mean_D,
         k=sae.k,
     )
+
+
+def _split(sae: ExportedSae, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Split rows into input and target; for an autoencoder the two are the same."""
+    rows = rows.to(sae.W_enc_FD)
+    return (rows[:, : sae.width], rows[:, sae.width :]) if sae.transcoder else (rows, rows)
 
 
 def _firing(fired_F: Tensor, rows: int) -> dict[str, Any]:
@@ -206,5 +206,5 @@ def _firing(fired_F: Tensor, rows: int) -> dict[str, Any]:
         "density": {"log10_edges": DENSITY_EDGES, "latents": histogram.long().tolist(), "silent": silent},
     }
     if rows < DEAD_TOKENS:
-        result["dead_reason"] = f"{rows} held-out tokens; dead means silent on at least {DEAD_TOKENS}"
+        result["dead_reason"] = f"{rows:,} held-out tokens; {DEAD_TOKENS:,} are needed"
     return result

@@ -1,4 +1,4 @@
-"""Sums over rows from which exact moments and two baselines follow, in one streaming pass.
+"""Sums over rows that give exact moments and two baselines, in one streaming pass.
 
 Letters: R rows of a batch, D width of the input, E width of the target.
 """
@@ -6,12 +6,12 @@ Letters: R rows of a batch, D width of the input, E width of the target.
 import torch
 from torch import Tensor
 
-# Directions of the input in which it varies less than this share of its largest variance say nothing.
+# Directions of the input with less than this share of its largest variance are not used.
 NO_VARIANCE = 1e-12
 
 
 class Moments:
-    """Sum and squares about a shift near the mean, in fp64: exact mean and deviations, no cancellation."""
+    """The sum and squares about a shift near the mean, in fp64, so that nothing cancels."""
 
     def __init__(self, shift_D: Tensor, with_covariance: bool):
         D = len(shift_D)
@@ -29,15 +29,15 @@ class Moments:
             self.product_DD += y_RD.T @ y_RD
 
     def mean(self) -> Tensor:
-        """[D], fp64."""
+        """Return the mean of the rows [D], fp64."""
         return self.shift_D + self.sum_D / self.rows
 
     def deviations(self) -> Tensor:
-        """Per dimension: sum of squared deviations from the mean, [D]."""
+        """Return the sum of squared deviations from the mean, per dimension [D]."""
         return self.square_D - self.sum_D.square() / self.rows
 
     def pca_fvu(self, k: int) -> float:
-        """FVU of these very rows, projected on their own k first principal components."""
+        """Return the FVU of these very rows projected on their own first k principal components."""
         assert self.product_DD is not None
         scatter_DD = self.product_DD - torch.outer(self.sum_D, self.sum_D) / self.rows
         ascending_D = torch.linalg.eigvalsh(scatter_DD).clamp(min=0)
@@ -45,7 +45,7 @@ class Moments:
 
 
 class LeastSquares:
-    """The best affine map from input to target over the rows seen: sums of products, in fp64."""
+    """The best affine map from input to target over the rows seen, from sums of products in fp64."""
 
     def __init__(self, shift_D: Tensor, shift_E: Tensor):
         D, width = len(shift_D), len(shift_D) + len(shift_E)
@@ -62,7 +62,7 @@ class LeastSquares:
         self.square_E += rows[:, self.D :].square().sum(0)
 
     def fvu(self) -> float:
-        """FVU of the target under that map: what of its variance no direction of the input explains."""
+        """Return the FVU of the target under that map: the share of variance the input does not explain."""
         about_mean = self.products_D - torch.outer(self.sums[: self.D], self.sums) / self.rows
         deviations = self.square_E - self.sums[self.D :].square() / self.rows
         variance_D, directions_DD = torch.linalg.eigh(about_mean[:, : self.D])

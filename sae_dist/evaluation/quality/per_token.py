@@ -1,4 +1,4 @@
-"""What a pooled FVU hides: how errors are spread over tokens, and what few long activations add.
+"""The spread of errors over tokens, and the effect of few long activations, which a pooled FVU hides.
 
 Letters: R rows of a batch, D width of the input, E width of the output, N rows in all.
 """
@@ -12,16 +12,17 @@ from sae_dist.core.reconstruction import Fidelity
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 HIGH_NORM = 3.0
-"""Inputs longer than this multiple of the first batch's median norm are set apart."""
+"""Rows whose input is longer than this multiple of the first batch's median norm are high-norm."""
 
 
 class PerToken:
-    """Errors of single rows.
+    """The errors of single rows.
 
     fvu_quantiles           of |y - y_hat|^2 over the mean of |y - mean|^2; its mean over rows is the FVU
-    fvu_without_high_norm   FVU of the rows of ordinary length alone, about their own mean
-    high_norm_share         rows that are longer: HIGH_NORM times the median norm of the first batch. Rows
-                            beyond `tokens.max_norm_multiple` were left out before and are in neither
+    fvu_without_high_norm   FVU of the rows that are not high-norm, about their own mean
+    high_norm_share         share of high-norm rows: longer than HIGH_NORM times the median norm of the first
+                            batch. Rows beyond `tokens.max_norm_multiple` were left out before and are in
+                            neither
     """
 
     def __init__(self, x_RD: Tensor, y_RE: Tensor):
@@ -31,14 +32,14 @@ class PerToken:
         self.high = 0
 
     def add(self, x_RD: Tensor, y_RE: Tensor, y_hat_RE: Tensor) -> None:
-        """Take in rows; 4 bytes of each are kept on the host."""
+        """Add rows; 4 bytes of each are kept on the host."""
         self.errors.append((y_RE - y_hat_RE).square().sum(1).float().cpu())
         ordinary_R = torch.linalg.vector_norm(x_RD, dim=1) <= self.limit
         self.high += int((~ordinary_R).sum())
         self.ordinary.add(y_RE[ordinary_R], y_hat_RE[ordinary_R])
 
     def numbers(self, deviation: float) -> dict[str, Any]:
-        """See the class.
+        """Return the numbers listed at the class.
 
         Args:
             deviation: mean squared deviation of a row from the mean of all.

@@ -1,4 +1,4 @@
-"""Whether a dictionary found the true features that its synthetic activations are made of.
+"""Recovery: did a dictionary find the true features that its synthetic activations are made of?
 
 Letters: G true features, F latents, D width. Cosines are signed: codes are never negative, so a decoder
 row that points away from a feature has not found it (a feature and its opposite are two features).
@@ -31,17 +31,17 @@ class Recovery:
 
     @property
     def matched_G(self) -> Tensor:
-        """Cosine of each true feature with its latent; 0 for features left over when latents are fewer."""
+        """The cosine of each true feature with its latent; 0 for a feature that got no latent."""
         matched_G = self.cosine_GF.new_zeros(len(self.cosine_GF))
         matched_G[self.feature_M] = self.cosine_GF[self.feature_M, self.latent_M]
         return matched_G
 
     def numbers(self) -> dict[str, Any]:
-        """What summary.json holds.
+        """Return the scores for summary.json.
 
         mmcs            mean over true features of the cosine with the nearest decoder row
         mmcs_latents    mean over latents of the cosine of the decoder row with the nearest true feature
-                        (mean max cosine similarity: Sharkey et al. 2022); low also where latents are spare
+                        (mean max cosine similarity: Sharkey et al. 2022); low also if there are spare latents
         matching_score  mean over true features of the cosine with a decoder row of their own, under the
                         one-to-one matching with the highest sum
         matched_share   share of true features for which that cosine is above 0.9
@@ -69,7 +69,7 @@ def recover(truth_GD: Tensor, W_dec_FD: Tensor) -> Recovery:
 
 
 class Firing:
-    """Whether matched latents fire where their features do, over all (row, feature) pairs of the rows added.
+    """The agreement of matched latents with their features, over all (row, feature) pairs of the rows added.
 
     Latents that are matched to no feature are left out; features without a latent are never found.
     """
@@ -80,7 +80,7 @@ class Firing:
         self.found = self.said = self.true = 0
 
     def add(self, fires_RG: Tensor, row_P: Tensor, latent_P: Tensor) -> None:
-        """Add rows: what fires in truth, and the P pairs of a row and a latent whose code is above zero."""
+        """Add rows: the features that fire, and the P pairs of a row and a latent with a code above zero."""
         feature_P = self.feature_F[latent_P]
         matched_P = feature_P >= 0
         self.found += int(fires_RG[row_P[matched_P], feature_P[matched_P]].sum())
@@ -88,7 +88,7 @@ class Firing:
         self.true += int(fires_RG.sum())
 
     def numbers(self) -> dict[str, Any]:
-        """Precision, recall and their harmonic mean; 0 where nothing fires."""
+        """Return precision, recall and their harmonic mean; 0 if nothing fires."""
         return {
             "firing_precision": self.found / max(self.said, 1),
             "firing_recall": self.found / max(self.true, 1),

@@ -1,4 +1,4 @@
-"""How close decoder rows come to each other, by tiles: [F, F] is never held.
+"""Redundancy: how close decoder rows are to each other, computed in tiles: [F, F] is never held.
 
 Letters: F latents, E width of the output, t latents of a tile.
 """
@@ -14,16 +14,16 @@ from sae_dist.core.files import write_tensors
 
 TILE = 2048
 CHEAP_PRODUCTS = 2e13
-"""Multiplications that an evaluation spends on this unasked: a minute or so of a small machine."""
+"""The most multiplications spent on this without request: about a minute on a small machine."""
 SHARES = (0.7, 0.9)
 EDGES = [round(-1 + 0.05 * i, 2) for i in range(41)]
 FILE = "neighbours.safetensors"
 
 
 def nearest_rows(W_FE: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
-    """Of each row the largest cosine with another row, and which one that is: [F] each.
+    """Find for each row the largest cosine with another row, and the number of that row: [F] each.
 
-    A row of zeros has cosine 0 with all. Of equal cosines the lower row wins.
+    A row of zeros has cosine 0 with every row. Among equal cosines the lower row wins.
     """
     F = len(W_FE)
     best_F = W_FE.new_full((F,), -torch.inf)
@@ -51,7 +51,7 @@ def nearest_rows(W_FE: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
 
 
 def redundancy(W_FE: Tensor, asked: bool, folder: Path | None = None) -> dict[str, Any]:
-    """`redundancy` of eval.json, or null with a reason; with a folder, neighbours.safetensors in it.
+    """Compute `redundancy` of eval.json, or null with a reason; in a folder, write neighbours.safetensors.
 
     mean          of the largest cosines of all rows
     above_0.7     share of rows whose largest cosine is above .7; above_0.9 likewise

@@ -1,4 +1,4 @@
-"""What the page says of each latent: only strings and numbers, ready to be laid out."""
+"""The cards of a report, one per latent: strings and numbers only, ready to be laid out."""
 
 import re
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Card:
-    """One latent."""
+    """The card of one latent."""
 
     number: int
     share: str
@@ -54,7 +54,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Part:
-    """The cards of one group."""
+    """The cards of one group of latents."""
 
     name: str
     why: str
@@ -62,12 +62,12 @@ class Part:
 
     @property
     def count(self) -> int:
-        """How many latents."""
+        """The number of latents in the group."""
         return len(self.cards)
 
 
 def parts(latents: Latents) -> list[Part]:
-    """Every group of latents; none where nothing could be read."""
+    """Make the cards of every group of latents; none if no latent could be read."""
     firings = latents.firings or {}
     return [
         Part(group.name, group.why, [card(latents, firings[number]) for number in group.latents])
@@ -76,7 +76,7 @@ def parts(latents: Latents) -> list[Part]:
 
 
 def card(latents: Latents, firing: Firing) -> Card:
-    """One latent's numbers, histogram, contexts, and tokens."""
+    """Make the card of one latent: numbers, histogram, contexts, and tokens."""
     share = firing.fired / max(latents.rows, 1)
     counts, end = firing.histogram.shown()
     most = max(counts, default=1)
@@ -117,7 +117,7 @@ def card(latents: Latents, firing: Firing) -> Card:
 
 
 def line(context: Context, decoder: Decoder | None, largest: float) -> Line:
-    """A context as text. Tokens that are silent are run together; so are those that share a character."""
+    """Lay a context out as text; silent tokens are joined, and so are tokens that share a character."""
     spans: list[Span] = []
     pieces = decoder.pieces(context.ids) if decoder else []
     code, fires = 0.0, False
@@ -136,18 +136,18 @@ def line(context: Context, decoder: Decoder | None, largest: float) -> Line:
 
 
 def visible(text: str) -> str:
-    """Text with line ends, tabs and control characters as signs that can be seen."""
+    """Replace line ends, tabs and control characters by signs that can be seen."""
     return "".join(
         SIGNS.get(sign) or (f"\\x{ord(sign):02x}" if category(sign) == "Cc" else sign) for sign in text
     )
 
 
 def chip(token: str) -> str:
-    """A token that stands alone: its spaces can be seen, and are counted where there are many."""
+    """Show a single token: its spaces become visible, and many of them are counted."""
     spaced = visible(token).replace(" ", SPACE)
     return re.sub(f"{SPACE}{{4,}}", lambda run: f"{SPACE}×{len(run[0])}", spaced)
 
 
 def percent(share: float) -> str:
-    """With two digits that say something, however small."""
+    """Format a share in percent, with two significant digits if it is small."""
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.1f} %"

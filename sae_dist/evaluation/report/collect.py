@@ -1,4 +1,4 @@
-"""Which latents are shown, and their firings on held-out tokens, in one streaming pass.
+"""The choice of the latents to show, and their firings on held-out tokens, in one streaming pass.
 
 Letters: R rows of a chunk, D width, F latents, P codes.
 """
@@ -21,7 +21,7 @@ FEW_FIRINGS = 10
 
 @dataclass(frozen=True)
 class Group:
-    """Some latents, those that fire most often first, and why they were chosen."""
+    """A group of latents, most frequent first, and why they were chosen."""
 
     name: str
     why: str
@@ -29,10 +29,10 @@ class Group:
 
 
 def firing_rates(sae: ExportedSae, encode: Encode, reads: Iterator[Read]) -> tuple[Tensor, int]:
-    """Share of the rows on which each latent fires [F], and how many rows there were.
+    """Measure the share of rows on which each latent fires [F]; return it and the number of rows.
 
     Raises:
-        DataError: there were none.
+        DataError: there were no rows.
     """
     fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
     rows = 0
@@ -46,7 +46,7 @@ def firing_rates(sae: ExportedSae, encode: Encode, reads: Iterator[Read]) -> tup
 
 
 def choose(rate_F: Tensor, rows: int) -> list[Group]:
-    """Ten dense, ten median and ten rare latents by how often they fire; of few latents a third each.
+    """Choose ten dense, ten median and ten rare latents by how often they fire; of few latents a third each.
 
     The rare ones fired at least FEW_FIRINGS times on the `rows`, if there are enough of such latents: one
     that fired once has a single context to show.
@@ -76,7 +76,7 @@ def choose(rate_F: Tensor, rows: int) -> list[Group]:
 def collect(
     sae: ExportedSae, encode: Encode, reads: Iterator[Read], latents: list[int]
 ) -> tuple[dict[int, Firing], int]:
-    """The firings of some latents, and how many rows were read. Holds the codes of these latents only."""
+    """Collect the firings of some latents, holding only their codes; return them and the number of rows."""
     firings = [Firing(latent) for latent in latents]
     column_F = torch.full((sae.num_latents,), -1, device=sae.W_enc_FD.device)
     column_F[latents] = torch.arange(len(latents), device=column_F.device)

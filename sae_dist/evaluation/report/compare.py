@@ -1,4 +1,4 @@
-"""Numbers of many dictionaries: side by side, those that all share once, and what all cost together."""
+"""Numbers of many dictionaries: next to each other, those that all share once, and the total cost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Row:
 
 
 def side_by_side(columns: Sequence[list[Number]]) -> list[Row]:
-    """Numbers of the same key in a row; rows as in each column, what only some have among them."""
+    """Arrange numbers of the same key in rows, in the order of the columns."""
     by_key = [{number.key or number.label: number for number in column} for column in columns]
     rows = []
     for key in merged(by_key):
@@ -34,7 +34,7 @@ def side_by_side(columns: Sequence[list[Number]]) -> list[Row]:
 
 
 def merged(orders: Iterable[Iterable[str]]) -> list[str]:
-    """Each word once, as ordered as the orders allow: a new one stands behind the one before it."""
+    """Merge orders of words into one, each word once; a new word follows the word before it."""
     found: list[str] = []
     for order in orders:
         place = 0
@@ -46,7 +46,7 @@ def merged(orders: Iterable[Iterable[str]]) -> list[str]:
 
 
 def shared(columns: Sequence[list[Number]]) -> list[Number]:
-    """Each number once: its value where all have the same, and the parts of its meaning that all share."""
+    """Return each number once: its value if all have the same, and the parts of its meaning in common."""
     found = []
     for row in side_by_side(columns):
         values = {cell.value for cell in row.cells}
@@ -57,7 +57,7 @@ def shared(columns: Sequence[list[Number]]) -> list[Number]:
 
 
 def deep(members: Sequence[Member]) -> list[Row]:
-    """The numbers of eval.json that summary.json does not have, by their path in it."""
+    """List the numbers of eval.json that summary.json does not have, by their path in it."""
     columns = []
     for each in members:
         content = {
@@ -80,7 +80,7 @@ def _numbers(content: dict[str, Any], path: str) -> list[tuple[str, Any]]:
 
 
 def speeds(members: Sequence[Member]) -> list[Row]:
-    """Time and memory of each; what GPUs spent on a grid is the cost of all of its dictionaries."""
+    """List time and memory of each dictionary; GPU time and energy of a grid are its cost as a whole."""
     columns = []
     for each in members:
         mine = each.run.started == each.run.folder
@@ -90,7 +90,7 @@ def speeds(members: Sequence[Member]) -> list[Row]:
 
 
 def cost(members: Sequence[Member]) -> list[Number]:
-    """What all of them cost together, as far as their training has come to its end."""
+    """Sum up the cost of all dictionaries, as far as their training has ended."""
     known = [each for each in members if each.run.summary]
     of = f"; of the {len(known)} of {len(members)} that have ended" if len(known) < len(members) else ""
     found = []
@@ -114,12 +114,12 @@ def cost(members: Sequence[Member]) -> list[Number]:
 
 
 def starts(members: Sequence[Member]) -> list[Path]:
-    """The folders of the commands that trained them: of a grid's dictionaries one."""
+    """List the folders whose commands trained the dictionaries: a grid counts once."""
     return list(dict.fromkeys(each.run.started for each in members))
 
 
 def _total(members: Sequence[Member], key: str, over_grid: Callable[[list[float]], float]) -> float | None:
-    """The sum over commands. `over_grid`: what to make of the values of one grid's dictionaries."""
+    """Sum over commands; `over_grid` combines the values of one grid's dictionaries."""
     by_start: dict[Path, list[float]] = {}
     for each in members:
         if each.run.summary.get(key) is not None:

@@ -1,6 +1,6 @@
-"""Figures as SVG that stands in the page: they take the page's own colours, light or dark.
+"""Figures as SVG inside the page, in the page's own colours, light or dark.
 
-Matplotlib draws with stand-in colours, and those are then named anew.
+Matplotlib draws with placeholder colours, which are then replaced by the page's colour names.
 """
 
 import io
@@ -56,12 +56,12 @@ CURVES = (
     ("optim/grad_norm", None, "Gradient norm", "before clipping, last step of each row", "log"),
     ("optim/lr", None, "Learning rate", "of the decoder", "linear"),
 )
-"""Column of metrics.jsonl, one to draw beside it, title, what it means, scale."""
+"""Column of metrics.jsonl, second column in the same axes, title, meaning, scale."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture and what it says."""
+    """A picture with its title and caption."""
 
     title: str
     caption: str
@@ -69,7 +69,7 @@ class Figure:
 
 
 def curves(rows: list[dict[str, Any]], held_out: dict[str, float]) -> list[Figure]:
-    """A figure for each of CURVES that has values; `held_out`: final values to mark, by column."""
+    """Draw a figure for each of CURVES that has values; `held_out`: final values to mark, by column."""
     found = []
     for column, beside, title, caption, scale in CURVES:
         points, others = _points(rows, column), _points(rows, beside)
@@ -87,7 +87,7 @@ def curves(rows: list[dict[str, Any]], held_out: dict[str, float]) -> list[Figur
 
 
 def density(rate_F: Tensor, groups: Sequence[Group]) -> Figure:
-    """How often latents fire, with the places of those shown below."""
+    """Draw how often latents fire, with the places of the latents shown below."""
     log_F = rate_F[rate_F > 0].double().log10()
     low = min(-5.0, float(log_F.min()) if len(log_F) else -5.0)
     bins = 36
@@ -116,10 +116,10 @@ def density(rate_F: Tensor, groups: Sequence[Group]) -> Figure:
 
 
 def svg(draw: Any, name: str, size: tuple[float, float] = SIZE) -> Markup:
-    """What `draw` draws on axes, as an <svg> without any id, script or address of its own.
+    """Return what `draw` draws on axes as an <svg> without any id, script or address of its own.
 
     Args:
-        size: inches; the greater, the smaller the text beside it.
+        size: inches; the larger, the smaller the text.
     """
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -173,7 +173,7 @@ def _curve(
 
 
 def over_tokens(axes: "Axes", values: list[float], log: bool, top: float = 0.0) -> None:
-    """Ticks and limits of curves over training tokens; linear ones show 0, and at least `top`."""
+    """Set ticks and limits of curves over training tokens; linear ones show 0, and at least `top`."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_xlabel("training tokens")
@@ -183,13 +183,13 @@ def over_tokens(axes: "Axes", values: list[float], log: bool, top: float = 0.0) 
         axes.set_yscale("log")
         plain_log(axes.yaxis, values)
         return
-    # From 0 on: a line that hardly moves should look like one.
+    # From 0 on: a line that hardly changes should look flat.
     axes.set_ylim(min(0.0, *values), 1.08 * max([*values, top]) or 1.0)
     axes.yaxis.set_major_formatter(EngFormatter(sep="") if max(values) >= 1000 else "{x:g}")
 
 
 def plain_log(axis: "Axis", values: list[float]) -> None:
-    """Ticks of a logarithmic axis: 0.4 0.5 0.6, 0.2 0.5 1, or powers of ten, as far as `values` span."""
+    """Set ticks of a logarithmic axis: 0.4 0.5 0.6, 0.2 0.5 1, or powers of ten, as far as `values` span."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     span = max(values) / min(values)

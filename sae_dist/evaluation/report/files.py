@@ -1,11 +1,11 @@
-"""What a run folder holds, read once."""
+"""The files of a run folder, read once."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import (
@@ -26,19 +26,19 @@ DONE = (FINISHED, TRAINED, IMPORTED)
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run of one dictionary.
+    """The files of a run of one dictionary.
 
     Attributes:
-        started: the folder that a command made and continues: its own, of a grid's dictionary the grid's.
-        config_text: config.yaml as it stands.
-        summary, provenance: of their JSON files; empty where there is none.
-        rows: of metrics.jsonl.
-        evaluation: eval.json; None: there is none.
+        started: the folder that a command made and continues: its own; for a grid's dictionary, the grid's.
+        config_text: the text of config.yaml.
+        summary, provenance: the content of their JSON files; empty if there is no such file.
+        rows: those of metrics.jsonl.
+        evaluation: the content of eval.json; None: there is no such file.
     """
 
     folder: Path
     started: Path
-    cfg: RunConfig
+    cfg: Resolved
     config_text: str
     summary: dict[str, Any]
     provenance: dict[str, Any]
@@ -47,17 +47,17 @@ class RunFiles:
 
     @property
     def status(self) -> str:
-        """finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
+        """The status: finished, trained (not evaluated), diverged, unfinished, not started, or missing."""
         return status(self.folder, self.summary)
 
     @property
     def is_done(self) -> bool:
-        """Whether training came to its end."""
+        """The answer to whether training came to its end."""
         return self.status in DONE
 
     @property
     def tokens(self) -> int:
-        """Trained on, as far as is known."""
+        """The number of tokens trained on, as far as is known."""
         return self.summary.get("tokens") or (self.rows[-1]["tokens"] if self.rows else 0)
 
 
@@ -65,15 +65,14 @@ def read_run(folder: Path) -> RunFiles:
     """Read a run folder.
 
     Raises:
-        ConfigError: it is none, is a grid's, or a file in it is not what it should be.
+        ConfigError: it is not a run's folder, is a grid's, or a file in it is damaged.
     """
-    cfg = load_config(folder / CONFIG)
-    check_single(cfg, folder)
+    cfg = single(load_config(folder / CONFIG), folder)
     metrics = folder / METRICS
     try:
         rows = read_rows(metrics) if metrics.exists() else []
     except ValueError as error:
-        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is no JSON") from None
+        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is not JSON") from None
     started = next((p for p in (folder, folder.parent) if (p / PROVENANCE).is_file()), folder)
     return RunFiles(
         folder=folder,

@@ -1,4 +1,4 @@
-"""What is kept of one latent's firings while held-out tokens stream by: a bounded amount of each."""
+"""The firings of one latent, kept while held-out tokens stream by: a bounded amount of each."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Context:
     Attributes:
         code: at the token that fires, which is number `at` of `ids`.
         codes: of the same latent at every token; 0 where it is silent.
-        row: the number of the activation, where there is no text and `ids` is empty.
+        row: the number of the activation, if there is no text and `ids` is empty.
     """
 
     code: float
@@ -28,12 +28,12 @@ class Context:
     row: int
 
     def same_text(self, other: "Context") -> bool:
-        """Whether the two would read alike."""
+        """Return whether two contexts show the same text."""
         return bool(self.ids) and (self.ids, self.at) == (other.ids, other.at)
 
 
 class Histogram:
-    """Counts of positive values in equal bins from 0 on, merged in pairs when a value lies beyond them."""
+    """A histogram of positive values, in equal bins from 0 on whose width doubles when values are larger."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(BINS, np.int64)
@@ -50,13 +50,13 @@ class Histogram:
         self.counts += np.bincount(place_P, minlength=BINS)
 
     def shown(self) -> tuple[list[int], float]:
-        """Counts of the bins up to the last that holds anything, and where that one ends."""
+        """Return the counts of the bins up to the last that holds anything, and where that one ends."""
         last = int(np.flatnonzero(self.counts).max(initial=-1)) + 1
         return self.counts[:last].tolist(), self.end * last / BINS
 
 
 class Firing:
-    """One latent.
+    """The firings of one latent.
 
     Attributes:
         fired: number of rows on which it fired; total: sum of its codes.
@@ -72,7 +72,7 @@ class Firing:
         self._random = np.random.default_rng(latent)
 
     def add(self, read: Read, row_P: np.ndarray, value_P: np.ndarray) -> None:
-        """Take in its codes (above 0) on some rows of a chunk."""
+        """Add the latent's codes (above 0) on some rows of a chunk."""
         self.fired += len(row_P)
         self.total += float(value_P.sum(dtype=np.float64))
         self.histogram.add(value_P)
@@ -103,11 +103,11 @@ class Firing:
         del self.top[TOP:]
 
     def quantiles(self, parts: int, each: int) -> list[tuple[float, float, list[Context]]]:
-        """Parts of equally many of its firings, those of greatest code first.
+        """Split the firings into parts of equal number, greatest codes first.
 
         Returns:
-            Of each part the smallest and the greatest code, and `each` contexts drawn at random from it,
-            none of them among the top ones. From at most DRAWN firings, themselves a random draw.
+            For each part its smallest and greatest code, and `each` contexts drawn at random from it, none of
+            them among the top ones. At most DRAWN firings are used, themselves a random draw.
         """
         ordered = sorted(range(len(self._drawn)), key=lambda n: -self._drawn[n][1].code)
         found: list[tuple[float, float, list[Context]]] = []
@@ -131,7 +131,7 @@ def _twice(context: Context, other: Context) -> bool:
 
 
 def _best_of_segments(read: Read, place_P: np.ndarray, value_P: np.ndarray) -> np.ndarray:
-    """Which code is the greatest of its segment, greatest first; without text each row is a segment."""
+    """Return which codes are the greatest of their segment, greatest first; without text, of the chunk."""
     if read.text is None:
         return np.argsort(-value_P, kind="stable")[:TOP]
     order_P = np.lexsort((place_P, -value_P))

@@ -1,4 +1,4 @@
-"""The latents of a report: read from the export, the LLM and the held-out data of a run."""
+"""The latents of a report, from the export, the LLM and the held-out data of a run."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.config.counts import parse_count
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
 from sae_dist.evaluation.report.logits import Effect, effects, why_none
 from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
+from sae_dist.evaluation.subject import file_rows
 from sae_dist.evaluation.synthetic import held_out
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
@@ -23,18 +24,17 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.decoder import Decoder
-from sae_dist.transport.file import FileChunkSource, open_array
 
 TOKENS = 100_000
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What a report shows of latents.
+    """The content of a report's section on latents.
 
     Attributes:
         rate_F: share of held-out tokens on which each latent fires; None: nothing could be read.
-        rows: held-out activations that `firings` are of.
+        rows: held-out activations on which `firings` were collected.
         no_text, no_effects: why there are no contexts, and no effects on logits.
     """
 
@@ -51,7 +51,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Source:
-    """Held-out rows, to be read from their beginning as often as needed, and the LLM they come from."""
+    """A source of held-out rows, to be read from the beginning as often as needed, and their LLM."""
 
     reads: Callable[[], Iterator[Read]]
     llm: FrozenLlm | None = None
@@ -59,13 +59,13 @@ class Source:
     no_effects: str | None = None
 
 
-def read_latents(cfg: RunConfig, folder: Path) -> Latents:
-    """Look at `folder`/export: how often latents fire, thirty of them closely.
+def read_latents(cfg: Resolved, folder: Path) -> Latents:
+    """Read `folder`/export: how often latents fire, and thirty of them closely.
 
-    Reads as many held-out tokens as the evaluation, 100k where there is none. Firing rates are those of the
+    Reads as many held-out tokens as the evaluation, 100k if it was off. Firing rates are those of the
     evaluation, if it has seen this export; else they take a pass of their own.
 
-    Where the LLM or the text is not on this machine, the reason takes the latents' place.
+    If the LLM or the text is not on this machine, only the reason is returned.
 
     Raises:
         ConfigError: there is no export.
@@ -117,7 +117,7 @@ def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F:
 
 
 def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
-    """The evaluation's firing rates [F]; None: not measured, or of an export before this one."""
+    """Return the evaluation's firing rates [F]; None: not measured, or measured on an older export."""
     if not (export / FIRING).is_file():
         return None
     if (export / FIRING).stat().st_mtime < (export / WEIGHTS).stat().st_mtime:
@@ -126,24 +126,19 @@ def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
     return rate_F if rate_F is not None and len(rate_F) == sae.num_latents else None
 
 
-def open_source(cfg: RunConfig, device: torch.device) -> Source:
-    """Where a run's held-out activations come from.
+def open_source(cfg: Resolved, device: torch.device) -> Source:
+    """Open a run's held-out activations.
 
     Raises:
-        ConfigError: the LLM or the text is not here.
+        ConfigError: the LLM or the text is not on this machine.
     """
-    kind, rows = cfg.activations.kind, cfg.shuffle.chunk_rows
-    if kind == "file":
-        assert cfg.activations.path is not None, "checked by config.validate"
-        array = open_array(cfg.activations.path, cfg.activations.key)
-        file = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
-        reason = "activations come from a file: there is no text, and no language model"
+    if cfg.reads_file:
+        file, reason = file_rows(cfg), "activations come from a file: there is no text, and no language model"
         return Source(lambda: read_rows_of(file, device), no_text=reason, no_effects=reason)
-    if kind == "synthetic":
+    if cfg.is_synthetic:
         reason = "activations are synthetic: there is no text, and no language model"
         return Source(lambda: read_rows_of(held_out(cfg), device), no_text=reason, no_effects=reason)
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     no_effects = why_none(facts)
     if cfg.llm.shard != "none" and (too_large := why_not_whole(facts, cfg.llm.dtype, device)):
         raise ConfigError(f"llm.name={cfg.llm.name} is not read: {too_large}")

@@ -1,4 +1,4 @@
-"""Figures of many dictionaries: FVU against L0, and their curves over one another."""
+"""Figures of many dictionaries: FVU against L0, and their curves in common axes."""
 
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 SIZE = (4.8, 3.1)
 NUMBERED = 16
 APART = 0.058
-"""Least distance of two numbers at the lines' ends, as a share of the axis."""
+"""The least distance of two numbers at the lines' ends, as a share of the axis."""
 DISTINCT = 1.15
-"""Ratio of two L0s that both get a tick."""
+"""The least ratio of two L0s that both get a tick."""
 OVERLAYS = (
     ("loss/fvu", "FVU in training", "of the batch, before each step", "log"),
     ("loss/total", "Loss in training", "reconstruction, AuxK and penalties together", "log"),
     ("latents/dead_fraction", "Dead latents", "share silent for sae.dead_after training tokens", "linear"),
     (RATE, "Throughput", "activations per second, by the wall clock", "linear"),
 )
-"""Column of metrics.jsonl, title, what it means, scale."""
+"""Column of metrics.jsonl, title, meaning, scale."""
 
 
 def frontier(members: list[Member]) -> Figure | None:
-    """Held-out FVU against L0, a line for each series; None: no dictionary is evaluated."""
+    """Draw held-out FVU against L0, a line for each series; None: no dictionary is evaluated."""
     series: dict[str, list[Member]] = {}
     for each in members:
         if each.run.summary.get("fvu") and each.run.summary.get("l0"):
@@ -39,7 +39,7 @@ def frontier(members: list[Member]) -> Figure | None:
 
 
 def overlays(members: list[Member]) -> list[Figure]:
-    """A figure for each of OVERLAYS that has values."""
+    """Draw a figure for each of OVERLAYS that has values."""
     found = []
     for column, title, means, scale in OVERLAYS:
         drawn = [each for each in members if each.points[column]]
@@ -79,8 +79,8 @@ def _draw(axes: "Axes", points: Points, line: Line, dashes: tuple[float, ...], *
 
 
 def _number(axes: "Axes", members: list[Member], column: str) -> None:
-    """The dictionaries' numbers at the ends of their lines; beside the axes moved apart where these meet."""
-    axes.get_ylim()  # Limits are computed when they are asked for.
+    """Write the dictionaries' numbers at the ends of their lines, moved apart if they would overlap."""
+    axes.get_ylim()  # Matplotlib computes limits on request.
     place_of = axes.transData + axes.transAxes.inverted()
     ends = [place_of.transform(each.points[column][-1]) for each in members]
     last = max(across for across, _ in ends)
@@ -93,12 +93,12 @@ def _number(axes: "Axes", members: list[Member], column: str) -> None:
 
 
 def apart(places: list[float]) -> list[float]:
-    """Places on an axis from 0 to 1 in their order, moved as little as makes them APART from each other."""
+    """Move places on an axis from 0 to 1 as little as puts them APART from each other; their order stays."""
     order = sorted(range(len(places)), key=lambda n: places[n])
     found = [places[n] for n in order]
     for n in range(1, len(found)):
         found[n] = max(found[n], found[n - 1] + APART)
-    # What was pushed over the top comes down again, as far as there is room.
+    # Numbers pushed over the top move down again, as far as there is room.
     found[-1] = min(found[-1], max(1.0, APART * (len(found) - 1)))
     for n in range(len(found) - 2, -1, -1):
         found[n] = min(found[n], found[n + 1] - APART)

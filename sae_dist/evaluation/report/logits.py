@@ -1,4 +1,4 @@
-"""What a latent does to the next token's logits if its decoder row went straight to the head.
+"""The direct effect of a latent on the next token's logits, its decoder row going straight to the head.
 
 Letters: L latents, V vocabulary, H width of the residual stream.
 """
@@ -16,14 +16,14 @@ TOKENS = 8
 
 @dataclass(frozen=True)
 class Effect:
-    """Tokens with the change of their logits per unit of code, strongest first."""
+    """The tokens whose logits change most per unit of code, strongest first."""
 
     promoted: list[tuple[str, float]]
     suppressed: list[tuple[str, float]]
 
 
 def why_none(facts: LlmFacts) -> str | None:
-    """Why decoder rows have no direct effect on logits; None: they have."""
+    """Explain why decoder rows have no direct effect on logits; None: they have."""
     hook = facts.target_hook or facts.hook
     if not facts.causal:
         return f"{facts.name} is an encoder: it has no head that predicts tokens"
@@ -38,9 +38,9 @@ def why_none(facts: LlmFacts) -> str | None:
 
 @torch.no_grad()
 def effects(W_U_VH: Tensor, row_LH: Tensor, decoder: Decoder) -> list[Effect]:
-    """W_U times each decoder row: without the layers between, and without the final norm.
+    """Multiply each decoder row by W_U, without the layers between and the final norm.
 
-    An approximation (the direct path of "logit attribution"): it ranks tokens, and says nothing of what
+    An approximation (the direct path of "logit attribution"): it ranks tokens, and does not show what
     later layers make of the latent.
     """
     W_U_VH = W_U_VH[: len(decoder)]

@@ -1,4 +1,4 @@
-"""A grid or a sweep as one HTML page: its dictionaries side by side, with links to their own pages."""
+"""A grid or a sweep as one HTML page: its dictionaries in one table, with links to their own pages."""
 
 import csv
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sae_dist.config.kinds import SELECTED
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.run_folder import CONFIG, FINISHED, REPORT, SWEEP_TABLE, read_summary
 from sae_dist.evaluation.report.compare import cost, deep, merged, shared, side_by_side, speeds, starts
 from sae_dist.evaluation.report.lines import NUMBERED, frontier, overlays
@@ -25,27 +25,27 @@ RESULTS = (
     ("CE recovered", "ce_recovered", ".1%"),
     ("lr", "lr", ".2e"),
 )
-"""Columns of the table of all dictionaries, after what they differ in."""
+"""Columns of the main table, after the values in which dictionaries differ."""
 OWN = ("name", "output", "resume", "grid")
-"""Keys of a config that do not say what was trained."""
+"""Keys of a config that do not affect what is trained."""
 
 
 @dataclass(frozen=True)
 class Told:
-    """What to do, and what was found of which dictionaries; of none: of all together."""
+    """A piece of advice, and findings with the dictionaries they are about (none: all together)."""
 
     advice: str
     found: list[tuple[str, list[Member]]]
 
 
-def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
-    """Write `folder`/report.html; returns its path.
+def report_many(folder: Path, runs: dict[Path, Resolved]) -> Path:
+    """Write `folder`/report.html; return its path.
 
     Args:
         runs: see `evaluation.sweep.runs_of`; not empty.
 
     Raises:
-        ConfigError: a file is not what it should be, or the folders of a grid's dictionaries are all gone.
+        ConfigError: a file is damaged, or the folders of a grid's dictionaries are all gone.
     """
     is_grid = (folder / CONFIG).is_file()
     runs = runs if is_grid else by_value(runs)
@@ -89,8 +89,8 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
     )
 
 
-def by_value(runs: dict[Path, RunConfig]) -> dict[Path, RunConfig]:
-    """In the order of the numbers in which they differ, rather than of their names."""
+def by_value(runs: dict[Path, Resolved]) -> dict[Path, Resolved]:
+    """Sort runs by the values in which they differ, rather than by their names."""
     keys = differing(runs)
 
     def place(folder: Path) -> list[tuple[float, str]]:
@@ -101,7 +101,7 @@ def by_value(runs: dict[Path, RunConfig]) -> dict[Path, RunConfig]:
 
 
 def headline(members: list[Member]) -> list[Number]:
-    """The few numbers that say most."""
+    """Return the few numbers that matter most."""
     found = [Number("dictionaries", str(len(members)))]
     for label, key, form, best in (
         ("lowest FVU, held out", "fvu", ".4f", min),
@@ -119,12 +119,12 @@ def headline(members: list[Member]) -> list[Number]:
 
 
 def told(members: list[Member]) -> list[Told]:
-    """The warnings of all: what is to do stands once, and above it what was found of several."""
+    """Merge the warnings of all: each piece of advice once, with what was found of which dictionaries."""
     found: dict[str, dict[str, list[Member]]] = {}
     advice_of: dict[str, str] = {}
     orders = []
     for each in members:
-        # A command for one of them stands for those of the others.
+        # The same command with another folder counts as the same advice.
         abouts = [one.advice.replace(quoted(str(each.run.folder)), "RUN") for one in each.warnings]
         orders.append(abouts)
         for about, warning in zip(abouts, each.warnings, strict=True):
@@ -133,8 +133,8 @@ def told(members: list[Member]) -> list[Told]:
     return [Told(advice_of[about], list(found[about].items())) for about in merged(orders)]
 
 
-def not_listed(folder: Path, runs: dict[Path, RunConfig]) -> list[Told]:
-    """Runs that the sweep's table knows and whose folders are gone."""
+def not_listed(folder: Path, runs: dict[Path, Resolved]) -> list[Told]:
+    """Report runs that the sweep's table lists and whose folders are gone."""
     if not (folder / SWEEP_TABLE).is_file():
         return []
     with open(folder / SWEEP_TABLE, newline="", encoding="utf-8") as file:
@@ -148,7 +148,7 @@ def not_listed(folder: Path, runs: dict[Path, RunConfig]) -> list[Told]:
 
 
 def about(members: list[Member], apart: list[str]) -> list[Number]:
-    """What was trained, as far as it is the same for all; `apart`: keys in which they differ."""
+    """Describe what was trained, as far as it is the same for all; `apart`: keys in which they differ."""
     kinds = " and ".join(dict.fromkeys(kind(each.run.cfg) + "s" for each in members))
     there = [each.run for each in members if each.run.config_text]
     first = min((run.provenance.get("time") or "" for run in there), default="")
@@ -165,7 +165,7 @@ def about(members: list[Member], apart: list[str]) -> list[Number]:
 
 
 def cells(member: Member, keys: list[str]) -> list[str]:
-    """Of the table of all dictionaries: what they differ in, results, tokens and how many of those wanted."""
+    """Return a dictionary's cells in the main table: values that differ, results, tokens."""
     values, summary, cfg = flat(member.run.cfg), member.run.summary, member.run.cfg
     if cfg.sae.kind not in SELECTED:
         values["sae.k"] = None
@@ -180,12 +180,12 @@ def cells(member: Member, keys: list[str]) -> list[str]:
 
 
 def address(folder: Path, path: Path) -> str | None:
-    """Of a file, seen from the page; None: there is none. Nothing in a name can make it lead elsewhere."""
+    """Return a file's link from the page; None: there is no file. No name can make it lead elsewhere."""
     return "./" + quote(path.relative_to(folder).as_posix()) if path.is_file() else None
 
 
 def seeds(folder: Path, members: list[Member]) -> list[dict[str, Any]]:
-    """What `evaluation.seeds` found of each pair, with numbers of the page and the address of its file."""
+    """Return the results of `evaluation.seeds` for each pair, with the page's numbers and the file's link."""
     number_of = {each.run.folder: each for each in members}
     found = []
     for started in starts(members):
@@ -202,7 +202,7 @@ def seeds(folder: Path, members: list[Member]) -> list[dict[str, Any]]:
 
 
 def why_no_seeds(members: list[Member], keys: list[str]) -> str | None:
-    """Why seeds are not compared, where they differ."""
+    """Explain why seeds are not compared, if they differ."""
     if not {"seed", "sae.seed"} & set(keys):
         return None
     if any(each.run.started != each.run.folder for each in members):
@@ -211,13 +211,13 @@ def why_no_seeds(members: list[Member], keys: list[str]) -> str | None:
 
 
 def common(contents: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is the same in all."""
+    """Return the entries that are the same in all."""
     first = contents[0] if contents else {}
     return {key: value for key, value in first.items() if all(key in c and c[key] == value for c in contents)}
 
 
 def nested(values: dict[str, Any]) -> dict[str, Any]:
-    """`{"sae.k": 32}` as `{"sae": {"k": 32}}`, without keys of OWN."""
+    """Turn `{"sae.k": 32}` into `{"sae": {"k": 32}}`, without keys of OWN."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         section, _, name = key.rpartition(".")

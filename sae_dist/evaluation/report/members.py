@@ -1,9 +1,9 @@
-"""The dictionaries of a grid or of a sweep, read one after the other, rows of metrics let go of at once."""
+"""The dictionaries of a grid or a sweep, read one after the other; their rows of metrics are not kept."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT, read_summary
 from sae_dist.evaluation.report.files import RunFiles, read_run
@@ -12,11 +12,11 @@ from sae_dist.evaluation.sweep import differing
 from sae_dist.export.saelens import load_firing_rates
 
 COLUMNS = ("loss/fvu", "loss/total", "latents/dead_fraction", RATE)
-"""Of metrics.jsonl, those that are drawn."""
+"""Columns of metrics.jsonl that are drawn."""
 POINTS, FEWEST = 6400, 60
-"""Of all lines of a figure together, and of one line."""
+"""The most points of all lines of a figure together, and the fewest of one line."""
 SETS_L0 = ("sae.k", "sae.sparsity", "sae.target_l0")
-"""Values that move a dictionary along the line of FVU against L0, where others begin a new line."""
+"""Values that move a dictionary along its line of FVU against L0; any other value begins a new line."""
 NUM_COLOURS = 8
 DASHES: tuple[tuple[float, ...], ...] = ((), (6, 2), (2, 1.5), (7, 2, 2, 2), (12, 3), (7, 2, 2, 2, 2, 2))
 
@@ -25,7 +25,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Line:
-    """How a dictionary is drawn.
+    """The look of a dictionary's line.
 
     Attributes:
         series: the values that it shares with the others on its line of FVU against L0.
@@ -40,13 +40,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Member:
-    """One dictionary of many.
+    """A dictionary among many.
 
     Attributes:
         number: from 1 on, in the order of the page.
-        name: its folder, within that of all.
-        run: its files; of the rows of metrics the last alone.
-        points: of each of COLUMNS, some of its values (training tokens, value).
+        name: its folder, within the folder of all.
+        run: its files, with only the last row of metrics.
+        points: for each of COLUMNS, some of its values (training tokens, value).
     """
 
     number: int
@@ -57,15 +57,16 @@ class Member:
     line: Line
 
 
-def read_members(folder: Path, runs: dict[Path, RunConfig]) -> list[Member]:
-    """The dictionaries of a folder; `runs`: see `evaluation.sweep.runs_of`.
+def read_members(folder: Path, runs: dict[Path, Resolved]) -> list[Member]:
+    """Read the dictionaries of a folder; `runs`: see `evaluation.sweep.runs_of`.
 
     Raises:
-        ConfigError: a file is not what it should be, or the folders of all are gone.
+        ConfigError: a file is damaged, or the folders of all are gone.
     """
     if not any(each.is_dir() for each in runs):
         raise ConfigError(
-            f"{folder} is a grid of {len(runs)} dictionaries, and none of their folders is there"
+            f"{folder} is a grid of {len(runs)} dictionaries, whose folders are all gone; "
+            "copy one back, or train the grid again"
         )
     most = max(POINTS // len(runs), FEWEST)
     found = []
@@ -91,22 +92,22 @@ GONE = Warning(
 )
 
 
-def _gone(folder: Path, cfg: RunConfig) -> RunFiles:
-    """What its grid knows of a dictionary whose folder is gone."""
+def _gone(folder: Path, cfg: Resolved) -> RunFiles:
+    """Return what its grid knows of a dictionary whose folder is gone."""
     grid = read_summary(folder.parent)
     summary = grid.get("dictionaries", {}).get(folder.name, {})
     return RunFiles(folder, folder.parent, cfg, "", summary, {}, [], None)
 
 
 def _thinned(run: RunFiles, column: str, most: int) -> Points:
-    """At most so many points, the last among them."""
+    """Return at most so many points, the last among them."""
     points = [(row["tokens"], row[column]) for row in run.rows if row.get(column) is not None]
     step = -(-len(points) // most) or 1
     return points[::-1][::step][::-1]
 
 
-def lines_of(runs: dict[Path, RunConfig]) -> list[Line]:
-    """How each is drawn: a colour for each series, and dashes for the dictionaries in it."""
+def lines_of(runs: dict[Path, Resolved]) -> list[Line]:
+    """Assign lines: a colour to each series, and dashes to the dictionaries in it."""
     keys = [key for key in differing(runs) if key not in SETS_L0]
     sizes: dict[str, int] = {}
     found = []

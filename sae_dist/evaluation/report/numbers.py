@@ -1,35 +1,14 @@
-"""Numbers with their units, what they mean in a few words, and why one is missing."""
+"""Numbers with units, short meanings, and the reasons of missing ones."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.text import gib
 from sae_dist.evaluation.report.files import RunFiles
-from sae_dist.evaluation.table import LINES, REASONS, quantiles
+from sae_dist.evaluation.table import RESULTS, missing, quantiles
 from sae_dist.export.exported import ExportedSae
 
-MEANS = {
-    "fvu": "squared error over squared deviation from the mean; 0: perfect, 1: no better than the mean",
-    "fvu_pca": "principal components fitted on the evaluation set itself, so favoured",
-    "fvu_linear": "fitted on the evaluation set itself, so favoured",
-    "fvu_untrained": "random unit rows: where training began",
-    "l0": "latents that fire on a token, on average",
-    "true_l0": "of the known features",
-    "dead_fraction": "silent on every held-out token",
-    "cosine": "mean over tokens; ignores length",
-    "ce_clean": "nats per next token, of the language model left alone",
-    "ce_sae": "nats per next token",
-    "ce_mean_ablated": "nats per next token, the mean in place of every activation",
-    "ce_zero_ablated": "nats per next token",
-    "ce_recovered": "share of the loss by mean ablation that the reconstruction keeps; 100 %: all",
-    "ce_recovered_zero": "the same against zeros, an easier comparison",
-    "embedding_cosine": "of the model's own output, with and without the reconstruction",
-    "matching_score": "mean over true features; 1: all were found",
-    "eval_tokens": "activations of documents that training never saw",
-    "tokens": "activations trained on",
-}
-ELSEWHERE = ("tokens_per_second", "peak_memory_bytes", "world_size")
 SPEED = (
     ("Tokens per second", "tokens_per_second", ",.0f", "in training, all processes together"),
     ("Peak memory", "peak_memory_bytes", "GiB", "of the process that held most"),
@@ -49,9 +28,9 @@ MANY = 12
 
 @dataclass(frozen=True)
 class Number:
-    """A line of a table; `value` is empty where there is none, and `means` says why.
+    """A line of a table; `value` is empty if there is none, and `means` says why.
 
-    `key` tells it from others, where labels do not.
+    `key` identifies it where labels are the same.
     """
 
     label: str
@@ -63,7 +42,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Entry:
-    """A key of some JSON: a value, or entries below it."""
+    """A key of a JSON object: a value, or entries below it."""
 
     key: str
     value: str = ""
@@ -71,21 +50,19 @@ class Entry:
 
 
 def results(summary: dict[str, Any]) -> list[Number]:
-    """What the evaluation found, in the order of the printed table."""
-    reasons = {key: summary[reason] for _, key, reason in REASONS if summary.get(reason)}
-    found = []
-    for label, key, form in LINES:
-        if key in ELSEWHERE:
-            continue
+    """Return the numbers of the evaluation, in the order of the printed table."""
+    reasons, found = missing(summary), []
+    for label, key, form, means in RESULTS:
         value = shown(summary[key], form) if summary.get(key) is not None else ""
         if value or key in reasons:
-            means = MEANS.get(key, "") if value else f"none: {reasons[key]}"
-            found.append(Number(label.strip(), value, means, label.startswith(" "), key))
+            found.append(
+                Number(label.strip(), value, means if value else reasons[key], label.startswith(" "), key)
+            )
     return found
 
 
 def headline(summary: dict[str, Any]) -> list[Number]:
-    """The few numbers that say most; a dash for what is not known."""
+    """Return the few numbers that matter most; a dash for what is not known."""
     wanted = (
         ("FVU, held out", "fvu", ".4f"),
         ("L0", "l0", ".1f"),
@@ -100,7 +77,7 @@ def headline(summary: dict[str, Any]) -> list[Number]:
 
 
 def speed(run: RunFiles) -> list[Number]:
-    """Time, memory and energy."""
+    """Return time, memory and energy of a run."""
     summary = run.summary
     found = [
         Number(label, shown(summary[key], form), means, key=key)
@@ -120,23 +97,23 @@ def speed(run: RunFiles) -> list[Number]:
     return found
 
 
-def dictionary(cfg: RunConfig, sae: ExportedSae) -> Number:
-    """Its kind and size."""
+def dictionary(cfg: Resolved, sae: ExportedSae) -> Number:
+    """Return the dictionary's kind and size."""
     used = f"; used as {sae.kind}" if sae.trained_as else ""
     return Number("Dictionary", kind(cfg), f"{sae.num_latents:,} latents of width {sae.width:,}{used}")
 
 
-def kind(cfg: RunConfig) -> str:
-    """topk autoencoder, relu transcoder."""
+def kind(cfg: Resolved) -> str:
+    """Return the dictionary's kind in words, such as "topk autoencoder" or "relu transcoder"."""
     return f"{cfg.sae.kind} {'transcoder' if cfg.target_hook else 'autoencoder'}"
 
 
 def what(run: RunFiles) -> list[Number]:
-    """What it was trained on, how, and where."""
+    """Return what the dictionary was trained on, how, and where."""
     cfg = run.cfg
     text = cfg.tokens.dataset or cfg.tokens.path or "the Python standard library"
     found = []
-    if cfg.activations.kind in ("llm", "cache"):
+    if cfg.has_llm:
         place = str(cfg.hook) if cfg.target_hook is None else f"{cfg.hook} to {cfg.target_hook}"
         found += [
             Number("Language model", cfg.llm.name, f"{place}; {cfg.llm.dtype}"),
@@ -164,17 +141,17 @@ def what(run: RunFiles) -> list[Number]:
 
 
 def of_start(provenance: dict[str, Any]) -> dict[str, Any]:
-    """What a page shows of provenance.json; the uncommitted changes are too long for it."""
+    """Select what a page shows of provenance.json; the uncommitted changes are too long for it."""
     return {key: value for key, value in provenance.items() if key not in ("diff", "resumed")}
 
 
 def _moment(iso: str | None) -> str:
-    """2026-11-22T01:34:25+00:00 -> 2026-11-22 01:34 UTC."""
+    """Format a time: 2026-11-22T01:34:25+00:00 becomes 2026-11-22 01:34 UTC."""
     return "unknown" if not iso else f"{iso[:10]} {iso[11:16]} UTC"
 
 
 def entries(content: dict[str, Any]) -> list[Entry]:
-    """Any JSON object, key by key; beside one without a value the reason, if `<key>_reason` says it."""
+    """Turn a JSON object into entries; a key without a value shows the reason in its `<key>_reason`."""
     found = []
     for key, value in content.items():
         if value is None and content.get(f"{key}_reason"):
@@ -197,7 +174,7 @@ def _entry(key: str, value: Any) -> Entry:
 
 
 def plain(value: Any) -> str:
-    """A JSON scalar with as many digits as one reads."""
+    """Format a JSON scalar with as many digits as one reads."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -208,7 +185,7 @@ def plain(value: Any) -> str:
 
 
 def shown(value: Any, form: str) -> str:
-    """A number and its unit."""
+    """Format a number with its unit."""
     if form == "GiB":
         return gib(value, 2)
     if form == "quantiles":

@@ -1,4 +1,4 @@
-"""A run of one dictionary as one HTML page."""
+"""The report of a run of one dictionary, as one HTML page."""
 
 import base64
 from pathlib import Path
@@ -19,10 +19,10 @@ PICTURES = {"recovery.png": "True features beside what was learnt"}
 
 
 def report_run(folder: Path) -> Path:
-    """Write `folder`/report.html from the run's files and its export; returns its path.
+    """Write `folder`/report.html from the run's files and its export; return its path.
 
     Raises:
-        ConfigError: the folder is no run, is a grid's, or has no export.
+        ConfigError: the folder is not a run's, is a grid's, or has no export.
         DataError: there are no held-out activations.
     """
     run = read_run(folder)
@@ -30,7 +30,7 @@ def report_run(folder: Path) -> Path:
 
 
 def needs_export(folder: Path) -> bool:
-    """Whether a report is to be made of the newest checkpoint: the run is unfinished, or has no export.
+    """Return whether the newest checkpoint must be exported first: the run is unfinished, or has no export.
 
     Raises:
         ConfigError: see `read_run`.
@@ -41,7 +41,7 @@ def needs_export(folder: Path) -> bool:
 
 
 def content(run: RunFiles, latents: Latents) -> dict[str, Any]:
-    """What the template shows."""
+    """Collect the values that the template shows."""
     held_out = {
         column: run.summary[key]
         for column, key in (("loss/fvu", "fvu"), ("sparsity/l0", "l0"))
@@ -70,7 +70,7 @@ def content(run: RunFiles, latents: Latents) -> dict[str, Any]:
 
 
 def pictures(folder: Path) -> list[tuple[str, str]]:
-    """Title and data address of what the evaluation drew and the page does not draw itself."""
+    """Return title and data URL of each plot of the evaluation that the page does not draw itself."""
     found = []
     for name, title in PICTURES.items():
         path = folder / PLOTS / name

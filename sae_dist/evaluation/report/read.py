@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.types import ChunkSource, LlmFacts, TokenChunk
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import held_out_tokens
@@ -15,14 +15,14 @@ from sae_dist.tokens.source import held_out_tokens
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens of one chunk, sequence after sequence [T]: ids, and numbers that tell segments apart."""
+    """The tokens of one chunk, sequence after sequence [T]: ids, and the number of each token's segment."""
 
     ids_T: np.ndarray
     segment_T: np.ndarray
 
     @staticmethod
     def of(chunk: TokenChunk) -> "Text":
-        """Segments are numbered within a sequence; here all differ."""
+        """Flatten a chunk; segments, numbered within a sequence there, get different numbers."""
         segment_NS = chunk.segment_NS.numpy()
         first_N1 = np.arange(len(segment_NS))[:, None] * (int(segment_NS.max()) + 1)
         return Text(chunk.ids_NS.numpy().ravel(), (segment_NS + first_N1).ravel())
@@ -30,12 +30,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Read:
-    """Rows of one chunk.
+    """Rows of one chunk, with their text.
 
     Attributes:
-        x_RD: activations, of a transcoder its inputs.
+        x_RD: activations; for a transcoder, its inputs.
         place_R: which of the text's tokens each row belongs to; without text the number of the row.
-        text: None where activations have none.
+        text: None if activations have no text.
     """
 
     x_RD: Tensor
@@ -43,8 +43,8 @@ class Read:
     text: Text | None
 
 
-def read_text(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]:
-    """Held-out tokens, once, in the order of the evaluation. Rows of outlying norm are left out."""
+def read_text(cfg: Resolved, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]:
+    """Yield held-out tokens, once, in the order of the evaluation, without rows of outlying norm."""
     source = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows)
     for chunk in source.open(0, None):
         x_RD = llm.activations(chunk)[:, : facts.width].to(torch.promote_types(llm.dtype, torch.float32))
@@ -57,13 +57,13 @@ def read_text(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]
 
 
 def read_rows_of(source: ChunkSource, device: torch.device) -> Iterator[Read]:
-    """Held-out rows that have no text: of a file, or synthetic."""
+    """Yield held-out rows that have no text: of a file, or synthetic."""
     for chunk in source.open(0, None):
         yield Read(chunk.rows_RD.to(device), chunk.ids_R.cpu().numpy(), None)
 
 
 def first(reads: Iterator[Read], tokens: int) -> Iterator[Read]:
-    """Whole chunks, until they have so many rows."""
+    """Yield whole chunks until they have so many rows."""
     seen = 0
     for read in reads:
         yield read

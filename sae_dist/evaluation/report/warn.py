@@ -1,4 +1,4 @@
-"""What a reader should know before believing a run's numbers: each in one line, with what to do."""
+"""Warnings: what a reader should know before trusting a run's numbers, each in one line, with a remedy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from statistics import median
 
 from torch import Tensor
 
+from sae_dist.config.kinds import SELECTED
 from sae_dist.core.run_folder import DIVERGED
 from sae_dist.evaluation.quality.measure import DEAD_TOKENS
 from sae_dist.evaluation.report.files import RunFiles
@@ -20,15 +21,15 @@ RATE = "perf/tokens_per_second"
 
 @dataclass(frozen=True)
 class Warning:
-    """What was found, and what to do about it."""
+    """A finding, and what to do about it."""
 
     found: str
     advice: str
 
 
 def warnings(run: RunFiles, rate_F: Tensor | None) -> list[Warning]:
-    """All that apply, those about the run as a whole first."""
-    parts = (_unfinished(run), _not_finite(run), _dead(run), _dense(rate_F), _data(run), _speed(run))
+    """Return all warnings that apply, those about the run as a whole first."""
+    parts = (_unfinished(run), _not_finite(run), _dead(run), _dense(run, rate_F), _data(run), _speed(run))
     return [warning for part in parts for warning in part]
 
 
@@ -65,14 +66,18 @@ def _dead(run: RunFiles) -> Iterator[Warning]:
         )
 
 
-def _dense(rate_F: Tensor | None) -> Iterator[Warning]:
+def _dense(run: RunFiles, rate_F: Tensor | None) -> Iterator[Warning]:
     if rate_F is None:
         return
+    sae = run.cfg.sae
+    remedy = "lower sae.k" if sae.kind in SELECTED else "raise sae.sparsity"
+    if sae.kind == "jumprelu" and sae.target_l0 is not None:
+        remedy = f"lower sae.target_l0 or {remedy}"
     dense = int((rate_F > DENSE).sum())
     if dense > MANY_DENSE * len(rate_F):
         yield Warning(
             f"{dense:,} latents ({dense / len(rate_F):.1%}) fire on more than {DENSE:.0%} of the tokens.",
-            "Such latents seldom mean one thing: lower sae.k or raise sae.sparsity, or train longer.",
+            f"Such latents seldom mean one thing: {remedy}, or train longer.",
         )
 
 
@@ -100,7 +105,7 @@ def _data(run: RunFiles) -> Iterator[Warning]:
 
 
 def _speed(run: RunFiles) -> Iterator[Warning]:
-    # The first row waits for the first text, and for what is compiled.
+    # The first row includes the wait for the first text, and compilation.
     known = [row for row in run.rows[1:] if row.get(RATE) is not None]
     usual = median(row[RATE] for row in known) if known else 0.0
     slow = [row["step"] for row in known if row[RATE] < usual / STALL]

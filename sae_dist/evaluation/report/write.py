@@ -1,4 +1,4 @@
-"""A template of this folder as one HTML file. Jinja2 escapes all that is put into it."""
+"""Rendering of a template in this folder as one HTML file. Jinja2 escapes all that is inserted."""
 
 from pathlib import Path
 from shlex import quote
@@ -9,14 +9,14 @@ from sae_dist.core.run_folder import REPORT
 
 
 def write_page(folder: Path, template: str, **values: Any) -> Path:
-    """Write `folder`/report.html, complete or not at all; returns its path."""
+    """Write `folder`/report.html, complete or not at all; return its path."""
     path = folder / REPORT
     write_text(path, rendered(template, folder=quote(str(folder)), **values))
     return path
 
 
 def rendered(template: str, **values: Any) -> str:
-    """The page's text; a value that the template wants and does not get is an error."""
+    """Render a template; a missing value is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(

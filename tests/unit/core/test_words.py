@@ -18,28 +18,29 @@ FEWEST_WORDS = 4
 VERBS = frozenset(
     """
     Accept Accumulate Act Add Adopt Advance Agree All-gather All-reduce Allocate Allow Announce Answer
-    Append Apply Approximate Ask Assemble Assert Assign Attach Average Backpropagate Begin Bind Block
-    Broadcast Build Cache Call Cancel Capture Cast Catch Centre Change Check Choose Clamp Clear Clip Clone
-    Close Collect Combine Compare Compile Complain Complete Compose Compress Compute Concatenate Configure
-    Connect Continue Convert Copy Correct Count Cover Create Cut Deal Decay Decide Decode Decompress
-    Decrement Delete Derive Describe Detach Detect Determine Differentiate Discard Dispatch Display
-    Distribute Divide Do Download Draw Drive Drop Dump Embed Empty Encode End Enter Escape Estimate
-    Evaluate Exchange Execute Exit Expand Explain Export Express Extend Extract Fail Fetch Fill Filter
-    Find Finish Fit Flatten Flush Fold Follow Forget Format Freeze Gather Generate Get Give Grant Group Guess
-    Halt Handle Harvest Hash Have Hold Ignore Import Include Increment Index Infer Initialise Insert
-    Install Interleave Interpolate Invert Iterate Join Keep Label Launch Lay Leave Let Limit Link List
-    Load Locate Lock Log Look Lower Make Map Mark Mask Match Measure Merge Mix Move Multiply Name
-    Normalise Note Notify Observe Offer Open Order Overwrite Pack Pad Parse Partition Pass Pause Perform
-    Permute Pick Place Plan Plot Point Pool Post Predict Prefix Prepare Print Probe Process Produce Profile
-    Project Propose Prove Publish Pull Push Put Queue Quote Raise Rank Reach Read Receive Recommend Record
-    Reduce Reduce-scatter Refine Refuse Register Reject Release Remember Remove Rename Render Repeat
-    Replace Replay Report Represent Request Require Rescale Reset Resolve Restart Restore Resume Return
-    Reverse Reword Rewrite Roll Rotate Round Run Sample Save Say Scale Scan Scatter Schedule Score Search
-    See Select Send Separate Serve Set Share Shorten Show Shrink Shuffle Shut Sign Simulate Skip Sleep Slice
-    Snap Solve Sort Spawn Splice Split Stack Start State Step Stop Store Stream Strip Submit Substitute
-    Subtract Suggest Sum Summarise Support Swap Switch Synchronise Take Tell Terminate Test Time Tokenise
-    Total Trace Track Train Transfer Translate Transpose Trim Truncate Try Tune Turn Undo Unpack Update
-    Upload Use Validate Verify Visit Wait Walk Warm Warn Watch Wrap Write Yield Zero
+    Append Apply Approximate Arrange Ask Assemble Assert Assign Attach Average Backpropagate Begin Bind
+    Block Broadcast Build Cache Call Cancel Capture Cast Catch Centre Change Check Choose Clamp Clear Clip
+    Clone Close Collect Combine Compare Compile Complain Complete Compose Compress Compute Concatenate
+    Configure Connect Continue Convert Copy Correct Count Cover Create Cut Deal Decay Decide Decode
+    Decompress Decrement Delete Derive Describe Detach Detect Determine Differentiate Discard Dispatch
+    Display Distribute Divide Do Download Draw Drive Drop Dump Embed Empty Encode End Enter Escape
+    Estimate Evaluate Exchange Execute Exit Expand Explain Export Express Extend Extract Fail Feed Fetch
+    Fill Filter Find Finish Fit Flatten Flush Fold Follow Forget Format Freeze Gather Generate Get Give
+    Grant Group Guess Halt Handle Harvest Hash Have Hold Ignore Import Include Increment Index Infer
+    Initialise Insert Install Interleave Interpolate Invert Iterate Join Keep Label Launch Lay Leave Let
+    Limit Link List Load Locate Lock Log Look Lower Make Map Mark Mask Match Measure Merge Minimise Mix
+    Move Multiply Name Normalise Note Notify Observe Offer Open Order Overwrite Pack Pad Parse Partition
+    Pass Pause Perform Permute Pick Place Plan Plot Point Pool Post Predict Prefix Prepare Print Probe
+    Process Produce Profile Project Propose Prove Publish Pull Push Put Queue Quote Raise Rank Reach Read
+    Receive Recommend Record Reduce Reduce-scatter Refine Refuse Register Reject Release Remember Remove
+    Rename Render Repeat Replace Replay Report Represent Request Require Rescale Reset Resolve Restart
+    Restore Resume Return Reverse Reword Rewrite Roll Rotate Round Run Sample Save Say Scale Scan Scatter
+    Schedule Score Search See Select Send Separate Serve Set Share Shift Shorten Show Shrink Shuffle Shut
+    Sign Simulate Skip Sleep Slice Snap Solve Sort Spawn Splice Split Stack Start State Step Stop Store
+    Stream Strip Submit Substitute Subtract Suggest Sum Summarise Support Swap Switch Synchronise Take
+    Tell Terminate Test Time Tokenise Total Trace Track Train Transfer Translate Transpose Trim Truncate
+    Try Tune Turn Undo Unpack Update Upload Use Validate Verify Visit Wait Walk Warm Warn Watch Wrap Write
+    Yield Zero
     """.split()
 )
 NO_NOUN = frozenset(
@@ -83,7 +84,7 @@ def complaint(node: ast.AST, text: str) -> str | None:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not is_property(node):
         if word not in VERBS or re.match(r"[A-Za-z-]+ of\b", text):
             return "does not begin with a verb (if it does, add the verb to VERBS)"
-    elif word in NO_NOUN or not word:
+    elif word in NO_NOUN or not word and not isinstance(node, ast.Module):
         return "does not begin with an article or a noun"
     elif isinstance(node, ast.ClassDef) and (word in VERBS or is_third_person(text)):
         return "begins with a verb; a class is a noun"

@@ -251,7 +251,7 @@ def test_dense_latents_and_wandb_are_warned_of(tmp_path):
 def test_missing_numbers_say_why(tmp_path):
     found = results({"fvu": 0.1, "dead_fraction": None, "dead_reason": "2048 held-out tokens"})
     assert [(each.value, each.means) for each in found if each.label == "dead latents"] == [
-        ("", "none: 2048 held-out tokens")
+        ("", "not measured (2048 held-out tokens)")
     ]
     assert speed(run(tmp_path))[-1].means == "none: no GPU was measured"
     for key in ("joules", "energy_joules"):

@@ -149,7 +149,7 @@ def test_a_dashboard_needs_a_project(target):
 
 def test_a_dashboard_needs_a_key():
     pytest.importorskip("wandb_workspaces")
-    with pytest.raises(ConfigError, match="no key here: run wandb login"):
+    with pytest.raises(ConfigError, match="no W&B key was found; run wandb login"):
         dashboard("sae_dist")
 
 
