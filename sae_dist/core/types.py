@@ -13,8 +13,10 @@ A name ends with the letters of its dimensions: x_BD is [B, D]. In every file, u
     K   slots of a row's codes (its active latents); k in formulas
     P   pairs of a row and a latent, sorted by row
     U   touched latents: those of at least one pair
+    G   true features of synthetic activations
     N   sequences
     S   tokens per sequence
+    T   tokens of several sequences, one after the other
     V   tokens of the vocabulary
     1   one number
 """

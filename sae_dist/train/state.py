@@ -1,6 +1,6 @@
 """What a run is made of while it trains: its process, its parts, its progress, and what ranks agree on.
 
-Letters: b rows of this rank, C columns of a row: its hook's, in a transcoder input and target side by side.
+Letters: as core.types.
 """
 
 import time

@@ -1,7 +1,8 @@
 """The parts that the training scripts of all peers share: the job, the rows in their order, the result.
 
 Runs in a peer's own Python, as the scripts do: imports nothing of sae_dist.
-Letters: F latents, D width.
+
+Letters: as core.types.
 """
 
 import importlib.metadata

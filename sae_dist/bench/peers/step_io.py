@@ -9,7 +9,9 @@ in the job as `answers`: libraries print on stdout as they please.
     {"do": "drop"}                      give the memory back
     {"do": "end"}
 
-Letters: B rows, D width, F latents. Runs in a peer's own Python: imports nothing of sae_dist.
+Runs in a peer's own Python: imports nothing of sae_dist.
+
+Letters: as core.types.
 """
 
 import gc

@@ -7,7 +7,9 @@ the end of the loop, where `fit` would save. A latent is dead after the default 
 act, the trainer's own counters of the latents in question are set beyond that.
 
 Optimizer: its default, `signum`, schedule-free; or `adam`, which is bitsandbytes' 8-bit Adam where that is
-installed. Letters: B rows, D width, F latents, N sequences, S tokens per sequence.
+installed.
+
+Letters: as core.types.
 """
 
 import os

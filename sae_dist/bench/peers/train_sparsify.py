@@ -7,7 +7,9 @@ benchmark's number of tokens; its own 10M would switch AuxK off in a short run. 
 are; sparsify has no normalisation and its loss is relative to the variance.
 
 Optimizer: `adam`, with warmup of its default 1000 steps (at most a tenth of the run) and linear to zero;
-or its default, `signum`, schedule-free. Letters: N sequences, S tokens per sequence, D width, F latents.
+or its default, `signum`, schedule-free.
+
+Letters: as core.types.
 """
 
 import os
