@@ -1,8 +1,8 @@
 """Evaluation in training: the dictionary as it would be exported, still split over ranks, on held-out rows.
 
-Nothing of the run changes: no counter, threshold, lane or random state. Letters: B rows of a replica, b of
-this rank, N of all ranks, C columns of a row, D width of the input, E of the target, F latents of this shard,
-P codes.
+Nothing of the run changes: no counter, threshold, lane or random state.
+
+Letters: as core.types; N rows of all ranks, n of this one.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """Training that begins with the weights of a finished dictionary (`sae.start`).
 
-Letters: N latents of this shard, F all latents, C columns of a row, D and E widths of input and target.
+Letters: as core.types; F all latents, N those of this shard.
 """
 
 import copy

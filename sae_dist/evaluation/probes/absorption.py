@@ -9,7 +9,7 @@ spelling prompt; the probe reads the activation at that very token. So a model t
 measured by what its activations say of their own token. Letters that no probe finds (F1 below 0.6 on other
 words) are left out. Words of several tokens are not considered.
 
-Letters: N rows, D width, F latents, P codes.
+Letters: as core.types; N rows.
 """
 
 from typing import Any

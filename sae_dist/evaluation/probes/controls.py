@@ -10,7 +10,7 @@ An FVU that is not clearly worse than the real one means that the dictionary rec
 size. Heap et al. 2025 (arXiv 2501.17727) train on the random LM instead, which asks more:
 llm.random_init=true does.
 
-Letters: N rows, D width.
+Letters: as core.types; N rows.
 """
 
 from typing import Any

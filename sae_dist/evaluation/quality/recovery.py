@@ -1,7 +1,9 @@
 """Recovery: did a dictionary find the true features that its synthetic activations are made of?
 
-Letters: G true features, F latents, D width. Cosines are signed: codes are never negative, so a decoder
-row that points away from a feature has not found it (a feature and its opposite are two features).
+Cosines are signed: codes are never negative, so a decoder row that points away from a feature has not found
+it (a feature and its opposite are two features).
+
+Letters: as core.types; M matched pairs of a feature and a latent.
 """
 
 from dataclasses import dataclass

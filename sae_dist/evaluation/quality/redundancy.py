@@ -1,6 +1,6 @@
 """Redundancy: how close decoder rows are to each other, computed in tiles: [F, F] is never held.
 
-Letters: F latents, E width of the output, t latents of a tile.
+Letters: as core.types; t latents of a tile.
 """
 
 from pathlib import Path
