@@ -1,4 +1,4 @@
-"""`sae-dist eval`: the quality of a run's export, in a table."""
+"""The command `sae-dist eval`: the quality of a run's export, in a table."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, pars
 from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
-from sae_dist.launch.compose import parse
+from sae_dist.launch.overrides import parse
 
 KEYS = ("tokens", "ce_tokens", "baselines", "corpus", "probes", "absorption", "controls")
 FULL = "--full"

@@ -1,4 +1,4 @@
-"""The run folder: made whole before the first rank starts, or found again. Nothing is half written."""
+"""The run folder: made complete before the first rank starts, or found again."""
 
 import json
 import os
@@ -27,13 +27,15 @@ SHOWN_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder is made for.
+    """The purpose of a folder: a run, or an activation cache.
 
     Attributes:
-        noun: what to call it; config: the name of its frozen config.
-        identity: the values that make it what it is, of a resolved config.
-        is_finished: whether nothing is left to do in it.
-        space: bytes that it needs, what for, and how to need fewer, by config and width of the rows.
+        noun: what messages call it.
+        config: the name of its frozen config.
+        identity: returns the values of a resolved config that may not change.
+        is_finished: returns whether nothing is left to do in the folder.
+        space: given a config and the width of the rows, returns the bytes that it needs, what for, and how to
+            need fewer.
     """
 
     noun: str
@@ -45,10 +47,10 @@ class FolderKind:
 
 @dataclass(frozen=True)
 class Frozen:
-    """A run folder.
+    """A run folder whose config is frozen.
 
     Attributes:
-        finished: there is nothing left to do.
+        finished: nothing is left to do in it.
         made: the folders that this command made for it, innermost first.
     """
 
@@ -57,7 +59,7 @@ class Frozen:
     made: tuple[Path, ...] = ()
 
     def discard(self) -> None:
-        """Take back what this command made, unless work is in it."""
+        """Remove what this command made, unless it holds checkpoints or shards already."""
         if any(any(self.folder.glob(pattern)) for pattern in WORK):
             return
         if self.made:
@@ -75,10 +77,10 @@ def freeze(
     """Make the folder of a resolved config, or find it.
 
     Args:
-        members: configs of a grid's dictionaries, with folders of their own in it; `widths` as `width`.
-        width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
-            need is known.
+        width: D of the activations, D_in + D_out for a transcoder; from it follows the space that is needed.
         kind: None: a run.
+        members: configs of a grid's dictionaries, which get folders of their own in it.
+        widths: as `width`, for each of `members`.
 
     Raises:
         ConfigError: the folder belongs to another config or to something else, is unfinished without
@@ -107,7 +109,7 @@ def freeze(
 def continue_folder(
     folder: Path, configs: Iterable[tuple[Resolved, Path]], kind: FolderKind | None = None
 ) -> None:
-    """Freeze configs in place of those before, and add this start to the folder's provenance.
+    """Replace the frozen configs, and add this start to the folder's provenance.
 
     Raises:
         ConfigError: the folder cannot be read or written.
@@ -124,7 +126,7 @@ def continue_folder(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether training and evaluation are done."""
+    """Return whether training and evaluation are done."""
     return status(folder) == FINISHED
 
 
@@ -162,7 +164,7 @@ def _newest_step(folder: Path) -> int:
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:
-    """Refuse values other than those that the folder was begun with; a run's length is looked at later."""
+    """Refuse values that the folder was not begun with; a run's length is checked later."""
     free = ("train_tokens",) if kind is RUN else ()
     differing = [
         f"{key} is {there} there and {now[key]} here"
@@ -179,7 +181,7 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: 
 
 
 def _write_new(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> tuple[Path, ...]:
-    """Complete or absent: written beside its place, then renamed. Returns the folders made."""
+    """Write a new folder, complete or absent, and return the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -204,7 +206,7 @@ def _remove_empty(folders: Iterable[Path]) -> None:
 
 
 def _run_space(cfg: Single, width: int) -> tuple[int, str, str]:
-    """Checkpoints (weights and two moments) and the export."""
+    """Return the bytes of all checkpoints (weights and two moments) and the export."""
     kept = most_checkpoints(cfg)
     needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
     return needed, f"{kept} checkpoints and the export", "lower checkpoint.keep"

@@ -24,7 +24,7 @@ COLUMNS = (
 
 
 def finish_grid(cfg: Resolved, folder: Path) -> str:
-    """Export and evaluate what was trained to its end; write the run's summary.json; its table.
+    """Export and evaluate what was trained to its end, write the run's summary.json, return its table.
 
     Raises:
         NumericsError: every dictionary was given up.
@@ -58,7 +58,7 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
 
 
 def batches(folders: list[Path]) -> list[list[Path]]:
-    """Dictionaries that are evaluated in one pass, by the size of their exports; a large one is alone."""
+    """Group dictionaries for evaluation in one pass, by the size of their exports; a large one is alone."""
     found: list[list[Path]] = []
     room = 0
     for folder in folders:
@@ -72,10 +72,10 @@ def batches(folders: list[Path]) -> list[list[Path]]:
 
 
 def cost(cfg: Resolved, found: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
+    """Return seconds of training: the stream's, the dictionaries', and those of one run per dictionary.
 
-    None where producers compute the stream, as the consumers' wait for it is no cost of the LLM, where
-    several groups read it, and on a GPU, whose work the host's clock does not see.
+    None where producers compute the stream (the consumers' wait for it is not the LLM's cost), where several
+    groups read it, and on a GPU, whose work the host's clock does not measure.
     """
     timed = [each for each in found if each["stream_seconds"] is not None]
     if cfg.topology.producers or cfg.topology.groups > 1 or cfg.device != "cpu" or not timed:
@@ -92,7 +92,7 @@ def cost(cfg: Resolved, found: list[dict[str, Any]]) -> dict[str, float] | None:
 
 
 def format_grid(result: dict[str, Any]) -> str:
-    """A row per dictionary; below, what one stream saved and how far seeds agree."""
+    """Return a table with a row per dictionary, then what one stream saved and how far seeds agree."""
     found: dict[str, dict[str, Any]] = result["dictionaries"]
     shown = [column for column in COLUMNS if any(each[column[1]] is not None for each in found.values())]
     lines = [["dictionary", *(head for head, _, _ in shown)]]

@@ -1,4 +1,4 @@
-"""`harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
+"""The steps of `sae-dist harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""What a run needs to know before it starts: the model, its hooks, the source of data, this machine."""
+"""The facts that a config is completed with: the model, its hooks, the source of data, this machine."""
 
 import copy
 import dataclasses
@@ -24,9 +24,10 @@ class Settled:
     """A config with nothing left open.
 
     Attributes:
-        members: of a grid, the configs of its dictionaries; of another run none.
-        columns: width of the rows that flow; widths: of those that each dictionary reads.
-        note: how hooks' names were read, if not as they stand.
+        columns: width of the rows that flow.
+        members: configs of a grid's dictionaries; empty for another run.
+        widths: width of the rows that each of `members` reads.
+        note: how hooks' names were translated; None: they were not.
     """
 
     cfg: Resolved
@@ -39,7 +40,7 @@ class Settled:
     def of(
         cls, cfg: RunConfig, facts: "LlmFacts | None", width: int, columns: int, note: str | None = None
     ) -> "Settled":
-        """From a config that was composed.
+        """Complete a composed config.
 
         Raises:
             ConfigError: see `config.resolve`, and `train.warm.check_start`.
@@ -59,10 +60,10 @@ class Settled:
 
 
 def check_restarts() -> None:
-    """Whether ranks that torchrun starts again will find each other.
+    """Check that ranks which torchrun restarts will find each other.
 
-    By default it keeps one store over all of its restarts, and in it what the ranks before wrote: where they
-    listened, and that one of them failed.
+    By default torchrun keeps one store over all of its restarts, with what the earlier ranks wrote into it:
+    where they listened, and that one of them failed.
 
     Raises:
         ConfigError: they will not.
@@ -76,7 +77,7 @@ def check_restarts() -> None:
 
 
 def composed(overrides: list[str]) -> RunConfig:
-    """The config with its counts parsed; trained from a cache, with what that settles.
+    """Return the config with its counts parsed and, if it trains from a cache, with the cache's values.
 
     Raises:
         ConfigError: see `compose_config` and `from_cache`.
@@ -90,7 +91,7 @@ def composed(overrides: list[str]) -> RunConfig:
 
 
 def for_cluster(cfg: RunConfig) -> RunConfig:
-    """The config of a run that is submitted: for the nodes' devices, and to continue at every start."""
+    """Return the config of a submitted run: for the nodes' devices, and continued at every start."""
     cfg = copy.deepcopy(cfg)
     cfg.resume = "auto"
     if cfg.device == "auto":
@@ -103,7 +104,7 @@ def for_cluster(cfg: RunConfig) -> RunConfig:
 def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     """Fill in what the model, the data and this machine decide.
 
-    Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
+    Opens the source of data and reads a chunk of tokens, so that errors in it are found here.
 
     Args:
         submitted: the run will have another machine's memory.
@@ -150,7 +151,7 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
 
 def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
-    """Read the first chunk to train on, and the first held-out one as evaluation will.
+    """Read the first chunk to train on, and the first held-out one, as training and evaluation will.
 
     Raises:
         ConfigError: the source of tokens is wrong, or has too little to evaluate on.
@@ -174,7 +175,7 @@ def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
 
 
 def check_devices(cfg: Resolved, world_size: int | None) -> None:
-    """Every rank that this command starts needs a GPU of its own.
+    """Check that each rank which this command starts has a GPU of its own.
 
     Raises:
         ConfigError: there are fewer.

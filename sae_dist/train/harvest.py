@@ -115,7 +115,7 @@ class Progress:
             Preempted: it did.
         """
         if self.stop.wanted:
-            raise Preempted("stopped on request; run the same command with resume=auto")
+            raise Preempted("stopped as asked; shards are kept. Go on: the same command with resume=auto")
 
 
 def _known(folder: Path) -> dict[str, str]:

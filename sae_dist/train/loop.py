@@ -42,7 +42,10 @@ def train(runs: list[Run], *, in_grid: bool) -> list[Run]:
                 run.save()
         if stop:
             wait(live)
-            raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")
+            folder = live[0].folder.parent if in_grid else live[0].folder
+            raise Preempted(
+                f"stopped at step {step + 1} as asked; checkpoint saved. Go on: sae-dist resume {folder}"
+            )
     for_each(live, lambda run: run.agreement.read(), in_grid)
     for run in live:
         run.save()

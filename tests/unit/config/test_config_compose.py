@@ -9,7 +9,9 @@ from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, load_config, parse_counts, save_config
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.compose import compose_config, data_folder, expand, groups, print_config, sweep_keys
+from sae_dist.launch.compose import compose_config, print_config
+from sae_dist.launch.options import data_folder, groups
+from sae_dist.launch.overrides import expand, sweep_keys
 
 GIVEN = {
     "llm=hf": ["llm.name=gpt2"],
