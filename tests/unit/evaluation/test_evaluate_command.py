@@ -36,7 +36,9 @@ def test_a_short_evaluation_says_how_to_ask_for_the_rest(run, capsys):
     assert found["kl_mean_ablated"] > 1 and found["ce_recovered"] == pytest.approx(1, abs=1e-3)
     assert found["redundancy"]["above_0.7"] == 0 and found["probes"] is None
     assert "KL from the clean next token" in table and "controls: not measured (not asked for" in table
-    assert "dead latents: not measured (1,024 held-out tokens; 500,000 are needed); silent on these: " in table
+    assert (
+        "dead latents: not measured (1,024 held-out tokens; 500,000 are needed); silent on these: " in table
+    )
     assert (run / "plots" / "eval_redundancy.png").exists()
     # What was asked for here is no part of the run.
     assert json.loads((run / "summary.json").read_text())["eval_tokens"] == 1024
