@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Several hosts, by DeepSpeed's launcher and a hostfile. Start this script on every host, each with its number.
-#   node_rank=0 launch/deepspeed_hostfile.sh [key=value ...]      what is given here wins over what stands below
+#   node_rank=0 launch/deepspeed_hostfile.sh [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One machine with several GPUs, or several processes on its CPUs: sae-dist starts them itself.
-#   launch/one_node.sh [key=value ...]      what is given here wins over what stands below
+#   launch/one_node.sh [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front: processes=2 launch/one_node.sh

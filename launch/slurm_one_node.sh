@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # One run as a Slurm job. Start this where sbatch is; slurm/README.md says what happens then.
-#   launch/slurm_one_node.sh [--dry-run] [key=value ...]      what is given here wins over what stands below
+#   launch/slurm_one_node.sh [--dry-run] [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front: cluster=mysite launch/slurm_one_node.sh

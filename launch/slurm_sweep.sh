@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A sweep as one Slurm array, a run for every combination of the lists. Needs pip install -e '.[slurm]'.
-#   launch/slurm_sweep.sh [key=value ...]      what is given here wins over what stands below
+#   launch/slurm_sweep.sh [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front: cluster=mysite launch/slurm_sweep.sh

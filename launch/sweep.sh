@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A sweep on this machine: one run for every combination of the lists, one after the other; then one table.
 # For dictionaries that read the same activations a grid is cheaper: the language model runs once (docs/train.md).
-#   launch/sweep.sh [key=value ...]      what is given here wins over what stands below
+#   launch/sweep.sh [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front: k=32 launch/sweep.sh

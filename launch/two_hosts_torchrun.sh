@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Two hosts or more, by torchrun. Start this script on every host, with the same values.
-#   launch/two_hosts_torchrun.sh [key=value ...]      what is given here wins over what stands below
+#   launch/two_hosts_torchrun.sh [key=value ...]      arguments win over the values below
 set -euo pipefail
 
 # Change these, or give them in front: per_host=8 launch/two_hosts_torchrun.sh

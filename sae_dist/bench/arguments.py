@@ -1,43 +1,56 @@
-"""How the words of `sae-dist bench` are read: counts, devices, and errors of one line."""
+"""Options that the commands of `sae-dist bench` share, and how their values are read."""
 
 import argparse
 import math
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from sae_dist.config.counts import parse_count
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch import arguments
 
-DEVICES = ("auto", "cpu", "cuda")
-FOLDER = "bench"
-
-
-MEANINGS = {
-    "--device": "auto is CUDA where there is any",
-    "--k": "codes of a row",
-    "--batch": "rows of a step",
-    "--latents": "size of the dictionary",
-    "--width": "D of the activations",
-    "--kernels": "whose are timed",
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--folder": {"type": Path, "default": Path("bench"), "help": "the folder of the benchmark"},
+    "--device": {
+        "choices": ("auto", "cpu", "cuda"),
+        "default": "auto",
+        "help": "auto is CUDA where there is any",
+    },
+    "--latents": {"default": "4096", "help": "one or several"},
+    "--width": {"default": "384", "help": "D of the activations"},
+    "--k": {"default": "32", "help": "codes of a row"},
+    "--batch": {"default": "2048", "help": "rows of a step"},
+    "--kernels": {
+        "choices": ("auto", "triton", "torch", "reference"),
+        "default": "auto",
+        "help": "the backend that is timed",
+    },
+    "--peer-python": {
+        "help": "saelens=/path/bin/python,... instead of the environments of sae-dist bench peers"
+    },
 }
+FEWEST_STEPS = 20
 
 
 class Parser(arguments.Parser):
-    """A parser in which an option without a help text of its own shows its usual one."""
+    """A parser that knows OPTIONS and shows each default in the help."""
 
     def add_argument(self, *names: str, **settings: Any) -> argparse.Action:  # type: ignore[override]
-        """As argparse's."""
-        if "default" in settings:
-            settings.setdefault("help", f"{MEANINGS.get(names[0], '')} ({settings['default']})".strip())
+        """Add an option; a setting that is not given is that of OPTIONS."""
+        settings = OPTIONS.get(names[0], {}) | settings
+        default = settings.get("default")
+        if default not in (None, argparse.SUPPRESS):
+            settings["help"] = f"{settings.get('help', '')} ({default})".strip()
         return super().add_argument(*names, **settings)
 
 
 def count(text: str, name: str) -> int:
-    """A positive count, written as everywhere: 500k, 1M.
+    """Return a positive count, written as everywhere: 500k, 1M.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a count, or not positive.
     """
     number = parse_count(text, name)
     if number < 1:
@@ -46,15 +59,15 @@ def count(text: str, name: str) -> int:
 
 
 def counts(text: str, name: str) -> tuple[int, ...]:
-    """Several, separated by commas, each once."""
+    """Return several counts that commas separate, each once."""
     return tuple(dict.fromkeys(count(part, name) for part in text.split(",")))
 
 
 def positive(text: str, name: str) -> float:
-    """A number greater than 0.
+    """Return a number greater than 0.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is not a number, or not greater than 0.
     """
     try:
         number = float(text)
@@ -65,8 +78,45 @@ def positive(text: str, name: str) -> float:
     return number
 
 
+def some_of(text: str | None, name: str, known: Sequence[str], what: str) -> tuple[str, ...]:
+    """Return the names that commas separate, each once; without a text, all that are known.
+
+    Args:
+        what: what the names are, for the error.
+
+    Raises:
+        ConfigError: a name is not known.
+    """
+    found = tuple(dict.fromkeys(text.split(","))) if text else tuple(known)
+    for each in found:
+        if each not in known:
+            raise ConfigError(f"{name} {each}: the {what} are {', '.join(known)}")
+    return found
+
+
+def check_k(k: int, latents: int) -> None:
+    """Check that a row can have k codes.
+
+    Raises:
+        ConfigError: there are fewer latents.
+    """
+    if k > latents:
+        raise ConfigError(f"--k {k} is more than --latents {latents}; use a smaller k")
+
+
+def check_length(tokens: int, batch: int) -> None:
+    """Check that a run is long enough to say anything.
+
+    Raises:
+        ConfigError: it has fewer than FEWEST_STEPS steps.
+    """
+    fewest = FEWEST_STEPS * batch
+    if tokens < fewest:
+        raise ConfigError(f"--tokens {tokens} is too few to compare anything; use at least {fewest}")
+
+
 def pairs(text: str) -> dict[str, str]:
-    """`a=x,b=y`.
+    """Return peers and their interpreters, from `a=x,b=y`.
 
     Raises:
         ConfigError: a part has no `=`.
@@ -81,10 +131,10 @@ def pairs(text: str) -> dict[str, str]:
 
 
 def device(name: str) -> str:
-    """`auto` means CUDA where torch finds it.
+    """Return the device that a name means: `auto` means CUDA where torch finds it.
 
     Raises:
-        ConfigError: cuda is asked for and not there.
+        ConfigError: cuda is asked for, and torch does not find it.
     """
     if name == "cpu":
         return name

@@ -14,9 +14,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from sae_dist.bench.peers.step_io import seconds_of
 from sae_dist.bench.quality.plan import make_folder
-from sae_dist.bench.scaling import seconds
+from sae_dist.bench.step.plan import Shape
 from sae_dist.config.triton import triton_problem
+from sae_dist.core.text import columns
 from sae_dist.kernels.choose import choose_kernels, choose_row_update
 from sae_dist.kernels.row_update import AdamStep, PairTerm, RowState
 from sae_dist.metrics.stolen import Stolen
@@ -25,16 +27,6 @@ REPEATS, WARMUP = 7, 2
 NUMBER, PAIR = 4, 12
 """Bytes of a float32; of a latent and its coefficient."""
 HEAD = ("kernel", "ms", "floor ms", "times the floor", "GB", "GFLOP")
-
-
-@dataclass(frozen=True)
-class Size:
-    """Of one comparison: rows, width, latents, codes per row."""
-
-    B: int
-    D: int
-    F: int
-    k: int
 
 
 @dataclass(frozen=True)
@@ -47,7 +39,7 @@ class Case:
     operations: float
 
 
-def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
+def run_kernels(folder: Path, shape: Shape, *, backend: str, device: str) -> str:
     """Time every kernel; write kernels.csv; returns the table.
 
     Raises:
@@ -61,24 +53,24 @@ def run_kernels(folder: Path, size: Size, *, backend: str, device: str) -> str:
     copied, multiplied = copy_rate(where), product_rate(where)
     rows: list[tuple[str, ...]] = [HEAD]
     with torch.no_grad():
-        for case in cases(size, backend, where):
+        for case in cases(shape, backend, where):
             took = timed(case.act, where)
             floor = max(case.moved / copied, case.operations / multiplied)
             numbers = (1e3 * took, 1e3 * floor, took / floor, case.moved / 1e9, case.operations / 1e9)
             rows.append((case.name, *(f"{number:.3f}" for number in numbers)))
     with open(folder / "kernels.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
-    wide = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
-    table = "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows)
+    table = "\n".join(columns(rows, left=0))
     name = torch.cuda.get_device_name() if device == "cuda" else f"{torch.get_num_threads()} threads"
-    title = f"{backend} kernels, B = {size.B}, D = {size.D}, F = {size.F}, k = {size.k}, {device} ({name})"
+    B, D, F, k = shape.batch, shape.width, shape.latents, shape.k
+    title = f"{backend} kernels, B = {B}, D = {D}, F = {F}, k = {k}, {device} ({name})"
     rates = f"copy {copied / 1e9:.0f} GB/s, product {multiplied / 1e12:.2f} TFLOP/s{stolen.remark()}"
     return f"{title}\n{rates}\n{table}\n{folder / 'kernels.csv'}"
 
 
-def cases(size: Size, backend: str, device: torch.device) -> Iterator[Case]:
+def cases(shape: Shape, backend: str, device: torch.device) -> Iterator[Case]:
     """Every kernel on random rows; latents of the sparse ones as the encoder chose them."""
-    B, D, F, k = size.B, size.D, size.F, size.k
+    B, D, F, k = shape.batch, shape.width, shape.latents, shape.k
     kernels, draw = choose_kernels(backend), torch.Generator(device).manual_seed(0)
     x, grad, W = (torch.randn(rows, D, generator=draw, device=device) for rows in (B, B, F))
     b, dead = torch.zeros(F, device=device), torch.rand(F, generator=draw, device=device) < 0.1
@@ -127,7 +119,7 @@ def update(backend: str, given: tuple[list[PairTerm], list[PairTerm]], state: Ro
 
 def timed(act: Callable[[], object], device: torch.device) -> float:
     """Median seconds of a few calls, after some that compile and fill caches."""
-    return median([seconds(act, device) for _ in range(WARMUP + REPEATS)][WARMUP:])
+    return median([seconds_of(act, device) for _ in range(WARMUP + REPEATS)][WARMUP:])
 
 
 def copy_rate(device: torch.device) -> float:

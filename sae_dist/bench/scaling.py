@@ -8,8 +8,7 @@ import csv
 import math
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,19 +16,24 @@ from statistics import median
 
 import torch
 
+from sae_dist.bench.peers.step_io import seconds_of
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig, save_config
+from sae_dist.config.run import Resolved, save_config
 from sae_dist.config.sections import SaeConfig
 from sae_dist.core.place import place
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import columns
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
+from sae_dist.metrics.clock import PhaseClock
 from sae_dist.metrics.stolen import Stolen
 from sae_dist.train.build import build_runs
-from sae_dist.train.state import Run
+from sae_dist.train.speed import Watch
+from sae_dist.train.state import Rank, Run
 
 WIDTHS = (4096, 16384, 65536, 262144)
 TILE = 16384
@@ -103,14 +107,14 @@ def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.de
     steps = max(5, min(30, 30 * 16384 // latents))
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder), latents, width=width, k=k, batch=batch, device=device)
-        encoder = Encoder(latents, width, batch, device)
+        encoder = EncoderProduct(latents, width, batch, device)
         own, bare = [], []
         for turn in range(steps + WARMUP):
             x_BD = run.next_batch().x_BD
             run.progress.step += 1
             run.progress.tokens += batch
-            step_s = seconds(partial(one_step, run, x_BD), device)
-            encoder_s = seconds(encoder, device)
+            step_s = seconds_of(partial(one_step, run, x_BD), device)
+            encoder_s = seconds_of(encoder, device)
             if turn >= WARMUP:
                 own.append(step_s)
                 bare.append(encoder_s)
@@ -119,15 +123,22 @@ def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.de
 
 def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Run:
     """A run with the default dictionary and optimizer over random rows."""
-    cfg: RunConfig = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
-    cfg.sae = SaeConfig(**{**vars(cfg.sae), "num_latents": latents, "k": k})
-    cfg.metrics.console = False
-    cfg = resolve(cfg, None, width)
+    composed = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
+    composed.sae = SaeConfig(**{**vars(composed.sae), "num_latents": latents, "k": k})
+    composed.metrics.console = False
+    cfg = resolve(composed, None, width)
     save_config(cfg, folder / CONFIG)
-    topology = Topology(cfg.topology, place(), device.type)
-    source = RandomRows(width, cfg.shuffle.chunk_rows)
-    (run,) = build_runs(cfg, [folder], source, None, topology, runtime.StopRequest(), device)
+    rank = only_rank(cfg, folder, device)
+    (run,) = build_runs(rank, [folder], RandomRows(width, cfg.shuffle.chunk_rows))
     return run
+
+
+def only_rank(cfg: Resolved, folder: Path, device: torch.device) -> Rank:
+    """Return the only process of a run that needs no LLM, within a process group of one."""
+    where = place()
+    topology = Topology(cfg.topology, where, device.type)
+    control, watch = Control(cfg.topology.timeout_s), Watch(PhaseClock(device))
+    return Rank(cfg, folder, None, where, topology, device, runtime.StopRequest(), control, watch)
 
 
 def one_step(run: Run, x_BD: torch.Tensor) -> None:
@@ -136,7 +147,7 @@ def one_step(run: Run, x_BD: torch.Tensor) -> None:
     run.optimizer.step(terms.total, run.lr)
 
 
-class Encoder:
+class EncoderProduct:
     """x W^T in tiles of latents, each into the same memory."""
 
     def __init__(
@@ -157,22 +168,10 @@ class Encoder:
             torch.mm(self.x_BD, tile.T, out=self.out[:, : len(tile)])
 
 
-def seconds(act: Callable[[], object], device: torch.device) -> float:
-    """Wall time, the device's work included."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started = time.perf_counter()
-    act()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
 def format_costs(costs: list[Cost]) -> str:
     """The table, and how the step's time grows between the first and the last width."""
     rows = [HEAD, *(cost.row() for cost in costs)]
-    wide = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
-    lines = ["  ".join(cell.rjust(w) for cell, w in zip(row, wide, strict=True)) for row in rows]
+    lines = columns(rows, left=0)
     if len(costs) > 1:
         first, last = costs[0], costs[-1]
         power = math.log(last.step_s / first.step_s) / math.log(last.latents / first.latents)

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from pathlib import Path
 
-from sae_dist.bench.quality.contestants import last_line, peer_environment
+from sae_dist.bench.contestant import last_line, peer_environment
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.core.errors import SaeDistError
 
@@ -15,12 +16,10 @@ PACKAGES = {
     "dictionary_learning": ["dictionary-learning==0.1.0"],
     "saebench": ["sae-lens==6.54.12", "sae-bench==0.6.0"],
 }
-TRAINERS = ["saelens", "sparsify", "dictionary_learning"]
-"""Those that the benchmarks need; SAEBench, with the SAELens it stands on, evaluates exports in the tests."""
 TORCH = "torch==2.13.0"
 
 
-def make_environments(folder: Path, only: list[str], torch: str) -> list[str]:
+def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str]:
     """Make those that are not there yet: torch first, and named again beside the peer, so that nothing that
     the peer needs brings another one.
 

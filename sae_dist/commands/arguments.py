@@ -1,4 +1,4 @@
-"""How several commands read their arguments."""
+"""Arguments that several commands read in the same way."""
 
 from pathlib import Path
 

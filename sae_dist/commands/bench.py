@@ -1,4 +1,4 @@
-"""`sae-dist bench`: the door to the benchmarks."""
+"""The command `sae-dist bench`: the door to the benchmarks."""
 
 from sae_dist.bench.command import USAGE, bench
 

@@ -1,4 +1,4 @@
-"""`sae-dist dashboard`: panels for a project of W&B."""
+"""The command `sae-dist dashboard`: panels for a project of W&B."""
 
 from sae_dist.core.errors import ConfigError
 

@@ -1,4 +1,4 @@
-"""`sae-dist eval`: the quality of a run's export, in a table."""
+"""The command `sae-dist eval`: the quality of a run's export, in a table."""
 
 from pathlib import Path
 
@@ -6,11 +6,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.commands.arguments import without
-from sae_dist.config.resolve import parse_counts
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, parse_counts
+from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
-from sae_dist.launch.compose import parse
+from sae_dist.launch.overrides import parse
 
 KEYS = ("tokens", "ce_tokens", "baselines", "corpus", "probes", "absorption", "controls")
 FULL = "--full"
@@ -79,13 +79,13 @@ def understood(arguments: list[str]) -> tuple[Path, list[str]]:
     return Path(folders[0]), [each for each in arguments if each != folders[0]]
 
 
-def with_overrides(cfg: RunConfig, overrides: list[str]) -> RunConfig:
-    """Return the config of a run with other values of `eval`, its counts parsed.
+def with_overrides(cfg: Resolved, overrides: list[str]) -> Resolved:
+    """Return the config of a run with other values of `eval`.
 
     Raises:
         ConfigError: another key, or a value of the wrong type.
     """
-    changed = OmegaConf.structured(cfg)
+    changed = OmegaConf.structured(EvalConfig(**vars(cfg.eval)))
     for text in overrides:
         override = parse(text)
         key = override.key_or_group
@@ -95,12 +95,11 @@ def with_overrides(cfg: RunConfig, overrides: list[str]) -> RunConfig:
                 f"{text}: a run that was trained is evaluated as it is; only {known} may change"
             )
         try:
-            OmegaConf.update(changed, key, override.value())
+            OmegaConf.update(changed, key.removeprefix("eval."), override.value())
         except OmegaConfBaseException:
             raise ConfigError(f"{text} has the wrong type; see sae-dist eval --help") from None
-    found = OmegaConf.to_object(changed)
-    assert isinstance(found, RunConfig)
-    found = parse_counts(found)
+    asked = RunConfig(**vars(cfg) | {"eval": OmegaConf.to_object(changed)})
+    found = narrowed(type(cfg), parse_counts(asked))
     if overrides and found.eval.tokens == 0:
         raise ConfigError("eval.tokens=0 evaluates nothing; give more, such as eval.tokens=500k")
     return found

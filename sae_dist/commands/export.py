@@ -1,4 +1,4 @@
-"""`sae-dist export`: a run's newest checkpoint, in the formats of other libraries."""
+"""The command `sae-dist export`: a run's newest checkpoint, in the formats of other libraries."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the command line says of an error."""
+"""The line on the terminal for each error."""
 
 import errno
 import sys

@@ -1,4 +1,4 @@
-"""`sae-dist harvest`: activations on disk, to train many dictionaries from."""
+"""The command `sae-dist harvest`: activations on disk, to train many dictionaries from."""
 
 from sae_dist.commands.arguments import without_cfg
 

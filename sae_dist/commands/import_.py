@@ -1,4 +1,4 @@
-"""`sae-dist import`: a run folder of a dictionary that was trained elsewhere."""
+"""The command `sae-dist import`: a run folder of a dictionary that was trained elsewhere."""
 
 from pathlib import Path
 

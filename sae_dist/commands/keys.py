@@ -1,4 +1,4 @@
-"""What keys and options mean, read from the comments of their classes and files, for `--help`."""
+"""Explanations of keys and options, read from the comments of their classes and files, for `--help`."""
 
 import ast
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.compose import option_files
+from sae_dist.launch.options import option_files
 
 WIDTH, COLUMN = 110, 44
 ALL = "all"

@@ -1,4 +1,4 @@
-"""`sae-dist rank ROLE FOLDER --parent-pipe N`: one process of a run, which `launch.spawn` starts."""
+"""The command `sae-dist rank ROLE FOLDER --parent-pipe N`, one process of a run: `launch.spawn` calls it."""
 
 import os
 import sys
@@ -16,7 +16,7 @@ ROLES = ("train", "harvest", "bench")
 
 
 def run(arguments: list[str]) -> None:
-    """Work as one rank. Its reason for failing, in one line, is left where the parent finds it.
+    """Run one rank. Leave its reason for failing, in one line, where the parent process reads it.
 
     Raises:
         ConfigError: the arguments are not those that `launch.spawn` gives.

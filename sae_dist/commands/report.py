@@ -1,4 +1,4 @@
-"""`sae-dist report`: the page of one dictionary, or of many."""
+"""The command `sae-dist report`: the page of one dictionary, or of many."""
 
 from sae_dist.commands.arguments import one_folder
 from sae_dist.core.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`sae-dist resume`: an unfinished run, continued from its folder alone."""
+"""The command `sae-dist resume`: an unfinished run, continued from its folder alone."""
 
 from sae_dist.commands.arguments import one_folder
 from sae_dist.core.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`sae-dist submit`: a run as a Slurm job."""
+"""The command `sae-dist submit`: a run as a Slurm job."""
 
 import textwrap
 
@@ -25,7 +25,7 @@ Examples:
 
 def help_text() -> str:
     """Return the help text, with the cluster files there are and the keys of a cluster."""
-    from sae_dist.launch.compose import groups, schema
+    from sae_dist.launch.options import groups, schema
 
     keys = [key.removeprefix("cluster.") for key in schema() if key.startswith("cluster.")]
     options, keys_in_words = ", ".join(groups()["cluster"]), ", ".join(keys)

@@ -1,4 +1,4 @@
-"""`sae-dist sweep-table`: the results of the runs in a folder, side by side."""
+"""The command `sae-dist sweep-table`: the results of the runs in a folder, side by side."""
 
 from sae_dist.commands.arguments import one_folder
 

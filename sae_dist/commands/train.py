@@ -1,4 +1,4 @@
-"""`sae-dist train`: one run, or one for each combination of values."""
+"""The command `sae-dist train`: one run, or one for each combination of values."""
 
 from sae_dist.commands.arguments import without, without_cfg
 

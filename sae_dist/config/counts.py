@@ -1,4 +1,4 @@
-"""Counts as people write them: `2M`, `1e9`, `10B`, `500k`."""
+"""Counts as people write them, such as `2M`, `1e9`, `10B` and `500k`."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _UNITS = {"k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 
 
 def parse_count(value: Any, key: str) -> int:
-    """Turn `2M`, `1e9`, `10B`, `500k`, 4096 or `4096` into an int.
+    """Return `2M`, `1e9`, `10B`, `500k`, 4096 or `4096` as an int.
 
     Raises:
         ConfigError: not a non-negative whole number; `key` names the field.
@@ -27,7 +27,7 @@ def parse_count(value: Any, key: str) -> int:
 
 
 def format_count(number: int) -> str:
-    """4096 -> `4096`, 2000000 -> `2M`, 1500000 -> `1.5M`."""
+    """Write a count: 4096 becomes `4096`, 2000000 `2M`, 1500000 `1.5M`."""
     for letter, size in (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3)):
         if number >= size and number * 100 % size == 0:
             return f"{number / size:.15g}{letter}"
@@ -39,6 +39,6 @@ def _bad(value: Any, key: str) -> ConfigError:
 
 
 def nearest(value: int, divisor: int) -> str:
-    """The multiples of `divisor` around a value that is none, for messages."""
+    """Name the multiples of `divisor` on both sides of a value that is none, for messages."""
     below = value // divisor * divisor
     return f"{below} or {below + divisor}" if below else str(divisor)

@@ -1,17 +1,19 @@
-"""Many dictionaries on one stream: a grid's config, and those of its dictionaries."""
+"""Many dictionaries on one stream: the config of a grid, and those of its dictionaries."""
 
 import copy
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_dist.config.kinds import SELECTED
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, RunConfig, Single, load_config, narrowed
 from sae_dist.config.sections import GridConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import CONFIG
 
+C = TypeVar("C", bound=RunConfig)
 VARIES = {
     "hook": "hook",
     "num_latents": "sae.num_latents",
@@ -19,19 +21,19 @@ VARIES = {
     "lr": "optim.lr",
     "seed": "sae.seed",
 }
-"""Keys of `grid`, and what each sets in a dictionary's own config."""
+"""The keys of `grid`, and the key that each sets in the config of one dictionary."""
 
 
 def varied(cfg: RunConfig) -> dict[str, list[Any]]:
-    """The lists that are given, by key; empty: the run trains one dictionary."""
+    """Return the lists that are given, by key; empty if the run trains one dictionary."""
     lists = {key: getattr(cfg.grid, key) for key in VARIES}
     return {key: values for key, values in lists.items() if values is not None}
 
 
-def members(cfg: RunConfig) -> list[RunConfig]:
-    """The config of each dictionary as if it were trained alone, the last key varying fastest.
+def members(cfg: C) -> list[C]:
+    """Return the config of each dictionary as if it were trained alone, the last key varying fastest.
 
-    Their folders lie in the run's own. A run without a grid is its only member.
+    Their folders are inside the run's. A run without a grid is its only member.
     """
     lists = varied(cfg)
     if not lists:
@@ -55,30 +57,41 @@ def members(cfg: RunConfig) -> list[RunConfig]:
 
 
 def member_name(chosen: dict[str, Any]) -> str:
-    """`num_latents=4096,k=16`, with nothing in it that a folder's name should not have."""
+    """Return a name such as `num_latents=4096,k=16`, in characters that suit a folder's name."""
     return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(f"{key}={value}" for key, value in chosen.items()))
 
 
 def member_folders(cfg: RunConfig, folder: Path) -> list[Path]:
-    """Where each dictionary's own config, metrics, checkpoints and export lie."""
-    return [folder / (member.name or "") for member in members(cfg)] if varied(cfg) else [folder]
+    """Return the folder of each dictionary, with its own config, metrics, checkpoints and export."""
+    return [folder / (member.name or "") for member in members(cfg)] if cfg.is_grid else [folder]
 
 
-def check_single(cfg: RunConfig, folder: Path) -> None:
-    """One dictionary is wanted.
+def member_configs(cfg: Resolved, folder: Path) -> list[Single]:
+    """Read the resolved config of each dictionary of a run folder."""
+    if not cfg.is_grid:
+        return [narrowed(Single, cfg)]
+    return [single(load_config(each / CONFIG), each) for each in member_folders(cfg, folder)]
+
+
+def single(cfg: Resolved, folder: Path) -> Single:
+    """Return the config of a run folder as that of one dictionary.
 
     Raises:
-        ConfigError: the folder is a grid's.
+        ConfigError: it is a grid's.
     """
-    if varied(cfg):
+    if cfg.is_grid:
         found = member_folders(cfg, folder)
         raise ConfigError(
             f"{folder} is a grid of {len(found)} dictionaries; give the folder of one: {found[0]}"
         )
+    return narrowed(Single, cfg)
 
 
 def shared_out(cfg: RunConfig, group: int) -> list[int]:
-    """Numbers of the dictionaries that a group of consumers trains: widest first, each to the idlest one."""
+    """Return the numbers of the dictionaries that a group of consumers trains.
+
+    They are dealt out widest first, each to the group with the fewest latents so far.
+    """
     costs = [(member.sae.num_latents or 0) + 1 for member in members(cfg)]
     loads, found = [0] * cfg.topology.groups, [list[int]() for _ in range(cfg.topology.groups)]
     for number in sorted(range(len(costs)), key=lambda n: -costs[n]):
@@ -89,12 +102,12 @@ def shared_out(cfg: RunConfig, group: int) -> list[int]:
 
 
 def captured(cfg: RunConfig) -> tuple[str | None, list[str]]:
-    """The hooks that the LLM is read at: the first, which may be open, and those that a grid adds."""
+    """Return the hooks that the LLM is read at: the first, which may be open, and those that a grid adds."""
     return (cfg.grid.hook[0], cfg.grid.hook[1:]) if cfg.grid.hook else (cfg.hook, [])
 
 
 def grid_problems(cfg: RunConfig) -> Iterator[str]:
-    """Rules of the lists themselves; their values are checked in each dictionary's own config."""
+    """Yield broken rules of the lists; those of their values show in each dictionary's own config."""
     for key, values in varied(cfg).items():
         if not values:
             yield f"grid.{key}=[] is empty; give values, or leave it out"
@@ -107,7 +120,7 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
     number = len(members(cfg))
     if groups > number:
         yield f"topology.groups={groups} is more than the grid's {number} dictionaries; use at most {number}"
-    if groups > 1 and cfg.topology.producers == 0 and cfg.activations.kind == "llm":
+    if groups > 1 and cfg.topology.producers == 0 and cfg.runs_llm:
         yield (
             f"topology.groups={groups} with topology.producers=0: every group would run the LLM for itself; "
             "use topology.producers=1"
@@ -125,7 +138,7 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
     if grid.hook is None:
         return
     hooks = f"grid.hook={_written(grid.hook)}"
-    if cfg.activations.kind != "llm":
+    if not cfg.runs_llm:
         yield f"{hooks} is not read with activations.kind={cfg.activations.kind}; leave grid.hook out"
     if cfg.hook is not None and cfg.hook not in grid.hook:
         yield f"{hooks} and hook={cfg.hook} are both given; give one"

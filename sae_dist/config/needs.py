@@ -5,12 +5,11 @@ floating-point operations of a step.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sae_dist.config.grid import members
 from sae_dist.config.kinds import KINDS, SELECTED
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, Single
 
 MASTER_BYTES = {"float32": 4, "float64": 8, "bfloat16": 4}
 WIRE_BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
@@ -54,15 +53,14 @@ class ConsumerMemory:
         return self.lanes + self.in_flight
 
 
-def consumer_memory(cfg: RunConfig, columns: int, target: int) -> ConsumerMemory:
-    """The bytes of a consumer of a resolved config.
+def consumer_memory(cfg: Single, columns: int, target: int) -> ConsumerMemory:
+    """Return the bytes of a consumer that trains one dictionary.
 
     Args:
         columns: width of a row that flows, D; of a transcoder D + E.
         target: width of what is reconstructed, D or E.
     """
     topology, shuffle, sae, optim = cfg.topology, cfg.shuffle, cfg.sae, cfg.optim
-    assert sae.num_latents is not None and shuffle.block_chunks is not None, "filled in by config.resolve"
     latents = sae.num_latents // topology.shard
     source = columns if cfg.target_hook is None else columns - target
     numbers = latents * (source + target + KINDS[sae.kind].vectors)
@@ -90,58 +88,68 @@ USABLE = 0.8
 MOST_SHARDS = 1024
 
 
-def held_bytes(cfg: RunConfig, columns: int, target: int) -> int:
-    """Bytes of a consumer between two steps: all dictionaries of a grid, and the activations that wait, once.
+def held_bytes(members: Sequence[Single], columns: int, target: int) -> int:
+    """Return the bytes of a consumer between two steps.
+
+    It holds every dictionary of a grid, and the activations that wait once.
 
     Args:
         columns, target: as in `consumer_memory`, of the widest dictionary.
     """
-    each = [consumer_memory(member, columns, target) for member in members(cfg)]
+    cfg, each = members[0], [consumer_memory(member, columns, target) for member in members]
     dictionaries = sum(one.dictionary for one in each)
     if cfg.optim.kind == "offload" and cfg.device != "cpu":
         dictionaries -= sum(one.moments for one in each)
     return dictionaries + max(one.rows for one in each)
 
 
-def what_would_fit(cfg: RunConfig, columns: int, target: int, room: int) -> list[str]:
-    """Overrides, each of which alone brings a consumer below a usable share of `room` bytes."""
+def what_would_fit(
+    cfg: Resolved, members: Sequence[Single], columns: int, target: int, room: int
+) -> list[str]:
+    """Return overrides, each of which alone brings a consumer below a usable share of `room` bytes.
+
+    Args:
+        members: the dictionaries of `cfg`.
+    """
     found = {}
-    for key, value, changed in _changes(cfg):
+    for key, value, changed in _changes(cfg, members):
         if key not in found and held_bytes(changed, columns, target) <= USABLE * room:
             found[key] = f"{key}={value}"
     return list(found.values())
 
 
-def _changes(cfg: RunConfig) -> Iterator[tuple[str, object, RunConfig]]:
-    """Smaller runs, of each kind the largest first."""
+def _changes(cfg: Resolved, members: Sequence[Single]) -> Iterator[tuple[str, object, Sequence[Single]]]:
+    """Yield key, value and dictionaries of smaller runs, of each kind the largest first."""
+
+    def changed(section: str, name: str, value: object) -> Sequence[Single]:
+        found = copy.deepcopy(members)
+        for member in found:
+            setattr(getattr(member, section), name, value)
+        return found
+
     shard = 2 * cfg.topology.shard
     # On a CPU more ranks would share the same memory.
     while shard <= MOST_SHARDS and cfg.device != "cpu":
-        changed = copy.deepcopy(cfg)
-        changed.topology.shard = shard
         ranks = shard * cfg.topology.dp
-        latents = [member.sae.num_latents or 0 for member in members(cfg)]
+        latents = [member.sae.num_latents for member in members]
         if not any(each % ranks for each in (*latents, cfg.batch, cfg.shuffle.lanes)):
-            yield "topology.shard", shard, changed
+            yield "topology.shard", shard, changed("topology", "shard", shard)
         shard *= 2
     if cfg.optim.kind == "adam":
         for kind in ("row_adam", "offload"):
             possible = cfg.sae.kind in SELECTED if kind == "row_adam" else cfg.device != "cpu"
             if possible and cfg.precision != "float64":
-                changed = copy.deepcopy(cfg)
-                changed.optim.kind = kind
-                yield "optim", kind, changed
-    if cfg.grid.num_latents is None and cfg.sae.num_latents is not None:
-        step = cfg.topology.shard * cfg.topology.dp
-        latents_now = cfg.sae.num_latents
-        while (latents_now := latents_now // 2 // step * step) >= max(step, cfg.sae.k):
-            changed = copy.deepcopy(cfg)
-            changed.sae.num_latents = latents_now
-            yield "sae.num_latents", latents_now, changed
+                yield "optim", kind, changed("optim", "kind", kind)
+    widths = {member.sae.num_latents for member in members}
+    if cfg.grid.num_latents is None and len(widths) == 1:
+        step, most_k = cfg.topology.shard * cfg.topology.dp, max(member.sae.k for member in members)
+        fewer = widths.pop()
+        while (fewer := fewer // 2 // step * step) >= max(step, most_k):
+            yield "sae.num_latents", fewer, changed("sae", "num_latents", fewer)
 
 
-def step_flops(cfg: RunConfig, widths: tuple[int, ...]) -> float:
-    """Operations that one step needs, of all ranks together; a multiply-add is two.
+def step_flops(cfg: Single, widths: tuple[int, ...]) -> float:
+    """Count the operations of one step, of all ranks together; a multiply-add is two.
 
     Letters: B rows, F latents, D and E widths of input and target, k codes per row.
 
@@ -155,7 +163,6 @@ def step_flops(cfg: RunConfig, widths: tuple[int, ...]) -> float:
         widths: (D,) or (D, E).
     """
     sae, rows = cfg.sae, cfg.batch
-    assert sae.num_latents is not None, "filled in by config.resolve"
     source, target = widths[0], widths[-1]
     scored = 2 * rows * sae.num_latents * source
     if sae.kind in SELECTED:

@@ -1,16 +1,14 @@
-"""Fills in what a config leaves open. What comes out is what `config.yaml` of a run holds."""
+"""Fills in what a config leaves open; the result is what `config.yaml` of a run holds."""
 
-import copy
 import hashlib
 import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.config.counts import parse_count
-from sae_dist.config.grid import members, varied
+from sae_dist.config.grid import members
 from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, RunConfig, Single, flat, narrowed, parse_counts
 from sae_dist.config.triton import triton_problem
 from sae_dist.core.errors import ConfigError
 
@@ -23,41 +21,20 @@ WARMUP_STEPS = 1000
 LARGEST_BLOCK = 8
 DEAD_AFTER_AT_MOST = 10_000_000
 SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
-"""Sections and keys that may change between the beginning of a run and its continuation."""
+"""Sections and keys that may change when a run is continued."""
 SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
-"""The same, within sections that else may not."""
+"""Keys that may change too, in sections whose other keys may not."""
 
 
-def parse_counts(cfg: RunConfig) -> RunConfig:
-    """A copy of `cfg` with every count as an int.
+def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> Resolved:
+    """Make every choice that depends on the model, the data or this machine; `cfg` is left as it is.
 
-    Raises:
-        ConfigError: not a count.
-    """
-    cfg = copy.deepcopy(cfg)
-    cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
-    cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
-    cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
-    cfg.eval.rows = parse_count(cfg.eval.rows, "eval.rows")
-    for key in ("every", "ce"):
-        if (given := getattr(cfg.eval, key)) is not None:
-            setattr(cfg.eval, key, parse_count(given, f"eval.{key}"))
-    if cfg.checkpoint.every is not None:
-        cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
-    if cfg.checkpoint.keep_every is not None:
-        cfg.checkpoint.keep_every = parse_count(cfg.checkpoint.keep_every, "checkpoint.keep_every")
-    if cfg.sae.dead_after is not None:
-        cfg.sae.dead_after = parse_count(cfg.sae.dead_after, "sae.dead_after")
-    return cfg
-
-
-def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
-    """A copy of `cfg` in which every choice that depends on the model, the data or this machine is made.
+    The result is a `Single`, unless it is a grid.
 
     `optim.lr` stays open: training fills it in by its law and says so.
 
     Args:
-        facts: of the LLM; None: activations come from a file or are synthetic.
+        facts: of the LLM; None if activations come from a file or are synthetic.
         width: D of the activations, of a transcoder's input.
 
     Raises:
@@ -71,16 +48,16 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> RunConfig:
             cfg.grid.hook = list(facts.hooks)
     cfg.shuffle.block_chunks = cfg.shuffle.block_chunks or block_of(cfg)
     _resolve_machine(cfg)
-    if not varied(cfg):
+    if not cfg.is_grid:
         _resolve_sae(cfg, width)
     if cfg.optim.warmup is None:
-        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.train_tokens // cfg.batch, 1), 0.2)
+        cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.steps, 1), 0.2)
     cfg.name = cfg.name or run_name(cfg, facts)
-    return cfg
+    return narrowed(Resolved if cfg.is_grid else Single, cfg)
 
 
-def resolved_members(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> list[RunConfig]:
-    """The configs of a resolved grid's dictionaries, each resolved as if it were trained alone.
+def resolved_members(cfg: Resolved, facts: "LlmFacts | None", width: int) -> list[Single]:
+    """Return the config of each dictionary of a resolved run, resolved as if it were trained alone.
 
     Raises:
         ConfigError: see `resolve`.
@@ -88,11 +65,11 @@ def resolved_members(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> li
     found = members(cfg)
     for member in found:
         _resolve_sae(member, width if facts is None else facts.only(member.hook).width)
-    return found
+    return [narrowed(Single, member) for member in found]
 
 
 def identity(cfg: RunConfig) -> dict[str, Any]:
-    """The values of a resolved config that make the run what it is, by full key."""
+    """Return the values of a resolved config that a continued run may not change, by full key."""
     return {
         key: value
         for key, value in flat(cfg).items()
@@ -101,13 +78,13 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
 
 
 def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
-    """`<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`; of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
+    """Return the default name of a run's folder.
 
-    A transcoder's hook is `<hook>-to-<target_hook>`.
-
-    In place of LLM and hook: a file's stem, or `synthetic-<features>in<width>`.
+    It is `<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, and of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
+    A transcoder's hook is `<hook>-to-<target_hook>`. Without an LLM, the stem of the activations' file or
+    `synthetic-<features>in<width>` stands in place of LLM and hook.
     """
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         source = f"synthetic-{cfg.activations.num_features}in{cfg.activations.width}"
     elif facts is None:
         source = Path(cfg.activations.path or "").stem
@@ -115,7 +92,7 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
         hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
         source = f"{Path(facts.name).name}-{hooks}"
     digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
-    if varied(cfg):
+    if cfg.is_grid:
         what = f"grid-of-{len(members(cfg))}"
     else:
         what = f"{cfg.sae.num_latents}" + (f"-k{cfg.sae.k}" if cfg.sae.kind in SELECTED else "")
@@ -134,7 +111,10 @@ def _context(given: int | None, facts: "LlmFacts") -> int:
 
 
 def block_of(cfg: RunConfig) -> int:
-    """Chunks of a block that is left open: training begins once every lane has filled its first."""
+    """Return the chunks of a block that is left open.
+
+    At most a fifth of the run: training begins once every lane has filled its first block.
+    """
     fifth = cfg.train_tokens // (5 * cfg.shuffle.lanes * cfg.shuffle.chunk_rows)
     return min(max(fifth, 1), LARGEST_BLOCK)
 

@@ -1,7 +1,8 @@
-"""The schema of a run: `RunConfig`, whose sections are in `config.sections`. YAML files hold values only.
+"""The schema of a run, whose sections are in `config.sections`. YAML files hold values only.
 
-Counts of tokens are written `2M`, `1e9` or `10B` (`config.counts`). A field whose comment says
-"null:" is filled in by `config.resolve`; the frozen `config.yaml` of a run holds the filled-in value.
+`RunConfig` is a run as it is written: counts of tokens as `2M`, `1e9` or `10B` (`config.counts`), and null in
+fields whose comment says "null:". `config.resolve` fills them in and returns a `Resolved`, which is what the
+frozen `config.yaml` of a run folder holds.
 """
 
 import copy
@@ -9,12 +10,22 @@ import io
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from sae_dist.config.counts import parse_count
+from sae_dist.config.resolved import (
+    ResolvedCheckpoint,
+    ResolvedEval,
+    ResolvedLlm,
+    ResolvedOptim,
+    ResolvedSae,
+    ResolvedShuffle,
+)
 from sae_dist.config.sections import (
     ActivationsConfig,
     CacheConfig,
@@ -33,10 +44,12 @@ from sae_dist.config.sections import (
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import first_line
 
+C = TypeVar("C")
+
 
 @dataclass
 class RunConfig:
-    """One run. `sae-dist train --cfg job` prints it as composed."""
+    """A run as it is written. `sae-dist train --cfg job` prints it as composed."""
 
     name: str | None = None  # the run folder; null: made of the values that matter
     output: str = "outputs"  # the run folder's parent
@@ -63,6 +76,64 @@ class RunConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, once counts are parsed."""
+        return self.train_tokens // self.batch
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether the run trains several dictionaries on one stream."""
+        return any(values is not None for values in vars(self.grid).values())
+
+    @property
+    def runs_llm(self) -> bool:
+        """Whether training runs the language model, rather than read or make activations."""
+        return self.activations.kind == "llm"
+
+    @property
+    def has_llm(self) -> bool:
+        """Whether the activations are a language model's, so that it and its text can be asked again."""
+        return self.activations.kind in ("llm", "cache")
+
+    @property
+    def reads_cache(self) -> bool:
+        """Whether activations are read from a harvest, without the language model that they are of."""
+        return self.activations.kind == "cache"
+
+    @property
+    def reads_file(self) -> bool:
+        """Whether activations are rows of an array, of which nothing else is known."""
+        return self.activations.kind == "file"
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether activations are made of features that are known."""
+        return self.activations.kind == "synthetic"
+
+
+@dataclass(kw_only=True)
+class Resolved(RunConfig):
+    """A run in which every choice is made: what `config.resolve` returns and config.yaml holds.
+
+    The `sae` of a grid stays as it is written: each of its dictionaries has a `Single` of its own.
+    """
+
+    name: str
+    train_tokens: int
+    llm: ResolvedLlm
+    shuffle: ResolvedShuffle
+    optim: ResolvedOptim
+    checkpoint: ResolvedCheckpoint
+    eval: ResolvedEval
+
+
+@dataclass(kw_only=True)
+class Single(Resolved):
+    """A resolved run of one dictionary, which is alone or a member of a grid."""
+
+    sae: ResolvedSae
+
 
 @cache
 def register() -> None:
@@ -72,8 +143,47 @@ def register() -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read a frozen config.yaml.
+def parse_counts(cfg: RunConfig) -> RunConfig:
+    """Return a copy of `cfg` with every count as an int.
+
+    Raises:
+        ConfigError: not a count.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
+    cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
+    cfg.eval.rows = parse_count(cfg.eval.rows, "eval.rows")
+    for key in ("every", "ce"):
+        if (given := getattr(cfg.eval, key)) is not None:
+            setattr(cfg.eval, key, parse_count(given, f"eval.{key}"))
+    if cfg.checkpoint.every is not None:
+        cfg.checkpoint.every = parse_count(cfg.checkpoint.every, "checkpoint.every")
+    if cfg.checkpoint.keep_every is not None:
+        cfg.checkpoint.keep_every = parse_count(cfg.checkpoint.keep_every, "checkpoint.keep_every")
+    if cfg.sae.dead_after is not None:
+        cfg.sae.dead_after = parse_count(cfg.sae.dead_after, "sae.dead_after")
+    return cfg
+
+
+def narrowed(kind: type[C], wide: Any, prefix: str = "") -> C:
+    """Return a config whose counts are parsed and whose fields are filled in as a `Resolved` or a `Single`.
+
+    Raises:
+        ConfigError: a field is null that such a config has a value for.
+    """
+    values = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        key, value = prefix + item.name, getattr(wide, item.name)
+        hint: Any = item.type
+        if value is None and hint is not Any and NoneType not in get_args(hint):
+            raise ConfigError(f"{key} is null; the config of a run folder has a value there")
+        values[item.name] = narrowed(hint, value, f"{key}.") if is_dataclass(value) else value
+    return kind(**values)
+
+
+def load_config(path: Path) -> Resolved:
+    """Read a frozen config.yaml: a `Single`, unless it is a grid's.
 
     Raises:
         ConfigError: there is none, or it does not fit the schema.
@@ -82,17 +192,17 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     try:
         return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ConfigError) as error:
         raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=64)
-def _parsed(text: str) -> RunConfig:
-    """Kept, since it takes a tenth of a second, and a command reads its run's config seven times."""
+def _parsed(text: str) -> Resolved:
+    """Read YAML; kept, since it takes a tenth of a second and a command reads its config often."""
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(io.StringIO(text)))
     loaded = OmegaConf.to_object(merged)
     assert isinstance(loaded, RunConfig)
-    return loaded
+    return narrowed(Resolved if loaded.is_grid else Single, parse_counts(loaded))
 
 
 def save_config(cfg: RunConfig, path: Path) -> None:
@@ -101,7 +211,7 @@ def save_config(cfg: RunConfig, path: Path) -> None:
 
 
 def flat(cfg: RunConfig) -> dict[str, Any]:
-    """`{"sae.k": 32, ...}`: every value by its full key."""
+    """Return every value by its full key: `{"sae.k": 32, ...}`."""
     found: dict[str, Any] = {}
 
     def walk(prefix: str, node: Any) -> None:

@@ -1,4 +1,4 @@
-"""Passwords and tokens on the command line: refused, since the run folder would keep them."""
+"""Refuses passwords and tokens on the command line, which the run folder would keep."""
 
 import os
 import re
@@ -16,7 +16,7 @@ IN_URL = re.compile(
     re.IGNORECASE,
 )
 SET = re.compile(r"\b\w*(KEY|TOKEN|SECRET|PASSWORD)=.")
-"""A line of a job's script that sets one."""
+"""A line of a job's script that sets a variable with a secret."""
 KNOWN = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bBearer\s+\S{8,}")
 
 

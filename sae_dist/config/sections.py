@@ -1,4 +1,4 @@
-"""The sections of a run's config: one dataclass each. See `config.run`."""
+"""The sections of a run's config, one dataclass each, as people write them. See `config.run`."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,6 +60,12 @@ class ActivationsConfig:
     group_strength: float | None = None
     directions: list[Any] | None = None  # synthetic: one list per feature; null: random directions
     names: list[str] | None = None  # synthetic: one name per feature, for the picture
+
+    @property
+    def source_path(self) -> str:
+        """The `path` of a kind that reads one."""
+        assert self.path is not None, "checked by config.validate"
+        return self.path
 
 
 @dataclass
@@ -165,6 +171,8 @@ class MetricsConfig:
 
 @dataclass
 class CheckpointConfig:
+    """When checkpoints are written, and which of them stay."""
+
     every: Any = "500k"  # tokens between checkpoints; null: only the final one
     keep: int = 2  # newest checkpoints kept
     keep_every: Any = None  # tokens between those kept for good; null: none but the final
@@ -173,6 +181,8 @@ class CheckpointConfig:
 
 @dataclass
 class EvalConfig:
+    """What is evaluated during training, at its end, and by `sae-dist eval`."""
+
     tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
     ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
     baselines: bool = True  # PCA with k components and the untrained dictionary, beside FVU

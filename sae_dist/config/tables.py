@@ -1,4 +1,4 @@
-"""Which values a field may have, and which fields a kind reads: the tables behind `config.validate`."""
+"""The tables behind `config.validate`: which values a field may have, and which fields a kind reads."""
 
 from sae_dist.config.kinds import KINDS
 from sae_dist.config.rules.synthetic import SYNTHETIC_ONLY
@@ -81,7 +81,7 @@ UNREAD = {
     ("activations.groups", "independent"): ("activations.group_size", "activations.group_strength"),
     ("activations.groups", "apart"): ("activations.group_strength",),
 }
-"""Fields that a kind does not read: given nevertheless, they would mislead."""
+"""Fields that a kind does not read; a value there would mislead and is refused."""
 GROUP_OF = {
     "tokens.path": "tokens=text or tokens=webdataset",
     "tokens.dataset": "tokens=hf",

@@ -1,16 +1,16 @@
-"""Whether this machine can run the Triton kernels, without importing them."""
+"""Tells whether this machine can run the Triton kernels, without importing them."""
 
 import os
 from importlib.util import find_spec
 
 OLDEST = (8, 0)
-"""Compute capability: the first with bfloat16 products."""
+"""The first compute capability with bfloat16 matrix products."""
 
 
 def triton_problem(device: str = "cuda") -> str | None:
-    """Why kernels=triton cannot run on `device` (auto, cpu or cuda) here; None: it can.
+    """Say why kernels=triton cannot run on `device` (auto, cpu or cuda) here; None if it can.
 
-    With TRITON_INTERPRET=1, which is Triton's own, the kernels run anywhere, very slowly: for tests.
+    With TRITON_INTERPRET=1, a variable of Triton's own, the kernels run anywhere, very slowly, for tests.
     """
     if find_spec("triton") is None:
         return "kernels=triton needs the package triton, which is not installed; use kernels=torch"

@@ -1,4 +1,4 @@
-"""Every rule between fields. A broken one is one line: the field, its value, and what to write instead."""
+"""Every rule of a config. A broken one is one line: the field, its value, and what to write instead."""
 
 import difflib
 import itertools
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sae_dist.config.counts import nearest
-from sae_dist.config.grid import grid_problems, members, varied
+from sae_dist.config.grid import grid_problems, members
 from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
@@ -32,11 +32,11 @@ from sae_dist.core.errors import ConfigError
 
 
 def validate(cfg: RunConfig, world_size: int | None = None, *, submitted: bool = False) -> None:
-    """Check a config whose counts are parsed, before or after `resolve`: open fields (null) are passed over.
+    """Check a config whose counts are parsed, before or after `resolve`; fields that are null are skipped.
 
     Args:
-        world_size: ranks that a launcher started; None: this command starts its own.
-        submitted: it will run on a cluster, on devices that this machine need not have.
+        world_size: ranks that a launcher started; None if this command starts its own.
+        submitted: the run goes to a cluster, whose devices this machine need not have.
 
     Raises:
         ConfigError: the first rule that is broken.
@@ -47,7 +47,7 @@ def validate(cfg: RunConfig, world_size: int | None = None, *, submitted: bool =
 
 
 def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
-    if varied(cfg):
+    if cfg.is_grid:
         yield from grid_problems(cfg)
         yield from world_problems(cfg, world_size)
         for member in members(cfg):
@@ -58,7 +58,8 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
     yield from _ranges(cfg)
     yield from _unread(cfg)
     yield from _needed(cfg)
-    yield from synthetic_problems(cfg.activations)
+    if cfg.is_synthetic:
+        yield from synthetic_problems(cfg.activations)
     yield from _sae(cfg)
     yield from _target(cfg)
     yield from _sharing(cfg)
@@ -69,7 +70,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
 
 
 def get(cfg: RunConfig, key: str) -> Any:
-    """The value of a dotted key."""
+    """Return the value of a dotted key, such as `sae.k`."""
     value: Any = cfg
     for part in key.split("."):
         value = getattr(value, part)
@@ -124,8 +125,8 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             f"metrics.profile={profile} must be the first step and how many, both 1 or more, for example "
             "metrics.profile=[20,3]"
         )
-    elif profile is not None and profile[0] > cfg.train_tokens // cfg.batch:
-        yield f"metrics.profile={profile} begins after the run's last step, {cfg.train_tokens // cfg.batch}"
+    elif profile is not None and profile[0] > cfg.steps:
+        yield f"metrics.profile={profile} begins after the run's last step, {cfg.steps}"
     if cfg.train_tokens < cfg.batch:
         yield f"train_tokens={cfg.train_tokens} is less than one step of batch={cfg.batch}; train longer"
 
@@ -140,7 +141,7 @@ def _unread(cfg: RunConfig) -> Iterator[str]:
             if value is not None:
                 where = f"; use {GROUP_OF[key]} or" if key in GROUP_OF and group == key.split(".")[0] else ";"
                 yield f"{key}={value} is not read with {kind_key}={kind}{where} leave {key} out"
-    if cfg.activations.kind != "llm" and cfg.topology.producers:
+    if not cfg.runs_llm and cfg.topology.producers:
         reads = {"file": "reads the file", "cache": "reads its own lanes of the cache"}
         how = reads.get(cfg.activations.kind, "makes its own activations")
         yield (

@@ -1,6 +1,7 @@
 """Short texts: sizes, errors in one line, and lines on the terminal."""
 
 import sys
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -20,6 +21,21 @@ def first_line(error: BaseException) -> str:
 def class_and_line(error: BaseException) -> str:
     """Return an error's class and the first line of its text, such as `ValueError: no such key`."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def columns(rows: Sequence[Sequence[str]], left: int | None = 1) -> list[str]:
+    """Return the lines of a table: cells of a column under each other, two spaces between columns.
+
+    Args:
+        left: how many columns are aligned to the left, the others to the right; None: all.
+    """
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = len(wide) if left is None else left
+    lines = []
+    for row in rows:
+        cells = [*map(str.ljust, row[:left], wide), *map(str.rjust, row[left:], wide[left:])]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def print_line(line: str) -> None:

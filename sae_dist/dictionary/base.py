@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.config.kinds import KINDS
-from sae_dist.config.sections import SaeConfig
+from sae_dist.config.resolved import ResolvedSae
 from sae_dist.core.types import Clock, LossTerms, RowTerm, untimed
 from sae_dist.dictionary.latents import DeadLatents, unit_rows
 from sae_dist.distributed.mesh import Topology
@@ -34,7 +34,7 @@ class Setting:
     clock   times the phases encode, select and decode
     """
 
-    cfg: SaeConfig
+    cfg: ResolvedSae
     widths: tuple[int, ...]
     rows: int
     tokens: int
@@ -74,7 +74,6 @@ class Dictionary(torch.nn.Module):
     def __init__(self, setting: Setting):
         super().__init__()
         cfg, topology = setting.cfg, setting.topology
-        assert cfg.num_latents is not None and cfg.encoder_scale is not None
         self.cfg, self.setting, self.kernels, self.clock = cfg, setting, setting.kernels, setting.clock
         self.shard, self.dp, self.consumers = topology.shard, topology.dp, topology.consumers
         self.transcoder = len(setting.widths) == 2

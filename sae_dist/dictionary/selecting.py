@@ -33,7 +33,6 @@ class SelectedDictionary(Dictionary):
         with self.clock("encode"):
             if dead_F is None:
                 return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
-            assert self.cfg.aux_k is not None
             aux_k = min(self.cfg.aux_k, self.F)
             return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
 
@@ -76,7 +75,6 @@ class SelectedDictionary(Dictionary):
             dead: the best dead latents of this shard in each row, scores padded with -inf.
         """
         aux_k = self.cfg.aux_k
-        assert aux_k is not None
         with torch.no_grad(), self.clock("select"):
             codes = select(*dead, aux_k, self.shard, self.kernels, padded=True)
             totals = self.consumers.sum(

@@ -155,7 +155,7 @@ def control(subject: Subject) -> dict[str, Any]:
     if reason := of_autoencoders(subject):
         return nothing("controls", reason)
     reason = subject.why_no_llm()
-    if reason and subject.cfg.activations.kind in ("llm", "cache"):
+    if reason and subject.cfg.has_llm:
         return nothing("controls", reason)
     reason = reason or ("the LM is random itself" if subject.cfg.llm.random_init else None)
     most = min(rows_held(subject.sae.width), max(subject.cfg.eval.tokens, 1))

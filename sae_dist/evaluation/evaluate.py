@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
@@ -27,11 +27,11 @@ TRAINED = {"step": "sae_dist_step", "tokens": "training_tokens"}
 """The progress of the run at the export: key in eval.json -> key in the export's metadata."""
 
 
-def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
+def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]:
     """Evaluate `folder`/export; write eval.json, its plots, and summary.json as the end of training does.
 
     Args:
-        cfg: the run's config, with the requested keys of `eval`.
+        asked: the run's config, with the requested keys of `eval`.
         full: compute the costly numbers too.
 
     Returns:
@@ -41,7 +41,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
         ConfigError: the folder has no export, what a key names is missing, or the dictionary does not fit.
         DataError: there are no held-out activations.
     """
-    check_single(cfg, folder)
+    cfg = single(asked, folder)
     if not (folder / EXPORT / SAE_CONFIG).exists():
         raise ConfigError(
             f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
@@ -71,7 +71,7 @@ def evaluate_folder(folder: Path, cfg: RunConfig, full: bool) -> dict[str, Any]:
     return summary | result
 
 
-def check_fits(export: Path, cfg: RunConfig, device: torch.device) -> None:
+def check_fits(export: Path, cfg: Single, device: torch.device) -> None:
     """Check that this process can hold the dictionary, and the untrained one of the same size if asked for.
 
     Raises:

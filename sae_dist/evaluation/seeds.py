@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.export.saelens import load_exported, load_firing_rates
 
@@ -24,7 +24,7 @@ TILE = 4096
 QUARTERS = 4
 
 
-def compare_seeds(configs: list[RunConfig], folder: Path) -> list[dict[str, Any]]:
+def compare_seeds(configs: list[Resolved], folder: Path) -> list[dict[str, Any]]:
     """Compare every two dictionaries of a grid that differ in `sae.seed` alone.
 
     Writes `seeds/<first> and <second>.csv` into the grid's folder: for each latent of the first its firing

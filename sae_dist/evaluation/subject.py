@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, Single
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import ActivationChunk, ChunkSource, LlmFacts
@@ -23,7 +23,7 @@ from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
 
 
-def llm_rows(cfg: RunConfig, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
+def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
     """Open the held-out activations of a text, without rows of outlying norm."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
     spare = spare_rows(rows, multiple)
@@ -31,7 +31,7 @@ def llm_rows(cfg: RunConfig, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSourc
     return LlmChunkSource(llm, source, rows=rows, spare=spare, max_norm_multiple=multiple)
 
 
-def file_rows(cfg: RunConfig) -> ChunkSource:
+def file_rows(cfg: Resolved) -> ChunkSource:
     """Open the held-out rows of an activation file."""
     array = open_array(cfg.activations.path or "", cfg.activations.key)
     rows = cfg.shuffle.chunk_rows
@@ -42,7 +42,7 @@ def file_rows(cfg: RunConfig) -> ChunkSource:
 class Subject:
     """A run's dictionary on the device, with its config and folder."""
 
-    cfg: RunConfig
+    cfg: Single
     folder: Path
     sae: ExportedSae
     encode: Encode
@@ -70,32 +70,29 @@ class Subject:
     def load(self, *, random_init: bool) -> FrozenLlm:
         """Load the LLM up to the hook, with its own weights or random ones."""
         cfg = dataclasses.replace(self.cfg.llm, compile=False, random_init=random_init)
-        assert cfg.dtype is not None, "filled in by config.resolve"
         dtype = getattr(torch, cfg.dtype)
         return FrozenLlm.load(cfg, self.facts, device=self.device, dtype=dtype, with_head=False)
 
     def why_no_llm(self) -> str | None:
         """Explain why numbers that need an LLM cannot be computed; None: they can."""
-        kind = self.cfg.activations.kind
-        if kind in ("file", "synthetic"):
-            return f"activations.kind={kind}: there is no LLM"
+        if not self.cfg.has_llm:
+            return f"activations.kind={self.cfg.activations.kind}: there is no LLM"
         try:
             facts = self.facts
         except ConfigError as error:
-            if kind != "cache":
+            if not self.cfg.reads_cache:
                 raise
             # Training from a cache does not need the LLM.
             return f"the cache's language model is not on this machine: {error}"
         if self.cfg.llm.shard != "none":
-            return why_not_whole(facts, self.cfg.llm.dtype or "", self.device)
+            return why_not_whole(facts, self.cfg.llm.dtype, self.device)
         return None
 
     def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:
         """Yield held-out chunks, computed by this run's LLM or by another."""
-        kind = self.cfg.activations.kind
-        if kind == "synthetic":
+        if self.cfg.is_synthetic:
             return held_out(self.cfg).open(0, None)
-        if kind == "file":
+        if self.cfg.reads_file:
             return file_rows(self.cfg).open(0, None)
         return llm_rows(self.cfg, self.cfg.tokens, llm or self.llm).open(0, None)
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_dist.config.counts import parse_count
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, Single, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import CONFIG, EXPORT, FINISHED, METRICS, PLOTS, SUMMARY, TRAINED, read_summary
@@ -50,26 +49,25 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
     return evaluate_runs([folder])[0]
 
 
-def evaluate_runs(folders: Sequence[Path], configs: Sequence[RunConfig] = ()) -> list[dict[str, Any]]:
+def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> list[dict[str, Any]]:
     """Evaluate as `evaluate_run` several dictionaries of one hook, LLM and text; the LLM runs once for all.
 
     Args:
         configs: their configs, if they differ from those in the folders.
     """
-    configs = configs or [load_config(folder / CONFIG) for folder in folders]
-    for each, folder in zip(configs, folders, strict=True):
-        check_single(each, folder)
-    cfg = configs[0]
+    found = configs or [load_config(folder / CONFIG) for folder in folders]
+    singles = [single(each, folder) for each, folder in zip(found, folders, strict=True)]
+    cfg = singles[0]
     device = device_of(cfg)
     encode = encode_of(cfg, device)
     saes = [load_exported(folder / EXPORT).to(device) for folder in folders]
-    parts = [Evaluation(each, sae, encode) for each, sae in zip(configs, saes, strict=True)]
+    parts = [Evaluation(each, sae, encode) for each, sae in zip(singles, saes, strict=True)]
     started = time.monotonic()
     with torch.no_grad(), half_the_cores():
         results = _measure(cfg, parts, device, encode)
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         with torch.no_grad():
-            for each, folder, result, sae in zip(configs, folders, results, saes, strict=True):
+            for each, folder, result, sae in zip(singles, folders, results, saes, strict=True):
                 result |= evaluate_recovery(each, sae, encode, folder)
     seconds = (time.monotonic() - started) / len(folders)
     for folder, part in zip(folders, parts, strict=True):
@@ -95,24 +93,24 @@ def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(
-    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+    cfg: Single, parts: Sequence[Evaluation], device: torch.device, encode: Encode
 ) -> list[dict[str, Any]]:
     """Measure the numbers of each part, all on one stream of activations: that of `cfg`."""
-    tokens = parse_count(cfg.eval.tokens, "eval.tokens")
+    tokens = cfg.eval.tokens
     if tokens == 0:
         return [ce.no_cross_entropy("eval.tokens=0") for _ in parts]
-    if cfg.activations.kind == "file":
+    if cfg.reads_file:
         evaluate(parts, _rows(file_rows(cfg), device, []), tokens)
         reason = "activations come from a file: there is no LLM to splice into"
         return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         evaluate(parts, _rows(held_out(cfg), device, []), tokens)
         reason = "activations are synthetic: there is no LLM to splice into"
         return [part.numbers() | ce.no_cross_entropy(reason) for part in parts]
     try:
         return _measure_llm(cfg, parts, device, encode)
     except ConfigError as error:
-        if cfg.activations.kind != "cache":
+        if not cfg.reads_cache:
             raise
         # Training from a cache needs neither the LLM nor the text: they may be on another machine.
         reason = f"the cache's language model or text is not on this machine: {error}"
@@ -120,11 +118,10 @@ def _measure(
 
 
 def _measure_llm(
-    cfg: RunConfig, parts: Sequence[Evaluation], device: torch.device, encode: Encode
+    cfg: Single, parts: Sequence[Evaluation], device: torch.device, encode: Encode
 ) -> list[dict[str, Any]]:
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-    ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
-    assert cfg.llm.dtype is not None, "filled in by config.resolve"
+    ce_tokens = cfg.eval.ce_tokens
     dtype = getattr(torch, cfg.llm.dtype)
     if cfg.llm.shard != "none" and (reason := why_not_whole(facts, cfg.llm.dtype, device)):
         print(f"not evaluated: {reason}", file=sys.stderr)
@@ -132,7 +129,7 @@ def _measure_llm(
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
     source = llm_rows(cfg, cfg.tokens, llm)
     excluded: list[int] = []
-    evaluate(parts, ahead(_rows(source, device, excluded)), parse_count(cfg.eval.tokens, "eval.tokens"))
+    evaluate(parts, ahead(_rows(source, device, excluded)), cfg.eval.tokens)
     results = [part.numbers() | {"eval_excluded": sum(excluded)} for part in parts]
     if ce_tokens == 0 or facts.target_first:
         early = "the LLM reaches target_hook before hook, too early to splice"
@@ -156,12 +153,12 @@ def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Ite
         yield chunk.rows_RD.to(device)
 
 
-def device_of(cfg: RunConfig) -> torch.device:
+def device_of(cfg: Single) -> torch.device:
     """Return the device the run was trained on if it exists here, else the CPU."""
     return torch.device("cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def encode_of(cfg: RunConfig, device: torch.device) -> Encode:
+def encode_of(cfg: Resolved, device: torch.device) -> Encode:
     """Return the run's TopK kernel, or torch's if that does not run here."""
     elsewhere = cfg.kernels == "triton" and device.type == "cpu"
     return choose_kernels("torch" if elsewhere else cfg.kernels).encode_topk

@@ -6,10 +6,11 @@ from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.resolve import SAME_RUN
-from sae_dist.config.run import RunConfig, flat, load_config
+from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
+from sae_dist.core.text import columns
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
@@ -53,7 +54,7 @@ def sweep_table(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def runs_of(folder: Path) -> dict[Path, RunConfig]:
+def runs_of(folder: Path) -> dict[Path, Resolved]:
     """Read the configs of the runs in a folder; a grid counts as its dictionaries, in a folder or by itself.
 
     A dictionary whose folder is gone gets the config that its grid made for it.
@@ -64,13 +65,13 @@ def runs_of(folder: Path) -> dict[Path, RunConfig]:
     own = folder / CONFIG
     if own.is_file():
         return _dictionaries(own) if varied(load_config(own)) else {}
-    found: dict[Path, RunConfig] = {}
+    found: dict[Path, Resolved] = {}
     for path in sorted(folder.glob(f"*/{CONFIG}")):
         found |= _dictionaries(path)
     return found
 
 
-def _dictionaries(path: Path) -> dict[Path, RunConfig]:
+def _dictionaries(path: Path) -> dict[Path, Resolved]:
     """Read the configs of the dictionaries of one run."""
     cfg = load_config(path)
     if not varied(cfg):
@@ -82,7 +83,7 @@ def _dictionaries(path: Path) -> dict[Path, RunConfig]:
     }
 
 
-def differing(runs: dict[Path, RunConfig]) -> list[str]:
+def differing(runs: dict[Path, Resolved]) -> list[str]:
     """List the full keys whose values differ among runs, without those of FILLED_IN that follow from others.
 
     Missing runs have unresolved values, and are not compared.
@@ -102,7 +103,7 @@ def differing(runs: dict[Path, RunConfig]) -> list[str]:
     ]
 
 
-def rows_of(folder: Path, runs: dict[Path, RunConfig]) -> list[dict[str, Any]]:
+def rows_of(folder: Path, runs: dict[Path, Resolved]) -> list[dict[str, Any]]:
     """Make a row for each run: name, status, the values that differ among runs, results."""
     keys = list(dict.fromkeys([*ALWAYS, *differing(runs)]))
     rows = []
@@ -119,10 +120,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     lines = [[key.split(".")[-1] for key in shown]]
     for row in rows:
         lines.append(["-" if row[key] is None else f"{row[key]:{FORMATS.get(key, '')}}" for key in shown])
-    wide = [max(len(line[c]) for line in lines) for c in range(len(shown))]
-    return "\n".join(
-        "  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines
-    )
+    return "\n".join(columns(lines))
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from sae_dist.config.counts import parse_count
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.run_folder import PLOTS
 from sae_dist.evaluation.plots import plot_recovery
 from sae_dist.evaluation.quality.recovery import Firing, recover
@@ -18,7 +18,7 @@ from sae_dist.transport.synthetic import SyntheticChunkSource
 FIRING_ROWS = 16_384
 
 
-def held_out(cfg: RunConfig) -> SyntheticChunkSource:
+def held_out(cfg: Resolved) -> SyntheticChunkSource:
     """Open held-out rows, which training never draws."""
     return SyntheticChunkSource(
         GroundTruth.of(cfg.activations, cfg.seed),
@@ -30,7 +30,7 @@ def held_out(cfg: RunConfig) -> SyntheticChunkSource:
     )
 
 
-def evaluate_recovery(cfg: RunConfig, sae: ExportedSae, encode: Encode, folder: Path) -> dict[str, Any]:
+def evaluate_recovery(cfg: Resolved, sae: ExportedSae, encode: Encode, folder: Path) -> dict[str, Any]:
     """Measure the scores of `recovery`, and `true_l0`, the mean number of features per row.
 
     Draws recovery.png. Firing is measured on 16k held-out rows, or on eval.tokens if those are fewer (0: not

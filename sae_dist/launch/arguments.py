@@ -1,4 +1,4 @@
-"""How the options of a command are read."""
+"""A parser of options with errors of one line."""
 
 import argparse
 from typing import NoReturn

@@ -1,4 +1,4 @@
-"""A sweep as one Slurm array, by submitit: each task runs the job that its run folder holds."""
+"""A sweep as one Slurm array, submitted by submitit: each task runs the job in its run folder."""
 
 import shutil
 from pathlib import Path
@@ -13,16 +13,16 @@ SPOOL = ".submitit"
 
 
 def submit_array(folder: Path, scripts: list[Path], cfg: RunConfig) -> str:
-    """Submit `submit.sbatch` of several runs; returns the array's number.
+    """Submit `submit.sbatch` of several runs as one array and return its number.
 
-    The tasks compose nothing: all that they are given is the path of a script. They read the resources of the
-    first run, whose topology all share.
+    A task is given the path of a script and composes nothing. All tasks get the resources of the first run,
+    since all runs have one topology.
 
     Args:
         folder: of the sweep, absolute.
 
     Raises:
-        ConfigError: submitit is not there, or Slurm does not take such an array.
+        ConfigError: submitit is not installed, or Slurm rejected the array.
     """
     try:
         import submitit
@@ -64,5 +64,5 @@ def submit_array(folder: Path, scripts: list[Path], cfg: RunConfig) -> str:
     except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
         shutil.rmtree(folder / SPOOL, ignore_errors=True)
         said = " ".join(str(error).split())
-        raise ConfigError(f"Slurm does not take the array: {said}; see the keys of cluster") from None
+        raise ConfigError(f"Slurm rejected the array: {said}; see the keys of cluster") from None
     return jobs[0].job_id.split("_")[0]

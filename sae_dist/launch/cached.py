@@ -1,4 +1,4 @@
-"""Training from an activation cache: its manifest stands in for the LLM and the text."""
+"""A run that trains from an activation cache, whose manifest takes the place of the LLM and the text."""
 
 from omegaconf import OmegaConf
 
@@ -7,16 +7,18 @@ from sae_dist.config.run import RunConfig, flat
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import LlmFacts
-from sae_dist.launch.compose import compose_config, data_folder, parse
+from sae_dist.launch.compose import compose_config
+from sae_dist.launch.options import data_folder
+from sae_dist.launch.overrides import parse
 from sae_dist.llm.facts import llm_facts
 from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest
 
 
 def from_cache(cfg: RunConfig, overrides: list[str]) -> RunConfig:
-    """The config with what the manifest of `activations.path` settles.
+    """Return the config with the values that the manifest of `activations.path` sets.
 
     Raises:
-        ConfigError: no manifest, or the command asks for something else than it holds.
+        ConfigError: there is no manifest, or the command sets another value than the manifest.
     """
     manifest, given = read_manifest(cfg.activations.path or ""), given_keys(cfg, overrides)
     same_hooks = _other_names(cfg, manifest, given)
@@ -24,10 +26,10 @@ def from_cache(cfg: RunConfig, overrides: list[str]) -> RunConfig:
 
 
 def check_cached(cfg: RunConfig) -> LlmFacts:
-    """Facts of the LLM whose activations a cache holds; the LLM is needed for evaluation alone.
+    """Check a run's cache and return facts of its LLM, which only evaluation loads.
 
     Raises:
-        ConfigError: the cache is too short for the run, or a shard is not there.
+        ConfigError: the cache is too short for the run, or a shard is missing.
     """
     path = cfg.activations.path or ""
     manifest = read_manifest(path)
@@ -37,7 +39,10 @@ def check_cached(cfg: RunConfig) -> LlmFacts:
 
 
 def given_keys(cfg: RunConfig, overrides: list[str]) -> set[str]:
-    """Keys that the command sets: itself, by a group's file, or by an experiment, which shows as a change."""
+    """Return the keys that the command sets: directly, by a group's file, or by an experiment.
+
+    An experiment's keys are those whose values differ from the default config.
+    """
     given: set[str] = set()
     for override in map(parse, overrides):
         name = override.key_or_group
@@ -50,7 +55,7 @@ def given_keys(cfg: RunConfig, overrides: list[str]) -> set[str]:
 
 
 def _other_names(cfg: RunConfig, manifest: Manifest, given: set[str]) -> dict[str, str]:
-    """The hooks as the command spells them, where that means the manifest's: only its LLM can tell."""
+    """Return the hooks that the command names in other words than the manifest; its LLM translates them."""
     asked = {key: getattr(cfg, key) for key in ("hook", "target_hook")}
     there = {key: manifest.settings[key] for key in asked}
     if not given & {*asked} or asked == there:

@@ -1,16 +1,8 @@
-"""From the command line's overrides to a config: Hydra composes, and its errors become one line."""
-
-import dataclasses
-import difflib
-import itertools
-import typing
-from pathlib import Path
-from typing import Any
+"""The config of a run, composed by Hydra from the command line's overrides; its errors become one line."""
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,99 +12,16 @@ from sae_dist.config.run import RunConfig, register
 from sae_dist.config.secrets import check_secrets
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import first_line
-
-PACKAGE = Path(__file__).parents[1]
-OPTIONAL_GROUPS = ("experiment", "debug", "local")
-PEER_NAMES = {
-    "d_sae": "sae.num_latents",
-    "dict_size": "sae.num_latents",
-    "n_latents": "sae.num_latents",
-    "num_features": "sae.num_latents",
-    "expansion_factor": "sae.expansion",
-    "architecture": "sae.kind",
-    "auxk_alpha": "sae.aux_coefficient",
-    "dead_feature_window": "sae.dead_after",
-    "dead_feature_threshold": "sae.dead_after",
-    "hook_name": "hook",
-    "hook_point": "hook",
-    "hookpoint": "hook",
-    "hookpoints": "hook",
-    "layer": "hook",
-    "hook_name_out": "target_hook",
-    "transcode": "target_hook",
-    "skip_connection": "sae.skip",
-    "model": "llm.name",
-    "model_name": "llm.name",
-    "training_tokens": "train_tokens",
-    "total_training_tokens": "train_tokens",
-    "num_tokens": "train_tokens",
-    "train_batch_size_tokens": "batch",
-    "batch_size": "batch",
-    "context_size": "tokens.context",
-    "ctx_len": "tokens.context",
-    "dataset_path": "tokens.dataset",
-    "learning_rate": "optim.lr",
-    "lr_warm_up_steps": "optim.warmup",
-    "adam_beta1": "optim.beta1",
-    "adam_beta2": "optim.beta2",
-    "dtype": "precision",
-    "wandb_project": "metrics.project",
-    "run_name": "name",
-    "save_dir": "output",
-    "output_dir": "output",
-    "checkpoint_path": "output",
-}
-TYPE_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-}
-
-
-def data_folder(name: str) -> Path:
-    """A folder that an installed package holds inside, and a checkout at its top: `conf` or `slurm`."""
-    inside = PACKAGE / name
-    return inside if inside.is_dir() else PACKAGE.parent / name
-
-
-def conf_folders() -> list[Path]:
-    """The package's `conf`, and the user's in the folder where the command is given."""
-    ours, theirs = data_folder("conf").resolve(), Path("conf").resolve()
-    return [ours, theirs] if theirs.is_dir() and theirs != ours else [ours]
-
-
-def option_files() -> dict[str, dict[str, Path]]:
-    """Config groups, and their options' files by name; the user's own add to ours."""
-    ours = data_folder("conf")
-    found: dict[str, dict[str, Path]] = {path.name: {} for path in sorted(ours.iterdir()) if path.is_dir()}
-    for folder in reversed(conf_folders()):
-        for group, options in found.items():
-            options |= {file.stem: file for file in sorted((folder / group).glob("*.yaml"))}
-    return {group: dict(sorted(options.items())) for group, options in found.items()}
-
-
-def groups() -> dict[str, list[str]]:
-    """Config groups and their options."""
-    return {group: list(options) for group, options in option_files().items()}
-
-
-def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Every key of a run, dotted, with its type; sections have their dataclass."""
-    found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(node).items():
-        found[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            found |= schema(kind, f"{prefix}{name}.")
-    return found
+from sae_dist.launch.options import conf_folders, data_folder
+from sae_dist.launch.overrides import for_several, parse, type_in_words
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
-    """The config of one run, counts and open fields as they were written.
+    """Return the config of one run, with counts and open fields as they were written.
 
     Raises:
-        ConfigError: an override that no key, option or type of ours fits, a field that must be given, or a
-            password.
+        ConfigError: an override with an unknown key or option or a value of the wrong type, a field that must
+            be given and is not, or a password.
     """
     composed = _compose(overrides)
     try:
@@ -128,7 +37,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
 
 
 def print_config(overrides: list[str]) -> str:
-    """The composed config as YAML, as far as it is given."""
+    """Return the composed config as YAML; what must still be given is `???`."""
     return OmegaConf.to_yaml(_compose(overrides))
 
 
@@ -136,7 +45,7 @@ def _compose(overrides: list[str]) -> DictConfig:
     parsed = [parse(text) for text in overrides]
     for override in parsed:
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line} lists several values; {_for_several(override)}")
+            raise ConfigError(f"{override.input_line} lists several values; {for_several(override)}")
     _check_twice(parsed)
     lines = [override.input_line or "" for override in parsed]
     keys = {override.key_or_group for override in parsed}
@@ -153,95 +62,6 @@ def _compose(overrides: list[str]) -> DictConfig:
         raise _explain(error, parsed) from None
 
 
-def expand(overrides: list[str]) -> list[list[str]]:
-    """Every combination of the values that overrides list, the last varying fastest: what -m runs.
-
-    Raises:
-        ConfigError: not an override, or a sweep whose values cannot be listed.
-    """
-    choices = []
-    for override in map(parse, overrides):
-        key = override.get_key_element()
-        if override.is_sweep_override():
-            try:
-                choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-            except HydraException:
-                raise ConfigError(
-                    f"{override.input_line} does not say which values; list the values: {key}=first,second"
-                ) from None
-        else:
-            choices.append([override.input_line or ""])
-    return [list(each) for each in itertools.product(*choices)]
-
-
-def sweep_keys(overrides: list[str]) -> list[str]:
-    """Keys that a multirun varies."""
-    return [override.key_or_group for override in map(parse, overrides) if override.is_sweep_override()]
-
-
-def parse(text: str) -> Override:
-    """Read `key=value`; text that Hydra's grammar does not take, such as a path with braces, is quoted.
-
-    Raises:
-        ConfigError: no key=value, or no such key or option.
-    """
-    key, equals, value = text.partition("=")
-    if not equals and text.startswith("~"):
-        raise ConfigError(f"{text} removes a key; every key exists: write {text[1:]}=null")
-    if not equals:
-        raise ConfigError(f"{text} is not an override; write key=value, such as sae.k=16")
-    if key != key.strip() or value != value.lstrip():
-        raise ConfigError(f"{text} has spaces beside its =; write {key.strip()}={value.strip()}")
-    try:
-        override = OverridesParser.create().parse_override(text)
-    except HydraException:
-        if list in kinds_of(key) or str not in kinds_of(key):
-            _check_key(key.lstrip("+~"), value)
-            if list in kinds_of(key) and str in kinds_of(key):
-                fix = f"""quote its items: {key}='["..."]'"""
-            elif list in kinds_of(key):
-                fix = f"write the list without spaces, all of it in quotes: '{key}=[first,second]'"
-            else:
-                fix = f"""quote the value: {key}='"..."'"""
-            raise ConfigError(f"{key}={value} cannot be read; {fix}") from None
-        quoted = value.replace("'", "\\'")
-        override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
-    name = override.key_or_group
-    _check_key(name, value)
-    if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD):
-        raise ConfigError(f"{text} adds or removes a key; every key exists: write {name}={value or 'null'}")
-    if name in groups() and not override.is_sweep_override():
-        _check_option(name, override.value())
-    return override
-
-
-def kinds_of(key: str) -> list[Any]:
-    """The types that a key takes, those of its items behind that of the list; none: there is no such key."""
-    kind = schema().get(key)
-    parts = [kind, *typing.get_args(kind)]
-    parts += [item for part in parts[1:] for item in typing.get_args(part)]
-    return [typing.get_origin(part) or part for part in parts]
-
-
-def _type_of(key: str) -> str:
-    kinds = kinds_of(key)
-    if list not in kinds:
-        return " or ".join(TYPE_WORDS[kind] for kind in kinds if kind in TYPE_WORDS) or "one value"
-    items = [TYPE_WORDS[kind] for kind in kinds[kinds.index(list) + 1 :] if kind in TYPE_WORDS]
-    return f"a list, each item {items[0]}: '{key}=[first,second]'"
-
-
-def _for_several(override: Override) -> str:
-    """Return what to write instead of `grid.k=16,32` or `sae.k=16,32`."""
-    key = override.key_or_group
-    _, _, value = (override.input_line or "").partition("=")
-    if list in kinds_of(key):
-        return f"write it as a list: '{key}=[{value}]'"
-    grid = next((f"grid.{name}" for name, sets in VARIES.items() if sets == key), None)
-    stream = f"write '{grid}=[{value}]' to train all on one stream, or " if grid else ""
-    return f"{stream}add -m to start a run for each"
-
-
 def _check_twice(parsed: list[Override]) -> None:
     given = {override.key_or_group: override.input_line for override in parsed}
     varied = [(f"grid.{key}", sets) for key, sets in VARIES.items() if key != "hook"]
@@ -250,45 +70,8 @@ def _check_twice(parsed: list[Override]) -> None:
             raise ConfigError(f"{given[listed]} and {given[single]} are both given; give one")
 
 
-def _check_key(key: str, value: str) -> None:
-    keys = schema()
-    if key in groups():
-        return
-    if key in keys and dataclasses.is_dataclass(keys[key]):
-        inside = [name for name in keys if name.startswith(f"{key}.")]
-        raise ConfigError(f"{key}={value} gives a value to a section; its keys: {', '.join(inside)}")
-    if key in keys:
-        return
-    last = key.split(".")[-1]
-    leaves = [name for name in keys if not dataclasses.is_dataclass(keys[name])]
-    if last in PEER_NAMES:
-        raise ConfigError(f"{key} is not a key here; the same is called {PEER_NAMES[last]}")
-    meant = [f"{name}={value}" for name in leaves if name.split(".")[-1] == last]
-    if meant:
-        raise ConfigError(f"{key} is not a key; did you mean {' or '.join(meant)}?")
-    near = difflib.get_close_matches(key, dict.fromkeys([*leaves, *groups()]), n=3, cutoff=0.5)
-    ends = {name.split(".")[-1]: name for name in keys}
-    near = near or [ends[name] for name in difflib.get_close_matches(last, ends, n=3, cutoff=0.5)]
-    hint = f"nearest: {', '.join(near)}" if near else "sae-dist train --help lists the keys"
-    raise ConfigError(f"{key} is not a key; {hint}")
-
-
-def _check_option(group: str, value: Any) -> None:
-    options = groups()[group]
-    if value in options or (value is None and group in OPTIONAL_GROUPS):
-        return
-    named = {
-        "llm": f"; another model: llm.name={value}",
-        "tokens": f"; your own text: tokens.path={value}",
-        "cluster": f"; your own: conf/cluster/{value}.yaml, below the folder where you give the command",
-    }
-    raise ConfigError(
-        f"{group}={value} is not an option; options: {', '.join(options)}{named.get(group, '')}"
-    )
-
-
 def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
-    """One line for what OmegaConf or Hydra found."""
+    """Return an error of OmegaConf or Hydra as one line that names the override."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, OmegaConfBaseException):
         cause = cause.__cause__
@@ -297,6 +80,6 @@ def _explain(error: BaseException, parsed: list[Override]) -> ConfigError:
     for override in parsed:
         if key == override.key_or_group:
             text = (override.input_line or "").lstrip("+")
-            return ConfigError(f"{text} has the wrong type; {key} takes {_type_of(key)}")
+            return ConfigError(f"{text} has the wrong type; {key} takes {type_in_words(key)}")
     reason = first_line(cause or error)
     return ConfigError(f"{key}: {reason}" if key else reason)

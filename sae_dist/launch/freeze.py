@@ -1,4 +1,4 @@
-"""The run folder: made whole before the first rank starts, or found again. Nothing is half written."""
+"""The run folder: made complete before the first rank starts, or found again."""
 
 import json
 import os
@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.grid import single
 from sae_dist.config.resolve import identity
 from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
-from sae_dist.config.run import RunConfig, load_config, save_config
+from sae_dist.config.run import Resolved, Single, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
@@ -26,28 +27,30 @@ SHOWN_DIFFERENCES = 4
 
 @dataclass(frozen=True)
 class FolderKind:
-    """What a folder is made for.
+    """The purpose of a folder: a run, or an activation cache.
 
     Attributes:
-        noun: what to call it; config: the name of its frozen config.
-        identity: the values that make it what it is, of a resolved config.
-        is_finished: whether nothing is left to do in it.
-        space: bytes that it needs, what for, and how to need fewer, by config and width of the rows.
+        noun: what messages call it.
+        config: the name of its frozen config.
+        identity: returns the values of a resolved config that may not change.
+        is_finished: returns whether nothing is left to do in the folder.
+        space: given a config and the width of the rows, returns the bytes that it needs, what for, and how to
+            need fewer.
     """
 
     noun: str
     config: str
-    identity: Callable[[RunConfig], dict[str, Any]]
+    identity: Callable[[Resolved], dict[str, Any]]
     is_finished: Callable[[Path], bool]
-    space: Callable[[RunConfig, int], tuple[int, str, str]]
+    space: Callable[[Single, int], tuple[int, str, str]]
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A run folder.
+    """A run folder whose config is frozen.
 
     Attributes:
-        finished: there is nothing left to do.
+        finished: nothing is left to do in it.
         made: the folders that this command made for it, innermost first.
     """
 
@@ -56,7 +59,7 @@ class Frozen:
     made: tuple[Path, ...] = ()
 
     def discard(self) -> None:
-        """Take back what this command made, unless work is in it."""
+        """Remove what this command made, unless it holds checkpoints or shards already."""
         if any(any(self.folder.glob(pattern)) for pattern in WORK):
             return
         if self.made:
@@ -65,25 +68,24 @@ class Frozen:
 
 
 def freeze(
-    cfg: RunConfig,
+    cfg: Resolved,
     width: int,
     kind: FolderKind | None = None,
-    members: Sequence[RunConfig] = (),
+    members: Sequence[Single] = (),
     widths: Sequence[int] = (),
 ) -> Frozen:
     """Make the folder of a resolved config, or find it.
 
     Args:
-        members: configs of a grid's dictionaries, with folders of their own in it; `widths` as `width`.
-        width: D of the activations, D_in + D_out of a transcoder's; with it, the space that the run will
-            need is known.
+        width: D of the activations, D_in + D_out for a transcoder; from it follows the space that is needed.
         kind: None: a run.
+        members: configs of a grid's dictionaries, which get folders of their own in it.
+        widths: as `width`, for each of `members`.
 
     Raises:
         ConfigError: the folder belongs to another config or to something else, is unfinished without
             `resume=auto`, cannot be written, or has too little space.
     """
-    assert cfg.name is not None, "filled in by config.resolve"
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
     try:
@@ -93,7 +95,7 @@ def freeze(
             raise ConfigError(
                 f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
             )
-        parts = zip(members, widths, strict=True) if members else [(cfg, width)]
+        parts = zip(members, widths, strict=True) if members else [(single(cfg, folder), width)]
         spaces = [kind.space(each, columns) for each, columns in parts]
         _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
         return Frozen(folder, made=_write_new(cfg, folder, kind, members))
@@ -105,9 +107,9 @@ def freeze(
 
 
 def continue_folder(
-    folder: Path, configs: Iterable[tuple[RunConfig, Path]], kind: FolderKind | None = None
+    folder: Path, configs: Iterable[tuple[Resolved, Path]], kind: FolderKind | None = None
 ) -> None:
-    """Freeze configs in place of those before, and add this start to the folder's provenance.
+    """Replace the frozen configs, and add this start to the folder's provenance.
 
     Raises:
         ConfigError: the folder cannot be read or written.
@@ -124,11 +126,11 @@ def continue_folder(
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether training and evaluation are done."""
+    """Return whether training and evaluation are done."""
     return status(folder) == FINISHED
 
 
-def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]) -> Frozen:
+def _reopen(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> Frozen:
     begun = load_config(folder / kind.config)
     _check_same(kind.identity(begun), kind.identity(cfg), folder, kind)
     longer = kind is RUN and cfg.train_tokens != begun.train_tokens
@@ -146,7 +148,7 @@ def _reopen(cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[Ru
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
             "with; a run that goes on may become longer only: choose another name="
         )
-    parts = [(cfg, folder), *((member, folder / (member.name or "")) for member in members)]
+    parts = [(cfg, folder), *((member, folder / member.name) for member in members)]
     continue_folder(folder, parts, kind)
     if longer:
         for _, its in parts:
@@ -162,7 +164,7 @@ def _newest_step(folder: Path) -> int:
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:
-    """Refuse values other than those that the folder was begun with; a run's length is looked at later."""
+    """Refuse values that the folder was not begun with; a run's length is checked later."""
     free = ("train_tokens",) if kind is RUN else ()
     differing = [
         f"{key} is {there} there and {now[key]} here"
@@ -178,10 +180,8 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: 
         )
 
 
-def _write_new(
-    cfg: RunConfig, folder: Path, kind: FolderKind, members: Sequence[RunConfig]
-) -> tuple[Path, ...]:
-    """Complete or absent: written beside its place, then renamed. Returns the folders made."""
+def _write_new(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> tuple[Path, ...]:
+    """Write a new folder, complete or absent, and return the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -189,8 +189,8 @@ def _write_new(
         save_config(cfg, temporary / kind.config)
         write_json(temporary / PROVENANCE, provenance())
         for member in members:
-            (temporary / (member.name or "")).mkdir()
-            save_config(member, temporary / (member.name or "") / kind.config)
+            (temporary / member.name).mkdir()
+            save_config(member, temporary / member.name / kind.config)
         os.rename(temporary, folder)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -205,8 +205,8 @@ def _remove_empty(folders: Iterable[Path]) -> None:
             folder.rmdir()
 
 
-def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
-    """Checkpoints (weights and two moments) and the export."""
+def _run_space(cfg: Single, width: int) -> tuple[int, str, str]:
+    """Return the bytes of all checkpoints (weights and two moments) and the export."""
     kept = most_checkpoints(cfg)
     needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
     return needed, f"{kept} checkpoints and the export", "lower checkpoint.keep"
@@ -215,7 +215,7 @@ def _run_space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
 RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)
 
 
-def _check_space(cfg: RunConfig, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
+def _check_space(cfg: Resolved, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
     needed, what, fewer = space[0] + SPARE_BYTES, *space[1:]
     existing = next(parent for parent in folder.absolute().parents if parent.exists())
     free = shutil.disk_usage(existing).free

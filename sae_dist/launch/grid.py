@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.grid import member_folders, members, varied
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
+from sae_dist.core.text import columns
 
 EVALUATED_BYTES = 4 << 30
 """Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
@@ -22,8 +23,8 @@ COLUMNS = (
 )
 
 
-def finish_grid(cfg: RunConfig, folder: Path) -> str:
-    """Export and evaluate what was trained to its end; write the run's summary.json; its table.
+def finish_grid(cfg: Resolved, folder: Path) -> str:
+    """Export and evaluate what was trained to its end, write the run's summary.json, return its table.
 
     Raises:
         NumericsError: every dictionary was given up.
@@ -50,14 +51,14 @@ def finish_grid(cfg: RunConfig, folder: Path) -> str:
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
     result: dict[str, Any] = {"status": FINISHED, "dictionaries": found}
     result["cost"] = cost(cfg, list(found.values()))
-    trained = [m for m in members(cfg) if found[m.name or ""]["status"] != DIVERGED]
+    trained = [m for m in members(cfg) if found[m.name]["status"] != DIVERGED]
     result["seeds"] = compare_seeds(trained, folder) if "seed" in varied(cfg) else []
     write_json(folder / SUMMARY, result)
     return format_grid(result)
 
 
 def batches(folders: list[Path]) -> list[list[Path]]:
-    """Dictionaries that are evaluated in one pass, by the size of their exports; a large one is alone."""
+    """Group dictionaries for evaluation in one pass, by the size of their exports; a large one is alone."""
     found: list[list[Path]] = []
     room = 0
     for folder in folders:
@@ -70,11 +71,11 @@ def batches(folders: list[Path]) -> list[list[Path]]:
     return found
 
 
-def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None:
-    """Seconds of training on one rank: the stream's, the dictionaries', and of as many runs of one each.
+def cost(cfg: Resolved, found: list[dict[str, Any]]) -> dict[str, float] | None:
+    """Return seconds of training: the stream's, the dictionaries', and those of one run per dictionary.
 
-    None where producers compute the stream, as the consumers' wait for it is no cost of the LLM, where
-    several groups read it, and on a GPU, whose work the host's clock does not see.
+    None where producers compute the stream (the consumers' wait for it is not the LLM's cost), where several
+    groups read it, and on a GPU, whose work the host's clock does not measure.
     """
     timed = [each for each in found if each["stream_seconds"] is not None]
     if cfg.topology.producers or cfg.topology.groups > 1 or cfg.device != "cpu" or not timed:
@@ -91,15 +92,14 @@ def cost(cfg: RunConfig, found: list[dict[str, Any]]) -> dict[str, float] | None
 
 
 def format_grid(result: dict[str, Any]) -> str:
-    """A row per dictionary; below, what one stream saved and how far seeds agree."""
+    """Return a table with a row per dictionary, then what one stream saved and how far seeds agree."""
     found: dict[str, dict[str, Any]] = result["dictionaries"]
     shown = [column for column in COLUMNS if any(each[column[1]] is not None for each in found.values())]
     lines = [["dictionary", *(head for head, _, _ in shown)]]
     for name, each in found.items():
         cells = ["-" if each[key] is None else f"{each[key]:{form}}" for _, key, form in shown]
         lines.append([name, *cells])
-    wide = [max(len(line[c]) for line in lines) for c in range(len(lines[0]))]
-    table = ["  ".join([line[0].ljust(wide[0]), *map(str.rjust, line[1:], wide[1:])]) for line in lines]
+    table = columns(lines)
     table += [f"{name}: given up: {each['reason']}" for name, each in found.items() if each["reason"]]
     if result["cost"]:
         table.append(

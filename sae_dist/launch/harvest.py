@@ -1,4 +1,4 @@
-"""`harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
+"""The steps of `sae-dist harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
 
 import hashlib
 import json
@@ -7,10 +7,8 @@ import re
 import sys
 from pathlib import Path
 
-from sae_dist.config.grid import varied
-from sae_dist.config.resolve import parse_counts
 from sae_dist.config.rules.cache import harvest_identity
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.run import Resolved, RunConfig, load_config, parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import gib
@@ -42,12 +40,12 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     # Nothing is trained: every rank is a producer.
     cfg.topology.shard = cfg.topology.dp = 1
     validate(cfg)
-    if cfg.activations.kind != "llm":
+    if not cfg.runs_llm:
         raise ConfigError(
             f"activations.kind={cfg.activations.kind}: a harvest keeps the activations of a language model; "
             "leave activations out"
         )
-    if varied(cfg):
+    if cfg.is_grid:
         raise ConfigError("grid is not read by a harvest; train with grid keys from the cache that it makes")
     if cfg.llm.shard != "none":
         raise ConfigError(
@@ -62,11 +60,11 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
         )
     name = cfg.name
     settled = settle(cfg)
-    cfg = settled.cfg
-    validate(cfg)
-    _check_devices(cfg, ranks, world_size)
-    cfg.name = name or _name(cfg)
-    frozen = freeze(cfg, settled.columns, _cache_folder())
+    resolved = settled.cfg
+    validate(resolved)
+    _check_devices(resolved, ranks, world_size)
+    resolved.name = name or _name(resolved)
+    frozen = freeze(resolved, settled.columns, _cache_folder())
     if settled.note:
         print(settled.note, file=sys.stderr)
     if frozen.finished:
@@ -91,7 +89,7 @@ def _is_finished(folder: Path) -> bool:
     return True
 
 
-def _space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
+def _space(cfg: Resolved, width: int) -> tuple[int, str, str]:
     """Return the bytes that all chunks need, a phrase that counts them, and how to need fewer."""
     from sae_dist.train.harvest import lane_chunks
     from sae_dist.transport.cache_manifest import DTYPES
@@ -101,7 +99,7 @@ def _space(cfg: RunConfig, width: int) -> tuple[int, str, str]:
     return chunks * chunk_bytes, f"{chunks} chunks of {chunk_bytes} bytes", "lower train_tokens"
 
 
-def _name(cfg: RunConfig) -> str:
+def _name(cfg: Resolved) -> str:
     """Return `<llm>-<hook>-cache-<hash>`; a transcoder's hook is `<hook>-to-<target_hook>`."""
     hooks = [hook.removesuffix(":out").replace(":", "_") for hook in (cfg.hook, cfg.target_hook) if hook]
     text = json.dumps(harvest_identity(cfg), sort_keys=True)
@@ -110,7 +108,7 @@ def _name(cfg: RunConfig) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{readable[:200]}-{digest}").lstrip(".")
 
 
-def _check_devices(cfg: RunConfig, ranks: int, world_size: int | None) -> None:
+def _check_devices(cfg: Resolved, ranks: int, world_size: int | None) -> None:
     if cfg.device != "cuda" or world_size is not None:
         return
     import torch

@@ -18,9 +18,9 @@ def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
         ConfigError: the input is wrong; nothing was written.
     """
     from sae_dist.config.validate import validate
+    from sae_dist.export.importing import Imported
     from sae_dist.launch.freeze import freeze
     from sae_dist.launch.settle import composed, settle
-    from sae_dist.train.importing import Imported
 
     imported = Imported.read(folder, layout)
     known = {word.partition("=")[0].lstrip("+") for word in overrides}
@@ -28,7 +28,7 @@ def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
     cfg = composed([*(f"{key}={_written(value)}" for key, value in more.items()), *overrides])
     if cfg.name is None:
         raise ConfigError("name must be given: write name=..., the run folder in output=outputs")
-    if cfg.activations.kind == "llm" and cfg.hook is None:
+    if cfg.runs_llm and cfg.hook is None:
         raise ConfigError(f"{imported.source} does not say its hook; write hook=..., such as hook=layers.10")
     if imported.sae.transcoder and cfg.target_hook is None:
         raise ConfigError(

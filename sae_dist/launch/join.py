@@ -1,4 +1,4 @@
-"""Inside torchrun or a Slurm step: rank 0 composes and freezes; the others wait and read."""
+"""The ranks inside torchrun or a Slurm step: rank 0 composes and freezes, the others wait and read."""
 
 import json
 import time
@@ -18,7 +18,7 @@ POLL_S = 0.1
 
 
 class SaidByRankZero(Told):
-    """What rank 0 says for all: the other ranks leave with its exit code, without a word."""
+    """An error that rank 0 prints for all; the other ranks leave silently, with its exit code."""
 
     def __init__(self, exit_code: int):
         super().__init__("rank 0 said why")
@@ -26,9 +26,9 @@ class SaidByRankZero(Told):
 
 
 def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
-    """The run folder that rank 0 prepared, on every rank.
+    """Return the run folder that rank 0 prepares, on every rank.
 
-    Rank 0 may take long, to download a model: the others wait for as long as it lives.
+    Rank 0 may need long, to download a model; the others wait for as long as it lives.
 
     Raises:
         Exception: what rank 0 raised, on rank 0.
@@ -59,7 +59,7 @@ def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
 
 
 def _answer(store: dist.Store, where: Place, answer: dict[str, object]) -> None:
-    """Rank 0 may host the store: it stays until every rank has read the answer."""
+    """Send the answer, and wait until every rank has read it: rank 0 may host the store."""
     store.set("run", json.dumps(answer))
     store.add("read", 1)
     while store.add("read", 0) < where.world:
@@ -67,7 +67,7 @@ def _answer(store: dist.Store, where: Place, answer: dict[str, object]) -> None:
 
 
 def _store(where: Place) -> dist.Store:
-    """The store that the launcher provides, or one hosted by rank 0, as torch's env:// rendezvous does it."""
+    """Return the launcher's store, or one hosted by rank 0, as torch's env:// rendezvous finds it."""
     slurm_rendezvous()
     store, _, _ = next(dist.rendezvous("env://", where.rank, where.world, timeout=timedelta(seconds=WAIT_S)))
     return store

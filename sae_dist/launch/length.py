@@ -1,4 +1,4 @@
-"""A run that goes on to a greater length than it was begun with."""
+"""Runs that continue to a greater length than they were begun with."""
 
 import copy
 from pathlib import Path
@@ -8,13 +8,13 @@ from sae_dist.launch.settle import Settled
 
 
 def as_begun(cfg: RunConfig, config_name: str) -> RunConfig:
-    """A copy with the length that the config in its folder has, if there is one.
+    """Return a copy with the length that the config in its folder has, if there is one.
 
-    What a config leaves open is filled in from its length: settled like this, it gets the values that the run
-    was begun with, and nothing but the length differs.
+    Open fields are filled in from the length. Settled with the first length, a config gets the values that
+    the run was begun with, and only the length differs.
 
     Raises:
-        ConfigError: what lies there is not the config of a run.
+        ConfigError: the file is not the config of a run.
     """
     frozen = Path(cfg.output).expanduser() / cfg.name / config_name if cfg.name else None
     if frozen is None or not frozen.is_file():
@@ -25,7 +25,7 @@ def as_begun(cfg: RunConfig, config_name: str) -> RunConfig:
 
 
 def with_length(settled: Settled, tokens: int) -> Settled:
-    """The same run, trained for `tokens`; its schedule becomes that of the new length.
+    """Return the same run, trained for `tokens`, with the schedule of that length.
 
     Raises:
         ConfigError: its cache of activations is shorter.
@@ -35,7 +35,7 @@ def with_length(settled: Settled, tokens: int) -> Settled:
     settled = copy.deepcopy(settled)
     for cfg in (settled.cfg, *settled.members):
         cfg.train_tokens = tokens
-    if settled.cfg.activations.kind == "cache":
+    if settled.cfg.reads_cache:
         from sae_dist.launch.cached import check_cached
 
         check_cached(settled.cfg)

@@ -1,4 +1,4 @@
-"""Where a run came from: code, versions, machine, command. Never the environment: it may hold secrets."""
+"""The origin of a run: code, versions, machine, command. Never the environment, which may hold secrets."""
 
 import importlib.metadata
 import platform
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def provenance() -> dict[str, Any]:
-    """What `provenance.json` holds of one start of a run; JSON-able."""
+    """Return the entry of provenance.json for one start of a run."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["sae-dist", *sys.argv[1:]]),
@@ -44,9 +44,9 @@ def _version(name: str) -> str | None:
 
 
 def _git() -> dict[str, str | None]:
-    """Commit and uncommitted changes of this package's own checkout, if it is in one.
+    """Return the commit and uncommitted changes of this package's own checkout, if it is in one.
 
-    An environment inside somebody's repository is no checkout of ours: git must track this file.
+    An environment inside another repository is not such a checkout: git must track this file.
     """
     tracked = _run_git("ls-files", "--error-unmatch", __file__)
     if tracked is None:

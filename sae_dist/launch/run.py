@@ -1,4 +1,4 @@
-"""`train` and `resume`: compose -> facts -> resolve -> validate -> freeze -> start -> export -> evaluate."""
+"""The steps of `sae-dist train`: compose -> facts -> resolve -> validate -> freeze -> start -> evaluate."""
 
 import os
 import signal
@@ -125,7 +125,7 @@ def tell_finished(folder: Path) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Export the newest checkpoint, evaluate the export, print the table: of each dictionary of a grid.
+    """Export the newest checkpoint, evaluate the export, print the table; all dictionaries of a grid.
 
     Raises:
         Preempted: SIGTERM or SIGUSR2 asked to stop.
@@ -135,7 +135,7 @@ def finish(folder: Path) -> None:
     from sae_dist.train.export import export_run, publish_run
 
     cfg = load_config(folder / CONFIG)
-    with stopping_on_request():
+    with stopping_on_request(folder):
         if varied(cfg):
             from sae_dist.launch.grid import finish_grid
 
@@ -149,11 +149,11 @@ def finish(folder: Path) -> None:
 
 
 @contextmanager
-def stopping_on_request() -> Iterator[None]:
-    """After training, when nothing is left to save, a signal to stop is obeyed at once."""
+def stopping_on_request(folder: Path) -> Iterator[None]:
+    """Stop at once when a signal asks to: after training nothing is left to save."""
 
     def stop(_number: int, _frame: object) -> None:
-        raise Preempted("stopped after training; the same command with resume=auto evaluates it")
+        raise Preempted(f"stopped after training as asked. Evaluate it: sae-dist resume {folder}")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
     try:

@@ -1,4 +1,4 @@
-"""What a run needs to know before it starts: the model, its hooks, the source of data, this machine."""
+"""The facts that a config is completed with: the model, its hooks, the source of data, this machine."""
 
 import copy
 import dataclasses
@@ -6,11 +6,11 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sae_dist.config.grid import captured, varied
-from sae_dist.config.resolve import parse_counts, resolve, resolved_members
+from sae_dist.config.grid import captured
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, RunConfig, Single, parse_counts
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import launched, place
 from sae_dist.launch.compose import compose_config
@@ -24,14 +24,15 @@ class Settled:
     """A config with nothing left open.
 
     Attributes:
-        members: of a grid, the configs of its dictionaries; of another run none.
-        columns: width of the rows that flow; widths: of those that each dictionary reads.
-        note: how hooks' names were read, if not as they stand.
+        columns: width of the rows that flow.
+        members: configs of a grid's dictionaries; empty for another run.
+        widths: width of the rows that each of `members` reads.
+        note: how hooks' names were translated; None: they were not.
     """
 
-    cfg: RunConfig
+    cfg: Resolved
     columns: int
-    members: tuple[RunConfig, ...] = ()
+    members: tuple[Single, ...] = ()
     widths: tuple[int, ...] = ()
     note: str | None = None
 
@@ -39,28 +40,30 @@ class Settled:
     def of(
         cls, cfg: RunConfig, facts: "LlmFacts | None", width: int, columns: int, note: str | None = None
     ) -> "Settled":
-        """From a config that was composed.
+        """Complete a composed config.
 
         Raises:
             ConfigError: see `config.resolve`, and `train.warm.check_start`.
         """
-        cfg = resolve(cfg, facts, width)
-        check_held_out(cfg, columns)
-        found = resolved_members(cfg, facts, width) if varied(cfg) else []
+        resolved = resolve(cfg, facts, width)
+        check_held_out(resolved, columns)
+        found = resolved_members(resolved, facts, width)
         widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
-        for each, its in zip(found or [cfg], widths or (columns,), strict=True):
+        for each, its in zip(found, widths, strict=True):
             if each.sae.start is not None:
                 from sae_dist.train.warm import check_start
 
-                check_start(each, its)
-        return cls(cfg, columns, tuple(found), widths, note)
+                check_start(each, each.sae.start, its)
+        if not resolved.is_grid:
+            return cls(resolved, columns, note=note)
+        return cls(resolved, columns, tuple(found), widths, note)
 
 
 def check_restarts() -> None:
-    """Whether ranks that torchrun starts again will find each other.
+    """Check that ranks which torchrun restarts will find each other.
 
-    By default it keeps one store over all of its restarts, and in it what the ranks before wrote: where they
-    listened, and that one of them failed.
+    By default torchrun keeps one store over all of its restarts, with what the earlier ranks wrote into it:
+    where they listened, and that one of them failed.
 
     Raises:
         ConfigError: they will not.
@@ -74,13 +77,13 @@ def check_restarts() -> None:
 
 
 def composed(overrides: list[str]) -> RunConfig:
-    """The config with its counts parsed; trained from a cache, with what that settles.
+    """Return the config with its counts parsed and, if it trains from a cache, with the cache's values.
 
     Raises:
         ConfigError: see `compose_config` and `from_cache`.
     """
     cfg = parse_counts(compose_config(overrides))
-    if cfg.activations.kind == "cache" and cfg.activations.path:
+    if cfg.reads_cache and cfg.activations.path:
         from sae_dist.launch.cached import from_cache
 
         return from_cache(cfg, overrides)
@@ -88,7 +91,7 @@ def composed(overrides: list[str]) -> RunConfig:
 
 
 def for_cluster(cfg: RunConfig) -> RunConfig:
-    """The config of a run that is submitted: for the nodes' devices, and to continue at every start."""
+    """Return the config of a submitted run: for the nodes' devices, and continued at every start."""
     cfg = copy.deepcopy(cfg)
     cfg.resume = "auto"
     if cfg.device == "auto":
@@ -101,7 +104,7 @@ def for_cluster(cfg: RunConfig) -> RunConfig:
 def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     """Fill in what the model, the data and this machine decide.
 
-    Opens the source of data and reads a chunk of tokens: what is wrong with it shows here.
+    Opens the source of data and reads a chunk of tokens, so that errors in it are found here.
 
     Args:
         submitted: the run will have another machine's memory.
@@ -112,8 +115,8 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     if cfg.sae.start is not None:
         from sae_dist.train.warm import with_start
 
-        cfg = with_start(cfg)
-    if cfg.activations.kind == "file":
+        cfg = with_start(cfg, cfg.sae.start)
+    if cfg.reads_file:
         import torch
 
         from sae_dist.transport.file import FileChunkSource, open_array
@@ -123,12 +126,12 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
         source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
         return Settled.of(cfg, None, source.width, source.width)
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         from sae_dist.transport.ground_truth import GroundTruth
 
         width = GroundTruth.of(cfg.activations, cfg.seed).width
         return Settled.of(cfg, None, width, width)
-    if cfg.activations.kind == "cache":
+    if cfg.reads_cache:
         from sae_dist.launch.cached import check_cached
 
         facts = check_cached(cfg)
@@ -147,8 +150,8 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     return settled
 
 
-def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
-    """Read the first chunk to train on, and the first held-out one as evaluation will.
+def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
+    """Read the first chunk to train on, and the first held-out one, as training and evaluation will.
 
     Raises:
         ConfigError: the source of tokens is wrong, or has too little to evaluate on.
@@ -171,8 +174,8 @@ def check_tokens(cfg: RunConfig, facts: "LlmFacts") -> None:
         )
 
 
-def check_devices(cfg: RunConfig, world_size: int | None) -> None:
-    """Every rank that this command starts needs a GPU of its own.
+def check_devices(cfg: Resolved, world_size: int | None) -> None:
+    """Check that each rank which this command starts has a GPU of its own.
 
     Raises:
         ConfigError: there are fewer.

@@ -1,4 +1,4 @@
-"""Starts the ranks of a run on this machine and watches them, without a launcher around it."""
+"""Ranks of a run that are started and watched on this machine, without a launcher."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ PARENT_PIPE = "--parent-pipe"
 
 
 class RankFailed(SaeDistError):
-    """A rank ended badly; carries its exit code."""
+    """The failure of a rank, with its exit code."""
 
     def __init__(self, message: str, exit_code: int):
         super().__init__(message)
@@ -33,9 +33,12 @@ def spawn(folder: Path, world: int, role: str) -> None:
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
     system chose. Signals are passed on to the ranks. Ranks notice the end of this process through a pipe.
 
+    Args:
+        role: see `commands.rank`.
+
     Raises:
         RankFailed: the first rank that failed, with its reason; the others were stopped.
-        Preempted: a signal that was passed on ended a rank before it could save.
+        Preempted: the ranks stopped as asked; or a signal that was passed on ended one before it could save.
     """
     import torch.distributed as dist
 
@@ -49,7 +52,7 @@ def spawn(folder: Path, world: int, role: str) -> None:
     os.close(ours)
     try:
         with _passing_on_signals(ranks) as passed_on:
-            _watch(ranks, logs, passed_on)
+            _watch(ranks, logs, passed_on, _how_to_go_on(role, folder))
     finally:
         os.close(theirs)
 
@@ -80,8 +83,8 @@ def _start(
         )
 
 
-def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int]) -> None:
-    """Wait for all; on the first failure stop the rest and raise it."""
+def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int], go_on: str) -> None:
+    """Wait for all ranks; after a failure stop the others and raise it."""
     while not any(rank.poll() for rank in ranks):
         if all(rank.poll() == 0 for rank in ranks):
             return
@@ -98,14 +101,14 @@ def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int]
     for rank in ranks:
         rank.wait()
     if -ranks[first].returncode in passed_on:
-        raise Preempted("stopped on request; run the same command with resume=auto")
-    raise _failure(first, ranks[first].returncode, logs)
+        raise Preempted(f"stopped as asked, before this step was saved. Go on: {go_on}")
+    raise _failure(first, ranks[first].returncode, logs, go_on)
 
 
 def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
-    """The rank that others failed after: one that was killed, else the one that wrote its reason first.
+    """Return the rank that failed first: one that was killed, else the one that wrote its reason first.
 
-    A rank tells the others before it writes its reason: one that says no more than what it was told is later.
+    A rank informs the others before it writes its reason; one that only repeats another's reason is later.
     """
 
     def order(rank: int) -> tuple[int, float]:
@@ -120,14 +123,20 @@ def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
     return min(range(len(ranks)), key=order)
 
 
-def _failure(rank: int, code: int, logs: Path) -> RankFailed:
+def _how_to_go_on(role: str, folder: Path) -> str:
+    return f"sae-dist resume {folder}" if role == "train" else "the same command with resume=auto"
+
+
+def _failure(rank: int, code: int, logs: Path, go_on: str) -> SaeDistError:
     if code < 0:
         name, latest = signal.Signals(-code).name, logs.parent / CHECKPOINTS / LATEST
         last = latest.read_text(encoding="utf-8").strip() if latest.is_file() else "none"
         where = f"host {socket.gethostname()}, last checkpoint {last}"
-        return RankFailed(f"rank {rank} was killed by {name} ({where}); continue with resume=auto", 1)
+        return RankFailed(f"rank {rank} was killed by {name} ({where}); go on: {go_on}", 1)
     reason = _reason(logs, rank)
     text = reason.read_text(encoding="utf-8").strip() if reason.exists() else ""
+    if code == Preempted.exit_code and text:
+        return Preempted(text)
     return RankFailed(f"rank {rank}: {text or f'it exited with code {code}'}", code or 1)
 
 
@@ -144,7 +153,7 @@ def _signal(ranks: list[subprocess.Popen[bytes]], number: int) -> None:
 
 @contextlib.contextmanager
 def _passing_on_signals(ranks: list[subprocess.Popen[bytes]]) -> Iterator[set[int]]:
-    """Meanwhile signals go to the ranks; those that came before any rank failed are remembered."""
+    """Pass signals on to the ranks, and yield the set of those that came before any rank failed."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
     passed_on: set[int] = set()
 

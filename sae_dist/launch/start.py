@@ -1,4 +1,4 @@
-"""A prepared run folder, worked in to its end: by ranks started here, or as one rank of a launcher's."""
+"""The way from a prepared run folder to a finished one: ranks started here, or one rank of a launcher."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from sae_dist.launch.freeze import Frozen
 
 @dataclass(frozen=True)
 class Rank:
-    """What each rank of a command does.
+    """The work of each rank of a command.
 
     Attributes:
         role: `sae-dist rank ROLE FOLDER` is one of them.
@@ -56,10 +56,10 @@ def start(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[
 
 
 def _join(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[[Path], None]) -> None:
-    """Be one of the ranks that a launcher started.
+    """Join the ranks that a launcher started.
 
     Raises:
-        SaeDistError: this rank's own; what all ranks raise alike is said by rank 0 alone.
+        SaeDistError: this rank's own error; one that all ranks raise is printed by rank 0 alone.
     """
     from sae_dist.launch.join import SaidByRankZero, agree_on_run
 

@@ -1,4 +1,4 @@
-"""`sae-dist submit`: freeze the run folder, write the job that trains it, hand that to Slurm."""
+"""The steps of `sae-dist submit`: freeze the run folder, write its job, pass that to Slurm."""
 
 import hashlib
 import os
@@ -14,24 +14,24 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG, JOB, LOGS
-from sae_dist.launch.compose import data_folder
 from sae_dist.launch.freeze import Frozen
+from sae_dist.launch.options import data_folder
 from sae_dist.launch.run import prepare
 
 LOG = "all.log"
 SBATCH_TIMEOUT_S = 120
 NO_CONTROLLER = ("Unable to contact slurm controller", "Could not establish a configuration source")
-"""Of what sbatch says where Slurm's commands are installed and no cluster is."""
+"""Parts of sbatch's message where Slurm's commands are installed without a cluster."""
 
 
 def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
-    """One run, from its overrides to a job in the queue.
+    """Submit one run, from its overrides to a job in the queue.
 
     Args:
-        only_write: leave the job to the user.
+        only_write: write the job, do not submit it.
 
     Raises:
-        ConfigError: the input is wrong, or Slurm does not take the job; nothing is left behind.
+        ConfigError: the input is wrong, or Slurm rejected the job; nothing is left behind.
     """
     check_slurm(only_write)
     frozen = prepare(overrides, None, submitted=True)
@@ -50,13 +50,13 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
 
 
 def told(frozen: Frozen, job: str) -> str:
-    """The one line after a submission."""
+    """Return the line that is printed after a submission."""
     folder = os.path.relpath(frozen.folder)
     return f"submitted job {job}: {folder} (log: {folder}/{LOGS}/{LOG})"
 
 
 def check_slurm(only_write: bool = False) -> None:
-    """Whether jobs can be submitted from here.
+    """Check that jobs can be submitted from here.
 
     Raises:
         ConfigError: they cannot.
@@ -70,10 +70,10 @@ def check_slurm(only_write: bool = False) -> None:
 
 
 def sbatch(words: list[str]) -> str:
-    """Submit; returns the job's number.
+    """Submit a job and return its number.
 
     Raises:
-        ConfigError: Slurm does not take it, or does not answer.
+        ConfigError: Slurm rejected it, or did not answer.
     """
     # Inside another job its variables would be taken for options of this one.
     environment = {
@@ -94,14 +94,12 @@ def sbatch(words: list[str]) -> str:
         said = " ".join(line.removeprefix("sbatch: error: ") for line in done.stderr.splitlines())
         if any(word in said for word in NO_CONTROLLER):
             raise ConfigError(f"sbatch finds no Slurm to submit to ({said}); --dry-run only writes the job")
-        raise ConfigError(
-            f"Slurm does not take the job: {said}; see the keys of cluster (cluster.partition, ...)"
-        )
+        raise ConfigError(f"Slurm rejected the job: {said}; see the keys of cluster (cluster.partition, ...)")
     return done.stdout.strip().split(";")[0]
 
 
 def write_script(folder: Path) -> Path:
-    """`submit.sbatch` of a frozen run folder, complete or absent; returns its path."""
+    """Write submit.sbatch of a frozen run folder, complete or absent, and return its path."""
     folder = folder.resolve()
     cfg = load_config(folder / CONFIG)
     (folder / LOGS).mkdir(exist_ok=True)
@@ -111,10 +109,10 @@ def write_script(folder: Path) -> Path:
 
 
 def render(cfg: RunConfig, folder: Path) -> str:
-    """The job of a run: slurm/train.sbatch, filled in.
+    """Return the job of a run: slurm/train.sbatch, filled in.
 
     Args:
-        folder: absolute; paths in the config are meant from where this process is.
+        folder: absolute; relative paths in the config are relative to the current folder.
     """
     cluster = cfg.cluster
     parts = {
@@ -135,7 +133,7 @@ def render(cfg: RunConfig, folder: Path) -> str:
 
 
 def option_lines(cfg: RunConfig, folder: Path) -> list[str]:
-    """Options of sbatch; of a heterogeneous job those of its consumers, `hetjob`, those of its producers."""
+    """Return the options of sbatch; for a heterogeneous job the consumers', `hetjob`, then the producers'."""
     cluster, producer = cfg.cluster, cfg.cluster.producer
     consumers, producers = role_ranks(cfg)
     apart = asks_apart(cfg)
@@ -165,7 +163,7 @@ PER_ROLE = ("cpus-per-task", "gpus-per-task", "mem")
 
 
 def job_options(cfg: RunConfig) -> dict[str, object]:
-    """What `cluster` asks sbatch for, whatever the job."""
+    """Return the options of sbatch that `cluster` sets, the same for every kind of job."""
     cluster = cfg.cluster
     asked: dict[str, object] = {
         "account": cluster.account,
@@ -181,7 +179,7 @@ def job_options(cfg: RunConfig) -> dict[str, object]:
 
 
 def lines_of(options: dict[str, object]) -> list[str]:
-    """`--key=value`, or `--key` where there is no value."""
+    """Return each option as `--key=value`, or `--key` where there is no value."""
     return [
         f"--{key}" if value is None else f"--{key}={shlex.quote(str(value))}"
         for key, value in options.items()
@@ -189,12 +187,12 @@ def lines_of(options: dict[str, object]) -> list[str]:
 
 
 def job_name(cfg: RunConfig, folder: Path) -> str:
-    """Of one folder alone: jobs of one name wait for each other."""
+    """Return a name that no other folder has, since jobs of one name wait for each other."""
     return f"{cfg.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:6]}"
 
 
 def step_line(cfg: RunConfig, folder: Path) -> str:
-    """The srun that starts every rank; consumers come first."""
+    """Return the srun that starts every rank; consumers come first."""
     cluster = cfg.cluster
     # Rank 0 evaluates after the others have left; ranks that a failed one leaves behind end by themselves.
     words = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=0"]

@@ -1,4 +1,4 @@
-"""`sae-dist train -m`: one run for each combination, one after the other or as an array of Slurm jobs."""
+"""The steps of `sae-dist train -m`: one run per combination, in turn or as an array of Slurm jobs."""
 
 import dataclasses
 import os
@@ -12,8 +12,8 @@ from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
-from sae_dist.launch.compose import expand, sweep_keys
 from sae_dist.launch.freeze import Frozen
+from sae_dist.launch.overrides import expand, sweep_keys
 from sae_dist.launch.run import checked, prepare, train_command
 from sae_dist.launch.settle import composed, for_cluster
 
@@ -23,14 +23,14 @@ LAUNCHERS = ("basic", "slurm")
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One run of a sweep: what it varies, and all of its overrides."""
+    """A run of a sweep: what it varies, and all of its overrides."""
 
     chosen: str
     overrides: list[str]
 
 
 def multirun_command(overrides: list[str]) -> None:
-    """The product of the comma lists; every run is checked, its model and data too, before the first starts.
+    """Run every combination of the listed values, after each was checked, its model and data too.
 
     Raises:
         ConfigError: a run's input is wrong; nothing was written.
@@ -57,7 +57,7 @@ def multirun_command(overrides: list[str]) -> None:
 
 
 def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
-    """Hydra's name for who runs the jobs, and the other overrides.
+    """Return Hydra's name for what runs the jobs, and the other overrides.
 
     Raises:
         ConfigError: no such launcher.
@@ -70,7 +70,7 @@ def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
 
 
 def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[Job], RunConfig]:
-    """The sweep's folder, its jobs, and the config of the first.
+    """Return the sweep's folder, its jobs, and the config of the first.
 
     Raises:
         ConfigError: a combination is wrong, or two runs would share a folder.
@@ -106,7 +106,7 @@ def submit_jobs(folder: Path, jobs: list[Job], cfg: RunConfig) -> None:
     """Freeze every run, write its job, and submit them as one array.
 
     Raises:
-        ConfigError: a run is wrong, or Slurm does not take the array; nothing is left behind.
+        ConfigError: a run is wrong, or Slurm rejected the array; nothing is left behind.
     """
     from sae_dist.launch.array import submit_array
     from sae_dist.launch.submit import check_slurm, write_script

@@ -6,7 +6,7 @@ import os
 import torch
 
 from sae_dist.config.rules.sharding import world_size_of
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import gib
 from sae_dist.core.types import LlmFacts
@@ -14,7 +14,7 @@ from sae_dist.core.types import LlmFacts
 USABLE = 0.9  # of the memory: activations, masks and the dictionary need some
 
 
-def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> None:
+def check_memory(cfg: Resolved, facts: LlmFacts, ranks_here: int | None) -> None:
     """Compare the weights that training loads with the memory of a GPU, or of this machine.
 
     Args:
@@ -23,7 +23,6 @@ def check_memory(cfg: RunConfig, facts: LlmFacts, ranks_here: int | None) -> Non
     Raises:
         ConfigError: they do not fit; the message names the sharding that would.
     """
-    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     weights, size = weights_bytes(facts, cfg.llm.dtype), cfg.llm.shard_size
     topology, memory = cfg.topology, memory_bytes(cfg.device)
     copies, where = 1.0, "a GPU"
@@ -64,7 +63,7 @@ def memory_bytes(device: str) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _fix(cfg: RunConfig, facts: LlmFacts, weights: int, memory: int) -> str:
+def _fix(cfg: Resolved, facts: LlmFacts, weights: int, memory: int) -> str:
     if cfg.device == "cpu" and weights <= USABLE * memory:
         size = max(2, cfg.llm.shard_size)
         return f"hold it once: llm.shard=zero3 llm.shard_size={size} topology.producers=1"

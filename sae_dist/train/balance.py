@@ -1,7 +1,7 @@
-"""Who waited for whom: the share of the time that consumers waited for chunks, and producers for consumers.
+"""Measures which share of the time consumers waited for chunks, and producers for consumers.
 
-Counted from the end of the first step: what comes before is loading, and filling the lanes. Where there are
-no producers, the seconds that consumers spent on making or reading their chunks are counted instead.
+It counts from the end of the first step: before that ranks load and fill the lanes. Where there are no
+producers, it counts the seconds that consumers spent on making or reading their chunks instead.
 """
 
 import time
@@ -14,13 +14,14 @@ from sae_dist.transport.timed import Timed, work_of_producers
 from sae_dist.transport.wire import Stream
 
 CLOSE = 1.1
-"""A proportion of small numbers is close enough if it is off by less than this factor."""
+"""A proportion in small whole numbers may be off by this factor."""
 BOTH_WAIT = 0.2
+"""If both sides wait more than this share, no proportion of them would help."""
 
 
 @dataclass(frozen=True)
 class Waits:
-    """What summary.json says under `balance`.
+    """The entries of `balance` in summary.json.
 
     consumers_waited    share of the time that consumers waited for chunks; of each row of metrics, that of
                         the consumer that waited longest
@@ -39,7 +40,7 @@ class Waits:
     producers_per_consumer: float
 
     def in_words(self) -> str:
-        """One line."""
+        """Say in one line who waited, and which proportion of ranks would change that."""
         shares = (
             f"producers waited {percent(self.producers_waited)} of the time, "
             f"consumers {percent(self.consumers_waited)}"
@@ -54,14 +55,14 @@ class Waits:
 
 
 class Balance:
-    """Counts on every consumer rank; the first of a group knows of the producers."""
+    """The counters of a consumer rank; the first of a group also reads those of the producers."""
 
     def __init__(self, cfg: RunConfig, topology: Topology, chunks: Timed, stream: Stream | None):
-        """See above.
+        """Count from 0.
 
         Args:
-            chunks: what the lanes pull.
-            stream: where the chunks come from; None: this rank makes or reads them.
+            chunks: what the lanes pull from.
+            stream: the link to producers; None if this rank makes or reads its chunks.
         """
         self.cfg, self.topology, self.chunks, self.stream = cfg, topology, chunks, stream
         self.column = "perf/wait_for_chunks_s" if stream else "perf/make_chunks_s"
@@ -70,22 +71,22 @@ class Balance:
         self.made = 0
 
     def step(self) -> None:
-        """A step has ended."""
+        """Count a step that has ended."""
         self.steps += 1
         if self.steps == 0:
             self.since, self.pulled = time.monotonic(), self.chunks.seconds
             self.work = self._work()
 
     def spent(self) -> float:
-        """Seconds that this rank spent on getting chunks since this was last asked."""
+        """Return the seconds that this rank spent on getting chunks since the last call."""
         before, self.pulled = self.pulled, self.chunks.seconds
         return self.pulled - before
 
     def row(self, waited: float) -> dict[str, float]:
-        """What a row of metrics adds on the first rank of a group, {} elsewhere.
+        """Return the columns that the first rank of a group adds to a row of metrics, {} elsewhere.
 
         Args:
-            waited: `spent`, the most of all consumers.
+            waited: the largest `spent` of all consumers.
         """
         now = time.monotonic()
         seconds, self.since = now - self.since, now
@@ -100,7 +101,7 @@ class Balance:
         return {"perf/wait_for_credit_s": max(seconds - worked / self.topology.num_producers, 0.0)}
 
     def waits(self) -> Waits | None:
-        """Of the steps so far, on the first rank of a group; None: no producers, or too few steps to tell."""
+        """Return the waits so far, on a group's first rank; None without producers or after too few steps."""
         if self.stream is None or self.steps < 1 or self.work is None or not self.work[1]:
             return None
         cfg, senders = self.cfg, self.topology.num_producers
@@ -119,7 +120,7 @@ class Balance:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the entries of summary.json."""
         waits = self.waits()
         return {"balance": asdict(waits)} if waits else {}
 
@@ -130,7 +131,7 @@ class Balance:
 
 
 def proportion(ratio: float) -> tuple[int, int]:
-    """Producers to consumers in small whole numbers, near `ratio`."""
+    """Return producers to consumers in small whole numbers, near `ratio`."""
     flip = ratio > 1
     ratio = max(1 / ratio if flip else ratio, 1e-6)
     for few in range(1, 5):
@@ -142,5 +143,5 @@ def proportion(ratio: float) -> tuple[int, int]:
 
 
 def percent(share: float) -> str:
-    """63 %, 0.4 %."""
+    """Write a share in percent, as `63 %` or `0.4 %`."""
     return f"{share:.0%}".replace("%", " %") if share >= 0.095 else f"{share:.1%}".replace("%", " %")

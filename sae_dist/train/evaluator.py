@@ -1,7 +1,8 @@
 """Evaluation in training: the dictionary as it would be exported, still split over ranks, on held-out rows.
 
-Nothing of the run is touched: no counter, threshold, lane or random state. Letters: B rows of a replica, b of
-this rank, D width of the input, E of the target, F latents of this shard, P codes.
+Nothing of the run changes: no counter, threshold, lane or random state. Letters: B rows of a replica, b of
+this rank, N of all ranks, C columns of a row, D width of the input, E of the target, F latents of this shard,
+P codes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
-from sae_dist.core.types import LlmFacts
 from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
@@ -20,14 +19,14 @@ from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.kernels.reference import pair_rows
 from sae_dist.train.held_out import HeldOut, Shares, take
-from sae_dist.train.state import Run
+from sae_dist.train.state import Rank, Run
 
 
 class Evaluator:
-    """Evaluations of one dictionary.
+    """The evaluations of one dictionary in training.
 
     Args:
-        columns: those of a held-out row that this dictionary reads.
+        columns: the part of a held-out row that this dictionary reads.
         every: steps between evaluations.
     """
 
@@ -36,9 +35,9 @@ class Evaluator:
 
     @torch.no_grad()
     def evaluate(self, run: Run) -> dict[str, float]:
-        """`eval/...` of the dictionary as it is; called by all consumers of the group.
+        """Return the columns `eval/...` of the dictionary as it is; every consumer of the group calls this.
 
-        CE and KL are on the rank that holds the LLM alone, which is the one that writes.
+        CE and KL are only on the rank that holds the LLM, which is the one that writes metrics.
         """
         sae, plain = shard_of(run), self.held_out.plain
         topology = run.topology
@@ -63,10 +62,10 @@ class Evaluator:
     def batches(
         self, run: Run, sae: ExportedSae, shares: Shares
     ) -> Iterator[tuple[Tensor, Tensor, SparseCodes, Tensor]]:
-        """Batch by batch: this rank's rows, their reconstructions, this shard's codes of the replica's rows.
+        """Yield this rank's rows [b, C], reconstructions [b, E], codes of the replica's rows, and valid_B.
 
         Ranks whose share is smaller, by one row, fill up with a row of zeros, which is left out again;
-        `valid_B` says which of the replica's rows are none.
+        `valid_B` is false for those among the replica's rows.
         """
         topology = run.topology
         size = max(1, run.cfg.batch // topology.num_consumers)
@@ -89,7 +88,7 @@ class Evaluator:
             yield own, y_hat[: len(own)], codes, valid_B
 
     def spliced(self, run: Run, sae: ExportedSae, shares: Shares) -> Tensor:
-        """Reconstructions of all rows, in their order, on every rank, [count, E]."""
+        """Reconstruct all rows, [N, E], in their order, on every rank."""
         consumers = run.topology.consumers
         longest = -(-shares.count // consumers.size)
         own = torch.cat([y_hat for _, y_hat, _, _ in self.batches(run, sae, shares)])
@@ -99,16 +98,21 @@ class Evaluator:
         return whole.transpose(0, 1).reshape(consumers.size * longest, -1)[: shares.count]
 
 
-def evaluate_all(runs: Sequence[Run], cfg: RunConfig, facts: LlmFacts | None, width: int) -> None:
-    """Evaluation in training: every dictionary on its columns of the same held-out rows."""
-    held_out = take(cfg, runs[0].topology, runs[0].device, width)
+def evaluate_all(rank: Rank, runs: Sequence[Run], every: int, width: int) -> None:
+    """Let every dictionary be evaluated in training, on its columns of the same held-out rows.
+
+    Args:
+        every: tokens between evaluations.
+        width: of a row of the stream.
+    """
+    facts, held_out = rank.facts, take(rank.cfg, rank.topology, rank.device, width)
     for run in runs:
         columns = facts.stretch(run.cfg.hook) if facts else slice(0, width)
-        run.evaluator = Evaluator(held_out, columns, max(1, cfg.eval.every // cfg.batch))
+        run.evaluator = Evaluator(held_out, columns, max(1, every // rank.cfg.batch))
 
 
 def shard_of(run: Run) -> ExportedSae:
-    """This rank's latents as an export would hold them, in raw activation space. Shares what it can."""
+    """Return this rank's latents as an export would hold them, in raw activation space, copying little."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()} | {"shift": run.shift_C}
     kind = dictionary_class(run.cfg.sae.kind)
     names = tensor_names(run.cfg, kind)
@@ -116,7 +120,7 @@ def shard_of(run: Run) -> ExportedSae:
 
 
 def codes_of(sae: ExportedSae, x_BD: Tensor, run: Run) -> SparseCodes:
-    """This shard's codes above zero; TopK's are selected over all shards."""
+    """Return this shard's codes above zero; TopK selects over all shards."""
     kernels = choose_kernels(run.cfg.kernels)
     if sae.kind != "topk":
         return sae.encode(x_BD, kernels.encode_topk)

@@ -1,6 +1,7 @@
-"""After training: the newest checkpoint becomes an export, a few latents at a time.
+"""Exports the newest checkpoint of a run, a few latents at a time, and publishes the export.
 
-The export becomes a repository of the Hugging Face Hub, if asked; W&B gets numbers, plots and files.
+The Hugging Face Hub gets it as a repository, if asked; W&B gets numbers, plots and files. Letters: F all
+latents, N those of a part.
 """
 
 import sys
@@ -13,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sae_dist.checkpoint.read import StoredRows, load_full, newest
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, Single, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, read_summary
 from sae_dist.dictionary.base import dictionary_class
@@ -26,7 +27,7 @@ from sae_dist.export.hub import check_repo, make_folder, upload
 from sae_dist.export.saelens import SAE_CONFIG, open_exported
 from sae_dist.llm.facts import whole_path
 from sae_dist.metrics.wandb_media import publish as publish_media
-from sae_dist.train.build import build_facts
+from sae_dist.train.sources import build_facts
 
 
 class CheckpointLatents:
@@ -36,8 +37,12 @@ class CheckpointLatents:
     sorted by level, in their order within a level: the first prefix is the innermost dictionary.
     """
 
-    def __init__(self, cfg: RunConfig, checkpoint: Path):
-        """Raises: CheckpointError, it cannot be read."""
+    def __init__(self, cfg: Single, checkpoint: Path):
+        """Read what the latents share.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+        """
         self._cfg, self._kind, self._rows = cfg, dictionary_class(cfg.sae.kind), StoredRows(checkpoint)
         names = tensor_names(cfg, self._kind)
         shared = [name for name in names if name not in self._kind.sharded]
@@ -55,7 +60,7 @@ class CheckpointLatents:
         self.head.metadata |= metadata
 
     def tile(self, latents: slice) -> ExportedSae:
-        """See `Latents`."""
+        """Return some of the latents; see `export.exported.Latents`."""
         if self._order_F is None:
             return self._read(torch.arange(latents.start, latents.stop))
         return self._read(self._order_F[latents])
@@ -66,7 +71,7 @@ class CheckpointLatents:
 
 
 def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:
-    """The head of a dictionary of which a part is here."""
+    """Return what the latents of a dictionary share, from any part of it."""
     empty: dict[str, Any] = {
         name: torch.empty(num_latents, *value.shape[1:], dtype=value.dtype, device="meta")
         for name in OF_LATENTS
@@ -78,16 +83,16 @@ def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:
 def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path]:
     """Write `folder`/export from the newest sound checkpoint, in raw activation space; return the folders.
 
-    A run that is not at its end is exported as it stands, and that is said. What was imported has no
+    A run that is not at its end is exported as it stands, with a message. An imported dictionary has no
     checkpoint: its export is written in other formats.
 
     Args:
         formats: of `export.formats.FORMATS`.
 
     Raises:
-        ConfigError: the folder is no run, has no checkpoint yet, or its kind is none that a format has.
+        ConfigError: the folder is no run, has no checkpoint yet, or is of a kind that a format lacks.
         CheckpointError: every checkpoint is damaged, or one cannot be read.
-        SaeDistError: the disk did not take the export.
+        SaeDistError: the export could not be written.
     """
     latents = open_latents(folder)
     for name in formats:
@@ -101,7 +106,7 @@ def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path
 
 
 def open_latents(folder: Path) -> Latents:
-    """The finished dictionary of a run folder: of its newest checkpoint, or as it was imported.
+    """Open the dictionary of a run folder: its newest checkpoint, or what was imported.
 
     Raises:
         ConfigError: the folder is no run, or has no checkpoint yet.
@@ -109,8 +114,7 @@ def open_latents(folder: Path) -> Latents:
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    cfg = load_config(folder / CONFIG)
-    check_single(cfg, folder)
+    cfg = single(load_config(folder / CONFIG), folder)
     checkpoint = newest(folder)
     if checkpoint is None:
         if (folder / EXPORT / SAE_CONFIG).is_file():
@@ -118,17 +122,16 @@ def open_latents(folder: Path) -> Latents:
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     latents = CheckpointLatents(cfg, checkpoint)
     latents.head.metadata |= origin(cfg)
-    steps = cfg.train_tokens // cfg.batch
-    if latents.step < steps:
-        print(f"{folder} is unfinished: this is its step {latents.step} of {steps}", file=sys.stderr)
+    if latents.step < cfg.steps:
+        print(f"{folder} is unfinished: this is its step {latents.step} of {cfg.steps}", file=sys.stderr)
     return latents
 
 
-def origin(cfg: RunConfig) -> dict[str, Any]:
-    """What model and text a dictionary belongs to, in SAELens' words; nothing where there is no LLM.
+def origin(cfg: Resolved) -> dict[str, Any]:
+    """Return which model and text a dictionary belongs to, in SAELens' keys; {} where there is no LLM.
 
     `hook_name` is the path in transformers' causal model, whose modules SAELens hooks by name where
-    `model_class_name` is AutoModelForCausalLM. Their inputs it cannot hook: such a name keeps its `:in`.
+    `model_class_name` is AutoModelForCausalLM. SAELens cannot hook inputs: such a name keeps its `:in`.
     """
     facts = build_facts(cfg)
     if facts is None:
@@ -157,14 +160,14 @@ def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) ->
 
     Args:
         repo: organisation/name.
-        upload_it: push that folder.
+        upload_it: push that folder to the Hub.
 
     Returns:
-        Where it is: the folder, or the repository's address.
+        The folder, or the repository's address.
 
     Raises:
-        ConfigError: no repository's name; and see `export_run`.
-        SaeDistError: the disk or the Hub does not take it.
+        ConfigError: `repo` is no repository's name; and see `export_run`.
+        SaeDistError: the disk or the Hub rejected it.
     """
     check_repo(repo)
     export_run(run, formats)
@@ -173,6 +176,6 @@ def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) ->
 
 
 def publish_run(folder: Path) -> None:
-    """What summary.json and plots/ of one dictionary hold; W&B's failure is said, not raised."""
+    """Publish summary.json and plots/ of one dictionary on W&B; a failure there is printed, not raised."""
     if summary := read_summary(folder):
         publish_media(load_config(folder / CONFIG), folder, summary)

@@ -1,4 +1,4 @@
-"""What one rank of a harvest does: run the frozen LLM over its lanes, keep the activations."""
+"""What one rank of a harvest does: run the frozen LLM over its lanes, and keep the activations."""
 
 import dataclasses
 import sys
@@ -8,13 +8,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from sae_dist.config.rules.cache import chunks_needed, settled_keys
-from sae_dist.config.run import RunConfig, flat, load_config
+from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import Preempted
 from sae_dist.core.place import place
 from sae_dist.core.types import LlmFacts
 from sae_dist.distributed import runtime
+from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.hub import revision
-from sae_dist.train.build import build_facts, build_source
+from sae_dist.train.sources import build_source
 from sae_dist.transport.cache_manifest import (
     DTYPES,
     HARVEST,
@@ -42,8 +43,7 @@ def harvest_rank(folder: Path) -> None:
     lanes = range(where.rank, cfg.shuffle.lanes, where.world)
     progress = Progress(stop, gathering, len(lanes) * lane_chunks(cfg), cfg.shuffle.chunk_rows)
     try:
-        facts = build_facts(cfg)
-        assert facts is not None, "a harvest has an LLM"
+        facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
         source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
         known = _known(folder)
         shards: list[Shard] = []
@@ -68,15 +68,14 @@ def harvest_rank(folder: Path) -> None:
     runtime.finish()
 
 
-def lane_chunks(cfg: RunConfig) -> int:
-    """Chunks of each lane: enough for every run of `train_tokens` or less, whatever its batch."""
-    shuffle = cfg.shuffle
-    sizes = {key: getattr(shuffle, key) for key in ("lanes", "chunk_rows", "block_chunks")}
-    return chunks_needed(cfg.train_tokens, **sizes)
+def lane_chunks(cfg: Resolved) -> int:
+    """Return the chunks of each lane: enough for every run of `train_tokens` or less, whatever its batch."""
+    lanes, chunk_rows, block_chunks = cfg.shuffle.lanes, cfg.shuffle.chunk_rows, cfg.shuffle.block_chunks
+    return chunks_needed(cfg.train_tokens, lanes=lanes, chunk_rows=chunk_rows, block_chunks=block_chunks)
 
 
 class Progress:
-    """After each chunk: say that this rank lives, what rank 0 has done of `chunks`, and stop if asked to."""
+    """The progress of this rank: after each chunk it shows that it lives, and stops if asked to."""
 
     def __init__(self, stop: runtime.StopRequest, gathering: Gathering, chunks: int, chunk_rows: int):
         self.stop, self.gathering, self.rows = stop, gathering, chunk_rows
@@ -84,7 +83,7 @@ class Progress:
         self.started = self.said = time.monotonic()
 
     def tick(self, chunks: int, written: bool) -> None:
-        """So many more are there, written now or by an earlier start.
+        """Count chunks that are on the disk, written now or by an earlier start.
 
         Raises:
             Preempted: a signal asked to stop.
@@ -101,7 +100,7 @@ class Progress:
         self.check()
 
     def line(self, seconds: float) -> str:
-        """What there is of all, and how long the rest will take."""
+        """Say how much there is of all, and how long the rest will take."""
         there, rate = self.kept + self.written, self.written * self.rows / seconds
         left = tqdm.format_interval((self.chunks - there) * self.rows / rate)
         return (
@@ -110,19 +109,23 @@ class Progress:
         )
 
     def check(self) -> None:
-        """As `tick`, while nothing is written."""
+        """Stop if a signal asked to, while nothing is being written.
+
+        Raises:
+            Preempted: it did.
+        """
         if self.stop.wanted:
-            raise Preempted("stopped on request; run the same command with resume=auto")
+            raise Preempted("stopped as asked; shards are kept. Go on: the same command with resume=auto")
 
 
 def _known(folder: Path) -> dict[str, str]:
-    """Checksums of an earlier manifest, of a cache that lost shards since."""
+    """Return the checksums in an earlier manifest, if the cache had one and has lost shards since."""
     if not (folder / MANIFEST).is_file():
         return {}
     return {shard.name: shard.sha256 for shard in read_manifest(str(folder)).shards}
 
 
-def _manifest(cfg: RunConfig, facts: LlmFacts, shards: list[Shard]) -> Manifest:
+def _manifest(cfg: Resolved, facts: LlmFacts, shards: list[Shard]) -> Manifest:
     values = flat(cfg)
     return Manifest(
         settings={key: values[key] for key in settled_keys(cfg)},

@@ -1,10 +1,13 @@
-"""Held-out activations for evaluation in training: taken once before the first step, the same everywhere.
+"""Held-out activations for evaluation in training: taken once before the first step, for any topology.
 
-The first consumer of a group computes or reads them by itself, as `sae-dist eval` does, whatever the
-topology: it loads the LLM up to the hook, and frees it. Each consumer keeps its share on the host: row r
-belongs to consumer r mod C, as rows of a batch do. A run that is resumed takes them again.
+The first consumer of a group computes or reads them by itself, as `sae-dist eval` does: it loads the LLM up
+to the hook, and frees it. Each consumer keeps its share on the host: row r belongs to the consumer numbered r
+modulo their number, as rows of a batch do. A run that is resumed takes them again.
 
-With `eval.ce` that consumer loads the whole LLM instead, and keeps it.
+With `eval.ce` the first consumer loads the whole LLM instead, and keeps it.
+
+Letters: C columns of a row, D width of the input, E of the target, N rows of all consumers, n of this one, R
+rows of a chunk.
 """
 
 import dataclasses
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.config.grid import captured
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision, TokenChunk
 from sae_dist.distributed.mesh import Topology
@@ -31,7 +34,7 @@ from sae_dist.transport.synthetic import SyntheticChunkSource
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """This consumer's rows of `count`, row r at place r // C, on the host; and the mean of all, [columns]."""
+    """This consumer's rows of `count` on the host, [n, C], in order; and the mean of all rows, [C]."""
 
     rows_nC: Tensor
     count: int
@@ -39,7 +42,7 @@ class Shares:
 
 
 class Splice:
-    """The LLM, on the consumer that holds it, and chunks of held-out tokens with its activations there."""
+    """The LLM on the consumer that holds it, and the held-out tokens on which activations are replaced."""
 
     def __init__(self, llm: FrozenLlm, chunks: list[TokenChunk], multiple: float | None):
         self.llm, self.chunks, self.multiple = llm, chunks, multiple
@@ -48,23 +51,27 @@ class Splice:
         self.clean = self._mean(None)[0]
 
     def rows(self) -> Iterator[Tensor]:
-        """The activations of every chunk's kept tokens, special lengths among them, [kept, columns]."""
+        """Yield the activations of each chunk's kept tokens, [kept, C], those of outlying norm included."""
         for chunk in self.chunks:
             yield self.llm.activations(chunk)
 
     def against(self, mean_E: Tensor) -> None:
-        """Remember what mean ablation costs."""
+        """Measure the cross-entropy with every row replaced by the mean."""
         self.ablated = self._mean(lambda rows, _: mean_E.to(rows).expand(len(rows), -1))[0]
 
     def numbers(self, new_NE: Tensor) -> dict[str, float]:
-        """CE and KL with these rows [all chunks' kept, E] in the place of the activations."""
+        """Return CE and KL with the rows [N, E] of all chunks in place of the activations."""
         spliced, kl = self._mean(lambda rows, place: new_NE[place : place + len(rows)].to(rows))
         found = {"eval/ce_clean": self.clean, "eval/ce_sae": spliced, "eval/kl": kl}
         gap = self.ablated - self.clean
         return found | ({"eval/ce_recovered": (self.ablated - spliced) / gap} if gap > 0 else {})
 
     def _mean(self, new: Callable[[Tensor, int], Tensor] | None) -> tuple[float, float]:
-        """Nats per target, KL from the clean distribution; `new` gives rows, told how many came before."""
+        """Return nats per target, and KL from the clean distribution.
+
+        Args:
+            new: returns the rows that replace these, of which so many came before; None replaces nothing.
+        """
         entropy = divergence = 0.0
         place = 0
         for chunk in self.chunks:
@@ -86,11 +93,11 @@ class Splice:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """What evaluations in training look at.
+    """The data of evaluations in training.
 
     Attributes:
         spliced: this consumer's share of the activations at the tokens of `splice`; None without eval.ce.
-        splice: on the consumer that holds the LLM, with eval.ce.
+        splice: on the consumer that holds the LLM, with eval.ce; None elsewhere.
     """
 
     plain: Shares
@@ -98,7 +105,7 @@ class HeldOut:
     splice: Splice | None = None
 
 
-def take(cfg: RunConfig, topology: Topology, device: torch.device, columns: int) -> HeldOut:
+def take(cfg: Resolved, topology: Topology, device: torch.device, columns: int) -> HeldOut:
     """Take the held-out activations; every consumer of the group calls this at the same time.
 
     Args:
@@ -134,7 +141,7 @@ def shared_out(
     dtype: torch.dtype,
     columns: int,
 ) -> Shares:
-    """Deal rows out that the first consumer alone has, `most` of them at most."""
+    """Deal out rows that only the first consumer has, at most `most` of them; None deals out all."""
     consumers, own, count = topology.consumers, [], 0
     total_C = torch.zeros(columns, dtype=torch.float64, device=device)
     while most is None or count < most:
@@ -152,21 +159,20 @@ def shared_out(
     return Shares(rows_nC, count, (total_C / max(count, 1)).to(dtype))
 
 
-def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Splice | None]:
-    """Held-out chunks in the order that `sae-dist eval` reads them; and the LLM, where it is to stay."""
+def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Splice | None]:
+    """Open held-out chunks, in the order that `sae-dist eval` reads them; keep the LLM for eval.ce."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
     master = Precision.of(cfg.precision).master
-    if cfg.activations.kind == "file":
-        array = open_array(cfg.activations.path or "", cfg.activations.key)
+    if cfg.reads_file:
+        array = open_array(cfg.activations.source_path, cfg.activations.key)
         found = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=master)
         return found, None
-    if cfg.activations.kind == "synthetic":
+    if cfg.is_synthetic:
         truth = GroundTruth.of(cfg.activations, cfg.seed)
         made = SyntheticChunkSource(truth, lanes=1, rows=rows, seed=cfg.seed, held_out=True, dtype=master)
         return made, None
     hook, more = captured(cfg)
     facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
-    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     whole = cfg.eval.ce is not None
     if whole and (reason := why_not_spliced(cfg, facts, device)):
         raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
@@ -176,7 +182,7 @@ def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Sp
     spare = spare_rows(rows, multiple)
     tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows + spare)
     source = LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=multiple)
-    if not whole:
+    if cfg.eval.ce is None:
         return source, None
     chunks, kept = [], 0
     for chunk in held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows).open(0, None):
@@ -187,10 +193,10 @@ def open_held_out(cfg: RunConfig, device: torch.device) -> tuple[ChunkSource, Sp
     return source, Splice(llm, chunks, multiple)
 
 
-def why_not_spliced(cfg: RunConfig, facts: LlmFacts, device: torch.device) -> str | None:
-    """Why there is no cross-entropy of the spliced LLM; None: there is."""
+def why_not_spliced(cfg: Resolved, facts: LlmFacts, device: torch.device) -> str | None:
+    """Say why the LLM's cross-entropy with replaced activations cannot be measured; None if it can."""
     if not facts.causal:
         return "the LLM is an encoder: it predicts no next token"
     if facts.target_first:
         return "the LLM reaches target_hook before hook, too early to splice"
-    return why_not_whole(facts, cfg.llm.dtype or "", device)
+    return why_not_whole(facts, cfg.llm.dtype, device)

@@ -1,19 +1,21 @@
-"""The loop. Every consumer rank walks the same lines, for one dictionary or for those of a grid in turn."""
+"""The training loop. Every consumer rank runs it, for one dictionary or for those of a grid in turn."""
 
 import time
 from collections.abc import Callable
 
 from sae_dist.core.errors import NumericsError, Preempted
 from sae_dist.optim.schedule import factor
+from sae_dist.train.evaluator import Evaluator
 from sae_dist.train.state import Run
+from sae_dist.train.summary import give_up
 
 
-def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None) -> list[Run]:
+def train(runs: list[Run], *, in_grid: bool) -> list[Run]:
     """Train until the run's tokens are spent.
 
     Args:
         runs: dictionaries that stand at the same step of one stream.
-        give_up: told of a dictionary of a grid whose numbers broke; the others go on. None: there is no grid.
+        in_grid: a dictionary whose numbers break is given up, and the others go on.
 
     Returns:
         Those that came to the end.
@@ -24,23 +26,9 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
         Preempted: the ranks agreed to stop; checkpoints were saved.
     """
     live = list(runs)
-
-    def attempt(act: Callable[[Run], bool]) -> bool:
-        """Act on each dictionary that is left; whether any of them answers yes."""
-        answers = []
-        for run in list(live):
-            try:
-                answers.append(act(run))
-            except NumericsError as error:
-                if give_up is None:
-                    raise
-                live.remove(run)
-                give_up(run, error)
-        return any(answers)
-
     while live and (step := live[0].progress.step) < live[0].steps:
         try:
-            stop = attempt(advance)
+            stop = for_each(live, advance, in_grid)
         except NumericsError:
             wait(live)
             raise
@@ -54,22 +42,45 @@ def train(runs: list[Run], give_up: Callable[[Run, NumericsError], None] | None)
                 run.save()
         if stop:
             wait(live)
-            raise Preempted(f"stopped at step {step + 1} on request; run the same command with resume=auto")
-    attempt(lambda run: run.agreement.read())
+            folder = live[0].folder.parent if in_grid else live[0].folder
+            raise Preempted(
+                f"stopped at step {step + 1} as asked; checkpoint saved. Go on: sae-dist resume {folder}"
+            )
+    for_each(live, lambda run: run.agreement.read(), in_grid)
     for run in live:
         run.save()
     wait(live)
     return live
 
 
+def for_each(live: list[Run], act: Callable[[Run], bool], in_grid: bool) -> bool:
+    """Act on every dictionary, and return whether any act returned true.
+
+    In a grid a dictionary whose numbers break is given up, and leaves `live`.
+
+    Raises:
+        NumericsError: there is no grid, and the numbers broke.
+    """
+    answers = []
+    for run in list(live):
+        try:
+            answers.append(act(run))
+        except NumericsError as error:
+            if not in_grid:
+                raise
+            live.remove(run)
+            give_up(run, error)
+    return any(answers)
+
+
 def wait(runs: list[Run]) -> None:
-    """Until no checkpoint is being written any more."""
+    """Wait until no checkpoint is being written any more."""
     for run in runs:
         run.checkpoints.wait()
 
 
 def advance(run: Run) -> bool:
-    """One step; whether the ranks agreed to stop after it.
+    """Take one step, and return whether the ranks agreed to stop after it.
 
     Raises:
         NumericsError: see `train`.
@@ -81,13 +92,14 @@ def advance(run: Run) -> bool:
     began = time.perf_counter()
     progress.tokens += cfg.batch
     terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead)
-    lr = run.lr * factor(progress.step, run.steps, cfg.optim.warmup or 0.0, cfg.optim.decay)
+    lr = run.lr * factor(progress.step, run.steps, cfg.optim.warmup, cfg.optim.decay)
     norm, not_finite = run.optimizer.step(terms.total, lr)
     progress.step += 1
 
     with clock("wait"):
         stop = agreement.read()
-    due = run.evaluator is not None and progress.step % run.evaluator.every == 0
+    evaluator = run.evaluator
+    due = evaluator is not None and progress.step % evaluator.every == 0
     with clock("record"):
         agreement.post(progress.step, terms, not_finite)
         run.meter.record(run, batch, terms, norm, lr)
@@ -95,17 +107,16 @@ def advance(run: Run) -> bool:
             run.meter.flush(run)
     run.meter.speed.end(progress.step)
     run.seconds += time.perf_counter() - began
-    if due:
-        evaluate(run)
+    if evaluator is not None and due:
+        evaluate(run, evaluator)
         run.meter.flush(run)
     return stop
 
 
-def evaluate(run: Run) -> None:
-    """Its numbers go into this step's row; its time is not training's."""
-    assert run.evaluator is not None
+def evaluate(run: Run, evaluator: Evaluator) -> None:
+    """Add the numbers of an evaluation to this step's row; its time does not count as training."""
     began = time.perf_counter()
-    values = run.evaluator.evaluate(run)
+    values = evaluator.evaluate(run)
     seconds = time.perf_counter() - began
     run.meter.add(values, seconds)
     run.progress.started += seconds

@@ -1,16 +1,18 @@
-"""Metrics of a training run: what is recorded at each step, and the row it becomes.
+"""Metrics of a training run: what is recorded at each step, and the row that it becomes.
 
-`metrics.catalogue` has every column, with its unit and formula.
+`metrics.catalogue` has every column, with its unit and formula. Letter: B rows of this rank.
 """
 
 import time
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_dist.core.types import Batch, LossTerms
+from sae_dist.metrics.recorder import Recorder
+from sae_dist.metrics.sinks import Sink
 from sae_dist.train.balance import Balance
 from sae_dist.train.speed import Speed
 from sae_dist.train.state import Run
@@ -18,26 +20,8 @@ from sae_dist.train.state import Run
 HASH_PRIME = 2147483647
 
 
-class Recorder(Protocol):
-    """See `metrics.recorder`."""
-
-    def record(self, name: str, value: Tensor | float, reduction: str) -> None: ...
-
-    def flush(self) -> dict[str, float]: ...
-
-
-class Sink(Protocol):
-    """See `metrics.sinks`."""
-
-    def write(self, row: dict[str, Any]) -> None: ...
-
-    def alert(self, title: str, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 class RunMeter:
-    """Records on every consumer rank; the rank that is given sinks writes."""
+    """The metrics of one dictionary: every consumer rank records, and the rank that has sinks writes."""
 
     def __init__(self, recorder: Recorder, balance: Balance, speed: Speed):
         self.recorder, self.balance, self.speed = recorder, balance, speed
@@ -47,15 +31,14 @@ class RunMeter:
         self.added: dict[str, float] = {}
 
     def add(self, values: dict[str, float], seconds: float) -> None:
-        """Columns for the next row alone; the seconds that they took are none of training's."""
+        """Add columns to the next row; the seconds that they took do not count as training."""
         self.added |= values
         self.since += seconds
 
     def record(self, run: Run, batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None:
-        """Hand this step's numbers to the recorder; nothing is copied to the host here."""
+        """Record the numbers of this step; nothing is copied to the host here."""
         parts, record = terms.parts, self.recorder.record
         consumers = run.topology.num_consumers
-        assert run.cfg.sae.num_latents is not None
         record("loss/total", terms.total * consumers, "mean")
         record("squared_error", parts["squared_error"], "sum")
         record("deviation", parts["deviation"], "sum")
@@ -71,7 +54,7 @@ class RunMeter:
         self.balance.step()
 
     def flush(self, run: Run) -> None:
-        """Reduce over ranks and steps, derive the row, write it. Nothing if no step was recorded."""
+        """Reduce over ranks and steps, and write the row; do nothing if no step was recorded."""
         if not self.steps:
             return
         counts = run.shuffle.counts()
@@ -100,31 +83,31 @@ class RunMeter:
         self.steps, self.since = 0, time.monotonic()
 
     def balance_in_words(self) -> str | None:
-        """Who waited for whom, and which topology would change that; None where there are no producers."""
+        """Say who waited for whom, and which topology would change that; None without producers."""
         waits = self.balance.waits()
         return waits.in_words() if waits else None
 
     def summary(self, tokens: int) -> dict[str, Any]:
-        """What the meter adds to summary.json."""
+        """Return what the meter adds to summary.json."""
         return self.balance.summary() | self.speed.summary(tokens)
 
     def alert(self, title: str, text: str) -> None:
-        """Tell whoever looks at the run."""
+        """Pass an alert on to every sink."""
         for sink in self.sinks:
             sink.alert(title, text)
 
     def close(self) -> None:
-        """Close the sinks."""
+        """Finish the profile, and close the sinks."""
         self.speed.close()
         for sink in self.sinks:
             sink.close()
 
 
 def batch_hash(run: Run, ids_B: Tensor) -> Tensor:
-    """A number that is equal for equal (row of the run, id) pairs, whatever the topology.
+    """Return a number that is equal for equal (row of the run, id) pairs, whatever the topology.
 
-    Row j of this rank's batch is row step * batch + rank + j * C of the run. Sums of up to 2**22 rows
-    stay below 2**53 and are exact in fp64.
+    Row j of this rank's batch is row step * batch + rank + j * consumers of the run. Sums of up to 2**22
+    rows stay below 2**53 and are exact in float64.
     """
     first = (run.progress.step - 1) * run.cfg.batch + run.topology.index
     row = first + torch.arange(len(ids_B), device=ids_B.device) * run.topology.num_consumers

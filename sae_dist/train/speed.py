@@ -1,7 +1,4 @@
-"""What a process watches itself with, and where each dictionary's time, memory and energy go.
-
-The figures end up in metrics.jsonl and summary.json.
-"""
+"""Measures where each dictionary's time, memory and energy go, for metrics.jsonl and summary.json."""
 
 import resource
 import sys
@@ -12,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.place import Place
 from sae_dist.core.text import GIB
 from sae_dist.core.types import Precision
@@ -24,37 +21,40 @@ from sae_dist.metrics.profiler import ProfileWindow
 from sae_dist.metrics.telemetry import Telemetry
 
 BUSY = ("encode", "select", "exchange", "decode", "backward", "step")
-"""Phases in which the operations of `config.needs` are done."""
+"""The phases in which the operations that `config.needs` counts are done."""
 STEPS = "phases of steps"
 TERA = 1e12
 
 
 @dataclass
 class Watch:
-    """Clock of the phases; telemetry, where this rank samples or writes it.
+    """What a process watches itself with.
 
-    gemm_flops  operations per second of matrix products, measured, all consumers of the group together
+    Attributes:
+        clock: of the phases of a step.
+        telemetry: on a rank that samples or writes it.
+        gemm_flops: operations per second of matrix products, measured, all consumers of the group together.
     """
 
     clock: PhaseClock
     telemetry: Telemetry | None = None
     gemm_flops: float | None = None
 
-    def measure(self, cfg: RunConfig, topology: Topology, device: torch.device) -> None:
+    def measure(self, cfg: Resolved, topology: Topology, device: torch.device) -> None:
         """Measure this consumer's matrix products, and add up those of its group, before training."""
         rate = torch.tensor([gemm_rate(device, dtypes(cfg, device))], dtype=torch.float64, device=device)
         self.gemm_flops = float(topology.consumers.sum(rate))
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread that samples."""
         if self.telemetry is not None:
             self.telemetry.close()
 
 
 def start_telemetry(
-    cfg: RunConfig, where: Place, topology: Topology, device: torch.device, control: Control
+    cfg: Resolved, where: Place, topology: Topology, device: torch.device, control: Control
 ) -> Telemetry | None:
-    """Begin to sample on this rank, if that is its part; None: telemetry is off."""
+    """Begin to sample on this rank, if that is its part; None if telemetry is off."""
     if cfg.metrics.telemetry_s is None:
         return None
     return Telemetry(
@@ -68,8 +68,8 @@ def start_telemetry(
     )
 
 
-def dtypes(cfg: RunConfig, device: torch.device) -> tuple[torch.dtype, ...]:
-    """Those that a step multiplies in: the weights', and bfloat16 where candidates are found in it."""
+def dtypes(cfg: Resolved, device: torch.device) -> tuple[torch.dtype, ...]:
+    """Return the dtypes of a step's matrix products: the weights', and bfloat16 where it finds candidates."""
     master = Precision.of(cfg.precision).master
     screens = cfg.kernels == "triton" or (
         device.type == "cpu"
@@ -81,11 +81,11 @@ def dtypes(cfg: RunConfig, device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 class Speed:
-    """One dictionary's share of a process's `Watch`.
+    """The time, memory and energy of one dictionary, by its process's `Watch`.
 
     Args:
-        flops: of a step, all ranks together.
-        gpus: that the whole run has, if telemetry counts none.
+        flops: operations of a step, all ranks together.
+        gpus: number that the whole run has, if telemetry counts none.
     """
 
     def __init__(self, watch: Watch, flops: float, device: torch.device, gpus: int):
@@ -97,19 +97,19 @@ class Speed:
         self.before = {"gpu_hours": 0.0, "joules": 0.0}
 
     def begin(self, step: int) -> None:
-        """Step `step`, counted from 1, begins."""
+        """Begin to time step `step`, counted from 1."""
         if self.profile:
             self.profile.before(step)
         self.watch.clock.begin(self.phases)
 
     def end(self, step: int) -> None:
-        """It has ended."""
+        """Stop timing the step."""
         self.watch.clock.end()
         if self.profile:
             self.profile.after(step)
 
     def record(self, record: Callable[[str, float, str], None]) -> None:
-        """Hand this rank's part of a row to the recorder. Waits for nothing."""
+        """Record this rank's part of a row, without waiting for the device."""
         self.watch.clock.settle()
         seconds, steps = self.phases.take()
         for phase in PHASES:
@@ -118,7 +118,7 @@ class Speed:
         record("perf/peak_memory_gib", peak_memory_bytes(self.device) / GIB, "max")
 
     def row(self, sums: dict[str, float]) -> dict[str, float]:
-        """Columns made of what was recorded, which is taken out of `sums`; new samples of GPUs and hosts."""
+        """Return columns made of what was recorded, taken out of `sums`, and samples of GPUs and hosts."""
         steps = sums.pop(STEPS)
         times = {f"perf/{phase}_ms": sums.pop(f"perf/{phase}_ms") for phase in PHASES}
         row: dict[str, float] = {}
@@ -136,7 +136,7 @@ class Speed:
         return row
 
     def spent(self) -> dict[str, float]:
-        """Of the whole run, on the rank that writes, over all of its starts: kept in checkpoints."""
+        """Return GPU hours and joules of the whole run, over all of its starts; checkpoints keep them."""
         telemetry = self.watch.telemetry
         gpus = telemetry.num_gpus if telemetry and telemetry.num_gpus else self.gpus
         joules = telemetry.row.get("gpu/energy_j", 0.0) if telemetry else 0.0
@@ -147,7 +147,7 @@ class Speed:
         }
 
     def summary(self, tokens: int) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the entries of summary.json."""
         found: dict[str, Any] = {}
         if self.watch.gemm_flops:
             found["gemm_tflops"] = self.watch.gemm_flops / TERA
@@ -160,13 +160,13 @@ class Speed:
         return found
 
     def close(self) -> None:
-        """Write the trace of a window that the run ended within."""
+        """Write the trace of a profile during which the run ended."""
         if self.profile:
             self.profile.close()
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process held: of the device, or resident on the host."""
+    """Return the most bytes that this process held: of the device, or resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

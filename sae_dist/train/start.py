@@ -1,4 +1,4 @@
-"""Where training starts: with the first batch, or at a checkpoint."""
+"""Starts training with the first batch, or at a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ from sae_dist.train.warm import begin_with
 
 
 def start(runs: list[Run]) -> None:
-    """Begin, or with `resume=auto` go on where all of these dictionaries stood last.
+    """Begin, or with `resume=auto` go on from the newest checkpoint that all of these dictionaries have.
 
-    Dictionaries of a grid save one after the other: one that was killed in between goes back a checkpoint
-    with all others, and loses the newer one. A checkpoint whose files are damaged is named, and the one
-    before it taken.
+    Dictionaries of a grid save one after the other. If a run is killed in between, those that had saved go
+    back one checkpoint with the others, and lose the newer one. A checkpoint whose files are damaged is named
+    on stderr, and the one before it is used.
 
     Raises:
-        CheckpointError: they stand at different steps, as those of several groups of consumers may; or every
+        CheckpointError: they have no step in common, as may happen with other groups of consumers; or every
             checkpoint is damaged.
     """
     found = [complete(run.folder / CHECKPOINTS) if run.cfg.resume == "auto" else [] for run in runs]
@@ -45,7 +45,7 @@ def start(runs: list[Run]) -> None:
 
 
 def newest_sound(runs: list[Run], names: set[str]) -> str | None:
-    """The newest of these checkpoints whose files are sound for every dictionary; None: there are none.
+    """Return the newest of these checkpoints whose files are sound for every dictionary, if any.
 
     Raises:
         CheckpointError: all of them are damaged.
@@ -66,7 +66,7 @@ def newest_sound(runs: list[Run], names: set[str]) -> str | None:
 
 
 def begin(run: Run) -> None:
-    """Estimate shift, scales, mean and variance from the first batch, which is then trained on.
+    """Estimate shift, scales, mean and variance from the first batch, which is trained on too.
 
     With `sae.start` the weights are those of a finished dictionary, brought to this run's scale.
     """

@@ -1,105 +1,64 @@
-"""What a run is made of while it trains: the parts, its progress, and what the ranks agree on."""
+"""What a run is made of while it trains: its process, its parts, its progress, and what ranks agree on.
+
+Letters: b rows of this rank, C columns of a row: its hook's, in a transcoder input and target side by side.
+"""
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
+from sae_dist.checkpoint.store import Checkpoints
+from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import NumericsError
-from sae_dist.core.types import Batch, LossTerms, Precision
+from sae_dist.core.place import Place
+from sae_dist.core.types import Batch, LlmFacts, LossTerms, Precision
+from sae_dist.dictionary.base import Dictionary
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import StopRequest
+from sae_dist.optim.engine import Engine
+from sae_dist.optim.row_adam import RowAdam
+from sae_dist.train.speed import Watch
+from sae_dist.train.stream import Columns
+
+if TYPE_CHECKING:
+    from sae_dist.train.evaluator import Evaluator
+    from sae_dist.train.meter import RunMeter
 
 
-class Draw(Protocol):
-    """The stream: this rank's raw rows of a step and their ids, as often as they are asked for."""
+@dataclass(frozen=True)
+class Rank:
+    """One process of a run: who it is, and what it watches itself with.
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]: ...
+    Attributes:
+        cfg: of the run; the dictionaries of a grid have configs of their own.
+        folder: of the run.
+        facts: of the LLM; None if there is none.
+        where: this process among all that were started.
+        topology: the groups of ranks that it belongs to.
+        stop: whether a signal asked to stop.
+        control: short messages among all ranks.
+        watch: clock and telemetry.
+    """
 
-    def counts(self) -> Any: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, states: dict[str, Any]) -> None: ...
-
-    def seconds(self) -> float: ...
-
-
-class Dictionary(Protocol):
-    """A dictionary in training."""
-
-    def start_from(self, x_bD: Tensor) -> None: ...
-
-    def loss(self, x_bD: Tensor, tokens: int, with_aux: bool) -> LossTerms: ...
-
-    def state(self) -> dict[str, tuple[Tensor, str]]: ...
-
-
-class Optimizer(Protocol):
-    """The step."""
-
-    updates: int
-
-    def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]: ...
-
-    def state(self) -> dict[str, tuple[Tensor, str]]: ...
-
-
-class Meter(Protocol):
-    """Metrics of the steps since the last flush."""
-
-    sinks: Sequence[Any]
-    speed: Any
-
-    def record(self, run: "Run", batch: Batch, terms: LossTerms, norm: Tensor, lr: float) -> None: ...
-
-    def flush(self, run: "Run") -> None: ...
-
-    def add(self, values: dict[str, float], seconds: float) -> None: ...
-
-    def balance_in_words(self) -> str | None: ...
-
-    def summary(self, tokens: int) -> dict[str, Any]: ...
-
-    def alert(self, title: str, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class Evaluator(Protocol):
-    """Held-out evaluation every so many steps, by all consumers of a group."""
-
-    every: int
-
-    def evaluate(self, run: "Run") -> dict[str, float]: ...
-
-
-class Store(Protocol):
-    """Checkpoints."""
-
-    def save(self, step: int, tensors: dict[str, tuple[Tensor, str]], scalars: dict[str, Any]) -> Any: ...
-
-    def wait(self) -> None: ...
-
-    def leave(self) -> None: ...
-
-    def check(self) -> None: ...
-
-    def load(self, path: Path, tensors: dict[str, tuple[Tensor, str]]) -> dict[str, Any]: ...
-
-    def damage(self, path: Path) -> str | None: ...
-
-    def forget_after(self, path: Path | None) -> None: ...
+    cfg: Resolved
+    folder: Path
+    facts: LlmFacts | None
+    where: Place
+    topology: Topology
+    device: torch.device
+    stop: StopRequest
+    control: Control
+    watch: Watch
 
 
 @dataclass
 class Progress:
-    """How far the run is. `tokens` counts activations over all replicas."""
+    """How far a run is. `tokens` counts activations over all replicas."""
 
     step: int = 0
     tokens: int = 0
@@ -107,15 +66,15 @@ class Progress:
     tokens_at_start: int = 0
 
     def rate(self) -> float:
-        """Tokens per second since this process started training."""
+        """Return the tokens per second since this process started training."""
         return (self.tokens - self.tokens_at_start) / max(time.monotonic() - self.started, 1e-9)
 
 
 class Agreement:
-    """What consumers agree on once per step: bad numbers, a wish to stop, whether any latent is dead.
+    """What consumers agree on once per step: numbers that are not finite, a wish to stop, dead latents.
 
-    One reduction per step; its result is copied to the host asynchronously and read one step later, so
-    that the step never waits for it.
+    There is one reduction per step. Its result is copied to the host asynchronously and read one step later,
+    so that the step never waits for it.
     """
 
     def __init__(self, topology: Topology, stop: StopRequest):
@@ -125,7 +84,7 @@ class Agreement:
         self.any_dead = False
 
     def post(self, step: int, terms: LossTerms, not_finite: Tensor) -> None:
-        """Reduce this step's facts; this rank's own squared error tells which rank broke first."""
+        """Reduce the facts of this step; this rank's own squared error tells whether it broke here."""
         own, num_dead = terms.parts["squared_error"], terms.parts["num_dead"]
         broken = torch.where(torch.isfinite(own), 0, self.topology.rank + 1)
         wish = torch.full_like(broken, int(self.stop.wanted))
@@ -136,7 +95,7 @@ class Agreement:
             self.event.record()
 
     def pending(self) -> tuple[int, list[int]] | None:
-        """Step and facts posted and not yet read: part of a checkpoint, to be read after a resume."""
+        """Return the step and facts that are not read yet; a checkpoint keeps them for a resumed run."""
         if self.posted is None:
             return None
         if self.event:
@@ -144,14 +103,14 @@ class Agreement:
         return self.posted[0], self.posted[1].tolist()
 
     def restore(self, any_dead: bool, pending: list[Any] | None) -> None:
-        """Go back to what a checkpoint remembers; a wish to stop is not carried over."""
+        """Restore what a checkpoint holds, except for a wish to stop."""
         self.any_dead = any_dead
         if pending is not None:
             step, (broken, not_finite, _, dead) = pending
             self.posted = step, torch.tensor([broken, not_finite, 0, dead])
 
     def read(self) -> bool:
-        """Whether to stop, as agreed one step ago.
+        """Return whether to stop, as agreed one step ago.
 
         Raises:
             NumericsError: a loss or gradient was not finite; that update was skipped.
@@ -173,20 +132,28 @@ class Agreement:
 
 @dataclass(eq=False)
 class Run:
-    """The parts that `loop.train` walks through for one dictionary, on a consumer rank."""
+    """The training of one dictionary on a consumer rank: the parts that `loop.train` uses.
 
-    cfg: RunConfig
+    Attributes:
+        save_every: steps between checkpoints; more than the run has if only its end is kept.
+        lr: the decoder's learning rate before its schedule.
+        widths: (D,) of an autoencoder, (D, E) of a transcoder.
+        scales: factor of the activations at each of these places, after `shift_C` is subtracted.
+        seconds: spent in steps, without waiting for the stream.
+        pauses: seconds that each checkpoint held training up.
+    """
+
+    cfg: Single
     folder: Path
     topology: Topology
-    shuffle: Draw
+    shuffle: Columns
     dictionary: Dictionary
-    optimizer: Optimizer
-    meter: Meter
-    checkpoints: Store
+    optimizer: Engine | RowAdam
+    meter: "RunMeter"
+    checkpoints: Checkpoints
     agreement: Agreement
     device: torch.device
     progress: Progress
-    steps: int
     save_every: int
     lr: float
     widths: tuple[int, ...]
@@ -197,30 +164,35 @@ class Run:
     pauses: list[float] = field(default_factory=list)
     evaluator: "Evaluator | None" = None
 
+    @property
+    def steps(self) -> int:
+        """Return the steps of the whole run."""
+        return self.cfg.steps
+
     def next_batch(self) -> Batch:
-        """This rank's rows of the step, scaled, in the master dtype."""
+        """Draw this rank's rows of the step, [b, C], scaled, in the dtype of the weights."""
         raw, ids = self.shuffle.draw(self.progress.step)
         return Batch(self.normalise(raw), ids)
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """Rows as they came over the wire -> shifted and scaled, on the device."""
+        """Shift and scale rows [b, C] as they came over the wire, on the device."""
         return (self.to_master(raw) - self.shift_C) * self.scale_C()
 
     def to_master(self, raw: Tensor) -> Tensor:
-        """Rows as they came over the wire, on the device and in the dtype of the weights."""
+        """Bring rows [b, C] as they came over the wire to the device and the dtype of the weights."""
         return raw.to(self.device, Precision.of(self.cfg.precision).master)
 
     def scale_C(self) -> Tensor:
-        """The scale of each column of a row: one per hook."""
+        """Return the scale of each column of a row, [C], one value per hook."""
         master = Precision.of(self.cfg.precision).master
         parts = [torch.full((n,), s, dtype=master) for n, s in zip(self.widths, self.scales, strict=True)]
         return torch.cat(parts).to(self.device)
 
     def save(self) -> None:
-        """Begin to checkpoint the state after the current step; called by all consumer ranks.
+        """Begin to checkpoint the state after the current step; every consumer rank calls this.
 
-        How long that took is remembered. Metrics are flushed first, so that lines of metrics.jsonl never
-        span a checkpoint and a resumed run writes the same lines.
+        Metrics are flushed first, so that no line of metrics.jsonl spans a checkpoint and a resumed run
+        writes the same lines.
         """
         began = time.perf_counter()
         self.meter.flush(self)
@@ -240,13 +212,13 @@ class Run:
         self.pauses.append(time.perf_counter() - began)
 
     def tensors(self) -> dict[str, tuple[Tensor, str]]:
-        """What a checkpoint holds, with its placement."""
+        """Return the tensors of a checkpoint, each with its placement over the ranks."""
         shift = {"shift": (self.shift_C, "replicated")}
         return self.dictionary.state() | self.optimizer.state() | shift
 
 
 def gather_dicts(own: dict[str, Any], topology: Topology) -> dict[str, Any]:
-    """The union of every consumer rank's dictionary."""
+    """Return the union of the dicts of every consumer rank."""
     each: list[Any] = [None] * topology.num_consumers
     torch.distributed.all_gather_object(each, own, group=topology.consumer_group)
     return {key: value for part in each for key, value in part.items()}

@@ -1,28 +1,21 @@
-"""One stream of activations for every dictionary that a process trains."""
+"""One stream of activations for every dictionary that a process trains.
+
+Letters: b rows of this rank, C columns of the stream: those of all hooks, side by side.
+"""
 
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
-
-class Shuffle(Protocol):
-    """See `shuffle.lanes`."""
-
-    def draw(self, step: int) -> tuple[Tensor, Tensor]: ...
-
-    def counts(self) -> Any: ...
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, states: dict[str, Any]) -> None: ...
+from sae_dist.shuffle.lanes import Shuffle
 
 
 class SharedStream:
-    """Draws each step once, whoever asks first.
+    """A shuffle that is drawn from once per step, whichever dictionary asks first.
 
     Attributes:
-        seconds: spent in drawing, which where there are no producers is the LLM's time.
+        seconds: spent in drawing, which is the LLM's time where there are no producers.
     """
 
     def __init__(self, shuffle: Shuffle):
@@ -31,7 +24,7 @@ class SharedStream:
         self.restored = False
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """This rank's raw rows [b, columns] of `step`, and their ids [b]; steps never go back."""
+        """Return this rank's raw rows [b, C] of `step`, and their ids [b]; steps never go back."""
         if step != self.step:
             began = time.perf_counter()
             self.rows = self.shuffle.draw(step)
@@ -40,24 +33,28 @@ class SharedStream:
         return self.rows
 
     def restore(self, states: dict[str, Any]) -> None:
-        """Go to the lanes' states of a checkpoint: the dictionaries of a grid all stand at the same step."""
+        """Restore the lanes' states of a checkpoint, once: dictionaries of a grid are at the same step."""
         if not self.restored:
             self.shuffle.restore(states)
             self.restored = True
 
 
 class Columns:
-    """What one dictionary sees of the stream: the columns of its hook."""
+    """The part of the stream that one dictionary reads: the columns of its hook.
 
-    def __init__(self, stream: SharedStream, columns: slice):
-        self.stream, self.columns = stream, columns
+    Args:
+        widths: (D,) of an autoencoder, (D, E) of a transcoder, whose target's columns follow its input's.
+    """
+
+    def __init__(self, stream: SharedStream, columns: slice, widths: tuple[int, ...]):
+        self.stream, self.columns, self.widths = stream, columns, widths
         self.counts, self.state, self.restore = stream.shuffle.counts, stream.shuffle.state, stream.restore
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """See `SharedStream.draw`."""
+        """Return this rank's raw rows [b, sum(widths)] of `step`, and their ids [b]."""
         rows, ids = self.stream.draw(step)
         return rows[:, self.columns], ids
 
     def seconds(self) -> float:
-        """Spent by this process in waiting for the stream, or in computing it."""
+        """Return the seconds that this process spent in waiting for the stream, or in computing it."""
         return self.stream.seconds

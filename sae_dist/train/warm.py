@@ -1,4 +1,7 @@
-"""`sae.start`: training that begins with the weights of a finished dictionary."""
+"""`sae.start`: training that begins with the weights of a finished dictionary.
+
+Letters: N latents of this shard, F all latents, C columns of a row, D and E widths of input and target.
+"""
 
 import copy
 from pathlib import Path
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.config.kinds import SELECTED
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import RunConfig, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.dictionary.base import dictionary_class
@@ -20,19 +23,21 @@ from sae_dist.train.state import Run
 UNIT_ERROR = 1e-3
 
 
-def with_start(cfg: RunConfig) -> RunConfig:
-    """A copy of a config whose `sae.start` is the folder of the export itself; its width unless one is given.
+def with_start(cfg: RunConfig, start: str) -> RunConfig:
+    """Return a copy of a config that begins with an export: its folder, and its width unless one is given.
+
+    Args:
+        start: `sae.start` as it is written, a run or an export.
 
     Raises:
         ConfigError: there is no such export.
     """
     cfg = copy.deepcopy(cfg)
-    assert cfg.sae.start is not None
-    folder = Path(cfg.sae.start).expanduser()
+    folder = Path(start).expanduser()
     folder = folder / EXPORT if (folder / EXPORT / SAE_CONFIG).is_file() else folder
     if not (folder / SAE_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise ConfigError(
-            f"sae.start={cfg.sae.start} has no {SAE_CONFIG} and {WEIGHTS}; give a run that was exported, its "
+            f"sae.start={start} has no {SAE_CONFIG} and {WEIGHTS}; give a run that was exported, its "
             "export, or what sae-dist import made of another format"
         )
     cfg.sae.start = str(folder.resolve())
@@ -41,17 +46,17 @@ def with_start(cfg: RunConfig) -> RunConfig:
     return cfg
 
 
-def check_start(cfg: RunConfig, columns: int) -> None:
-    """Whether training can begin with the dictionary that `sae.start` names.
+def check_start(cfg: Single, start: str, columns: int) -> None:
+    """Check that training can begin with a finished dictionary.
 
     Args:
+        start: the folder of its export.
         columns: width of the activations, of a transcoder D + E.
 
     Raises:
         ConfigError: it is of another kind or size.
     """
-    assert cfg.sae.start is not None
-    sae, said = open_exported(Path(cfg.sae.start)), f"sae.start={cfg.sae.start}"
+    sae, said = open_exported(Path(start)), f"sae.start={start}"
     if sae.num_latents != cfg.sae.num_latents:
         raise ConfigError(f"{said} has {sae.num_latents} latents; use sae.num_latents={sae.num_latents}")
     if sae.transcoder != (cfg.target_hook is not None) or (sae.W_skip_ED is not None) != cfg.sae.skip:
@@ -76,7 +81,7 @@ def _form(kind: str) -> str:
 
 
 def _check_rows(said: str, sae: ExportedSae) -> None:
-    """Selected codes are ranked: with other rows, unit rows would select others."""
+    """Refuse rows that are not of unit length: with unit rows, ranking would select other codes."""
     norms_F = torch.cat([tile.W_dec_FE.norm(dim=1) for _, tile in tiles(sae)])
     low, high = float(norms_F.min()), float(norms_F.max())
     if max(1 - low, high - 1) > UNIT_ERROR:
@@ -88,7 +93,7 @@ def _check_rows(said: str, sae: ExportedSae) -> None:
 
 @torch.no_grad()
 def begin_with(run: Run, start: str) -> None:
-    """Set the weights of this rank's shard to those of a finished dictionary; only its rows are read."""
+    """Set the weights of this rank's shard to those of a finished dictionary; only that part is read."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()}
     rows, master = len(tensors["W_dec"]), tensors["b_dec"].dtype
     index_N = _stored_at(run.cfg)[run.topology.shard.rank * rows :][:rows]
@@ -100,9 +105,8 @@ def begin_with(run: Run, start: str) -> None:
         tensors[name].copy_(value.to(tensors[name].device, master))
 
 
-def _stored_at(cfg: RunConfig) -> Tensor:
-    """Which latent of an export each latent in training is: exports of matryoshka are sorted by level."""
-    assert cfg.sae.num_latents is not None
+def _stored_at(cfg: Single) -> Tensor:
+    """Return the place in an export of each latent in training, [F]: matryoshka's are sorted by level."""
     if cfg.sae.prefixes is None:
         return torch.arange(cfg.sae.num_latents)
     return levels(cfg.sae.num_latents, cfg.sae.prefixes).argsort(stable=True).argsort()

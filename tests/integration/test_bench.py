@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sae_dist import cli
-from sae_dist.bench.quality.contestants import CONTESTANTS, PEERS, TrialFailed
+from sae_dist.bench.contestant import PEERS, TrialFailed
+from sae_dist.bench.quality.contestants import CONTESTANTS
 from sae_dist.bench.quality.data import order_file, prepare_data
-from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.bench.quality.run import one_trial
 from sae_dist.config.run import load_config
 from sae_dist.train.meter import HASH_PRIME
@@ -30,10 +31,10 @@ def sparse_rows(held_out: bool):
 
 
 @pytest.fixture
-def plan(tmp_path, request) -> Plan:
+def plan(tmp_path, request) -> QualityPlan:
     given = request.config.getoption("--peer-python", default=None) or ""
     peers = dict(part.split("=", 1) for part in given.split(",") if part)
-    plan = Plan(
+    plan = QualityPlan(
         tmp_path / "bench",
         tokens=256 * 250,
         shapes=((F, K),),
@@ -46,7 +47,7 @@ def plan(tmp_path, request) -> Plan:
     return plan
 
 
-def trial(plan: Plan, name: str, lr: float = 1e-2) -> dict:
+def trial(plan: QualityPlan, name: str, lr: float = 1e-2) -> dict:
     contestant = CONTESTANTS[name]
     return one_trial(plan, contestant, F, K, Outcome(name, contestant.label, F, K), lr, 0)
 

@@ -122,13 +122,16 @@ def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 75 and "resume=auto" in err, err
+    assert process.returncode == 75 and "Go on: sae-dist resume outputs/run" in err, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_after_training_is_obeyed_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
-    with pytest.raises(Preempted, match="resume=auto evaluates it"), stopping_on_request():
+    with (
+        pytest.raises(Preempted, match="sae-dist resume outputs/run"),
+        stopping_on_request(Path("outputs/run")),
+    ):
         signal.raise_signal(number)
     assert signal.getsignal(number) is before
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sae_dist.cli import main
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.evaluation.report.page import needs_export, report_run
 from sae_dist.export.exported import ExportedSae
@@ -133,7 +134,7 @@ def made(folder: Path, sae: ExportedSae, **values) -> Path:
         section, _, name = key.rpartition("__")
         setattr(getattr(cfg, section) if section else cfg, name, value)
     export_saelens(folder / "export", sae)
-    save_config(cfg, folder / "config.yaml")
+    save_config(resolve(cfg, None, sae.width), folder / "config.yaml")
     (folder / "summary.json").write_text('{"status": "trained"}')
     return folder
 

@@ -43,14 +43,15 @@ def test_killed_ranks(folder, whole):
         err = process.communicate(timeout=60)[1]
         assert time.monotonic() - began < 30 and process.returncode == 1
         said = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
-        told = rf"rank {victim} was killed by SIGKILL \(host \S+, last checkpoint step_\d+\); continue with"
-        assert len(said) == 1 and re.match(f"sae-dist: error: {told} resume=auto", said[0])
+        told = rf"rank {victim} was killed by SIGKILL \(host \S+, last checkpoint step_\d+\); go on:"
+        assert len(said) == 1 and re.match(f"sae-dist: error: {told} sae-dist resume outputs/killed", said[0])
         assert "Traceback" not in err
         # What was still being written when the rank was killed may have come after the checkpoint seen.
         checkpoint = (run / "checkpoints" / "latest").read_text().strip()
 
     refused = warm(folder, *arguments)
-    assert refused.returncode == 2 and "resume=auto" in refused.stderr
+    at = f"unfinished, at step {int(checkpoint.removeprefix('step_'))} of 100"
+    assert refused.returncode == 2 and f"{at}; continue with sae-dist resume outputs/killed" in refused.stderr
     done = warm(folder, *arguments, "resume=auto", ranks=3)
     assert done.returncode == 0, done.stderr
     found = rows(run)
@@ -88,7 +89,9 @@ def test_sigterm_saves_and_exits_75(folder):
     os.kill(process.pid, signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
     assert process.returncode == 75, err
-    assert "resume=auto" in err
+    assert re.search(
+        r"^sae-dist: stopped at step \d+ as asked; .* sae-dist resume outputs/preempted$", err, re.M
+    )
     stopped_at = rows(run)[-1]["step"]
     assert (run / "checkpoints" / "latest").read_text().strip() == f"step_{stopped_at:08d}"
     found = train(folder, "preempted", *longer, "resume=auto")

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 
 def read_job() -> SimpleNamespace:
-    """The job that the benchmark wrote (see `contestants.Job`); its path is the script's only argument.
+    """Return the job that the benchmark wrote (`quality.contestants.Trial`), from the path in sys.argv.
 
     From now on the process ends with the benchmark, which holds the other end of stdin.
     """

@@ -94,7 +94,7 @@ def draw(ask: dict[str, Any], device: torch.device) -> Problem:
     return Problem(ask, ask["k"], device, W_dec_FD, b_enc_F, b_dec_D, x_BD, dead_F, drawn)
 
 
-class Contestant(Protocol):
+class Stepper(Protocol):
     """A dictionary and its optimizer, at one problem.
 
     Attributes:
@@ -191,7 +191,7 @@ def read_job() -> SimpleNamespace:
 
 def serve(
     job: SimpleNamespace,
-    make: Callable[[Problem], Contestant],
+    make: Callable[[Problem], Stepper],
     package: str | None,
     *,
     rehearse: bool = True,
@@ -205,7 +205,7 @@ def serve(
     """
     answers = os.fdopen(job.answers, "w", encoding="utf-8")
     if job.device.type == "cuda" and not torch.cuda.is_available():
-        say(answers, {"error": "this Python's torch finds no CUDA device; install a CUDA build"})
+        send(answers, {"error": "this Python's torch finds no CUDA device; install a CUDA build"})
         return
     about = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     about["version"] = importlib.metadata.version(package) if package else ""
@@ -217,10 +217,10 @@ def serve(
         ask = json.loads(line)
         if ask["do"] == "end":
             break
-        say(answers, desk.answer(ask))
+        send(answers, desk.answer(ask))
 
 
-def say(answers: TextIO, reply: dict[str, Any]) -> None:
+def send(answers: TextIO, reply: dict[str, Any]) -> None:
     print(json.dumps(reply), file=answers, flush=True)
 
 
@@ -229,11 +229,11 @@ class Desk:
     """Answers one question after the other."""
 
     job: SimpleNamespace
-    make: Callable[[Problem], Contestant]
+    make: Callable[[Problem], Stepper]
     memory: Memory
     about: dict[str, Any]
     problem: Problem | None = None
-    made: Contestant | None = None
+    made: Stepper | None = None
 
     def answer(self, ask: dict[str, Any]) -> dict[str, Any]:
         """What went wrong is an answer too; after it, nothing is held."""
@@ -241,7 +241,7 @@ class Desk:
             return getattr(self, f"do_{ask['do']}")(ask)
         except Exception as error:
             traceback.print_exc()
-            reply = {"error": in_words(error), "memory": is_memory(error)}
+            reply = {"error": class_and_line(error), "memory": is_memory(error)}
         self.problem = self.made = None
         self.memory.held()
         return reply
@@ -282,7 +282,7 @@ def is_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def in_words(error: Exception) -> str:
+def class_and_line(error: Exception) -> str:
     """One line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from sparsify_model import StandIn
 from step_io import LR, Problem, read_job, serve, sum_of_squares, synchronize
 from torch import Tensor
 
@@ -22,7 +23,7 @@ LONG = 10**6
 """Steps that the schedule is made for."""
 
 
-class Rows(torch.nn.Module):
+class BatchRows(torch.nn.Module):
     """The hooked module: the batch, [1, B, D], whatever it is asked for."""
 
     def __init__(self, x_BD: Tensor):
@@ -35,23 +36,6 @@ class Rows(torch.nn.Module):
             synchronize(self.x_BD.device)
             self.started = time.perf_counter()
         return self.x_BD[None]
-
-
-class StandIn(torch.nn.Module):
-    """As much of a transformers model as the trainer touches."""
-
-    def __init__(self, x_BD: Tensor):
-        super().__init__()
-        self.rows = Rows(x_BD)
-        self.device = x_BD.device
-        self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
-
-    @property
-    def base_model(self) -> torch.nn.Module:
-        return self
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        return self.rows(input_ids)
 
 
 class Steps(torch.utils.data.Dataset):
@@ -80,7 +64,7 @@ class Sparsify:
     def __init__(self, problem: Problem, optimizer: str):
         from sparsify import SparseCoderConfig, TrainConfig, Trainer
 
-        self.model = StandIn(problem.x_BD)
+        self.model = StandIn(BatchRows(problem.x_BD), problem.x_BD.device)
         config = TrainConfig(
             SparseCoderConfig(num_latents=problem.latents, k=problem.k),
             batch_size=1,

@@ -19,9 +19,10 @@ from types import SimpleNamespace
 import torch
 from peer_io import Batches, read_job, write_result
 from safetensors.torch import load_file
+from sparsify_model import StandIn
 
 
-class Rows(torch.nn.Module):
+class NumberedRows(torch.nn.Module):
     """The hooked module: rows by their numbers, [N, S] -> [N, S, D]."""
 
     def __init__(self, batches: Batches):
@@ -30,23 +31,6 @@ class Rows(torch.nn.Module):
 
     def forward(self, ids_NS: torch.Tensor) -> torch.Tensor:
         return self.batches.at(ids_NS.cpu().numpy())
-
-
-class StandIn(torch.nn.Module):
-    """As much of a transformers model as the trainer touches."""
-
-    def __init__(self, batches: Batches):
-        super().__init__()
-        self.rows = Rows(batches)
-        self.device = torch.device(batches.device)
-        self.dummy_inputs = {"input_ids": torch.zeros(1, 1, dtype=torch.int64)}
-
-    @property
-    def base_model(self) -> torch.nn.Module:
-        return self
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.rows(input_ids)
 
 
 class Sequences(torch.utils.data.Dataset):
@@ -86,7 +70,9 @@ def main() -> None:
             run_name="run",
             save_dir=folder,
         )
-        trainer = Trainer(config, Sequences(batches), StandIn(batches))
+        trainer = Trainer(
+            config, Sequences(batches), StandIn(NumberedRows(batches), torch.device(batches.device))
+        )
         started = time.monotonic()
         trainer.fit()
         seconds = time.monotonic() - started

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from sae_dist.bench.quality.plan import CHUNK_ROWS, LANES, Plan, make_folder
+from sae_dist.bench.quality.plan import CHUNK_ROWS, LANES, QualityPlan, make_folder
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
@@ -38,7 +38,7 @@ Rows = Callable[[bool], Iterator[torch.Tensor]]
 """Batches [R, D] of activations: of held-out documents (True) or of the others."""
 
 
-def prepare_data(plan: Plan, rows: Rows | None = None) -> Path:
+def prepare_data(plan: QualityPlan, rows: Rows | None = None) -> Path:
     """The folder with train.npy and test.npy, made if they are not there yet.
 
     Args:
@@ -62,13 +62,13 @@ def prepare_data(plan: Plan, rows: Rows | None = None) -> Path:
     return folder
 
 
-def made_of(plan: Plan) -> dict[str, Any]:
+def made_of(plan: QualityPlan) -> dict[str, Any]:
     """The settings that the data, and all trials on them, depend on."""
     keys = ("tokens", "batch", "test_rows", "llm", "hook", "device")
     return {key: getattr(plan, key) for key in keys}
 
 
-def is_there(plan: Plan) -> bool:
+def is_there(plan: QualityPlan) -> bool:
     """Whether the data have been made.
 
     Raises:
@@ -105,7 +105,7 @@ def file_rows(tokens: int, batch: int) -> int:
     return chunks * CHUNK_ROWS
 
 
-def order_file(plan: Plan, seed: int) -> Path:
+def order_file(plan: QualityPlan, seed: int) -> Path:
     """data/order_<seed>.npy, int64 [tokens]."""
     path = plan.folder / "data" / f"order_{seed}.npy"
     if not path.exists():
@@ -118,7 +118,7 @@ def order_file(plan: Plan, seed: int) -> Path:
     return path
 
 
-def run_order(num_rows: int, plan: Plan, seed: int) -> np.ndarray:
+def run_order(num_rows: int, plan: QualityPlan, seed: int) -> np.ndarray:
     """Row numbers in the order of a run of ours over a file of `num_rows` rows."""
     shuffle = Shuffle(
         _source(num_rows, seed),
@@ -146,7 +146,7 @@ def _source(num_rows: int, seed: int = 0) -> FileChunkSource:
     )
 
 
-def llm_rows(plan: Plan) -> Rows:
+def llm_rows(plan: QualityPlan) -> Rows:
     """Activations of the plan's LLM over Python's own text, each document once."""
     cfg = RunConfig(hook=plan.hook, llm=LlmConfig(name=plan.llm), tokens=TokensConfig(kind="text", epochs=1))
     facts, _ = llm_facts(cfg.llm, cfg.hook)
@@ -204,7 +204,7 @@ def rescale(folder: Path) -> None:
         array.flush()
 
 
-def describe(plan: Plan) -> str:
+def describe(plan: QualityPlan) -> str:
     """One line for the report."""
     return (
         f"{plan.llm}, {plan.hook}, Python's own text; {plan.steps * plan.batch:,} training activations, "

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from sae_dist.bench.quality.contestants import TRAINED
 from sae_dist.export.saelens import load_exported
 
 ROWS = 2048
@@ -38,7 +39,7 @@ class Weights:
     @staticmethod
     def load(folder: Path, device: str) -> "Weights":
         """What a trial left."""
-        trained = json.loads((folder / "trained.json").read_text(encoding="utf-8"))
+        trained = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors", device=device)
         return Weights(**tensors, k=trained["k"], scale=trained["scale"])
 

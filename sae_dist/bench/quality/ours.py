@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from sae_dist.bench.quality.contestants import TRAINED
 from sae_dist.bench.quality.plan import CHUNK_ROWS
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, read_summary
 
 
@@ -36,7 +38,7 @@ def overrides(job: dict[str, Any]) -> list[str]:
         "checkpoint.every=null",
         "metrics.wandb=off",
         "metrics.console=false",
-        *(job["variant"] or "").split(),
+        *job["variant"].split(),
     ]
 
 
@@ -85,7 +87,7 @@ def write_result(job: dict[str, Any]) -> None:
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
     }
-    (folder / "trained.json").write_text(json.dumps(trained, indent=1) + "\n", encoding="utf-8")
+    write_json(folder / TRAINED, trained)
     shutil.rmtree(run / CHECKPOINTS, ignore_errors=True)
 
 

@@ -15,7 +15,7 @@ as a whole, so this changes nothing else."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class QualityPlan:
     """One benchmark. Counts are activations.
 
     Attributes:

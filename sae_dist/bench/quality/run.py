@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant, Job, TrialFailed, run_trial
+from sae_dist.bench.contestant import TrialFailed
+from sae_dist.bench.quality.contestants import CONTESTANTS, QualityContestant, Trial, run_trial
 from sae_dist.bench.quality.data import order_file, prepare_data
 from sae_dist.bench.quality.evaluate import Weights, measure
-from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.bench.quality.sweep import best_of, is_bracketed, sweep
 from sae_dist.bench.quality.table import format_table, write_reports
 from sae_dist.core.files import write_json
@@ -27,7 +28,9 @@ from sae_dist.core.text import print_line
 NOT_FINITE = "not finite"
 
 
-def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS) -> list[Outcome]:
+def run_quality(
+    plan: QualityPlan, contestants: Mapping[str, QualityContestant] = CONTESTANTS
+) -> list[Outcome]:
     """Everything, or what is left of it; returns the outcomes in the order of `plan.only`.
 
     Raises:
@@ -43,17 +46,17 @@ def run_quality(plan: Plan, contestants: Mapping[str, Contestant] = CONTESTANTS)
     return outcomes
 
 
-def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome:
+def compete(plan: QualityPlan, contestant: QualityContestant, latents: int, k: int) -> Outcome:
     """The sweep with one seed, or the plan's rate; then the other seeds at the best learning rate."""
     outcome = Outcome(contestant.name, contestant.label, latents, k)
     try:
-        trial = partial(one_trial, plan, contestant, latents, k, outcome)
+        attempt = partial(one_trial, plan, contestant, latents, k, outcome)
         if plan.lr:
-            costs = {plan.lr: cost(trial(plan.lr, 0), None)}
+            costs = {plan.lr: cost(attempt(plan.lr, 0), None)}
         else:
             costs = sweep(
                 contestant.begin_at(plan.steps, latents),
-                lambda lr: cost(trial(lr, 0), contestant.dead_at_most),
+                lambda lr: cost(attempt(lr, 0), contestant.dead_at_most),
                 refine=plan.refine,
             )
         outcome.best_lr, outcome.bracketed = best_of(costs), is_bracketed(costs)
@@ -61,7 +64,7 @@ def compete(plan: Plan, contestant: Contestant, latents: int, k: int) -> Outcome
             outcome.error = "no learning rate counts"
             return outcome
         for seed in range(1, plan.seeds):
-            trial(outcome.best_lr, seed)
+            attempt(outcome.best_lr, seed)
     except TrialFailed as error:
         outcome.error = str(error)
         print_line(f"{contestant.label}: {error}")
@@ -76,7 +79,13 @@ def cost(result: dict[str, Any], dead_at_most: float | None) -> float:
 
 
 def one_trial(
-    plan: Plan, contestant: Contestant, latents: int, k: int, outcome: Outcome, lr: float, seed: int
+    plan: QualityPlan,
+    contestant: QualityContestant,
+    latents: int,
+    k: int,
+    outcome: Outcome,
+    lr: float,
+    seed: int,
 ) -> dict[str, Any]:
     """Train and measure, unless that has been done; the result joins the outcome.
 
@@ -91,7 +100,7 @@ def one_trial(
     else:
         # Ours draws the rows by itself; the same ones in the same order.
         order = str(order_file(plan, seed).absolute()) if contestant.peer else ""
-        job = Job(
+        trial = Trial(
             rows=str((plan.folder / "data" / "train.npy").absolute()),
             order=order,
             folder=str(folder.absolute()),
@@ -106,7 +115,7 @@ def one_trial(
             variant=contestant.variant,
         )
         result = {"contestant": contestant.name, "latents": latents, "k": k, "lr": lr, "seed": seed}
-        result |= train_and_measure(contestant, plan, job)
+        result |= train_and_measure(contestant, plan, trial)
         write_json(done, result)
     outcome.trials.append(result)
     shown = "diverged" if result["fvu"] is None else f"FVU {result['fvu']:.4f}, {result['dead']:.1%} dead"
@@ -117,19 +126,19 @@ def one_trial(
     return result
 
 
-def train_and_measure(contestant: Contestant, plan: Plan, job: Job) -> dict[str, Any]:
+def train_and_measure(contestant: QualityContestant, plan: QualityPlan, trial: Trial) -> dict[str, Any]:
     """A trial that stops because its loss is not finite is a result too."""
     try:
-        trained = run_trial(contestant, plan, job)
+        trained = run_trial(contestant, plan, trial)
     except TrialFailed as error:
         if NOT_FINITE not in str(error):
             raise
         nothing = {"fvu": None, "dead": None, "l0": None, "test_rows": None, "train_seconds": None}
         return nothing | {"diverged": str(error)}
     rows = np.load(plan.folder / "data" / "test.npy", mmap_mode="r")
-    return trained | measure(Weights.load(Path(job.folder), plan.device), rows, plan.device)
+    return trained | measure(Weights.load(Path(trial.folder), plan.device), rows, plan.device)
 
 
-def trial_folder(plan: Plan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
+def trial_folder(plan: QualityPlan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
     """Where a trial lives."""
     return plan.folder / plan.trials / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from sae_dist.bench.quality.contestants import CONTESTANTS, Contestant
+from sae_dist.bench.quality.contestants import CONTESTANTS, QualityContestant
 from sae_dist.bench.quality.data import prepare_data
-from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.bench.quality.run import compete, cost, run_quality
 from sae_dist.bench.quality.sweep import rate
 from sae_dist.core.files import write_json
@@ -46,16 +46,16 @@ STUDIES = {
 """What is tried, by study and name: words after `sae-dist train`."""
 
 
-def variants(study: str) -> dict[str, Contestant]:
+def variants(study: str) -> dict[str, QualityContestant]:
     """The contestants of a study: ours, each with one setting changed."""
     ours = CONTESTANTS["ours"]
     return {
-        name: dataclasses.replace(ours, name=name, label=name, variant=words or None)
+        name: dataclasses.replace(ours, name=name, label=name, variant=words)
         for name, words in STUDIES[study].items()
     }
 
 
-def run_defaults(plan: Plan, study: str, only: Sequence[str] | None = None) -> list[Outcome]:
+def run_defaults(plan: QualityPlan, study: str, only: Sequence[str] | None = None) -> list[Outcome]:
     """Every variant of a study, or those named: its own sweep of the learning rate, then several seeds at the
     best; with `plan.lr` all seeds at that rate.
 
@@ -81,7 +81,7 @@ class Cell:
 
 
 def run_law(
-    plan: Plan, tokens: Sequence[int], batches: Sequence[int], latents: Sequence[int]
+    plan: QualityPlan, tokens: Sequence[int], batches: Sequence[int], latents: Sequence[int]
 ) -> dict[str, Any]:
     """Sweep the learning rate in every cell and fit lr = a steps^b batch^c latents^d; writes law.json.
 

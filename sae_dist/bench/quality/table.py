@@ -8,8 +8,9 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from sae_dist.bench.quality.data import describe
-from sae_dist.bench.quality.plan import Outcome, Plan
+from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.core.files import write_json
+from sae_dist.core.text import columns
 from sae_dist.launch.provenance import provenance
 
 HEAD = ("", "version", "lr", "FVU", "dead", "L0", "seconds", "seeds")
@@ -19,7 +20,7 @@ COLUMNS = (
 ).split()
 
 
-def write_reports(plan: Plan, outcomes: list[Outcome]) -> None:
+def write_reports(plan: QualityPlan, outcomes: list[Outcome]) -> None:
     """<report>.json, .csv, .md and one plot for each shape."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
@@ -36,19 +37,15 @@ def write_reports(plan: Plan, outcomes: list[Outcome]) -> None:
             plot(shape, plan.folder / f"{plan.report}_{latents}_k{k}.png")
 
 
-def format_table(plan: Plan, outcomes: list[Outcome]) -> str:
+def format_table(plan: QualityPlan, outcomes: list[Outcome]) -> str:
     """For the terminal."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
-        wide = [max(len(row[c]) for row in (HEAD, *rows)) for c in range(len(HEAD))]
-        lines += [title]
-        for row in (HEAD, *rows):
-            lines.append("  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip())
-        lines += [*notes, ""]
+        lines += [title, *columns((HEAD, *rows), left=None), *notes, ""]
     return "\n".join([*lines, *_caption(plan, outcomes), f"tables and plots: {plan.folder}/{plan.report}.md"])
 
 
-def markdown(plan: Plan, outcomes: list[Outcome]) -> str:
+def markdown(plan: QualityPlan, outcomes: list[Outcome]) -> str:
     """For a README."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
@@ -58,7 +55,7 @@ def markdown(plan: Plan, outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, *_caption(plan, outcomes), ""])
 
 
-def _tables(plan: Plan, outcomes: list[Outcome]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
+def _tables(plan: QualityPlan, outcomes: list[Outcome]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
     """(title, rows, notes) for each shape."""
     tables = []
     for latents, k in plan.shapes:
@@ -102,7 +99,7 @@ def spread(values: list[float], form: str) -> str:
     return f"{shown} ± {stdev(values):{form}}" if len(values) > 1 else shown
 
 
-def _caption(plan: Plan, outcomes: list[Outcome]) -> list[str]:
+def _caption(plan: QualityPlan, outcomes: list[Outcome]) -> list[str]:
     origin = provenance()
     trials = [trial for each in outcomes for trial in each.trials if trial.get("torch")]
     torch = ", ".join(sorted({trial["torch"] for trial in trials}))
@@ -119,7 +116,7 @@ def _caption(plan: Plan, outcomes: list[Outcome]) -> list[str]:
     ]
 
 
-def _rate(plan: Plan) -> str:
+def _rate(plan: QualityPlan) -> str:
     if plan.lr:
         return f"the learning rate {plan.lr:g}"
     return (
@@ -155,5 +152,5 @@ def plot(shape: list[Outcome], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _plain(plan: Plan) -> dict[str, Any]:
+def _plain(plan: QualityPlan) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(plan), default=str))

@@ -10,21 +10,13 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
-from sae_dist.bench.quality.contestants import (
-    PEERS,
-    TrialFailed,
-    ended_with_us,
-    environment_of,
-    interpreter,
-    last_line,
-)
-from sae_dist.bench.step.plan import DEAD_SHARE, Contestant, Shape, StepPlan, to_drop
+from sae_dist.bench.contestant import JOB, LOG, TrialFailed, ended_with_us, last_line
+from sae_dist.bench.step.plan import DEAD_SHARE, Shape, StepContestant, StepPlan, to_drop
 from sae_dist.core.files import write_json
 
 ROOM = 0.9
@@ -40,7 +32,7 @@ class Actor:
     """One process. `held` and `need`: bytes of what it has made, while it waits and while it steps."""
 
     def __init__(
-        self, contestant: Contestant, plan: StepPlan, ends: ExitStack, patience_s: float = PATIENCE_S
+        self, contestant: StepContestant, plan: StepPlan, ends: ExitStack, patience_s: float = PATIENCE_S
     ):
         self.contestant, self.plan, self.ends, self.patience_s = contestant, plan, ends, patience_s
         self.process: subprocess.Popen | None = None
@@ -60,22 +52,19 @@ class Actor:
         if self.process:
             return
         contestant = self.contestant
-        words = [sys.executable, "-m", contestant.target]
-        if contestant.peer:
-            python = interpreter(contestant.peer, self.plan.folder, self.plan.peer_python)
-            words = [python, str(PEERS / contestant.target)]
+        words = contestant.command(self.plan.folder, self.plan.peer_python)
         self.folder.mkdir(parents=True, exist_ok=True)
-        job, (reading, writing) = self.folder / "job.json", os.pipe()
+        job, (reading, writing) = self.folder / JOB, os.pipe()
         about = {"device": self.plan.device, "variant": contestant.variant, "answers": writing}
         write_json(job, about)
-        with open(self.folder / "log.txt", "w", encoding="utf-8") as log:
+        with open(self.folder / LOG, "w", encoding="utf-8") as log:
             self.process = subprocess.Popen(
                 [*words, str(job)],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 pass_fds=[writing],
-                env=environment_of(contestant.peer),
+                env=contestant.environment(),
             )
         os.close(writing)
         self.answers, self.buffer = os.fdopen(reading, "rb"), b""
@@ -135,7 +124,7 @@ class Actor:
         code = self._forget()
         if code == -9:
             return NoMemory("killed by signal 9, as a machine without memory does")
-        return TrialFailed(last_line(self.folder / "log.txt") or f"exit code {code}, and not a word")
+        return TrialFailed(last_line(self.folder / LOG) or f"exit code {code}, and not a word")
 
     def _forget(self) -> int:
         """What is left of the process; the next question starts another."""

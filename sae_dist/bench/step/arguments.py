@@ -1,11 +1,11 @@
-"""The words of `sae-dist bench step`."""
+"""The arguments of `sae-dist bench step`."""
 
 import sys
 from itertools import product
 from pathlib import Path
 
-from sae_dist.bench.arguments import DEVICES, FOLDER, Parser, count, counts, device, pairs
-from sae_dist.bench.quality.contestants import TrialFailed, check_peer_python, interpreter
+from sae_dist.bench.arguments import OPTIONS, Parser, count, counts, device, pairs, some_of
+from sae_dist.bench.contestant import TrialFailed, check_peer_python
 from sae_dist.bench.step.plan import CONTESTANTS, DEAD_SHARE, PRESETS, STEPPERS, Shape, StepPlan
 from sae_dist.core.errors import ConfigError
 
@@ -14,7 +14,7 @@ SIZES = ("width", "latents", "k", "batch")
 
 
 def step(words: list[str]) -> None:
-    """`sae-dist bench step`."""
+    """Run `sae-dist bench step`."""
     plan = read_step_plan(words)
     from sae_dist.bench.step.run import run_step
 
@@ -22,10 +22,10 @@ def step(words: list[str]) -> None:
 
 
 def read_step_plan(words: list[str]) -> StepPlan:
-    """The settings that the words mean.
+    """Return the benchmark that the arguments ask for.
 
     Raises:
-        ConfigError: they mean none.
+        ConfigError: an argument is wrong.
     """
     given = step_parser().parse_args(words)
     own = {name: getattr(given, name) for name in SIZES if getattr(given, name) is not None}
@@ -46,7 +46,7 @@ def read_step_plan(words: list[str]) -> StepPlan:
         minutes = float(count(given.minutes, "--minutes"))
     peer_python = pairs(given.peer_python or "")
     check_peer_python(peer_python)
-    only = contestants(given.only, given.folder, peer_python)
+    only = ready_contestants(given.only, given.folder, peer_python)
     return StepPlan(
         folder=given.folder,
         shapes=shapes,
@@ -58,21 +58,17 @@ def read_step_plan(words: list[str]) -> StepPlan:
     )
 
 
-def contestants(only: str | None, folder: Path, peer_python: dict[str, str]) -> tuple[str, ...]:
-    """Those that were asked for, or all that have an environment.
+def ready_contestants(only: str | None, folder: Path, peer_python: dict[str, str]) -> tuple[str, ...]:
+    """Return the contestants that were asked for, or all that have an environment.
 
     Raises:
         ConfigError: an unknown one, or one without its environment.
     """
-    there, absent = [], []
-    for name in dict.fromkeys(only.split(",") if only else STEPPERS):
-        if name not in STEPPERS:
-            raise ConfigError(f"--only {name}: the contestants are {', '.join(STEPPERS)}")
-        peer = CONTESTANTS[name].peer
+    ready, absent = [], []
+    for name in some_of(only, "--only", STEPPERS, "contestants"):
         try:
-            if peer is not None:
-                interpreter(peer, folder, peer_python)
-            there.append(name)
+            CONTESTANTS[name].command(folder, peer_python)
+            ready.append(name)
         except TrialFailed as error:
             if only:
                 raise ConfigError(f"--only {name}: {error}") from None
@@ -80,43 +76,37 @@ def contestants(only: str | None, folder: Path, peer_python: dict[str, str]) -> 
     if absent:
         missing = f"no environments for {', '.join(absent)}, which are left out"
         print(f"{missing}; sae-dist bench peers --folder {folder} makes them", file=sys.stderr, flush=True)
-    return tuple(there)
+    return tuple(ready)
 
 
 def step_parser() -> Parser:
-    """Options of `sae-dist bench step`."""
+    """Return the parser of `sae-dist bench step`."""
     parser = Parser(
         prog="sae-dist bench step",
         description="Time of a training step of sae_dist, of its peers, each by its own trainer, and of a "
         "dense one under torch.compile, beside the encoder's bare product: the same weights and rows, taken "
         "in turn, with AuxK at rest and acting. Contestants whose reconstructions differ are not timed.",
     )
-    parser.add_argument(
-        "--folder", type=Path, default=Path(FOLDER), help=f"gets step.csv, .md, .png ({FOLDER})"
-    )
-    parser.add_argument("--preset", choices=list(PRESETS), help=presets())
+    parser.add_argument("--folder", help="gets step.csv, .md, .png")
+    parser.add_argument("--preset", choices=list(PRESETS), help=presets_in_words())
     parser.add_argument(
         "--only", help=f"some of {','.join(STEPPERS)} (those that have an environment: sae-dist bench peers)"
     )
-    for name, what in zip(
-        SIZES, ("D of the activations", "", "codes of a row", "rows of a step"), strict=True
-    ):
-        default = getattr(LAPTOP, name)
-        parser.add_argument(
-            f"--{name}", help=f"{what or 'size of the dictionary'}, one or several ({default})"
-        )
-    parser.add_argument("--rounds", help=f"at most so many, after one that is not counted ({rounds()})")
-    parser.add_argument("--minutes", help="stop after the round in which these end (the preset's, or none)")
+    meanings = {name: OPTIONS[f"--{name}"]["help"] for name in SIZES} | {"latents": "size of the dictionary"}
+    for name, meaning in meanings.items():
+        help_text = f"{meaning}, one or several ({getattr(LAPTOP, name)})"
+        parser.add_argument(f"--{name}", default=None, help=help_text)
     parser.add_argument(
-        "--peer-python",
-        help="saelens=/path/bin/python,... instead of the environments of sae-dist bench peers",
+        "--rounds", help=f"at most so many, after one that is not counted ({preset_rounds()})"
     )
-    parser.add_argument("--device", default="auto", choices=DEVICES)
+    parser.add_argument("--minutes", help="stop after the round in which these end (the preset's, or none)")
+    parser.add_argument("--peer-python")
+    parser.add_argument("--device")
     return parser
 
 
-def presets() -> str:
-    """In words."""
+def presets_in_words() -> str:
+    """List the presets with their shapes and times."""
     found = []
     for name, preset in PRESETS.items():
         limit = f", {preset.minutes:g} min" if preset.minutes else ""
@@ -124,6 +114,6 @@ def presets() -> str:
     return "; ".join(found)
 
 
-def rounds() -> str:
-    """The presets' rounds."""
+def preset_rounds() -> str:
+    """List the numbers of rounds of all presets."""
     return ", ".join(sorted({str(preset.rounds) for preset in PRESETS.values()}))

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.bench.peers.step_io import LR, Problem, read_job, seconds_of, serve
+from sae_dist.bench.scaling import only_rank
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Single, narrowed
 from sae_dist.config.sections import SaeConfig
 from sae_dist.core.place import place
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
 from sae_dist.distributed import runtime
-from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.train.balance import Balance
 from sae_dist.train.build import build_run
@@ -35,11 +35,11 @@ TOKENS = 10**9
 """Length of the run that the schedule is made for."""
 
 
-class Rows:
-    """A stream that draws the same rows for every step; see `train.state.Draw`."""
+class SameRows:
+    """A stream that draws the same rows for every step; see `train.stream.Columns`."""
 
     def __init__(self, x_BD: Tensor):
-        self.x_BD, self.width = x_BD, x_BD.shape[1]
+        self.x_BD, self.width, self.widths = x_BD, x_BD.shape[1], (x_BD.shape[1],)
         self.ids_B = torch.arange(len(x_BD), device=x_BD.device)
 
     def draw(self, _step: int) -> tuple[Tensor, Tensor]:
@@ -56,20 +56,17 @@ class Rows:
 
 
 class Ours:
-    """See `peers.step_io.Contestant`."""
+    """See `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem, words: list[str]):
         device = problem.device
         cfg = configuration(problem, words)
-        topology = Topology(cfg.topology, place(), device.type)
-        rows: Any = Rows(problem.x_BD)
-        balance = Balance(cfg, topology, Timed(rows), None)
         self.folder = tempfile.TemporaryDirectory()
-        widths, stop = (problem.width,), runtime.StopRequest()
+        rank = only_rank(cfg, Path(self.folder.name), device)
+        rows: Any = SameRows(problem.x_BD)
+        balance = Balance(cfg, rank.topology, Timed(rows), None)
         with start_not_drawn():
-            self.run_state = build_run(
-                cfg, Path(self.folder.name), rows, widths, topology, stop, device, balance
-            )
+            self.run_state = build_run(rank, cfg, rank.folder, rows, balance, None)
         self.dictionary: Any = self.run_state.dictionary
         self.dictionary.start_from(problem.x_BD)
         start = {"W_dec": problem.W_dec_FD, "W_enc": problem.W_enc_FD()}
@@ -105,14 +102,14 @@ class Ours:
         return seconds_of(train, self.run_state.device)
 
 
-def configuration(problem: Problem, words: list[str]) -> RunConfig:
+def configuration(problem: Problem, words: list[str]) -> Single:
     """The defaults at the problem's shape."""
     sizes = [f"batch={problem.batch}", f"train_tokens={TOKENS}", f"optim.lr={LR}"]
     cfg = compose_config([f"device={problem.device.type}", "metrics.wandb=off", *sizes, *words])
     cfg.sae = SaeConfig(
         **{**vars(cfg.sae), "num_latents": problem.latents, "k": problem.k, "expansion": None}
     )
-    return resolve(cfg, None, problem.width)
+    return narrowed(Single, resolve(cfg, None, problem.width))
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from sae_dist.bench.peers.step_io import (
     serve,
     sum_of_squares,
 )
-from sae_dist.bench.scaling import Encoder
+from sae_dist.bench.scaling import EncoderProduct
 
 ROWS = 256
 DTYPES = {
@@ -71,7 +71,7 @@ def by_definition(x_BD: Tensor, problem: Problem) -> Tensor:
 
 
 class Dense:
-    """See `peers.step_io.Contestant`."""
+    """See `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem):
         torch.set_float32_matmul_precision("high")
@@ -160,7 +160,7 @@ def product(problem: Problem, name: str) -> Floor:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise ValueError("this CPU does not multiply bfloat16")
     torch.set_float32_matmul_precision("high" if name == "product_tf32" else "highest")
-    encoder = Encoder(problem.latents, problem.width, problem.batch, problem.device, dtype)
+    encoder = EncoderProduct(problem.latents, problem.width, problem.batch, problem.device, dtype)
     return Floor(problem, encoder, f"x W_enc^T, {name.removeprefix('product_')}")
 
 

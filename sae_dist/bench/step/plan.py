@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
+from sae_dist.bench.contestant import Contestant
+
 DEAD_SHARE = 0.1
 """Of the latents, where AuxK acts."""
 MODES = {"rest": "no latent is dead, AuxK at rest", "aux": f"AuxK on {DEAD_SHARE:.0%} dead latents"}
@@ -28,32 +30,24 @@ class Shape:
         return self.latents - int(DEAD_SHARE * self.latents)
 
 
-@dataclass(frozen=True)
-class Contestant:
-    """How to start one.
+@dataclass(frozen=True, kw_only=True)
+class StepContestant(Contestant):
+    """A trainer whose step is timed, or a floor that steps are measured against.
 
     Attributes:
-        peer: whose environment it needs; None: ours.
-        target: a script in `peers/`, or a module of ours.
-        variant: passed on to it.
-        floor: no training step, but what one is measured against.
+        floor: it is a floor, and trains nothing.
         compiled: its first step in each mode compiles it.
-        copies, scores: guesses of its memory while it steps, for the first time that it does: how often it
-            holds both weights, and how many tensors [B, F].
+        copies, scores: guesses of its memory while it steps, for its first step: how often it holds both
+            weights, and how many tensors [B, F].
     """
 
-    name: str
-    label: str
-    peer: str | None
-    target: str
-    variant: str = ""
     floor: bool = False
     compiled: bool = False
     copies: float = 5.0
     scores: float = 5.0
 
     def guess(self, shape: Shape) -> int:
-        """Bytes while it steps."""
+        """Return about how many bytes it holds while it steps."""
         weights = 2 * shape.latents * shape.width * FLOAT_BYTES
         return int(self.copies * weights + self.scores * shape.batch * shape.latents * FLOAT_BYTES)
 
@@ -64,26 +58,26 @@ CONTESTANTS = {
     each.name: each
     for each in (
         *(
-            Contestant(name, name.replace("_", " "), None, PLAIN, name, floor=True, copies=2, scores=1)
+            StepContestant(name, name.replace("_", " "), None, PLAIN, name, floor=True, copies=2, scores=1)
             for name in PRODUCTS
         ),
-        Contestant("copy", "copy of W_enc", None, PLAIN, "copy", floor=True, copies=2, scores=0),
-        Contestant("ours", "sae_dist", None, OURS, "optim=adam", scores=0.5),
-        Contestant("ours_row_adam", "sae_dist, row_adam", None, OURS, "optim=row_adam", scores=0.5),
-        Contestant("saelens", "SAELens", "saelens", "step_saelens.py"),
-        Contestant("sparsify", "sparsify (signum)", "sparsify", "step_sparsify.py", "signum"),
-        Contestant("sparsify_adam", "sparsify (adam)", "sparsify", "step_sparsify.py", "adam"),
-        Contestant(
+        StepContestant("copy", "copy of W_enc", None, PLAIN, "copy", floor=True, copies=2, scores=0),
+        StepContestant("ours", "sae_dist", None, OURS, "optim=adam", scores=0.5),
+        StepContestant("ours_row_adam", "sae_dist, row_adam", None, OURS, "optim=row_adam", scores=0.5),
+        StepContestant("saelens", "SAELens", "saelens", "step_saelens.py"),
+        StepContestant("sparsify", "sparsify (signum)", "sparsify", "step_sparsify.py", "signum"),
+        StepContestant("sparsify_adam", "sparsify (adam)", "sparsify", "step_sparsify.py", "adam"),
+        StepContestant(
             "dictionary_learning", "dictionary_learning", "dictionary_learning", "step_dictionary_learning.py"
         ),
-        Contestant("dense", "dense, torch.compile", None, PLAIN, "dense", compiled=True),
+        StepContestant("dense", "dense, torch.compile", None, PLAIN, "dense", compiled=True),
     )
 }
 STEPPERS = tuple(name for name, each in CONTESTANTS.items() if not each.floor)
 
 
 @dataclass(frozen=True)
-class Preset:
+class StepPreset:
     """Shapes, most rounds, and minutes until the table has to stand; None: as long as it takes."""
 
     shapes: tuple[Shape, ...]
@@ -92,8 +86,8 @@ class Preset:
 
 
 PRESETS = {
-    "laptop": Preset((Shape(384, 24576, 32, 2048),), 5, 5.5),
-    "h200": Preset(
+    "laptop": StepPreset((Shape(384, 24576, 32, 2048),), 5, 5.5),
+    "h200": StepPreset(
         (
             Shape(768, 32768, 32, 32768),
             Shape(2304, 131072, 64, 8192),
@@ -104,7 +98,7 @@ PRESETS = {
         5,
         7.5,
     ),
-    "full": Preset(
+    "full": StepPreset(
         tuple(
             Shape(width, latents, k, batch)
             for (width, latents), k, batch in product(

@@ -10,11 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_dist.bench.quality.contestants import TrialFailed
+from sae_dist.bench.contestant import TrialFailed
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.bench.step.actors import PATIENCE_S, Actor, NoMemory, Stage
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan, order, steps_of
-from sae_dist.bench.step.table import Line, format_tables, write_all
+from sae_dist.bench.step.table import StepLine, format_tables, write_step_tables
 from sae_dist.core.text import print_line
 from sae_dist.metrics.stolen import Stolen
 
@@ -34,7 +34,7 @@ def run_step(plan: StepPlan) -> str:
     make_folder(plan.folder)
     deadline = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
     patience_s = PATIENCE_S if plan.minutes is None else 60 * plan.minutes / 3
-    lines: list[Line] = []
+    lines: list[StepLine] = []
     stolen = Stolen()
     with ExitStack() as ends:
         actors = {name: Actor(CONTESTANTS[name], plan, ends, patience_s) for name in plan.names}
@@ -48,7 +48,7 @@ def run_step(plan: StepPlan) -> str:
             one = AtShape(plan, stage, shape, until)
             one.measure()
             lines += one.lines.values()
-            write_all(plan, lines, stolen.remark())
+            write_step_tables(plan, lines, stolen.remark())
             stage.clear()
     return format_tables(plan, lines, stolen.remark())
 
@@ -69,21 +69,21 @@ class AtShape:
     stage: Stage
     shape: Shape
     until: float | None
-    lines: dict[tuple[str, str], Line] = field(default_factory=dict)
+    lines: dict[tuple[str, str], StepLine] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)
     last_s: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for mode in MODES:
             for name in self.plan.names:
-                self.lines[name, mode] = Line(name, self.shape, mode)
+                self.lines[name, mode] = StepLine(name, self.shape, mode)
 
     def measure(self) -> None:
         """See the top of the file."""
         if self.until is not None and time.monotonic() > self.until:
             return self.leave_out("no time left for this shape; give it --minutes of its own")
         for name in self.plan.names:
-            self.prepare(name)
+            self.make_and_check(name)
         now = time.monotonic()
         self.rounds("rest", None if self.until is None else now + REST_SHARE * (self.until - now))
         self.rounds("aux", self.until)
@@ -92,7 +92,7 @@ class AtShape:
         for line in self.lines.values():
             line.status, line.why = "left out", why
 
-    def prepare(self, name: str) -> None:
+    def make_and_check(self, name: str) -> None:
         """Make, check, warm up; a contestant that fails has its line and is not asked again."""
         own = [self.lines[name, mode] for mode in MODES]
         try:
@@ -109,12 +109,12 @@ class AtShape:
                     return self.fail(name, "disagrees", reason)
             self.time(name, "rest", 1, warm=0)
         except TrialFailed as error:
-            return self.fail(name, in_two_words(error), str(error))
+            return self.fail(name, status_of(error), str(error))
         if CONTESTANTS[name].compiled:
             try:
                 self.time(name, "aux", 1, warm=0)
             except TrialFailed as error:
-                self.fail(name, in_two_words(error), str(error), "aux")
+                self.fail(name, status_of(error), str(error), "aux")
 
     def rounds(self, mode: str, until: float | None) -> None:
         """Everybody once in a round; at least one round, no more than fit before `until`."""
@@ -140,7 +140,7 @@ class AtShape:
             line.peak = max(reply["peak"], line.peak or 0)
             line.dead = reply["dead"]
         except TrialFailed as error:
-            self.fail(name, in_two_words(error), str(error), mode)
+            self.fail(name, status_of(error), str(error), mode)
 
     def time(self, name: str, mode: str, steps: int, *, warm: int) -> tuple[dict[str, Any], float]:
         """Seconds of a step."""
@@ -167,6 +167,6 @@ def disagreement(found: dict[str, Any], reference: dict[str, Any]) -> str | None
     return None
 
 
-def in_two_words(error: TrialFailed) -> str:
+def status_of(error: TrialFailed) -> str:
     """For the table."""
     return "out of memory" if isinstance(error, NoMemory) else "failed"

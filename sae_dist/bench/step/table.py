@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan
 from sae_dist.core.files import write_json
-from sae_dist.core.text import GIB
+from sae_dist.core.text import GIB, columns
 from sae_dist.launch.provenance import provenance
 
 BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_row_adam")
@@ -16,7 +16,7 @@ BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_ro
 
 
 @dataclass
-class Line:
+class StepLine:
     """One contestant at one shape in one mode.
 
     Attributes:
@@ -42,13 +42,13 @@ class Line:
     def median_s(self) -> float | None:
         return median(self.samples.values()) if self.samples else None
 
-    def over(self, other: "Line") -> float | None:
+    def over(self, other: "StepLine") -> float | None:
         """Its time as a multiple of another's: the median over rounds of the ratio within the round."""
         common = self.samples.keys() & other.samples.keys()
         return median(self.samples[each] / other.samples[each] for each in common) if common else None
 
 
-def write_all(plan: StepPlan, lines: list[Line], remark: str = "") -> None:
+def write_step_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> None:
     """step.csv, step.md, step.json and step.png; `remark` ends the line on where it was measured."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
@@ -63,17 +63,17 @@ def write_all(plan: StepPlan, lines: list[Line], remark: str = "") -> None:
         plot(lines, plan.folder / "step.png")
 
 
-def plain(line: Line) -> dict[str, Any]:
+def plain(line: StepLine) -> dict[str, Any]:
     """For JSON."""
     return vars(line) | {"shape": vars(line.shape)}
 
 
-def alike(line: Line, lines: list[Line]) -> dict[str, Line]:
+def alike(line: StepLine, lines: list[StepLine]) -> dict[str, StepLine]:
     """All contestants of a line's shape and mode."""
     return {each.contestant: each for each in lines if (each.shape, each.mode) == (line.shape, line.mode)}
 
 
-def csv_row(line: Line, others: dict[str, Line]) -> dict[str, Any]:
+def csv_row(line: StepLine, others: dict[str, StepLine]) -> dict[str, Any]:
     """Figures in full, multiples of every contestant's time."""
     samples = line.samples.values()
     row = vars(line.shape) | {"mode": line.mode, "contestant": line.contestant}
@@ -87,14 +87,14 @@ def csv_row(line: Line, others: dict[str, Line]) -> dict[str, Any]:
     return row
 
 
-def heads(lines: list[Line]) -> tuple[list[str], tuple[str, ...]]:
+def heads(lines: list[StepLine]) -> tuple[list[str], tuple[str, ...]]:
     """What times are multiples of, and the columns."""
     below = [name for name in BELOW if any(line.contestant == name and line.samples for line in lines)]
     multiples = [f"/ {CONTESTANTS[name].label}" for name in below]
     return below, ("", "version", "ms/step", "from - to", "tokens/s", *multiples, "peak GiB", "rounds")
 
 
-def row_of(line: Line, others: dict[str, Line], below: list[str]) -> tuple[str, ...]:
+def row_of(line: StepLine, others: dict[str, StepLine], below: list[str]) -> tuple[str, ...]:
     """As in `heads`."""
     contestant = CONTESTANTS[line.contestant]
     first = (contestant.label, line.about.get("version") or "-")
@@ -114,7 +114,7 @@ def row_of(line: Line, others: dict[str, Line], below: list[str]) -> tuple[str, 
     )
 
 
-def tables(lines: list[Line]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
+def tables(lines: list[StepLine]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
     """(title, head and rows, notes) of each shape and mode."""
     found = []
     for shape, mode in dict.fromkeys((line.shape, line.mode) for line in lines):
@@ -126,30 +126,22 @@ def tables(lines: list[Line]) -> list[tuple[str, list[tuple[str, ...]], list[str
     return found
 
 
-def notes_of(line: Line) -> list[str]:
+def notes_of(line: StepLine) -> list[str]:
     """What it is, and why it has no time."""
     label, settings = CONTESTANTS[line.contestant].label, line.about.get("settings")
     notes = [f"{label}: {settings}"] if settings and line.mode == next(iter(MODES)) else []
     return [*notes, *([f"{label}: {line.why}"] if line.why else [])]
 
 
-def format_tables(plan: StepPlan, lines: list[Line], remark: str = "") -> str:
+def format_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> str:
     """For the terminal."""
     shown = []
     for title, rows, notes in tables(lines):
-        wide = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-        shown.append(title)
-        for row in rows:
-            cells = [
-                cell.ljust(w) if c < 2 else cell.rjust(w)
-                for c, (cell, w) in enumerate(zip(row, wide, strict=True))
-            ]
-            shown.append("  ".join(cells).rstrip())
-        shown += [*notes, ""]
+        shown += [title, *columns(rows, left=2), *notes, ""]
     return "\n".join([*shown, *caption(lines, remark), f"{plan.folder / 'step.md'}, .csv, .json, .png"])
 
 
-def markdown(lines: list[Line], remark: str) -> str:
+def markdown(lines: list[StepLine], remark: str) -> str:
     """For a README."""
     shown = []
     for title, rows, notes in tables(lines):
@@ -159,7 +151,7 @@ def markdown(lines: list[Line], remark: str) -> str:
     return "\n".join([*shown, *caption(lines, remark), ""])
 
 
-def caption(lines: list[Line], remark: str) -> list[str]:
+def caption(lines: list[StepLine], remark: str) -> list[str]:
     """What the figures mean, and where they were taken."""
     origin = provenance()
     torch, threads = (
@@ -177,7 +169,7 @@ def caption(lines: list[Line], remark: str) -> list[str]:
     ]
 
 
-def plot(lines: list[Line], path: Path) -> None:
+def plot(lines: list[StepLine], path: Path) -> None:
     """Time of a step by contestant, a panel for each shape, a colour for each mode; the products as lines."""
     from matplotlib.figure import Figure
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.bench.scaling import seconds
+from sae_dist.bench.peers.step_io import seconds_of
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig
 from sae_dist.core.types import TokenChunk
@@ -15,7 +15,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import full_and_rest
 from sae_dist.llm.masks import packed_masks
-from sae_dist.train.build import build_source
+from sae_dist.train.sources import build_source
 
 WARMUP = 3
 
@@ -42,7 +42,7 @@ def time_capture(cfg: RunConfig, device: torch.device, chunks: int) -> dict[str,
         }
         # Which goes first changes, so that neither always finds the other's memory warm.
         for name in sorted(acts, reverse=bool(turn % 2)):
-            times[name] = seconds(acts[name], device)
+            times[name] = seconds_of(acts[name], device)
         if turn >= WARMUP:
             for name, taken in times.items():
                 found[name].append(taken)

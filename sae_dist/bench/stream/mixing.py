@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_dist.bench.quality.plan import make_folder
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, RunConfig, Single, narrowed
 from sae_dist.core.run_folder import METRICS, SUMMARY, read_summary
 from sae_dist.core.text import GIB
 from sae_dist.core.types import ActivationChunk, Position
@@ -27,7 +27,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.metrics.sinks import read_rows
 from sae_dist.shuffle.lanes import Shuffle
-from sae_dist.train.build import build_source
+from sae_dist.train.sources import build_source
 
 HEAD = (
     "block_chunks",
@@ -93,9 +93,9 @@ def run_mixing(plan: MixingPlan) -> str:
     make_folder(plan.folder)
     rows: list[tuple[str, ...]] = []
     for chunk_rows in plan.chunk_rows:
-        cfg = settings(plan, 1, chunk_rows)
-        facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-        cfg = resolve(cfg, facts, facts.width)
+        composed = settings(plan, 1, chunk_rows)
+        facts, _ = llm_facts(composed.llm, composed.hook, composed.target_hook)
+        cfg = narrowed(Single, resolve(composed, facts, facts.width))
         source = build_source(cfg, facts, torch.device(plan.device))
         assert isinstance(source, LlmChunkSource)
         labels, acts = (Pool(source, cfg.shuffle.lanes, kept) for kept in (False, True))
@@ -109,7 +109,7 @@ def run_mixing(plan: MixingPlan) -> str:
             row = (str(block), str(chunk_rows), f"{partners:.1f}", f"{ideal:.1f}", f"{correlation:.3f}")
             rows.append((*row, f"{effective:.0f}", f"{held / GIB:.2f}", fvu, dead))
             print("  ".join(rows[-1]), file=sys.stderr, flush=True)
-            write(plan, rows)
+            write_mixing_tables(plan, rows)
     return (plan.folder / "mixing.md").read_text(encoding="utf-8")
 
 
@@ -119,10 +119,9 @@ def settings(plan: MixingPlan, block: int, chunk_rows: int) -> RunConfig:
     return compose_config(words)
 
 
-def shuffle_of(pool: Pool, cfg: RunConfig, steps: int) -> Shuffle:
+def shuffle_of(pool: Pool, cfg: Resolved, steps: int) -> Shuffle:
     """The lanes of a run in one process."""
     lanes = cfg.shuffle.lanes
-    assert cfg.shuffle.block_chunks is not None, "filled in by config.resolve"
     return Shuffle(
         pool,
         list(range(lanes)),
@@ -134,7 +133,7 @@ def shuffle_of(pool: Pool, cfg: RunConfig, steps: int) -> Shuffle:
     )
 
 
-def pairs(pool: Pool, cfg: RunConfig, tokens: int) -> tuple[float, float]:
+def pairs(pool: Pool, cfg: Resolved, tokens: int) -> tuple[float, float]:
     """Rows of its own document that a row meets in its batch; and if the whole run were shuffled at once."""
     steps = tokens // cfg.batch
     shuffle = shuffle_of(pool, cfg, steps)
@@ -150,7 +149,7 @@ def same_document(document_B: Tensor) -> float:
     return float((counts * (counts - 1)).sum() / counts.sum())
 
 
-def second_block(pool: Pool, cfg: RunConfig) -> tuple[Tensor, Tensor]:
+def second_block(pool: Pool, cfg: Resolved) -> tuple[Tensor, Tensor]:
     """A batch from the beginning of each lane's second block, the first that is made of two groups."""
     shuffle = shuffle_of(pool, cfg, 10**6)
     state = {"block": 1, "offset": 0, "handed": 0, "start": None, "counts": [0, 0, 0]}
@@ -187,7 +186,7 @@ def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
     return f"{summary['fvu']:.4f}", f"{last['latents/dead_fraction'] if dead is None else dead:.2%}"
 
 
-def write(plan: MixingPlan, rows: list[tuple[str, ...]]) -> None:
+def write_mixing_tables(plan: MixingPlan, rows: list[tuple[str, ...]]) -> None:
     """mixing.csv and mixing.md."""
     with open(plan.folder / "mixing.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])

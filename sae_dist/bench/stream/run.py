@@ -26,6 +26,7 @@ from sae_dist.bench.stream.capture import time_capture
 from sae_dist.bench.stream.grid import time_grid
 from sae_dist.bench.stream.ranks import JOB, OUT
 from sae_dist.core.run_folder import METRICS
+from sae_dist.core.text import columns
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import prepare
 from sae_dist.launch.spawn import spawn
@@ -63,7 +64,7 @@ class StreamPlan:
 
 
 @dataclass(frozen=True)
-class Figure:
+class StreamFigure:
     """One line: medians of what was taken in turn, and the ratio of each round."""
 
     what: str
@@ -87,23 +88,23 @@ def run_stream(plan: StreamPlan) -> str:
         SaeDistError: the ranks of a measurement failed.
     """
     make_folder(plan.folder)
-    parts: dict[str, Callable[[StreamPlan], Iterator[Figure]]] = {
+    parts: dict[str, Callable[[StreamPlan], Iterator[StreamFigure]]] = {
         "wire": wire_figures,
         "capture": capture_figures,
         "split": split_figures,
         "grid": grid_figures,
     }
-    figures: list[Figure] = []
+    figures: list[StreamFigure] = []
     stolen = Stolen()
     for part in plan.parts:
         for figure in parts[part](plan):
             figures.append(figure)
             print("  ".join(figure.row()), file=sys.stderr, flush=True)
-            write(plan, figures, stolen.remark())
+            write_stream_tables(plan, figures, stolen.remark())
     return f"{about(plan, stolen.remark())}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
 
 
-def wire_figures(plan: StreamPlan) -> Iterator[Figure]:
+def wire_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
     """Bytes per second of the stream and of isend and irecv."""
     if plan.device == "cuda" and torch.cuda.device_count() < 2:
         print("wire: two ranks need two GPUs over NCCL; left out", file=sys.stderr)
@@ -122,7 +123,7 @@ def wire_figures(plan: StreamPlan) -> Iterator[Figure]:
         }
         for dtype, pairs in start_ranks(2, job).items():
             mega = plan.chunks * plan.rows * width * (4 if dtype == "float32" else 2) / 1e6
-            yield Figure(
+            yield StreamFigure(
                 f"wire, {plan.rows} x {width} {dtype}",
                 "MB/s",
                 mega / median(ours for ours, _ in pairs),
@@ -131,14 +132,14 @@ def wire_figures(plan: StreamPlan) -> Iterator[Figure]:
             )
 
 
-def capture_figures(plan: StreamPlan) -> Iterator[Figure]:
+def capture_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
     """Tokens per second of the producer and of the bare forward."""
     cfg = compose_config([f"device={plan.device}", f"shuffle.chunk_rows={plan.rows}"])
     times = time_capture(cfg, torch.device(plan.device), max(plan.chunks // 4, 5))
     tokens = cfg.shuffle.chunk_rows
     for name, added in (("forward, hooks, choice of rows", ()), ("the same with tokenising", ("tokens",))):
         ours = [sum(each) for each in zip(times["capture"], *(times[part] for part in added), strict=True)]
-        yield Figure(
+        yield StreamFigure(
             f"capture: {name}",
             "tokens/s",
             tokens / median(ours),
@@ -147,7 +148,7 @@ def capture_figures(plan: StreamPlan) -> Iterator[Figure]:
         )
 
 
-def split_figures(plan: StreamPlan) -> Iterator[Figure]:
+def split_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
     """Step of the split topology beside the colocated run's phases, and how long the consumer stalled."""
     for latents in plan.latents:
         alone, beside, apart = [], [], []
@@ -161,15 +162,15 @@ def split_figures(plan: StreamPlan) -> Iterator[Figure]:
             if phases:
                 yield step_figure(f"{what}: step, against one process {against}", apart, phases)
         stalled = median(each["wait"] / each["step"] for each in apart)
-        yield Figure(f"{what}: consumer waited", "% of the time", 100 * stalled, None, [])
+        yield StreamFigure(f"{what}: consumer waited", "% of the time", 100 * stalled, None, [])
 
 
-def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str, float]]) -> Figure:
+def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str, float]]) -> StreamFigure:
     """Of steps taken apart, and of the longer phase of steps taken in one process."""
     made = median(each["make"] for each in phases)
     rest = median(each["step"] - each["make"] for each in phases)
     longer = [max(each["make"], each["step"] - each["make"]) for each in phases]
-    return Figure(
+    return StreamFigure(
         f"{what} (chunks {1e3 * made:.0f} ms, dictionary {1e3 * rest:.0f} ms)",
         "ms",
         1e3 * median(each["step"] for each in apart),
@@ -178,7 +179,7 @@ def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str,
     )
 
 
-def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
+def grid_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
     """Training time of a grid beside that of its runs, and what their LLM and dictionaries make expect."""
     words = [
         f"llm={plan.llm}",
@@ -191,12 +192,14 @@ def grid_figures(plan: StreamPlan) -> Iterator[Figure]:
     saving = time_grid(words, plan.dictionaries)
     what = f"grid of {plan.dictionaries} x {plan.latents[0]} latents on {plan.llm}"
     times = (saving.grid_s, saving.alone_s)
-    yield Figure(f"{what}, and as many runs: training", "s", *times, [saving.share])
+    yield StreamFigure(f"{what}, and as many runs: training", "s", *times, [saving.share])
     if plan.device != "cpu":
         return  # the host's clock does not tell the LLM's work from the dictionaries'
     parts = f"LLM {saving.llm_s:.1f} s a run, dictionaries {saving.trained_s:.1f} s in all"
     shares = (saving.share, saving.expected)
-    yield Figure(f"{what}: that share, and by its parts ({parts})", "", *shares, [shares[0] / shares[1]])
+    yield StreamFigure(
+        f"{what}: that share, and by its parts ({parts})", "", *shares, [shares[0] / shares[1]]
+    )
 
 
 def train_rows(plan: StreamPlan, latents: int, producers: int, runs: int = 1) -> list[dict[str, Any]]:
@@ -268,7 +271,7 @@ def about(plan: StreamPlan, remark: str) -> str:
     return f"{taken}; torch {torch.__version__}{remark}"
 
 
-def write(plan: StreamPlan, figures: list[Figure], remark: str) -> None:
+def write_stream_tables(plan: StreamPlan, figures: list[StreamFigure], remark: str) -> None:
     """stream.csv and stream.md."""
     rows = [figure.row() for figure in figures]
     with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
@@ -280,10 +283,6 @@ def write(plan: StreamPlan, figures: list[Figure], remark: str) -> None:
     (plan.folder / "stream.md").write_text(text, encoding="utf-8")
 
 
-def format_figures(figures: list[Figure]) -> str:
+def format_figures(figures: list[StreamFigure]) -> str:
     """For the terminal."""
-    rows = [HEAD, *(figure.row() for figure in figures)]
-    wide = [max(len(row[c]) for row in rows) for c in range(len(HEAD))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(columns([HEAD, *(figure.row() for figure in figures)], left=None))

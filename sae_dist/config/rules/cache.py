@@ -1,4 +1,4 @@
-"""Training from a cache: what its manifest settles, and how many chunks of each lane a run draws."""
+"""Rules of training from a cache: what its manifest fixes, and how many chunks of each lane a run needs."""
 
 import copy
 import json
@@ -7,33 +7,34 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sae_dist.config.resolve import block_of
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, RunConfig, flat
 from sae_dist.core.errors import ConfigError
 
 LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.random_init")
-"""Fields of the LLM that its activations depend on. `llm.trust_remote_code` is not among them: whether code
-that came with a model may run is never read from somebody's file."""
+"""Fields of the LLM that its activations depend on. `llm.trust_remote_code` is left out: whether code that
+comes with a model may run is never read from a downloaded file."""
 LEFT_OPEN = ("llm.dtype", "tokens.context", "hook")
-"""Keys that null leaves open; of the others null is a value like any."""
+"""Keys whose null means open; for the others null is a value like any."""
 OTHER_KEYS = ("hook", "target_hook", "seed", "shuffle.lanes", "shuffle.chunk_rows")
 
 
 def settled_keys(cfg: RunConfig) -> list[str]:
-    """Every key whose value decides which chunks a run is given, and which a manifest therefore holds."""
+    """Return the keys whose values decide which chunks a run gets; a manifest holds all of them."""
     return [*LLM_KEYS, *(key for key in flat(cfg) if key.startswith("tokens.")), *OTHER_KEYS]
 
 
-def harvest_identity(cfg: RunConfig) -> dict[str, Any]:
-    """The values of a resolved config that the files of its harvest depend on, by full key."""
+def harvest_identity(cfg: Resolved) -> dict[str, Any]:
+    """Return the values of a resolved config that the files of its harvest depend on, by full key."""
     kept = {*settled_keys(cfg), "train_tokens", "shuffle.block_chunks", "device"}
     return {key: value for key, value in flat(cfg).items() if key in kept or key.startswith("cache.")}
 
 
 def chunks_needed(rows: int, *, lanes: int, chunk_rows: int, block_chunks: int) -> int:
-    """Chunks that each lane must have for a run of `rows` activations, whatever its seed.
+    """Return the chunks that each lane must have for a run of `rows` activations, whatever its seed.
 
     A lane reads whole groups of `block_chunks`. By the end of n groups it has handed out all of their rows
-    but those that the last one deferred, at most a group's: so one group more than the rows fill.
+    except those that the last one deferred, at most one group's. So a lane needs one group more than the
+    rows fill.
     """
     group = block_chunks * chunk_rows
     lane_rows = math.ceil(rows / lanes)
@@ -41,7 +42,10 @@ def chunks_needed(rows: int, *, lanes: int, chunk_rows: int, block_chunks: int) 
 
 
 def rows_served(chunks: int, *, lanes: int, chunk_rows: int, block_chunks: int) -> int:
-    """The longest run that `chunks` in each lane are enough for: the inverse of `chunks_needed`."""
+    """Return the length of the longest run that `chunks` in each lane suffice for.
+
+    This is the inverse of `chunks_needed`.
+    """
     return max(chunks // block_chunks - 1, 0) * block_chunks * chunk_rows * lanes
 
 
@@ -52,15 +56,15 @@ def fill(
     given: Iterable[str],
     other_names: Mapping[str, str],
 ) -> RunConfig:
-    """A copy of `cfg` with what the manifest of `activations.path` settles.
+    """Return a copy of `cfg` with the values that the manifest of `activations.path` fixes.
 
     Args:
         settings: the manifest's value of each of `settled_keys`.
-        given: keys that the command gives, itself or by a group or file that it names.
-        other_names: other names of the manifest's value, by key.
+        given: keys that the command sets, itself or by a group or file that it names.
+        other_names: other spellings of the manifest's values, by key.
 
     Raises:
-        ConfigError: a key is given another value than the manifest's; names both.
+        ConfigError: a key is set to another value than the manifest's; the message names both.
     """
     cfg = copy.deepcopy(cfg)
     asked, found = flat(cfg), set(given)
@@ -79,12 +83,12 @@ def fill(
 
 
 def check_length(cfg: RunConfig, chunks: int) -> None:
-    """Whether a cache of `chunks` in each lane is enough for the run; an open block is made small enough.
+    """Check that a cache of `chunks` in each lane suffices for the run, and choose a block that is open.
 
     Raises:
-        ConfigError: it is not; says what would be.
+        ConfigError: the cache is too short; the message says how long a run it has room for.
     """
-    given, rows = cfg.shuffle.block_chunks, cfg.train_tokens // cfg.batch * cfg.batch
+    given, rows = cfg.shuffle.block_chunks, cfg.steps * cfg.batch
     sizes = {"lanes": cfg.shuffle.lanes, "chunk_rows": cfg.shuffle.chunk_rows}
     blocks = [given] if given else range(block_of(cfg), 0, -1)
     needed = {block: chunks_needed(rows, block_chunks=block, **sizes) for block in blocks}
@@ -101,5 +105,5 @@ def check_length(cfg: RunConfig, chunks: int) -> None:
 
 
 def _plain(value: Any) -> str:
-    """A value in a form that compares; a hook's direction may be left out."""
+    """Return a value in a form that compares equal however it is written, with `:out` or without."""
     return json.dumps(value.removesuffix(":out") if isinstance(value, str) else value)

@@ -1,13 +1,13 @@
-"""How often a run is checkpointed, and what of that stays on the disk."""
+"""How often a run is checkpointed, and which checkpoints stay on the disk."""
 
 from collections.abc import Iterator
 
 from sae_dist.config.counts import nearest
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved, RunConfig, Single
 
 
 def checkpoint_problems(cfg: RunConfig) -> Iterator[str]:
-    """Rules of `checkpoint.keep_every`."""
+    """Yield broken rules of `checkpoint.keep_every`."""
     every, kept = cfg.checkpoint.every, cfg.checkpoint.keep_every
     if kept is None:
         return
@@ -21,21 +21,27 @@ def checkpoint_problems(cfg: RunConfig) -> Iterator[str]:
         )
 
 
-def weight_bytes(cfg: RunConfig, width: int) -> int:
-    """Bytes of a dictionary's rows and encoder bias; `width`: D, or D_in + D_out of a transcoder."""
-    assert cfg.sae.num_latents is not None
+def weight_bytes(cfg: Single, width: int) -> int:
+    """Return the bytes of a dictionary's rows and encoder bias.
+
+    Args:
+        width: D, or D_in + D_out of a transcoder.
+    """
     per_latent = (width if cfg.target_hook else 2 * width) + 1
     return per_latent * cfg.sae.num_latents * (8 if cfg.precision == "float64" else 4)
 
 
-def checkpoint_bytes(cfg: RunConfig, width: int) -> int:
-    """Bytes of a checkpoint: weights, two moments of each, and when each latent fired last (64 bits)."""
-    assert cfg.sae.num_latents is not None
+def checkpoint_bytes(cfg: Single, width: int) -> int:
+    """Return the bytes of a checkpoint: weights, two moments of each, and when each latent fired last.
+
+    Args:
+        width: as in `weight_bytes`.
+    """
     return 3 * weight_bytes(cfg, width) + 8 * cfg.sae.num_latents
 
 
-def most_checkpoints(cfg: RunConfig) -> int:
-    """How many checkpoints lie on the disk at once: one more than are kept, while one is written."""
+def most_checkpoints(cfg: Resolved) -> int:
+    """Count the checkpoints that are on the disk at once: one more than are kept, while one is written."""
     every, kept = cfg.checkpoint.every, cfg.checkpoint.keep_every
     if not every:
         return 1

@@ -1,4 +1,4 @@
-"""Rules of `cluster`, and how it shares out the ranks of a run."""
+"""Rules of `cluster`, and how many ranks of a run each of its parts starts."""
 
 import re
 from collections.abc import Iterator
@@ -23,23 +23,23 @@ OURS = {
     "requeue": "use cluster.requeue",
     "no-requeue": "use cluster.requeue",
 }
-"""Options of sbatch that are not for `cluster.sbatch`, and why."""
+"""Options of sbatch that `cluster.sbatch` may not hold, each with the reason."""
 
 
 def asks_apart(cfg: RunConfig) -> bool:
-    """Whether producers ask for other resources than consumers."""
+    """Tell whether producers ask for other resources than consumers."""
     producer = cfg.cluster.producer
     return any(getattr(producer, item.name) is not None for item in fields(ClusterProducerConfig))
 
 
 def role_ranks(cfg: RunConfig) -> tuple[int, int]:
-    """Ranks that consume, which come first, and ranks that produce."""
+    """Return the number of consumers, which come first, and of producers."""
     producers = cfg.topology.producers * cfg.llm.shard_size
     return world_size_of(cfg) - producers, producers
 
 
 def cluster_problems(cfg: RunConfig) -> Iterator[str]:
-    """What Slurm, or the shell that runs the job, would trip over."""
+    """Yield values that Slurm, or the shell of the job, would reject."""
     cluster, producer = cfg.cluster, cfg.cluster.producer
     for name in WORDS:
         yield from _matches(f"cluster.{name}", getattr(cluster, name), WORD, "a name as Slurm knows it")
@@ -59,7 +59,7 @@ def cluster_problems(cfg: RunConfig) -> Iterator[str]:
 
 
 def submit_problems(cfg: RunConfig) -> Iterator[str]:
-    """What only matters to a run that is submitted."""
+    """Yield broken rules that concern only runs on a cluster."""
     cluster = cfg.cluster
     if cfg.device == "cuda" and not cluster.gpus_per_task:
         yield "device=cuda needs GPUs: set cluster.gpus_per_task=1, or choose a cluster= that does"

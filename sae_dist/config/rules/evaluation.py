@@ -1,4 +1,4 @@
-"""Rules of evaluation in training, and of the controls."""
+"""Rules of evaluation during training, and of models with random weights."""
 
 from collections.abc import Iterator
 
@@ -8,11 +8,11 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import GIB
 
 MOST_BYTES = GIB
-"""Of all held-out activations that the consumers of a group keep on the host, together."""
+"""Room for the held-out activations that the consumers of a group keep on the host, together."""
 
 
 def check_held_out(cfg: RunConfig, columns: int) -> None:
-    """Whether the activations for evaluation in training fit into what is set aside for them.
+    """Check that the activations for evaluation in training fit into the memory that is reserved for them.
 
     Args:
         columns: width of a row.
@@ -29,7 +29,7 @@ def check_held_out(cfg: RunConfig, columns: int) -> None:
 
 
 def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
-    """What cannot be evaluated, or would not be read."""
+    """Yield settings of `eval` that cannot work or would not be read."""
     every, ce = cfg.eval.every, cfg.eval.ce
     if cfg.llm.random_init and cfg.llm.shard != "none":
         yield f"llm.random_init=true is not possible with llm.shard={cfg.llm.shard}; use llm.shard=none"
@@ -39,12 +39,12 @@ def evaluation_problems(cfg: RunConfig) -> Iterator[str]:
         return
     if every < cfg.batch:
         yield f"eval.every={every} is less than one step of batch={cfg.batch}; use at least that"
-    if cfg.activations.kind in ("llm", "cache") and cfg.llm.shard != "none":
+    if cfg.has_llm and cfg.llm.shard != "none":
         yield (
             f"eval.every={every} needs the LLM in one process for a moment, which llm.shard={cfg.llm.shard} "
             "has not; leave it out, and evaluate afterwards"
         )
-    if ce is not None and cfg.activations.kind not in ("llm", "cache"):
+    if ce is not None and not cfg.has_llm:
         yield (
             f"eval.ce={ce} needs a language model; with activations.kind={cfg.activations.kind} leave it out"
         )

@@ -1,26 +1,25 @@
-"""Rules of LLMs that a group of ranks holds together, and the number of ranks of a run."""
+"""Rules of LLMs that are sharded over a group of ranks, and the number of ranks of a run."""
 
 from collections.abc import Iterator
 
-from sae_dist.config.grid import varied
 from sae_dist.config.run import RunConfig
 
 
 def world_size_of(cfg: RunConfig) -> int:
-    """Ranks of a run: producers * llm.shard_size + groups * shard * dp."""
+    """Return the ranks of a run: producers * llm.shard_size + groups * shard * dp."""
     topology = cfg.topology
     return topology.producers * cfg.llm.shard_size + topology.groups * topology.shard * topology.dp
 
 
 def world_formula(cfg: RunConfig) -> str:
-    """How the keys make up the number of ranks, for messages."""
+    """Write out, for messages, how the keys make up the number of ranks."""
     size = " x llm.shard_size" if cfg.llm.shard_size > 1 else ""
     groups = "topology.groups x " if cfg.topology.groups > 1 else ""
     return f"topology.producers{size} + {groups}topology.shard x topology.dp"
 
 
 def world_problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
-    """Whether the ranks that a launcher started are those that the keys ask for; None: it started none."""
+    """Yield the mismatch between the ranks that a launcher started, None for none, and those of the keys."""
     topology, needed = cfg.topology, world_size_of(cfg)
     if world_size is not None and world_size != needed:
         consuming = topology.groups * topology.shard * topology.dp
@@ -34,7 +33,7 @@ def world_problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
 
 
 def sharding_problems(cfg: RunConfig) -> Iterator[str]:
-    """Rules between llm.shard, its size and the topology."""
+    """Yield broken rules between llm.shard, its size and the topology."""
     llm, topology, lanes = cfg.llm, cfg.topology, cfg.shuffle.lanes
     shard = f"llm.shard={llm.shard}"
     # With ZeRO-3 each rank of a group computes chunks of its own.
@@ -54,14 +53,14 @@ def sharding_problems(cfg: RunConfig) -> Iterator[str]:
             f"topology.producers={topology.producers}{size} is more than shuffle.lanes={lanes}; "
             f"use at most {lanes} producers or more lanes"
         )
-    if topology.groups > 1 and not varied(cfg):
+    if topology.groups > 1 and not cfg.is_grid:
         yield (
             f"topology.groups={topology.groups} shares out the dictionaries of a grid; give a grid, such as "
             "'grid.k=[16,32]', or use topology.shard and topology.dp for one dictionary"
         )
     if llm.shard == "none":
         return
-    if cfg.activations.kind != "llm":
+    if not cfg.runs_llm:
         yield f"{shard} is not read with activations.kind={cfg.activations.kind}; leave llm.shard out"
     if llm.shard_size == 1:
         yield f"llm.shard_size=1 with {shard}: give the ranks that share the model, such as llm.shard_size=2"

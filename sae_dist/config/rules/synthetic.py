@@ -1,4 +1,4 @@
-"""Rules between the fields of `activations` that describe synthetic ones."""
+"""Rules between the fields of `activations` that describe synthetic activations."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ GIVEN_BY_GROUP = {
     "activations.noise": "0",
     "activations.groups": "independent",
 }
-"""Fields that kind=synthetic needs, each with an example; the group activations=synthetic gives them all."""
+"""Fields that kind=synthetic needs, each with an example; activations=synthetic sets them all."""
 SYNTHETIC_ONLY = (
     *GIVEN_BY_GROUP,
     "activations.group_size",
@@ -22,14 +22,12 @@ SYNTHETIC_ONLY = (
     "activations.names",
 )
 MOST_FEATURES = 16_384
-"""More would take too long to match with latents one to one."""
+"""With more, matching features to latents one to one would take too long."""
 GROUPED = ("together", "hierarchy", "apart")
 
 
 def synthetic_problems(acts: ActivationsConfig) -> Iterator[str]:
-    """Every broken rule, one line each; nothing for other kinds. Single ranges are checked elsewhere."""
-    if acts.kind != "synthetic":
-        return
+    """Yield broken rules of kind=synthetic; the ranges of single fields are checked elsewhere."""
     features, width = acts.num_features or 0, acts.width or 0
     if features > MOST_FEATURES:
         yield f"activations.num_features={features} must be at most {MOST_FEATURES}"

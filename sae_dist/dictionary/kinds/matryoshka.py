@@ -21,7 +21,7 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, setting: Setting):
         super().__init__(setting)
-        assert self.cfg.num_latents is not None and self.cfg.prefixes is not None
+        assert self.cfg.prefixes is not None
         self.num_levels = len(self.cfg.prefixes)
         level_F = levels(self.cfg.num_latents, self.cfg.prefixes)[self.first : self.first + self.F]
         self.level_F = level_F.to(setting.device)

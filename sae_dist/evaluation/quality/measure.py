@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from sae_dist.config.kinds import ENCODER_SCALE
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import DataError
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.evaluation.quality.moments import LeastSquares, Moments
@@ -56,7 +56,7 @@ class Evaluation:
                         first 64k rows; for topk autoencoders
     """
 
-    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode):
+    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode):
         self.cfg, self.sae, self.encode = cfg, sae, encode
         self.trained = Reconstruction(sae, encode)
         self.moments: Moments | None = None
@@ -136,7 +136,7 @@ class Reconstruction:
 class Baselines:
     """The baselines that a dictionary is compared with, and the reasons for those that make no sense."""
 
-    def __init__(self, cfg: RunConfig, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
+    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
         self.cfg, self.sae = cfg, sae
         wanted = cfg.eval.baselines
         self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
@@ -175,7 +175,7 @@ class Baselines:
         return result
 
 
-def untrained_sae(cfg: RunConfig, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
+def untrained_sae(cfg: Resolved, sae: ExportedSae, mean_D: Tensor) -> ExportedSae:
     """Make a TopK dictionary of the same size as before training: random unit decoder rows."""
     draw = torch.Generator().manual_seed(cfg.seed)
     W_dec_FD = normalize(torch.randn(sae.W_dec_FE.shape, generator=draw), dim=1).to(sae.W_dec_FE)

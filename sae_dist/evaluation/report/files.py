@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_dist.config.grid import check_single
-from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.grid import single
+from sae_dist.config.run import Resolved, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import (
@@ -38,7 +38,7 @@ class RunFiles:
 
     folder: Path
     started: Path
-    cfg: RunConfig
+    cfg: Resolved
     config_text: str
     summary: dict[str, Any]
     provenance: dict[str, Any]
@@ -67,8 +67,7 @@ def read_run(folder: Path) -> RunFiles:
     Raises:
         ConfigError: it is not a run's folder, is a grid's, or a file in it is damaged.
     """
-    cfg = load_config(folder / CONFIG)
-    check_single(cfg, folder)
+    cfg = single(load_config(folder / CONFIG), folder)
     metrics = folder / METRICS
     try:
         rows = read_rows(metrics) if metrics.exists() else []

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.config.counts import parse_count
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
 from sae_dist.evaluation.report.logits import Effect, effects, why_none
 from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
+from sae_dist.evaluation.subject import file_rows
 from sae_dist.evaluation.synthetic import held_out
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
@@ -23,7 +24,6 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.decoder import Decoder
-from sae_dist.transport.file import FileChunkSource, open_array
 
 TOKENS = 100_000
 
@@ -59,7 +59,7 @@ class Source:
     no_effects: str | None = None
 
 
-def read_latents(cfg: RunConfig, folder: Path) -> Latents:
+def read_latents(cfg: Resolved, folder: Path) -> Latents:
     """Read `folder`/export: how often latents fire, and thirty of them closely.
 
     Reads as many held-out tokens as the evaluation, 100k if it was off. Firing rates are those of the
@@ -126,24 +126,19 @@ def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
     return rate_F if rate_F is not None and len(rate_F) == sae.num_latents else None
 
 
-def open_source(cfg: RunConfig, device: torch.device) -> Source:
+def open_source(cfg: Resolved, device: torch.device) -> Source:
     """Open a run's held-out activations.
 
     Raises:
         ConfigError: the LLM or the text is not on this machine.
     """
-    kind, rows = cfg.activations.kind, cfg.shuffle.chunk_rows
-    if kind == "file":
-        assert cfg.activations.path is not None, "checked by config.validate"
-        array = open_array(cfg.activations.path, cfg.activations.key)
-        file = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
-        reason = "activations come from a file: there is no text, and no language model"
+    if cfg.reads_file:
+        file, reason = file_rows(cfg), "activations come from a file: there is no text, and no language model"
         return Source(lambda: read_rows_of(file, device), no_text=reason, no_effects=reason)
-    if kind == "synthetic":
+    if cfg.is_synthetic:
         reason = "activations are synthetic: there is no text, and no language model"
         return Source(lambda: read_rows_of(held_out(cfg), device), no_text=reason, no_effects=reason)
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-    assert cfg.llm.dtype is not None, "filled in by config.resolve"
     no_effects = why_none(facts)
     if cfg.llm.shard != "none" and (too_large := why_not_whole(facts, cfg.llm.dtype, device)):
         raise ConfigError(f"llm.name={cfg.llm.name} is not read: {too_large}")

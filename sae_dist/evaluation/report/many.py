@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sae_dist.config.kinds import SELECTED
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.run_folder import CONFIG, FINISHED, REPORT, SWEEP_TABLE, read_summary
 from sae_dist.evaluation.report.compare import cost, deep, merged, shared, side_by_side, speeds, starts
 from sae_dist.evaluation.report.lines import NUMBERED, frontier, overlays
@@ -38,7 +38,7 @@ class Told:
     found: list[tuple[str, list[Member]]]
 
 
-def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
+def report_many(folder: Path, runs: dict[Path, Resolved]) -> Path:
     """Write `folder`/report.html; return its path.
 
     Args:
@@ -89,7 +89,7 @@ def report_many(folder: Path, runs: dict[Path, RunConfig]) -> Path:
     )
 
 
-def by_value(runs: dict[Path, RunConfig]) -> dict[Path, RunConfig]:
+def by_value(runs: dict[Path, Resolved]) -> dict[Path, Resolved]:
     """Sort runs by the values in which they differ, rather than by their names."""
     keys = differing(runs)
 
@@ -133,7 +133,7 @@ def told(members: list[Member]) -> list[Told]:
     return [Told(advice_of[about], list(found[about].items())) for about in merged(orders)]
 
 
-def not_listed(folder: Path, runs: dict[Path, RunConfig]) -> list[Told]:
+def not_listed(folder: Path, runs: dict[Path, Resolved]) -> list[Told]:
     """Report runs that the sweep's table lists and whose folders are gone."""
     if not (folder / SWEEP_TABLE).is_file():
         return []

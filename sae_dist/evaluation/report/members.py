@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sae_dist.config.run import RunConfig, flat
+from sae_dist.config.run import Resolved, flat
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT, read_summary
 from sae_dist.evaluation.report.files import RunFiles, read_run
@@ -57,7 +57,7 @@ class Member:
     line: Line
 
 
-def read_members(folder: Path, runs: dict[Path, RunConfig]) -> list[Member]:
+def read_members(folder: Path, runs: dict[Path, Resolved]) -> list[Member]:
     """Read the dictionaries of a folder; `runs`: see `evaluation.sweep.runs_of`.
 
     Raises:
@@ -92,7 +92,7 @@ GONE = Warning(
 )
 
 
-def _gone(folder: Path, cfg: RunConfig) -> RunFiles:
+def _gone(folder: Path, cfg: Resolved) -> RunFiles:
     """Return what its grid knows of a dictionary whose folder is gone."""
     grid = read_summary(folder.parent)
     summary = grid.get("dictionaries", {}).get(folder.name, {})
@@ -106,7 +106,7 @@ def _thinned(run: RunFiles, column: str, most: int) -> Points:
     return points[::-1][::step][::-1]
 
 
-def lines_of(runs: dict[Path, RunConfig]) -> list[Line]:
+def lines_of(runs: dict[Path, Resolved]) -> list[Line]:
     """Assign lines: a colour to each series, and dashes to the dictionaries in it."""
     keys = [key for key in differing(runs) if key not in SETS_L0]
     sizes: dict[str, int] = {}

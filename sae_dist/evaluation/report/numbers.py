@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.text import gib
 from sae_dist.evaluation.report.files import RunFiles
 from sae_dist.evaluation.table import RESULTS, missing, quantiles
@@ -97,13 +97,13 @@ def speed(run: RunFiles) -> list[Number]:
     return found
 
 
-def dictionary(cfg: RunConfig, sae: ExportedSae) -> Number:
+def dictionary(cfg: Resolved, sae: ExportedSae) -> Number:
     """Return the dictionary's kind and size."""
     used = f"; used as {sae.kind}" if sae.trained_as else ""
     return Number("Dictionary", kind(cfg), f"{sae.num_latents:,} latents of width {sae.width:,}{used}")
 
 
-def kind(cfg: RunConfig) -> str:
+def kind(cfg: Resolved) -> str:
     """Return the dictionary's kind in words, such as "topk autoencoder" or "relu transcoder"."""
     return f"{cfg.sae.kind} {'transcoder' if cfg.target_hook else 'autoencoder'}"
 
@@ -113,7 +113,7 @@ def what(run: RunFiles) -> list[Number]:
     cfg = run.cfg
     text = cfg.tokens.dataset or cfg.tokens.path or "the Python standard library"
     found = []
-    if cfg.activations.kind in ("llm", "cache"):
+    if cfg.has_llm:
         place = str(cfg.hook) if cfg.target_hook is None else f"{cfg.hook} to {cfg.target_hook}"
         found += [
             Number("Language model", cfg.llm.name, f"{place}; {cfg.llm.dtype}"),

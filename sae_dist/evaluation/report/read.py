@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import Resolved
 from sae_dist.core.types import ChunkSource, LlmFacts, TokenChunk
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import held_out_tokens
@@ -43,7 +43,7 @@ class Read:
     text: Text | None
 
 
-def read_text(cfg: RunConfig, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]:
+def read_text(cfg: Resolved, facts: LlmFacts, llm: FrozenLlm) -> Iterator[Read]:
     """Yield held-out tokens, once, in the order of the evaluation, without rows of outlying norm."""
     source = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows)
     for chunk in source.open(0, None):

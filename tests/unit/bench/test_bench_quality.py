@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from sae_dist.bench import venvs
-from sae_dist.bench.command import read_plan
+from sae_dist.bench.contestant import TrialFailed
 from sae_dist.bench.quality import run as quality
-from sae_dist.bench.quality.contestants import TrialFailed
+from sae_dist.bench.quality.arguments import read_plan
 from sae_dist.bench.quality.data import file_rows, order_file, prepare_data, run_order
 from sae_dist.bench.quality.evaluate import Weights, measure, weights_of_export
-from sae_dist.bench.quality.plan import CHUNK_ROWS, Plan
+from sae_dist.bench.quality.plan import CHUNK_ROWS, QualityPlan
 from sae_dist.bench.quality.table import markdown
 from sae_dist.bench.scaling import run_scaling
 from sae_dist.config.run import RunConfig
@@ -31,8 +31,8 @@ D, F, K = 16, 64, 4
 
 
 @pytest.fixture
-def plan(tmp_path) -> Plan:
-    return Plan(tmp_path / "bench", tokens=4096, shapes=((F, K),), seeds=3, batch=256, test_rows=1000)
+def plan(tmp_path) -> QualityPlan:
+    return QualityPlan(tmp_path / "bench", tokens=4096, shapes=((F, K),), seeds=3, batch=256, test_rows=1000)
 
 
 def fake_rows(held_out: bool):

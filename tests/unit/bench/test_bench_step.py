@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sae_dist.bench.command import bench
+from sae_dist.bench.contestant import TrialFailed
 from sae_dist.bench.peers import step_io
-from sae_dist.bench.quality.contestants import TrialFailed
 from sae_dist.bench.step import plain
 from sae_dist.bench.step.actors import Actor, NoMemory, Stage
 from sae_dist.bench.step.arguments import read_step_plan
@@ -20,13 +20,14 @@ from sae_dist.bench.step.plan import (
     MODES,
     PRESETS,
     Shape,
+    StepContestant,
     StepPlan,
     order,
     steps_of,
     to_drop,
 )
 from sae_dist.bench.step.run import AtShape, disagreement
-from sae_dist.bench.step.table import Line, format_tables, write_all
+from sae_dist.bench.step.table import StepLine, format_tables, write_step_tables
 from sae_dist.core.errors import ConfigError
 from sae_dist.kernels import reference
 
@@ -129,7 +130,7 @@ def test_only_a_contestant_alone_runs_out_of_memory():
 
 def test_a_process_that_ends_or_says_nothing_is_one_line(tmp_path, monkeypatch):
     plan = StepPlan(tmp_path, (SHAPE,), 1, None)
-    contestant = SimpleNamespace(name="odd", peer=None, target="sae_dist.cli", variant="")
+    contestant = StepContestant("odd", "odd", None, "sae_dist.cli")
     with ExitStack() as ends:
         with pytest.raises(TrialFailed, match="job.json"):
             Actor(contestant, plan, ends).ask(do="check")
@@ -261,15 +262,15 @@ def test_time_that_is_over_leaves_a_shape_out_or_ends_after_a_round():
     assert not late.stage.asked
     short = AtShape(plan, Scripted(fvu), SHAPE, until=None)
     for name in plan.names:
-        short.prepare(name)
+        short.make_and_check(name)
     short.rounds("rest", until=0.0)
     assert len(short.lines["ours", "rest"].samples) == 1
 
 
-def made_lines() -> list[Line]:
-    def line(name: str, samples: list[float], **more) -> Line:
+def made_lines() -> list[StepLine]:
+    def line(name: str, samples: list[float], **more) -> StepLine:
         about = {"version": "1.2", "torch": "2.13", "threads": 2, "settings": f"{name}'s"}
-        return Line(name, SHAPE, "rest", dict(enumerate(samples)), about=about, **more)
+        return StepLine(name, SHAPE, "rest", dict(enumerate(samples)), about=about, **more)
 
     return [
         line("product_float32", [1.0, 2.0, 4.0], peak=2**30),
@@ -288,7 +289,7 @@ def test_ratios_are_taken_within_a_round():
 
 def test_tables_csv_and_plot(tmp_path):
     plan, lines = StepPlan(tmp_path, (SHAPE,), 3, None), made_lines()
-    write_all(plan, lines)
+    write_step_tables(plan, lines)
     shown = (tmp_path / "step.md").read_text()
     assert "D = 16, 64 latents, k = 4, batch 32: no latent is dead" in shown
     assert "| sae_dist | 1.2 | 2000 | 2000 - 4e+04 | 16 | 2.00 | 1.00 | 0.50 | 3 |" in shown

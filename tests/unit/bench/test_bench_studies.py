@@ -11,15 +11,15 @@ import pytest
 from sae_dist.bench.command import bench
 from sae_dist.bench.quality import run as quality
 from sae_dist.bench.quality import studies
-from sae_dist.bench.quality.plan import Plan
+from sae_dist.bench.quality.plan import QualityPlan
 from sae_dist.bench.quality.studies import Cell, fit, optimum, star
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
 
 
 @pytest.fixture
-def plan(tmp_path) -> Plan:
-    return Plan(tmp_path, tokens=100_000, shapes=((64, 4),), seeds=2, batch=256)
+def plan(tmp_path) -> QualityPlan:
+    return QualityPlan(tmp_path, tokens=100_000, shapes=((64, 4),), seeds=2, batch=256)
 
 
 @pytest.mark.parametrize("study", studies.STUDIES)
@@ -49,7 +49,7 @@ def test_a_study_runs_every_variant_and_reports(plan, monkeypatch):
     count = len(jobs)
     studies.run_defaults(plan, "rule")
     assert len(jobs) == count, "finished trials are kept"
-    assert {job.variant for job in jobs} == {None, "optim.beta1=0", "optim=row_adam optim.clip=1"}
+    assert {job.variant for job in jobs} == {"", "optim.beta1=0", "optim=row_adam optim.clip=1"}
 
 
 def test_one_rate_for_all_needs_no_sweep(plan, monkeypatch):

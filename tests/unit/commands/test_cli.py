@@ -12,7 +12,7 @@ from sae_dist.commands.main import COMMANDS, explained, overview, shown
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError, DataError, Preempted
 from sae_dist.export.formats import FORMATS
-from sae_dist.launch.compose import groups
+from sae_dist.launch.options import groups
 
 
 @pytest.mark.parametrize("line", ["", "--help", "-h", "help", "--version", "train -h", "eval a --help"])

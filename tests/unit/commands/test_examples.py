@@ -8,7 +8,8 @@ from sae_dist.commands.arguments import without
 from sae_dist.commands.main import COMMANDS, explained, shown
 from sae_dist.config.resolve import parse_counts
 from sae_dist.config.validate import validate
-from sae_dist.launch.compose import compose_config, expand
+from sae_dist.launch.compose import compose_config
+from sae_dist.launch.overrides import expand
 from sae_dist.launch.settle import for_cluster
 from sae_dist.launch.sweep import launcher_of
 

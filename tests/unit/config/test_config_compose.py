@@ -5,11 +5,13 @@ import itertools
 import pytest
 
 from sae_dist.commands.keys import groups_in_words
-from sae_dist.config.resolve import parse_counts
-from sae_dist.config.run import RunConfig, load_config, save_config
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import RunConfig, load_config, parse_counts, save_config
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.compose import compose_config, data_folder, expand, groups, print_config, sweep_keys
+from sae_dist.launch.compose import compose_config, print_config
+from sae_dist.launch.options import data_folder, groups
+from sae_dist.launch.overrides import expand, sweep_keys
 
 GIVEN = {
     "llm=hf": ["llm.name=gpt2"],
@@ -157,12 +159,15 @@ def test_a_sweep_without_a_list_of_values_is_refused(override):
 
 
 def test_a_frozen_config_reads_back_equal(tmp_path):
-    cfg = composed("debug=tiny", "tokens.path=a: b #c", "optim.lr=1e-3")
+    cfg = resolve(composed("debug=tiny", "tokens.path=a: b #c", "optim.lr=1e-3"), None, 96)
     save_config(cfg, tmp_path / "config.yaml")
     assert load_config(tmp_path / "config.yaml") == cfg
 
 
-@pytest.mark.parametrize("content", ["sae: {num_latnts: 3}", "sae: {k: x}", "a: [", "- 1"])
+@pytest.mark.parametrize(
+    "content",
+    ["sae: {num_latnts: 3}", "sae: {k: x}", "a: [", "- 1", "name: run", "name: run\ntrain_tokens: much"],
+)
 def test_a_config_that_does_not_fit_is_refused(tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match="config.yaml"):

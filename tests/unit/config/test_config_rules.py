@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from sae_dist.config.resolve import identity, parse_counts, resolve
-from sae_dist.config.run import flat
+from sae_dist.config.resolve import identity, resolve, resolved_members
+from sae_dist.config.run import Resolved, Single, flat, narrowed, parse_counts
 from sae_dist.config.tables import CHOICES, NOT_NEGATIVE, POSITIVE, UNREAD
 from sae_dist.config.validate import get, validate
 from sae_dist.core.errors import ConfigError
@@ -196,6 +196,18 @@ def test_two_widths_and_too_long_a_context_are_refused():
 def test_resolving_twice_changes_nothing():
     cfg = resolved("sae.expansion=2")
     assert resolve(cfg, FACTS, FACTS.width) == cfg
+
+
+def test_a_grid_leaves_the_dictionary_to_its_members():
+    cfg = resolved("grid.k=[8,16]", "sae.expansion=2")
+    assert type(cfg) is Resolved and cfg.sae.num_latents is None and cfg.steps == 976
+    found = resolved_members(cfg, FACTS, FACTS.width)
+    assert [(type(each), each.sae.num_latents, each.sae.k) for each in found] == [
+        (Single, 192, 8),
+        (Single, 192, 16),
+    ]
+    with pytest.raises(ConfigError, match="sae.num_latents is null"):
+        narrowed(Single, cfg)
 
 
 def test_the_name_tells_what_matters_and_only_that():

@@ -10,13 +10,10 @@ import psutil
 import pytest
 import torch
 
-from sae_dist.bench.scaling import RandomRows
+from sae_dist.bench.scaling import RandomRows, only_rank
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig, save_config
-from sae_dist.core.place import Place
-from sae_dist.distributed import runtime
-from sae_dist.distributed.mesh import Topology
+from sae_dist.config.run import Single, narrowed, save_config
 from sae_dist.launch.compose import compose_config
 from sae_dist.train.build import build_runs
 from tests.helpers.ranks import close_worlds, run_ranks
@@ -25,19 +22,18 @@ WIDTH, STEPS, DRAWS = 256, 4, 60
 SMALL = ["sae.num_latents=512", "sae.k=8", "shuffle.chunk_rows=16", "shuffle.lanes=8", "batch=128"]
 
 
-def config(overrides: list[str]) -> RunConfig:
+def config(overrides: list[str]) -> Single:
     words = [*SMALL, "activations=file", "activations.path=x", "metrics.wandb=off", "metrics.console=false"]
-    return resolve(compose_config([*words, "device=cpu", *overrides]), None, WIDTH)
+    return narrowed(Single, resolve(compose_config([*words, "device=cpu", *overrides]), None, WIDTH))
 
 
-def steps(cfg: RunConfig) -> int:
+def steps(cfg: Single) -> int:
     """Train a little; the bytes that the process holds while the run is still there."""
-    topology = Topology(cfg.topology, Place(0, 1, 0, 1), "cpu")
     source = RandomRows(WIDTH, cfg.shuffle.chunk_rows)
     with tempfile.TemporaryDirectory() as folder:
-        args = (None, topology, runtime.StopRequest(), torch.device("cpu"))
         save_config(cfg, Path(folder) / "config.yaml")
-        (run,) = build_runs(cfg, [Path(folder)], source, *args)
+        rank = only_rank(cfg, Path(folder), torch.device("cpu"))
+        (run,) = build_runs(rank, [Path(folder)], source)
         for step in range(DRAWS):
             batch = run.next_batch()
             run.progress.tokens += cfg.batch

@@ -57,9 +57,9 @@ def prepared(kind: str, latents: int, kernels: str, rows: int, optim: str):
     return model, build_optimizer(cfg, model, topology), x
 
 
-def largest_output(kind: str, latents: int, kernels: str = "torch") -> int:
+def largest_output(kind: str, latents: int, kernels: str = "torch", rows: int = ROWS) -> int:
     """Of forward and backward."""
-    model, _, x = prepared(kind, latents, kernels, ROWS, "adam")
+    model, _, x = prepared(kind, latents, kernels, rows, "adam")
     with LargestOutput() as seen:
         # Latents fire at random, those of this step aside all are dead: AuxK chooses among nearly all.
         model.loss(x, 1, with_aux=True).total.backward()
@@ -128,12 +128,12 @@ def test_row_adam_makes_no_dense_gradient():
 
 
 def test_the_test_sees_a_dense_step():
-    latents = 8192
-    assert run_ranks(largest_output, 1, "topk", latents, "reference")[0] >= ROWS * latents
+    rows, latents = 512, 8192
+    assert run_ranks(largest_output, 1, "topk", latents, "reference", rows)[0] >= rows * latents
 
 
-def peak_bytes(kind: str, latents: int) -> int:
-    """Growth of this fresh process's peak resident memory over one step, without what grows with weights."""
+def peak_bytes(kind: str, rows: int, latents: int, tile: int) -> int:
+    """Growth of this fresh process's peak resident memory over one step, with tiles of so many elements."""
     import ctypes
     import resource
 
@@ -142,9 +142,10 @@ def peak_bytes(kind: str, latents: int) -> int:
         ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
     def step(number: int) -> None:
-        model, _, x = prepared(kind, number, "torch", ROWS, "adam")
+        model, _, x = prepared(kind, number, "torch", rows, "adam")
         model.loss(x, 1, with_aux=True).total.backward()
 
+    tiled.TILE_ELEMENTS = tile
     step(256)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step(latents)
@@ -153,16 +154,20 @@ def peak_bytes(kind: str, latents: int) -> int:
 
 
 def test_peak_memory_grows_with_weights_only():
-    wide = run_ranks(peak_bytes, 1, "topk", 8 * 65536)[0]
+    rows, latents = 2048, 8 * 65536
+    close_worlds()
+    wide = run_ranks(peak_bytes, 1, "topk", rows, latents, tiled.TILE_ELEMENTS)[0]
+    close_worlds()
     # Weights, gradients, the draw of the initial rows in fp64 and its norm: a few copies of [F, D].
-    assert wide < 8 * 65536 * WIDTH * 4 * 12 + 2**28
-    assert wide < ROWS * 8 * 65536 * 4 / 4, "a quarter of one dense [batch, latents] tensor"
+    assert wide < latents * WIDTH * 4 * 12 + 2**28
+    assert wide < rows * latents * 4 / 4, "a quarter of one dense [batch, latents] tensor"
 
 
 @pytest.mark.parametrize("kind", PENALISED)
 def test_peak_memory_of_kinds_without_selection(kind):
-    latents = 32768
+    rows, latents = 2048, 32768
     # In a world of its own: the peak of a process never falls.
     close_worlds()
-    wide = run_ranks(peak_bytes, 1, kind, latents)[0]
-    assert wide < ROWS * latents * 4 / 4, "a quarter of one dense [batch, latents] tensor"
+    wide = run_ranks(peak_bytes, 1, kind, rows, latents, 1 << 20)[0]
+    close_worlds()
+    assert wide < rows * latents * 4 / 4, "a quarter of one dense [batch, latents] tensor"

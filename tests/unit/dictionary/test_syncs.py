@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from sae_dist.config.resolve import resolve
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.place import Place
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.metrics.clock import PhaseClock
@@ -18,6 +19,7 @@ from sae_dist.train.balance import Balance
 from sae_dist.train.build import build_run
 from sae_dist.train.loop import advance
 from sae_dist.train.speed import Watch
+from sae_dist.train.state import Rank
 from sae_dist.transport.timed import Timed
 from tests.helpers.ranks import run_ranks
 
@@ -68,7 +70,7 @@ class HostReads(TorchDispatchMode):
 class Rows:
     """A stream without end."""
 
-    width = WIDTH
+    width, widths = WIDTH, (WIDTH,)
 
     def draw(self, step):
         made = torch.Generator().manual_seed(step)
@@ -83,13 +85,14 @@ def reads_by_step(kind: str, shard: int = 1) -> list[list[str]]:
     words = [f"sae={kind}", "kernels=reference", "device=cpu", "metrics.wandb=off", f"metrics.every={EVERY}"]
     cfg = resolve(compose_config(words + sizes), None, WIDTH)
     device, clock = torch.device("cpu"), PhaseClock(torch.device("cpu"))
-    rank = dist.get_rank()
-    place = Place(rank, shard, rank, shard)
+    number = dist.get_rank()
+    place = Place(number, shard, number, shard)
     topology = Topology(TopologyConfig(shard=shard), place, "cpu", clock=clock)
     rows, watch = Rows(), Watch(clock, gemm_flops=1e9)
     stop = SimpleNamespace(wanted=False)
     balance = Balance(cfg, topology, Timed(rows), None)
-    run = build_run(cfg, Path("unused"), rows, (WIDTH,), topology, stop, device, balance, None, watch)
+    rank = Rank(cfg, Path("unused"), None, place, topology, device, stop, Control(60.0), watch)
+    run = build_run(rank, cfg, rank.folder, rows, balance, None)
     written = []
     run.meter.sinks = [SimpleNamespace(write=written.append)]
     run.dictionary.start_from(rows.draw(0)[0])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sae_dist import cli
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import save_config
 from sae_dist.evaluation.summary import evaluate_run
 from tests.unit.evaluation.test_evaluation_run import config, perfect, run_folder
@@ -36,9 +37,8 @@ def test_a_short_evaluation_says_how_to_ask_for_the_rest(run, capsys):
     assert found["kl_mean_ablated"] > 1 and found["ce_recovered"] == pytest.approx(1, abs=1e-3)
     assert found["redundancy"]["above_0.7"] == 0 and found["probes"] is None
     assert "KL from the clean next token" in table and "controls: not measured (not asked for" in table
-    assert (
-        "dead latents: not measured (1,024 held-out tokens; 500,000 are needed); silent on these: " in table
-    )
+    said = "dead latents: not measured (1,024 held-out tokens; 500,000 are needed); silent on these: "
+    assert said in table
     assert (run / "plots" / "eval_redundancy.png").exists()
     # What was asked for here is no part of the run.
     assert json.loads((run / "summary.json").read_text())["eval_tokens"] == 1024
@@ -91,7 +91,7 @@ def test_wrong_words_are_answered_in_a_line(words, says, run, capsys):
 
 
 def test_a_run_that_was_not_exported_is_told_how(tmp_path, capsys):
-    save_config(config(), tmp_path / "config.yaml")
+    save_config(resolve(config(), None, 8), tmp_path / "config.yaml")
     assert cli.main(["eval", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and f"with sae-dist export {tmp_path}, or finish" in err, err

@@ -112,7 +112,10 @@ def test_firing_counts_silent_latents_and_densities(rows, sae):
     assert sum(density["latents"]) == int((fired > 0).sum())
     tenth = next(i for i, edge in enumerate(DENSITY_EDGES) if edge == -1.0)
     assert sum(density["latents"][tenth:]) == int((fired >= N / 10).sum())
-    assert result["dead_fraction"] is None and "3,000 held-out tokens; 500,000 are needed" in result["dead_reason"]
+    assert (
+        result["dead_fraction"] is None
+        and "3,000 held-out tokens; 500,000 are needed" in result["dead_reason"]
+    )
 
 
 def test_enough_rows_give_a_dead_fraction(rows, sae):
@@ -197,7 +200,11 @@ def test_table_shows_numbers_with_their_baselines_and_reasons():
     text = format_table(vars(numbers) | {"dead_fraction": None, "dead_reason": "too few tokens"})
     lines = [line.split() for line in text.splitlines()]
     assert ["FVU,", "held", "out", "0.1234"] in lines and lines[1][-1] == "0.5000"
-    assert "2,000,000" in text and "1.00" in text and text.endswith("dead latents: not measured (too few tokens)")
+    assert (
+        "2,000,000" in text
+        and "1.00" in text
+        and text.endswith("dead latents: not measured (too few tokens)")
+    )
 
 
 def test_density_plot_is_a_png(rows, sae, tmp_path):

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import RunConfig, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.evaluation.summary import evaluate_run
 from sae_dist.export.exported import ExportedSae
@@ -18,7 +18,7 @@ from sae_dist.metrics.sinks import JsonlSink
 
 def run_folder(folder: Path, cfg: RunConfig, sae: ExportedSae) -> Path:
     export_saelens(folder / "export", sae)
-    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    save_config(resolve(cfg, None, 8), folder / "config.yaml")
     sink = JsonlSink(folder / "metrics.jsonl", 0)
     sink.write({"step": 1, "tokens": 100, "loss/fvu": 0.5})
     sink.close()
@@ -160,6 +160,6 @@ def test_no_evaluation_leaves_the_fields_null(tmp_path):
 
 
 def test_a_folder_without_an_export_is_refused_by_name(tmp_path):
-    OmegaConf.save(OmegaConf.structured(config()), tmp_path / "config.yaml")
+    save_config(resolve(config(), None, 8), tmp_path / "config.yaml")
     with pytest.raises(ConfigError, match="export/cfg.json does not exist"):
         evaluate_run(tmp_path)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sae_dist.config.grid import members
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.run import RunConfig, save_config
 from sae_dist.evaluation.report.compare import merged, shared, side_by_side
 from sae_dist.evaluation.report.figures import LINES
@@ -18,7 +18,7 @@ def runs(folder, **lists):
     cfg.optim.kind = "adam"
     for key, values in lists.items():
         setattr(cfg.grid, key, values)
-    found = {folder / (each.name or ""): each for each in members(cfg)}
+    found = {folder / each.name: each for each in resolved_members(resolve(cfg, None, 16), None, 16)}
     for each, its in found.items():
         each.mkdir()
         save_config(its, each / "config.yaml")

@@ -5,8 +5,7 @@ import json
 
 import pytest
 
-from sae_dist.config.grid import members
-from sae_dist.config.resolve import parse_counts
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.run import save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.evaluation.sweep import differing, runs_of, sweep_table
@@ -17,7 +16,7 @@ def make(folder, latents, k, fvu=None):
     run = folder / f"sae.num_latents={latents},sae.k={k}"
     run.mkdir()
     words = [f"sae.num_latents={latents}", f"sae.k={k}", f"name={run.name!r}"]
-    save_config(parse_counts(compose_config(words)), run / "config.yaml")
+    save_config(resolve(compose_config(words), None, 64), run / "config.yaml")
     if fvu is not None:
         summary = {"status": "finished", "fvu": fvu, "l0": float(k), "tokens": 1000, "dead_fraction": None}
         (run / "summary.json").write_text(json.dumps(summary))
@@ -51,17 +50,15 @@ def test_what_follows_from_other_values_is_no_column(tmp_path):
             run = tmp_path / f"{latents},{aux_k}"
             run.mkdir()
             words = [f"sae.num_latents={latents}", f"sae.aux_k={aux_k}", f"sae.dead_after={latents}"]
-            save_config(parse_counts(compose_config(words)), run / "config.yaml")
+            save_config(resolve(compose_config(words), None, 64), run / "config.yaml")
     assert differing(runs_of(tmp_path)) == ["sae.num_latents", "sae.aux_k"]
 
 
 def test_a_grid_has_a_row_for_each_dictionary_even_if_it_is_gone(tmp_path):
-    cfg = parse_counts(compose_config(["grid.k=[8,16]", "name=grid"]))
+    cfg = resolve(compose_config(["grid.k=[8,16]", "name=grid", "sae.num_latents=64"]), None, 64)
     save_config(cfg, tmp_path / "config.yaml")
     (tmp_path / "k=16").mkdir()
-    there = members(cfg)[1]
-    there.sae.num_latents = 64
-    save_config(there, tmp_path / "k=16" / "config.yaml")
+    save_config(resolved_members(cfg, None, 64)[1], tmp_path / "k=16" / "config.yaml")
     assert differing(runs_of(tmp_path)) == []
     sweep_table(tmp_path)
     with open(tmp_path / "sweep.csv", newline="") as file:

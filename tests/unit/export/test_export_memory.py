@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_dist.checkpoint.storage import PLACES, checksum, seal
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, save_config
 from sae_dist.export.formats import FORMATS
 
@@ -36,7 +37,7 @@ def make_run(folder: Path, num_latents: int, width: int, kind: str, parts: int) 
     cfg.sae.prefixes = [0.25, 1.0] if kind == "matryoshka" else None
     checkpoint = folder / "checkpoints" / "step_00000001"
     checkpoint.mkdir(parents=True)
-    save_config(cfg, folder / "config.yaml")
+    save_config(resolve(cfg, None, width), folder / "config.yaml")
     files, rows = {}, num_latents // parts
     for part in range(parts):
         torch.manual_seed(part)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sae_dist.config.resolve import parse_counts, resolve
-from sae_dist.config.run import load_config
+from sae_dist.config.resolve import resolve
+from sae_dist.config.run import load_config, parse_counts
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch import freeze as module
 from sae_dist.launch.compose import compose_config
@@ -69,7 +69,9 @@ def test_nothing_is_left_when_writing_fails(tmp_path, monkeypatch):
 
 def test_unfinished_needs_resume_and_remembers_it(tmp_path):
     folder = freeze(config(tmp_path), WIDTH).folder
-    with pytest.raises(ConfigError, match="unfinished.*resume=auto"):
+    with pytest.raises(
+        ConfigError, match="run is unfinished, at step 0 of 976; continue with sae-dist resume .*/run, or"
+    ):
         freeze(config(tmp_path), WIDTH)
     frozen = freeze(config(tmp_path, "resume=auto", "topology.shard=2"), WIDTH)
     assert frozen.folder == folder and not frozen.finished

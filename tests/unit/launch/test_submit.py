@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from sae_dist import cli
-from sae_dist.config.resolve import parse_counts
+from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config

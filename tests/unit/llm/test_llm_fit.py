@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_dist.config.resolve import parse_counts, resolve
+from sae_dist.config.resolve import resolve
 from sae_dist.core.errors import ConfigError
 from sae_dist.evaluation import summary as analysis
 from sae_dist.launch.compose import compose_config
@@ -21,7 +21,7 @@ def facts():
 
 def check(facts, memory, monkeypatch, *overrides, device="cpu"):
     monkeypatch.setattr(fit, "memory_bytes", lambda _: memory)
-    cfg = resolve(parse_counts(compose_config([*overrides, "llm.dtype=float32"])), facts, facts.width)
+    cfg = resolve(compose_config([*overrides, "llm.dtype=float32"]), facts, facts.width)
     cfg.device = device
     fit.check_memory(cfg, facts, None)
 
@@ -53,7 +53,7 @@ def test_a_machine_holds_as_many_copies_as_ranks(facts, monkeypatch):
 
 def test_evaluation_of_a_model_that_one_process_cannot_hold_is_skipped(facts, monkeypatch, capsys):
     overrides = ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "hook=layers.2"]
-    cfg = resolve(parse_counts(compose_config(overrides)), facts, facts.width)
+    cfg = resolve(compose_config(overrides), facts, facts.width)
     monkeypatch.setattr(fit, "memory_bytes", lambda _: 8 * MIB)
     (found,) = analysis._measure(cfg, [None], torch.device("cpu"), None)
     assert found["ce_recovered"] is None and "in one process" in found["ce_reason"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.config.sections import ActivationsConfig
 from sae_dist.core.errors import ConfigError
@@ -164,8 +165,9 @@ def test_the_truth_is_in_the_frozen_config(tmp_path):
     named = config(num_features=2, width=2, directions=[[3, 4], [0, -0.5]], names=["a", "b"])
     for given in (config(num_features=64), named):
         cfg = RunConfig(seed=7, activations=given)
-        cfg.sae.kind = cfg.optim.kind = cfg.llm.name = cfg.tokens.kind = "x"
-        save_config(cfg, tmp_path / "config.yaml")
+        cfg.sae.kind, cfg.optim.kind = "topk", "adam"
+        cfg.llm.name = cfg.tokens.kind = "x"
+        save_config(resolve(cfg, None, 2), tmp_path / "config.yaml")
         read = load_config(tmp_path / "config.yaml")
         one, two = (GroundTruth.of(each.activations, each.seed) for each in (cfg, read))
         assert torch.equal(one.directions_GD, two.directions_GD) and one.names == two.names

@@ -1,4 +1,4 @@
-"""Dictionaries that others trained, as run folders."""
+"""Makes run folders of dictionaries that other programs trained."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from sae_dist.export.saelens import export_saelens
 
 @dataclass(frozen=True)
 class Imported:
-    """A dictionary, and the folder that it was read from."""
+    """A dictionary with the folder that it was read from."""
 
     source: Path
     sae: ExportedSae
@@ -24,20 +24,20 @@ class Imported:
         """Read a dictionary in one of the formats.
 
         Args:
-            name: the format; None: whose files there are.
+            name: the format; None: the one whose files there are.
 
         Raises:
-            ConfigError: a file, key or tensor is missing, transposed, or means another computation than ours.
+            ConfigError: a file, key or tensor is missing, transposed, or means another computation than here.
         """
         return cls(folder, FORMATS[name or format_of(folder)].read(folder))
 
     @property
     def columns(self) -> int:
-        """Width of the activations that it is for, of a transcoder with its target's beside."""
+        """Return the width of the activations that it is for, D, of a transcoder D + E."""
         return self.sae.width + (len(self.sae.b_dec_E) if self.sae.transcoder else 0)
 
     def says(self) -> dict[str, Any]:
-        """Keys of a run's config, as far as the dictionary and its metadata say them."""
+        """Return keys of a run's config, as far as the dictionary and its metadata determine them."""
         sae, said = self.sae, self.sae.metadata
         kind = sae.kind
         nested = sae.trained_as == "matryoshka" and "matryoshka_prefixes" in said
@@ -61,7 +61,7 @@ class Imported:
         """Write the export and the summary of its run folder.
 
         Raises:
-            SaeDistError: the disk did not take them.
+            SaeDistError: they could not be written.
         """
         export_saelens(run / EXPORT, self.sae)
         imported = {"status": IMPORTED, "imported_from": str(self.source.resolve())}

@@ -1,0 +1,62 @@
+"""The sections of a run's config once every choice is made: counts are numbers, open fields have values."""
+
+from dataclasses import dataclass
+
+from sae_dist.config.sections import (
+    CheckpointConfig,
+    EvalConfig,
+    LlmConfig,
+    OptimConfig,
+    SaeConfig,
+    ShuffleConfig,
+)
+
+
+@dataclass(kw_only=True)
+class ResolvedLlm(LlmConfig):
+    """The frozen language model, with a dtype."""
+
+    dtype: str
+
+
+@dataclass(kw_only=True)
+class ResolvedShuffle(ShuffleConfig):
+    """Lanes whose blocks have a size."""
+
+    block_chunks: int
+
+
+@dataclass(kw_only=True)
+class ResolvedSae(SaeConfig):
+    """A dictionary of known width."""
+
+    num_latents: int
+    aux_k: int
+    dead_after: int
+    encoder_scale: float
+
+
+@dataclass(kw_only=True)
+class ResolvedOptim(OptimConfig):
+    """The step; `lr` stays open until training fills it in by its law."""
+
+    warmup: float
+
+
+@dataclass(kw_only=True)
+class ResolvedCheckpoint(CheckpointConfig):
+    """When checkpoints are written, in numbers of tokens."""
+
+    every: int | None
+    keep_every: int | None
+
+
+@dataclass(kw_only=True)
+class ResolvedEval(EvalConfig):
+    """What is evaluated, in numbers of tokens and rows."""
+
+    tokens: int
+    ce_tokens: int
+    every: int | None
+    rows: int
+    ce: int | None

@@ -1,0 +1,48 @@
+"""What training says before its first step: topology, length, learning rates, memory."""
+
+import sys
+
+from sae_dist.config.needs import consumer_memory
+from sae_dist.config.rules.checkpoint import checkpoint_bytes
+from sae_dist.core.text import gib
+from sae_dist.train.state import Run
+
+
+def announce(runs: list[Run]) -> None:
+    """Print what was chosen, once, before the first step."""
+    first, cfg = runs[0], runs[0].cfg
+    print(
+        f"{first.folder if len(runs) == 1 else first.folder.parent}\n  {first.topology.describe()}; "
+        f"{first.device.type}, {cfg.precision}, {cfg.kernels} kernels\n  {first.steps} steps of {cfg.batch}, "
+        f"from step {first.progress.step}",
+        file=sys.stderr,
+    )
+    for run in runs:
+        sae, lr = run.cfg.sae, run.cfg.optim.lr
+        law = f"the law for {run.steps} steps and {sae.num_latents} latents" if lr is None else "given"
+        scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
+        name = f"{run.folder.name}: " if len(runs) > 1 else ""
+        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
+    print(f"  {memory_in_words(runs)}", file=sys.stderr)
+    if cfg.metrics.telemetry_s is not None:
+        gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
+        print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr, flush=True)
+
+
+def memory_in_words(runs: list[Run]) -> str:
+    """Say what a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
+    held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
+    waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    parts = (sum(each.dictionary for each in held), sum(waiting.values()))
+    dictionary, rows = (gib(count, 2) for count in parts)
+    said = f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations that wait"
+    if runs[0].cfg.checkpoint.background:
+        copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
+        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        said += f", {copy} more on the host while a checkpoint is written"
+    return said
+
+
+def width_of_rows(run: Run) -> int:
+    """Return the width of a latent's rows as `config.rules.checkpoint` counts it, D + E of a transcoder."""
+    return sum(run.widths) if run.cfg.target_hook else run.widths[-1]
