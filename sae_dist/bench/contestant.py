@@ -19,12 +19,12 @@ JOB, LOG = "job.json", "log.txt"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A trainer, our own or a peer's, and how its process is started.
+    """A trainer, ours or a peer's, and how its process is started.
 
     Attributes:
         label: its name in tables.
         peer: the peer whose environment it needs; None: it runs in ours.
-        target: a script in `peers/`, or a module of ours.
+        target: a script in `peers/`, or one of our own modules.
         variant: passed on to the target.
     """
 

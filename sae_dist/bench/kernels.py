@@ -1,4 +1,4 @@
-"""`sae-dist bench kernels`: every kernel beside the least time that its bytes and operations could take.
+"""The benchmark of the kernels: each beside the least time that its bytes and operations could take.
 
 A kernel's floor is the larger of two times: the fewest bytes that it must move through memory at the rate of
 a large copy, and its operations at the rate of a large product, both measured first. Inputs are random.
@@ -40,7 +40,7 @@ class Case:
 
 
 def run_kernels(folder: Path, shape: Shape, *, backend: str, device: str) -> str:
-    """Time every kernel; write kernels.csv; returns the table.
+    """Time every kernel; write kernels.csv and return the table.
 
     Raises:
         ConfigError: the backend is not available here.
@@ -69,7 +69,7 @@ def run_kernels(folder: Path, shape: Shape, *, backend: str, device: str) -> str
 
 
 def cases(shape: Shape, backend: str, device: torch.device) -> Iterator[Case]:
-    """Every kernel on random rows; latents of the sparse ones as the encoder chose them."""
+    """Yield every kernel with random inputs; latents of the sparse ones are those that encode_topk chose."""
     B, D, F, k = shape.batch, shape.width, shape.latents, shape.k
     kernels, draw = choose_kernels(backend), torch.Generator(device).manual_seed(0)
     x, grad, W = (torch.randn(rows, D, generator=draw, device=device) for rows in (B, B, F))
@@ -104,7 +104,7 @@ def cases(shape: Shape, backend: str, device: torch.device) -> Iterator[Case]:
 
 
 def random_state(W_FD: Tensor) -> RowState:
-    """Rows and moments of both weights, with momentum."""
+    """Return rows and moments of both weights, with momentum."""
     weights = {"W_enc": W_FD, "b_enc": W_FD.new_zeros(len(W_FD)), "W_dec": W_FD.clone()}
     moments = [{name: torch.zeros_like(weight) for name, weight in weights.items()} for _ in range(2)]
     touched = torch.zeros(len(W_FD), dtype=torch.int64, device=W_FD.device)
@@ -112,25 +112,25 @@ def random_state(W_FD: Tensor) -> RowState:
 
 
 def update(backend: str, given: tuple[list[PairTerm], list[PairTerm]], state: RowState) -> None:
-    """One update without clipping, the sort of the pairs included."""
+    """Make one update without clipping, the sort of the pairs included."""
     step = AdamStep({"W_enc": 1e-4, "b_enc": 1e-4, "W_dec": 1e-4}, 0.9, 0.999, 1e-12, 1)
     choose_row_update(backend)(*given, state).move(step, state.weights["b_enc"].new_zeros(()), None)
 
 
 def timed(act: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a few calls, after some that compile and fill caches."""
+    """Return the median seconds of a few calls, after some that compile and fill caches."""
     return median([seconds_of(act, device) for _ in range(WARMUP + REPEATS)][WARMUP:])
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second that a large copy reads and writes."""
+    """Measure the bytes per second that a large copy reads and writes."""
     source = torch.randn(2**28 if device.type == "cuda" else 2**25, device=device)
     target = torch.empty_like(source)
     return 2 * NUMBER * source.numel() / timed(partial(target.copy_, source), device)
 
 
 def product_rate(device: torch.device) -> float:
-    """Operations per second of a large product: on a GPU of bfloat16, as scores are there."""
+    """Measure the operations per second of a large product: in bfloat16 on a GPU, as scores are there."""
     side, dtype = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / timed(partial(torch.mm, a, b), device)

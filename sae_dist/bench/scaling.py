@@ -1,4 +1,4 @@
-"""`sae-dist bench scaling`: how the cost of a training step grows with the number of latents.
+"""The benchmark of scaling: how the cost of a training step grows with the number of latents.
 
 Times our own step (forward, backward, update; TopK) on random rows, alternated in one process with the bare
 product of the encoder, x W_enc^T, so that both meet the same machine. AuxK is at rest: no latent is dead yet.
@@ -43,7 +43,7 @@ HEAD = ("latents", "steps", "us/token", "ns/token/latent", "encoder us/token", "
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians of one width, in seconds per step."""
+    """The median seconds of a step and of the encoder at one number of latents."""
 
     latents: int
     steps: int
@@ -52,7 +52,7 @@ class Cost:
     batch: int
 
     def row(self) -> tuple[str, ...]:
-        """As in HEAD."""
+        """Format the numbers, in the order of HEAD."""
         per_token = 1e6 * self.step_s / self.batch
         return (
             str(self.latents),
@@ -71,7 +71,7 @@ class RandomRows:
         self.width, self.rows = width, rows
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """The same chunks again for the same lane."""
+        """Yield chunks without end; the same lane gives the same ones."""
         draw = torch.Generator().manual_seed(lane)
         index = start["chunk"] if start else 0
         while True:
@@ -81,7 +81,7 @@ class RandomRows:
 
 
 def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, batch: int, device: str) -> str:
-    """Time every number of latents; write scaling.csv; returns the table.
+    """Time every number of latents; write scaling.csv and return the table.
 
     Args:
         width: D of the rows.
@@ -103,7 +103,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
 
 
 def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Cost:
-    """Steps and encoder products in turn; the wider, the fewer."""
+    """Time steps and encoder products in turn; the more latents, the fewer."""
     steps = max(5, min(30, 30 * 16384 // latents))
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder), latents, width=width, k=k, batch=batch, device=device)
@@ -122,7 +122,7 @@ def time_width(latents: int, *, width: int, k: int, batch: int, device: torch.de
 
 
 def make_run(folder: Path, latents: int, *, width: int, k: int, batch: int, device: torch.device) -> Run:
-    """A run with the default dictionary and optimizer over random rows."""
+    """Build a run with the default dictionary and optimizer over random rows."""
     composed = compose_config([f"device={device.type}", f"batch={batch}", "metrics.wandb=off"])
     composed.sae = SaeConfig(**{**vars(composed.sae), "num_latents": latents, "k": k})
     composed.metrics.console = False
@@ -142,13 +142,13 @@ def only_rank(cfg: Resolved, folder: Path, device: torch.device) -> Rank:
 
 
 def one_step(run: Run, x_BD: torch.Tensor) -> None:
-    """What `train.loop` does with a batch, short of the bookkeeping."""
+    """Train on a batch as `train.loop` does, without its bookkeeping."""
     terms = run.dictionary.loss(x_BD, run.progress.tokens, False)
     run.optimizer.step(terms.total, run.lr)
 
 
 class EncoderProduct:
-    """x W^T in tiles of latents, each into the same memory."""
+    """The product x W^T in tiles of latents, each into the same memory."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class EncoderProduct:
 
 
 def format_costs(costs: list[Cost]) -> str:
-    """The table, and how the step's time grows between the first and the last width."""
+    """Format the table, and how a step's time grows from the fewest to the most latents."""
     rows = [HEAD, *(cost.row() for cost in costs)]
     lines = columns(rows, left=0)
     if len(costs) > 1:

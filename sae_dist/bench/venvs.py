@@ -1,4 +1,4 @@
-"""`sae-dist bench peers`: an environment for each peer, under the benchmark's folder."""
+"""The environments of `sae-dist bench peers`: one for each peer, in the benchmark's folder."""
 
 import subprocess
 import sys
@@ -20,11 +20,12 @@ TORCH = "torch==2.13.0"
 
 
 def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str]:
-    """Make those that are not there yet: torch first, and named again beside the peer, so that nothing that
-    the peer needs brings another one.
+    """Make the environments that do not exist yet.
+
+    torch is installed first and named again beside the peer, so that no requirement of the peer replaces it.
 
     Args:
-        torch: what pip is told; its own settings (pip.conf, PIP_INDEX_URL) choose between CPU and CUDA.
+        torch: the requirement for pip, whose own settings (pip.conf, PIP_INDEX_URL) choose CPU or CUDA.
 
     Returns:
         One line for each.

@@ -1,4 +1,7 @@
-"""The checkpoints of a run: which there are, which of them are sound, and how one is read as a whole."""
+"""The checkpoints of a run: which there are, which of them are sound, and how one is read as a whole.
+
+Letters: as core.types; N rows that are asked for.
+"""
 
 import warnings
 from pathlib import Path

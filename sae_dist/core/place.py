@@ -1,6 +1,6 @@
-"""Which process this is among those of a run, read from the launcher's variables. Needs no torch.
+"""The place of this process among those of a run, read from the launcher's variables.
 
-Wrong input is answered before torch is imported; what comes of it is in `distributed.runtime`.
+Needs no torch: wrong input is answered before that is imported.
 """
 
 import os
@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Place:
-    """One process among `world`."""
+    """The number of a process among `world`, and among those of its machine."""
 
     rank: int
     world: int

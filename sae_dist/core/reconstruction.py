@@ -1,6 +1,6 @@
-"""Sums over rows that say how close a reconstruction is: added up over batches, and over ranks.
+"""The quality of a reconstruction, from sums over rows that are added up over batches, and over ranks.
 
-Letters: R rows of a batch, E width of what is reconstructed, F latents.
+Letters: as core.types.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ SCALARS = 5
 
 
 class Fidelity:
-    """Rows y and their reconstructions y_hat, in fp64 sums about a shift near the mean.
+    """The sums of rows y and reconstructions y_hat, in float64, about a shift near the mean.
 
     fvu                 sum |y - y_hat|^2 / sum |y - mean|^2, over all rows and dimensions
     explained_variance  1 - the same ratio per dimension, mean over dimensions that vary
@@ -30,7 +30,7 @@ class Fidelity:
         self.sums = shift_E.new_zeros(3 * len(shift_E) + SCALARS, dtype=torch.float64)
 
     def add(self, y_RE: Tensor, y_hat_RE: Tensor) -> None:
-        """Take in rows and their reconstructions."""
+        """Add rows and their reconstructions to the sums."""
         centred_RE = y_RE - self.shift_E
         norm_R = torch.linalg.vector_norm(y_RE, dim=1)
         norm_hat_R = torch.linalg.vector_norm(y_hat_RE, dim=1)
@@ -48,13 +48,13 @@ class Fidelity:
         self.sums += torch.cat([*parts, torch.stack(scalars)])
 
     def deviations(self) -> Tensor:
-        """Sum of squared deviations from the mean of the rows, per dimension [E]."""
+        """Return the sum of squared deviations from the mean of the rows, per dimension [E]."""
         E = len(self.shift_E)
         rows = self.sums[3 * E]
         return self.sums[E : 2 * E] - self.sums[:E].square() / rows
 
     def numbers(self) -> dict[str, Any]:
-        """The four; null with a reason where one has no meaning. There must be rows that differ."""
+        """Return the four numbers; None with a reason where one is not defined. Rows must differ."""
         E = len(self.shift_E)
         deviations_E, error_E = self.deviations(), self.sums[2 * E : 3 * E]
         varies_E = deviations_E > 0
@@ -73,7 +73,7 @@ class Fidelity:
 
 
 def firing_counts(fired_F: Tensor, rows: int) -> Tensor:
-    """How many latents never fired, and how many fire on more than each share of DENSE: int64, [1 + 2].
+    """Count the latents that never fired, and those above each share of DENSE: int64, [1 + 2].
 
     Args:
         fired_F: rows on which each latent fired.
@@ -83,6 +83,6 @@ def firing_counts(fired_F: Tensor, rows: int) -> Tensor:
 
 
 def firing_shares(counts: Tensor, latents: int) -> dict[str, float]:
-    """`silent_fraction` and the dense ones, from `firing_counts` summed over shards."""
+    """Return `silent_fraction` and the shares of DENSE, from `firing_counts` summed over shards."""
     shares = [int(each) / latents for each in counts]
     return dict(zip(("silent_fraction", *DENSE), shares, strict=True))

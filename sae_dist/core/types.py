@@ -1,7 +1,24 @@
-"""What flows between the stages. Stages never import each other; they meet here.
+"""The types that flow between the stages. Stages never import each other; they meet here.
 
-Shape letters: N sequences, S tokens per sequence, R activations (rows) per chunk, D width of an
-activation, B rows of a batch, F latents held by this rank, K active latents per row.
+A name ends with the letters of its dimensions: x_BD is [B, D]. In every file, unless its docstring says more:
+
+    B   rows of a batch; of several replicas, those of this one
+    b   some of the B rows: those that this rank drew and owns, or a part that is computed at once
+    R   rows of a chunk, or of a batch of an evaluation
+    D   width of the input
+    E   width of the output; an autoencoder's is D
+    C   columns of the rows that flow: input, and beside it a transcoder's target
+    F   latents; where a dictionary is sharded, those of this rank
+    f   some of the F latents: a tile
+    K   slots of a row's codes (its active latents); k in formulas
+    P   pairs of a row and a latent, sorted by row
+    U   touched latents: those of at least one pair
+    G   true features of synthetic activations
+    N   sequences
+    S   tokens per sequence
+    T   tokens of several sequences, one after the other
+    V   tokens of the vocabulary
+    1   one number
 """
 
 from collections.abc import Iterator
@@ -20,7 +37,7 @@ Every position has the key `chunk`: how many chunks of the lane lie before it.""
 
 @dataclass
 class TokenChunk:
-    """Tokens of one chunk, packed into sequences: what a producer runs through the LLM.
+    """The tokens of one chunk, packed into sequences: the input of a producer's LLM.
 
     ids_NS          token ids (int64); padding holds any valid id
     segment_NS      0 = padding, 1.. = number of the segment within its sequence; attention never
@@ -44,7 +61,7 @@ class TokenChunk:
 
 @dataclass
 class ActivationChunk:
-    """Exactly R activations of one lane, in reading order: what travels from producer to consumer.
+    """The R activations of one chunk of a lane, in reading order: they travel from producer to consumer.
 
     rows_RD is on the producer's device, for a transcoder [activation | target]; ids_R holds the token
     id of each row (or the row's number in an activation file); excluded and repeated count what
@@ -63,43 +80,43 @@ class ActivationChunk:
 
 @dataclass
 class Batch:
-    """Rows of one step. On a shard rank: the rows drawn by this rank."""
+    """The rows of one step that this rank drew."""
 
     x_BD: Tensor
     ids_B: Tensor
 
 
 class ChunkSource(Protocol):
-    """Where activation chunks of given lanes come from, in order per lane: an LLM or a file."""
+    """A source of activation chunks, in order in each lane: an LLM, a file, another rank."""
 
     width: int
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """Chunks of `lane` from `start` on (None: from the beginning)."""
+        """Yield the chunks of `lane` from `start` on (None: from the beginning)."""
         ...
 
 
 class Clock(Protocol):
-    """Times the phases of a step: `with clock("encode"): ...`. Which phases there are: `metrics.clock`."""
+    """A clock for the phases of a step: `with clock("encode"): ...`. `metrics.clock` lists them."""
 
     def __call__(self, phase: str) -> AbstractContextManager[None]: ...
 
 
 def untimed(phase: str) -> AbstractContextManager[None]:
-    """A `Clock` that times nothing."""
+    """Return a context that times nothing: a `Clock`."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class Precision:
-    """One policy: dtype of weights and moments, of activations on the wire, of the LLM's compute."""
+    """The dtypes of a run: of weights and moments, and of activations on the wire and in the LLM."""
 
     master: torch.dtype
     wire: torch.dtype
 
     @staticmethod
     def of(name: str) -> "Precision":
-        """The policy called `name` in the config."""
+        """Return the dtypes that the config calls `name`."""
         wire = {
             "float32": torch.float32,
             "float64": torch.float64,
@@ -110,7 +127,7 @@ class Precision:
 
 @dataclass
 class Codes:
-    """Sparse codes of B rows: `K` slots per row, of which the first `count_B` are used.
+    """The sparse codes of B rows: `K` slots per row, of which the first `count_B` are used.
 
     idx_BK  latent numbers within this rank's shard (int64)
     val_BK  codes before ReLU, sorted descending (ties: ascending latent)
@@ -124,7 +141,7 @@ class Codes:
 
 @dataclass
 class RowTerm:
-    """One term of a weight's gradient: dW[f] += sum over pairs p of latent f of coeff[p] * rows[row of p].
+    """A term of a weight's gradient: dW[f] += sum over pairs p of latent f of coeff[p] * rows[row of p].
 
     Pairs are sorted by row; `offsets_B` holds the first pair of each row. The bias that goes with the
     weight gets the sum of the coefficients.
@@ -138,7 +155,7 @@ class RowTerm:
 
 @dataclass
 class LossTerms:
-    """Scalars of one step on the device; `total` is what backward() starts from.
+    """The scalars of one step, on the device; backward() starts from `total`.
 
     Every value is this rank's share of a sum over all consumer ranks.
     """
@@ -149,7 +166,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LlmFacts:
-    """What the rest of the house knows of the frozen LLM, known before any weight is loaded.
+    """The facts about the frozen LLM that are known before any weight is loaded.
 
     name      as the config says it; path: folder or hub name that transformers loads
     hook      resolved hook, `layers.1:out` or `layers.1.mlp:in`, relative to the base model
@@ -194,13 +211,13 @@ class LlmFacts:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of every place that is captured, in the order of the columns."""
+        """The widths of all places that are captured, in the order of the columns."""
         target = () if self.target_width is None else (self.target_width,)
         return (self.width, *target, *(width for _, width in self.more))
 
     @property
     def columns(self) -> int:
-        """Width of the rows that flow: the activation, its target if it has one, those of more hooks."""
+        """The width of the rows that flow: activation, a transcoder's target, activations of more hooks."""
         return sum(self.widths)
 
     @property
@@ -210,14 +227,14 @@ class LlmFacts:
         return (self.hook, *target, *(hook for hook, _ in self.more))
 
     def only(self, hook: str | None) -> "LlmFacts":
-        """The same LLM with one hook of a grid's."""
+        """Return the facts with one hook of a grid's hooks; without such a grid, all of them."""
         if not self.more:
             return self
         assert hook is not None
         return replace(self, hook=hook, width=self.widths[self.hooks.index(hook)], more=())
 
     def stretch(self, hook: str | None) -> slice:
-        """The columns that a dictionary at one hook of a grid's reads; without a grid of hooks all."""
+        """Return the columns that a dictionary at one hook of a grid reads; without such a grid, all."""
         if not self.more:
             return slice(0, self.columns)
         assert hook is not None

@@ -1,7 +1,6 @@
 """The part that all kinds of dictionaries share: parameters of this shard, initialisation, state.
 
-Letters: B rows of the replica, b = B / T rows that this rank drew and owns, D width of the input, E width
-of the target (an autoencoder's target is its input, D = E), F latents of this shard, P pairs.
+Letters: as core.types; b = B / T rows, on T shards.
 """
 
 import importlib

@@ -10,6 +10,9 @@ row whose last candidate is below the threshold; the other rows are redone with 
 The radix search reads keys eight bits at a time from the top: a histogram of the next digit among the keys
 that match the prefix found so far, summed over ranks, determines the next eight bits. It costs 2 KB per digit
 and rank, for any number of keys, and no host sync.
+
+Letters: as core.types; T shards and O rows of each; in the radix search N keys of this rank, R values of a
+digit.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ level of a latent in a Matryoshka dictionary says which prefix it belongs to. It
 index alone, and levels are spread evenly over the indices, so that every shard holds its share of every
 prefix. Exports sort latents by level: then the prefixes are the first latents. A latent is dead when it has
 not fired for `sae.dead_after` tokens, over all replicas.
+
+Letters: as core.types; N latents to mark, some of them several times.
 """
 
 import torch

@@ -2,7 +2,9 @@
 
 A kind is an elementwise function of z = W_enc (x - b_dec) and of its own vectors. The forward pass keeps no
 tile, and the backward pass computes each tile again, so at most one [rows, tile] is in memory, for any number
-of latents. Letters as in `dictionary.base`; f latents of a tile.
+of latents.
+
+Letters: as core.types; b = B / T rows, on T shards; N columns of `partial`, E for each reconstruction.
 """
 
 import math

@@ -6,7 +6,9 @@
     AuxK  = sum |e - e_hat|^2 / sum |e|^2, e = y - y_hat held fixed, e_hat from the k_aux best dead latents
             (Gao et al. 2024, arXiv 2406.04093, section A.2)
 
-No tensor of [rows, latents] is ever made. Letters as in `dictionary.base`.
+No tensor of [rows, latents] is ever made.
+
+Letters: as core.types; b = B / T rows, on T shards.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The sparse encoder and decoder, with gradients. Codes are (row, latent) pairs, sorted by row.
 
-Letters: B rows, D width, F latents of this shard, P pairs.
+Letters: as core.types; L parts of the pairs, Q = P + 1.
 """
 
 from dataclasses import dataclass
@@ -101,8 +101,8 @@ class _Encode(torch.autograd.Function):
         if ctx.terms is not None:
             ctx.terms["W_enc"].append(RowTerm(pairs.latent_P, grad_P, pairs.offsets_B, x_BD))
             return None, None, grad_centre, None, None, None, None
-        grad_W = ctx.kernels.weight_gradient(pairs.latent_P, grad_P, pairs.offsets_B, x_BD, len(W_FD))
-        return grad_W, grad_b, grad_centre, None, None, None, None
+        grad_W_FD = ctx.kernels.weight_gradient(pairs.latent_P, grad_P, pairs.offsets_B, x_BD, len(W_FD))
+        return grad_W_FD, grad_b, grad_centre, None, None, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -126,5 +126,5 @@ class _Decode(torch.autograd.Function):
             # Detached: codes hold their graph, and that holds `terms`; nothing would ever free the three.
             ctx.terms["W_dec"].append(RowTerm(pairs.latent_P, code_P.detach(), pairs.offsets_B, grad_BD))
             return grad_P, None, None, None, None
-        grad_W = kernels.weight_gradient(pairs.latent_P, code_P, pairs.offsets_B, grad_BD, len(W_FD))
-        return grad_P, grad_W, None, None, None
+        grad_W_FD = kernels.weight_gradient(pairs.latent_P, code_P, pairs.offsets_B, grad_BD, len(W_FD))
+        return grad_P, grad_W_FD, None, None, None

@@ -1,4 +1,7 @@
-"""The parts of an evaluation that are computed only on request."""
+"""The parts of an evaluation that are computed only on request.
+
+Letters: as core.types; N rows at chosen tokens.
+"""
 
 import dataclasses
 import itertools

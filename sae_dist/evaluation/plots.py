@@ -1,4 +1,7 @@
-"""Plots of an evaluation: of eval.json, of the density, and of recovered features."""
+"""Plots of an evaluation: of eval.json, of the density, and of recovered features.
+
+Letters: as core.types; M matched pairs of a true feature and a latent.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any

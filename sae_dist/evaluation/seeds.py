@@ -4,6 +4,8 @@ Two latents are partners if each is the other's nearest by cosine of decoder row
 autoencoders trained on the same data learn different features" (2025), count pairs of an optimal assignment
 with cosine above 0.7; mutual nearest neighbours are a stricter one-to-one rule that needs no F x F matrix.
 Treat a latent that other seeds do not find as an artefact of training, not a feature of the model.
+
+Letters: as core.types; G latents of the other dictionary, t some of them.
 """
 
 import csv

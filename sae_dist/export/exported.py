@@ -1,6 +1,6 @@
 """The finished dictionary in raw activation space, as exports hold it and evaluation reads it.
 
-Letters: B rows, D width of the input, E width of the output (D for an autoencoder), F latents, P codes.
+Letters: as core.types.
 """
 
 from collections.abc import Callable, Iterator, Mapping

@@ -1,7 +1,8 @@
 """The definition of every kernel in plain torch: dense, obviously right, slow.
 
 Faster backends are tested against this file, in fp64 where they can.
-Letters: B rows, D width, F latents, K slots per row, P (row, latent) pairs.
+
+Letters: as core.types.
 """
 
 import torch

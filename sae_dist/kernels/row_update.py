@@ -1,7 +1,9 @@
 """The gradients and Adam's update of the rows that a step touched, in torch operations, by tiles of latents.
 
 `optim.row_adam` uses the class of a backend that is made of a step's pairs and the state of the rows, and has
-`squares` and `move`. Letters: D width, U touched latents, P pairs; F latents are those that this rank owns.
+`squares` and `move`.
+
+Letters: as core.types; F latents that this rank owns.
 """
 
 from collections.abc import Sequence

@@ -8,7 +8,8 @@ and the most that rounding can take away:
 The latents with the largest bounds are scored in float32. If the k-th best of those scores is above every
 bound that was left out, the selection is that of float32. Other rows are redone with more candidates, and
 then in full if that is still not enough.
-Letters: B rows, D width, F latents, K slots per row.
+
+Letters: as core.types; C = D + 3 columns of a bound.
 """
 
 import math

@@ -1,4 +1,7 @@
-"""The program that computes a latent's gradient and updates its row; `triton_update` is its host."""
+"""The program that computes a latent's gradient and updates its row; `triton_update` is its host.
+
+Letters: as core.types; N rows that pairs point to, in `numbers_N` numbers; W windows of pairs.
+"""
 
 import triton
 import triton.language as tl

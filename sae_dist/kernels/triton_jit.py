@@ -3,6 +3,9 @@
 Sums are in float32 (WIDE, for float64 input: in float64) and always in the same order: no program uses
 atomics, so two runs are bitwise equal. Sizes that change from step to step are not specialised: a program is
 compiled once for a width and a dtype. Offsets are int64, since pairs * D and F * D pass 2^31.
+
+Letters: as core.types; N rows that pairs point to, S segments of pairs, W windows of pairs; in the filter R
+rows, C latents, S slots for candidates.
 """
 
 import triton

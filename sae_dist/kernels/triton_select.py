@@ -8,6 +8,9 @@
    the largest error of the screen among the row's exact scores. Rows without it are redone in full precision.
 
 The one host sync is the question whether any row must be redone.
+
+Letters: as core.types; C latents of a chunk, S latents of the sample or slots for candidates, M candidates
+with exact scores.
 """
 
 import math

@@ -1,6 +1,8 @@
 """The hosts of the sparse programs: sums and products over (row, latent) pairs, as in `reference`.
 
 Rows and weights may be float32, bfloat16 or float64; sums are in float32 (for float64 in float64).
+
+Letters: as core.types; N rows that pairs point to, S segments of pairs, W windows of pairs.
 """
 
 import torch

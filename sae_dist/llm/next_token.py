@@ -1,6 +1,6 @@
 """Measures of a model's next-token distributions over a chunk.
 
-Letters: N sequences, S tokens per sequence, V vocabulary, R rows, D width, E width of what is replaced.
+Letters: as core.types; E width of what is replaced.
 """
 
 import torch

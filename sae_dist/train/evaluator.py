@@ -1,8 +1,8 @@
 """Evaluation in training: the dictionary as it would be exported, still split over ranks, on held-out rows.
 
-Nothing of the run changes: no counter, threshold, lane or random state. Letters: B rows of a replica, b of
-this rank, N of all ranks, C columns of a row, D width of the input, E of the target, F latents of this shard,
-P codes.
+Nothing of the run changes: no counter, threshold, lane or random state.
+
+Letters: as core.types; N rows of all ranks, n of this one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
-from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
@@ -114,7 +113,7 @@ def evaluate_all(rank: Rank, runs: Sequence[Run], every: int, width: int) -> Non
 def shard_of(run: Run) -> ExportedSae:
     """Return this rank's latents as an export would hold them, in raw activation space, copying little."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()} | {"shift": run.shift_C}
-    kind = dictionary_class(run.cfg.sae.kind)
+    kind = type(run.dictionary)
     names = tensor_names(run.cfg, kind)
     return to_exported(run.cfg, kind, {name: tensors[name] for name in names}, run.scales)
 

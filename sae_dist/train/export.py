@@ -1,7 +1,8 @@
 """Exports the newest checkpoint of a run, a few latents at a time, and publishes the export.
 
-The Hugging Face Hub gets it as a repository, if asked; W&B gets numbers, plots and files. Letters: F all
-latents, N those of a part.
+The Hugging Face Hub gets it as a repository, if asked; W&B gets numbers, plots and files.
+
+Letters: as core.types; N latents of a part.
 """
 
 import sys

@@ -6,8 +6,7 @@ modulo their number, as rows of a batch do. A run that is resumed takes them aga
 
 With `eval.ce` the first consumer loads the whole LLM instead, and keeps it.
 
-Letters: C columns of a row, D width of the input, E of the target, N rows of all consumers, n of this one, R
-rows of a chunk.
+Letters: as core.types; N rows of all consumers, n of this one.
 """
 
 import dataclasses

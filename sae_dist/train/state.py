@@ -1,6 +1,6 @@
 """The parts of a run in training: its process, its progress, what ranks agree on, and each dictionary's own.
 
-Letters: b rows of this rank, C columns of a row: its hook's, in a transcoder input and target side by side.
+Letters: as core.types.
 """
 
 import time

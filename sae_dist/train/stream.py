@@ -1,6 +1,6 @@
 """One stream of activations for every dictionary that a process trains.
 
-Letters: b rows of this rank, C columns of the stream: those of all hooks, side by side.
+Letters: as core.types; C columns of the stream: those of all hooks, side by side.
 """
 
 import time

@@ -5,7 +5,7 @@ model of superposition (Elhage et al. 2022, arXiv 2209.10652), with the features
 which a dictionary is measured (Sharkey et al. 2022, "Taking features out of superposition with sparse
 autoencoders").
 
-Letters: G true features, D width, R rows, P pairs of a row and a feature that fires in it.
+Letters: as core.types; P pairs of a row and a feature that fires in it.
 """
 
 from dataclasses import dataclass

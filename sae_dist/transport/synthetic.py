@@ -1,4 +1,7 @@
-"""Synthetic activations, drawn from known features on the rank that needs them, without end."""
+"""Synthetic activations, drawn from known features on the rank that needs them, without end.
+
+Letters: as core.types; P pairs of a row and a feature that fires in it.
+"""
 
 import itertools
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
-"""What the scripts of all peers share: the job, the rows in their order, the result.
+"""The parts that the training scripts of all peers share: the job, the rows in their order, the result.
 
 Runs in a peer's own Python, as the scripts do: imports nothing of sae_dist.
+
+Letters: as core.types.
 """
 
 import importlib.metadata
@@ -54,7 +56,7 @@ class Batches:
         return (self.at(self.order[s * self.batch : (s + 1) * self.batch]) for s in range(self.steps))
 
     def at(self, numbers: np.ndarray) -> torch.Tensor:
-        """Rows by their numbers in the file, a copy."""
+        """Return a copy of rows, by their numbers in the file."""
         return torch.from_numpy(self.rows[numbers]).to(self.device)
 
 
@@ -70,7 +72,7 @@ def write_result(
     b_dec_D: torch.Tensor,
     scale: float = 1.0,
 ) -> None:
-    """weights.safetensors and trained.json in the job's folder.
+    """Write weights.safetensors and trained.json into the job's folder.
 
     The dictionary is relu(topk_k((scale x - b_dec) W_enc^T + b_enc)) W_dec + b_dec, divided by scale.
 

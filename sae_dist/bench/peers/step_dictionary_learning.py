@@ -3,6 +3,8 @@
 At its defaults: float32, AuxK 1/32, gradient norm clipped to 1. A latent is dead after the default 10M
 tokens; where AuxK is to act, the trainer's own counters of the latents in question are set to that. Rows are
 not divided by their norm here: its training loop does that before `update`.
+
+Letters: as core.types.
 """
 
 import torch

@@ -1,7 +1,7 @@
-"""What the contestants of `sae-dist bench step` share: the problem, how they are spoken to, time and memory.
+"""The parts that all contestants of `sae-dist bench step` share: problem, protocol, time and memory.
 
-A contestant reads one JSON object a line on stdin and answers each with one in a pipe, whose number is in the
-job as `answers`: libraries print on stdout as they please.
+A contestant reads one JSON object a line on stdin and writes one answer to each into a pipe, whose number is
+in the job as `answers`: libraries print on stdout as they please.
 
     {"do": "make", "width", "latents", "k", "batch", "dead_share"}    its dictionary, optimizer and batch
     {"do": "check"}                     FVU of its own forward on some rows of the batch
@@ -9,7 +9,9 @@ job as `answers`: libraries print on stdout as they please.
     {"do": "drop"}                      give the memory back
     {"do": "end"}
 
-Letters: B rows, D width, F latents. Runs in a peer's own Python: imports nothing of sae_dist.
+Runs in a peer's own Python: imports nothing of sae_dist.
+
+Letters: as core.types.
 """
 
 import gc
@@ -43,7 +45,7 @@ LR = 1e-9
 
 @dataclass
 class Problem:
-    """The same for every contestant: drawn from one seed on the device that it runs on.
+    """The weights and rows that all contestants share, drawn from one seed on the device that they run on.
 
     Attributes:
         W_dec_FD: unit rows; the encoder is `ENCODER_SCALE` times it. Gone once the contestant is made.
@@ -75,12 +77,12 @@ class Problem:
         return len(self.x_BD)
 
     def W_enc_FD(self) -> Tensor:
-        """A copy."""
+        """Return the encoder that goes with W_dec, a copy."""
         return ENCODER_SCALE * self.W_dec_FD
 
 
 def draw(ask: dict[str, Any], device: torch.device) -> Problem:
-    """The problem of a shape."""
+    """Draw the problem of a shape."""
     F, D = ask["latents"], ask["width"]
     made = torch.Generator(device).manual_seed(SEED)
     W_dec_FD = torch.randn(F, D, generator=made, device=device)
@@ -95,7 +97,7 @@ def draw(ask: dict[str, Any], device: torch.device) -> Problem:
 
 
 class Stepper(Protocol):
-    """A dictionary and its optimizer, at one problem.
+    """A contestant's dictionary and optimizer, made for one problem.
 
     Attributes:
         settings: what is set, for the report.
@@ -104,25 +106,25 @@ class Stepper(Protocol):
     settings: str
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
-        """Of the reconstruction of rows by its own forward, summed; changes nothing."""
+        """Return the summed squared error of its own forward on some rows; changes nothing."""
 
     def revive(self, dead_F: Tensor | None) -> None:
-        """Set its counters so that just these latents count as dead in the next step; None: none do."""
+        """Set its counters so that just these latents count as dead in the next step; None: no latent."""
 
     def num_dead(self) -> int:
-        """How many count as dead, by its own rule."""
+        """Count the latents that are dead by its own rule."""
 
     def run(self, steps: int) -> float:
-        """Seconds of so many training steps on the whole batch."""
+        """Make training steps on the whole batch; return their seconds."""
 
 
 def sum_of_squares(error_BD: Tensor) -> Tensor:
-    """Without a float64 copy of the whole."""
+    """Sum squares in float64, without a float64 copy of all rows."""
     return torch.stack([part.double().square().sum() for part in error_BD.split(256)]).sum()
 
 
 def seconds_of(act: Callable[[], object], device: torch.device) -> float:
-    """Wall time, the device's work included."""
+    """Return the wall time of a call, the device's work included."""
     synchronize(device)
     started = time.perf_counter()
     act()
@@ -136,15 +138,18 @@ def synchronize(device: torch.device) -> None:
 
 
 class Memory:
-    """Bytes of the problem and all that is made for it: on a GPU what torch has allocated, on a CPU what
-    the process has grown by since its libraries were imported."""
+    """Bytes of the problem and all that is made for it.
+
+    On a GPU they are what torch has allocated, on a CPU the growth of the process since its libraries were
+    imported.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.start = 0 if device.type == "cuda" else _resident("VmRSS")
 
     def held(self) -> int:
-        """Now, after unused memory was given back."""
+        """Give unused memory back; return the bytes that are left."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -152,20 +157,20 @@ class Memory:
         return max(_resident("VmRSS") - self.start, 0)
 
     def reset_peak(self) -> None:
-        """From now on."""
+        """Begin to measure `peak` from now on."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif Path("/proc/self/clear_refs").exists():
             Path("/proc/self/clear_refs").write_text("5")  # sets VmHWM to VmRSS
 
     def peak(self) -> int:
-        """The most since then. Without /proc: since the process began."""
+        """Return the most bytes since `reset_peak`; without /proc, since the process began."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         return max(_resident("VmHWM") - self.start, 0)
 
     def room(self) -> int:
-        """Of the device; of a CPU, of the machine."""
+        """Return the bytes of the device; for a CPU, of the machine."""
         if self.device.type == "cuda":
             return torch.cuda.mem_get_info(self.device)[1]
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -183,7 +188,7 @@ def _resident(field: str) -> int:
 
 
 def read_job() -> SimpleNamespace:
-    """The JSON file that is the only argument: device, variant, answers."""
+    """Read the job (device, variant, answers) from the file that is the only argument."""
     job = SimpleNamespace(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
     job.device = torch.device(job.device)
     return job
@@ -226,7 +231,7 @@ def send(answers: TextIO, reply: dict[str, Any]) -> None:
 
 @dataclass
 class Desk:
-    """Answers one question after the other."""
+    """The answers to one question after the other."""
 
     job: SimpleNamespace
     make: Callable[[Problem], Stepper]
@@ -236,7 +241,7 @@ class Desk:
     made: Stepper | None = None
 
     def answer(self, ask: dict[str, Any]) -> dict[str, Any]:
-        """What went wrong is an answer too; after it, nothing is held."""
+        """Answer a question. An error is an answer too; after it, no memory is held."""
         try:
             return getattr(self, f"do_{ask['do']}")(ask)
         except Exception as error:
@@ -278,11 +283,11 @@ class Desk:
 
 
 def is_memory(error: Exception) -> bool:
-    """Whether it is about too little memory; torch's CPU allocator has no error class of its own."""
+    """Return whether an error means too little memory; torch's CPU allocator has no class for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def class_and_line(error: Exception) -> str:
-    """One line."""
+    """Describe an error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

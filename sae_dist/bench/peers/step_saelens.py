@@ -3,6 +3,8 @@
 TopKTrainingSAE and SAETrainer at their defaults (float32, AuxK coefficient 1, gradient norm clipped to 1,
 statistics of firing). A latent is dead after the default 1000 steps; where AuxK is to act, the trainer's own
 counters of the latents in question are set beyond that.
+
+Letters: as core.types.
 """
 
 import torch

@@ -8,6 +8,8 @@ act, the trainer's own counters of the latents in question are set beyond that.
 
 Optimizer: its default, `signum`, schedule-free; or `adam`, which is bitsandbytes' 8-bit Adam where that is
 installed.
+
+Letters: as core.types.
 """
 
 import os
@@ -24,7 +26,7 @@ LONG = 10**6
 
 
 class BatchRows(torch.nn.Module):
-    """The hooked module: the batch, [1, B, D], whatever it is asked for."""
+    """The hooked module: it returns the batch, [1, B, D], whatever it is asked for."""
 
     def __init__(self, x_BD: Tensor):
         super().__init__()
@@ -39,7 +41,7 @@ class BatchRows(torch.nn.Module):
 
 
 class Steps(torch.utils.data.Dataset):
-    """So many sequences, each of a batch's length."""
+    """A dataset of sequences, one for each step, each as long as a batch."""
 
     def __init__(self, steps: int, batch: int):
         self.steps, self.ids = steps, torch.arange(batch)
@@ -51,12 +53,12 @@ class Steps(torch.utils.data.Dataset):
         return {"input_ids": self.ids}
 
     def select(self, _left: object) -> "Steps":
-        """A trainer that goes on asks for what is left of its data."""
+        """Return all data; a trainer that goes on asks for what is left of them."""
         return self
 
 
 def maker(optimizer: str) -> Callable[[Problem], "Sparsify"]:
-    """The contestant with one of its optimizers."""
+    """Return what makes the contestant, with one of its optimizers."""
     return lambda problem: Sparsify(problem, optimizer)
 
 
@@ -109,7 +111,7 @@ class Sparsify:
         return self.stopped - self.model.rows.started
 
     def stop(self) -> None:
-        """In place of the trainer's `save`, which its loop ends with."""
+        """Note the time, in place of the trainer's `save`, with which its loop ends."""
         synchronize(self.model.device)
         self.stopped = time.perf_counter()
 

@@ -4,6 +4,8 @@ AuxK at its default 1/32. A latent counts as dead after the benchmark's number o
 switch AuxK off in a short run. Schedule of its demo: warmup of 1000 steps (at most a tenth of the run),
 linear to zero over the last fifth. Input: normalize_activations=True, as its demo has it: unit mean
 squared norm, undone in the biases that it saves.
+
+Letters: as core.types.
 """
 
 import tempfile

@@ -4,6 +4,8 @@ AuxK as SAELens has it (coefficient 1). A latent counts as dead after the benchm
 most SAELens' own 1000 steps: with that default AuxK would not act at all in a short run. Schedule of its
 training guide: constant, linear to zero over the last fifth. Input: mean norm sqrt(D), as the file has
 it, which is what its normalize_activations=expected_average_only_in makes; so that is none here.
+
+Letters: as core.types.
 """
 
 import tempfile

@@ -8,6 +8,8 @@ are; sparsify has no normalisation and its loss is relative to the variance.
 
 Optimizer: `adam`, with warmup of its default 1000 steps (at most a tenth of the run) and linear to zero;
 or its default, `signum`, schedule-free.
+
+Letters: as core.types.
 """
 
 import os
@@ -23,7 +25,7 @@ from sparsify_model import StandIn
 
 
 class NumberedRows(torch.nn.Module):
-    """The hooked module: rows by their numbers, [N, S] -> [N, S, D]."""
+    """The hooked module: it returns rows by their numbers, [N, S] -> [N, S, D]."""
 
     def __init__(self, batches: Batches):
         super().__init__()
@@ -90,7 +92,7 @@ def main() -> None:
 
 
 def settings(optimizer: str, config: SimpleNamespace) -> str:
-    """For the report."""
+    """Describe what was set, for the report."""
     warmup = f", warmup {config.lr_warmup_steps} steps" if optimizer == "adam" else ""
     return f"{optimizer}, AuxK 1/32, dead after {config.dead_feature_threshold} tokens{warmup}"
 

@@ -1,7 +1,7 @@
 """The contestants of the quality benchmark: each trains in its process and leaves weights in one layout.
 
 A trial's job is a JSON file; the process reads it, trains, and writes weights.safetensors (W_enc [F, D],
-b_enc, W_dec [F, D], b_dec) and trained.json beside it. Letters: as core.types, F all latents.
+b_enc, W_dec [F, D], b_dec) and trained.json beside it. Letters: as core.types.
 """
 
 import json
@@ -23,7 +23,7 @@ TRAINED = "trained.json"
 
 @dataclass(frozen=True, kw_only=True)
 class QualityContestant(Contestant):
-    """A trainer whose learning rate is swept; `variant` of ours: words after `sae-dist train`.
+    """A trainer whose learning rate is swept; ours takes words of `sae-dist train` as its variant.
 
     Attributes:
         first_lr: where the sweep begins for 500 steps and 4096 latents.

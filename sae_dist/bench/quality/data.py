@@ -34,12 +34,12 @@ from sae_dist.transport.file import FileChunkSource
 HARVEST_ROWS = 1024
 BLOCK_CHUNKS = 2
 SAID_EVERY = 200 * HARVEST_ROWS
-Rows = Callable[[bool], Iterator[torch.Tensor]]
+RowSource = Callable[[bool], Iterator[torch.Tensor]]
 """Batches [R, D] of activations: of held-out documents (True) or of the others."""
 
 
-def prepare_data(plan: QualityPlan, rows: Rows | None = None) -> Path:
-    """The folder with train.npy and test.npy, made if they are not there yet.
+def prepare_data(plan: QualityPlan, rows: RowSource | None = None) -> Path:
+    """Return the folder with train.npy and test.npy; make them unless they exist.
 
     Args:
         rows: where activations come from; None: the plan's LLM.
@@ -63,13 +63,13 @@ def prepare_data(plan: QualityPlan, rows: Rows | None = None) -> Path:
 
 
 def made_of(plan: QualityPlan) -> dict[str, Any]:
-    """The settings that the data, and all trials on them, depend on."""
+    """Return the settings that the data, and all trials on them, depend on."""
     keys = ("tokens", "batch", "test_rows", "llm", "hook", "device")
     return {key: getattr(plan, key) for key in keys}
 
 
 def is_there(plan: QualityPlan) -> bool:
-    """Whether the data have been made.
+    """Return whether the data have been made.
 
     Raises:
         ConfigError: the folder holds a benchmark on other data, or something else.
@@ -94,7 +94,7 @@ def is_there(plan: QualityPlan) -> bool:
 
 
 def file_rows(tokens: int, batch: int) -> int:
-    """Rows of a file from which a run of `tokens` draws no row twice.
+    """Return how many rows a file needs so that a run of `tokens` draws no row twice.
 
     Our reader holds out one chunk in eight, and reads ahead: up to three blocks of two chunks in each lane.
     """
@@ -106,7 +106,7 @@ def file_rows(tokens: int, batch: int) -> int:
 
 
 def order_file(plan: QualityPlan, seed: int) -> Path:
-    """data/order_<seed>.npy, int64 [tokens]."""
+    """Return the path of data/order_<seed>.npy, int64 [tokens]; make it unless it exists."""
     path = plan.folder / "data" / f"order_{seed}.npy"
     if not path.exists():
         N = len(np.load(plan.folder / "data" / "train.npy", mmap_mode="r"))
@@ -119,7 +119,7 @@ def order_file(plan: QualityPlan, seed: int) -> Path:
 
 
 def run_order(num_rows: int, plan: QualityPlan, seed: int) -> np.ndarray:
-    """Row numbers in the order of a run of ours over a file of `num_rows` rows."""
+    """Return row numbers in the order in which `sae-dist train` draws them from `num_rows` rows."""
     shuffle = Shuffle(
         _source(num_rows, seed),
         list(range(LANES)),
@@ -135,7 +135,7 @@ def run_order(num_rows: int, plan: QualityPlan, seed: int) -> np.ndarray:
 
 
 def _source(num_rows: int, seed: int = 0) -> FileChunkSource:
-    """Our reader over a file of this many rows; its chunks say which rows they hold."""
+    """Return our reader over a file of this many rows; its chunks say which rows they hold."""
     return FileChunkSource(
         torch.zeros(num_rows, 1),
         lanes=LANES,
@@ -146,8 +146,8 @@ def _source(num_rows: int, seed: int = 0) -> FileChunkSource:
     )
 
 
-def llm_rows(plan: QualityPlan) -> Rows:
-    """Activations of the plan's LLM over Python's own text, each document once."""
+def llm_rows(plan: QualityPlan) -> RowSource:
+    """Return a source of the LLM's activations over Python's own text, each document once."""
     cfg = RunConfig(hook=plan.hook, llm=LlmConfig(name=plan.llm), tokens=TokensConfig(kind="text", epochs=1))
     facts, _ = llm_facts(cfg.llm, cfg.hook)
     cfg.tokens = dataclasses.replace(cfg.tokens, context=min(facts.context or 256, 256))
@@ -169,7 +169,7 @@ def llm_rows(plan: QualityPlan) -> Rows:
 
 
 def write_rows(path: Path, batches: Iterator[torch.Tensor], total: int, places: np.ndarray) -> None:
-    """A file of `total` rows, of which those at `places` are filled, in a fixed random order."""
+    """Write a file of `total` rows, of which those at `places` are filled, in a fixed random order."""
     wanted, name = len(places), path.name
     place = places[np.argsort(np.random.Philox(seed=[7, wanted]).random_raw(wanted), kind="stable")]
     out, have = None, 0
@@ -190,7 +190,7 @@ def write_rows(path: Path, batches: Iterator[torch.Tensor], total: int, places: 
 
 
 def rescale(folder: Path) -> None:
-    """Bring both files to a mean norm of sqrt(D), by the factor of the training rows (zeros left out)."""
+    """Scale both files to a mean norm of sqrt(D), by the factor of the training rows (zeros left out)."""
     train, test = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("train", "test"))
     total, count = 0.0, 0
     for first in range(0, len(train), 65536):
@@ -205,7 +205,7 @@ def rescale(folder: Path) -> None:
 
 
 def describe(plan: QualityPlan) -> str:
-    """One line for the report."""
+    """Describe the data in one line of the report."""
     return (
         f"{plan.llm}, {plan.hook}, Python's own text; {plan.steps * plan.batch:,} training activations, "
         f"batch {plan.batch}, {plan.test_rows:,} held-out activations from documents never trained on"

@@ -1,6 +1,6 @@
 """The one evaluator: FVU, dead latents and L0 of any contestant's dictionary, in fp32, in the file's space.
 
-Letters: R rows, D width, F latents, K codes per row.
+Letters: as core.types.
 """
 
 import json
@@ -23,7 +23,10 @@ NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 @dataclass
 class Weights:
-    """x_hat = (relu(topk_k((scale x - b_dec) W_enc^T + b_enc)) W_dec + b_dec) / scale."""
+    """The dictionary of a trial.
+
+    x_hat = (relu(topk_k((scale x - b_dec) W_enc^T + b_enc)) W_dec + b_dec) / scale
+    """
 
     W_enc: Tensor
     b_enc: Tensor
@@ -33,18 +36,18 @@ class Weights:
     scale: float = 1.0
 
     def tensors(self) -> dict[str, Tensor]:
-        """What weights.safetensors holds."""
+        """Return the tensors that weights.safetensors holds."""
         return {name: getattr(self, name).float().contiguous() for name in NAMES}
 
     @staticmethod
     def load(folder: Path, device: str) -> "Weights":
-        """What a trial left."""
+        """Load the weights that a trial left."""
         trained = json.loads((folder / TRAINED).read_text(encoding="utf-8"))
         tensors = load_file(folder / "weights.safetensors", device=device)
         return Weights(**tensors, k=trained["k"], scale=trained["scale"])
 
     def apply(self, x_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes and their latents [R, K], and the reconstruction [R, D]."""
+        """Return codes and their latents [R, K], and the reconstruction [R, D]."""
         scores_RF = torch.addmm(self.b_enc, self.scale * x_RD - self.b_dec, self.W_enc.T)
         val_RK, idx_RK = scores_RF.topk(self.k, dim=1)
         val_RK = val_RK.relu()
@@ -53,14 +56,14 @@ class Weights:
 
 
 def weights_of_export(folder: Path) -> Weights:
-    """An export of ours; the only place that knows its class."""
+    """Read an export of sae_dist; no other function knows its class."""
     sae = load_exported(folder)
     assert sae.b_enc_F is not None and sae.k is not None
     return Weights(sae.W_enc_FD, sae.b_enc_F, sae.W_dec_FE, sae.b_dec_E, k=sae.k)
 
 
 def measure(weights: Weights, rows: np.ndarray | Tensor, device: str) -> dict[str, Any]:
-    """Quality over all rows [N, D].
+    """Measure quality over all rows of a file, [rows, D].
 
     fvu   sum of squared errors / sum of squared deviations from the rows' mean; None if it is not finite
     dead  share of latents that are above zero on not one row
@@ -87,7 +90,7 @@ def measure(weights: Weights, rows: np.ndarray | Tensor, device: str) -> dict[st
 
 
 def _deviation(rows: np.ndarray) -> float:
-    """Sum of squared deviations from the mean, in two passes, fp64 sums."""
+    """Sum squared deviations from the mean, in two passes, in float64."""
     blocks = [rows[first : first + 65536] for first in range(0, len(rows), 65536)]
     mean_D = sum(block.sum(0, dtype=np.float64) for block in blocks) / len(rows)
     return float(sum(np.square(block - mean_D).sum(dtype=np.float64) for block in blocks))

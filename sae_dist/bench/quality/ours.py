@@ -19,7 +19,7 @@ from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, read_summary
 
 
 def overrides(job: dict[str, Any]) -> list[str]:
-    """The words after `sae-dist train`. What is not named is the default."""
+    """Return the words after `sae-dist train`; all other settings are the defaults."""
     return [
         "activations=file",
         f"activations.path='{job['rows']}'",
@@ -63,7 +63,7 @@ def _end_with_parent() -> None:
 
 
 def write_result(job: dict[str, Any]) -> None:
-    """The run's export in the layout of the benchmark; checkpoints are removed."""
+    """Write the run's export in the layout of the benchmark; remove its checkpoints."""
     import torch
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""What a quality benchmark is made of: settings, presets, and the folder that holds it."""
+"""The settings of a quality benchmark, its outcomes, and the folder that holds it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ as a whole, so this changes nothing else."""
 
 @dataclass(frozen=True)
 class QualityPlan:
-    """One benchmark. Counts are activations.
+    """The settings of one quality benchmark. Counts are activations.
 
     Attributes:
         shapes: (latents, k) of each table.
@@ -55,11 +55,11 @@ class QualityPlan:
 
 @dataclass
 class Outcome:
-    """What came of one contestant at one shape.
+    """The results of one contestant at one shape.
 
     Attributes:
         trials: every result of the sweep and of the seeds.
-        error: why there is none, or not more.
+        error: why there are no more trials; None: nothing failed.
     """
 
     contestant: str
@@ -78,7 +78,7 @@ class Outcome:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder.
+    """Make the folder of a benchmark.
 
     Raises:
         ConfigError: it cannot be made.

@@ -31,10 +31,10 @@ NOT_FINITE = "not finite"
 def run_quality(
     plan: QualityPlan, contestants: Mapping[str, QualityContestant] = CONTESTANTS
 ) -> list[Outcome]:
-    """Everything, or what is left of it; returns the outcomes in the order of `plan.only`.
+    """Run all trials that have no result yet; return the outcomes in the order of `plan.only`.
 
     Raises:
-        SaeDistError: the folder or the source of data is wrong; what befalls a contestant is an outcome.
+        SaeDistError: the folder or the source of data is wrong; a contestant that fails is an outcome.
     """
     prepare_data(plan)
     outcomes: list[Outcome] = []
@@ -47,7 +47,7 @@ def run_quality(
 
 
 def compete(plan: QualityPlan, contestant: QualityContestant, latents: int, k: int) -> Outcome:
-    """The sweep with one seed, or the plan's rate; then the other seeds at the best learning rate."""
+    """Find the best learning rate with one seed, or use the plan's; then run the other seeds at it."""
     outcome = Outcome(contestant.name, contestant.label, latents, k)
     try:
         attempt = partial(one_trial, plan, contestant, latents, k, outcome)
@@ -72,7 +72,7 @@ def compete(plan: QualityPlan, contestant: QualityContestant, latents: int, k: i
 
 
 def cost(result: dict[str, Any], dead_at_most: float | None) -> float:
-    """FVU, or infinite where the trial may not win."""
+    """Return the FVU, or infinity where the trial may not win."""
     if result["fvu"] is None or (dead_at_most is not None and result["dead"] > dead_at_most):
         return math.inf
     return result["fvu"]
@@ -127,7 +127,7 @@ def one_trial(
 
 
 def train_and_measure(contestant: QualityContestant, plan: QualityPlan, trial: Trial) -> dict[str, Any]:
-    """A trial that stops because its loss is not finite is a result too."""
+    """Run a trial and measure its dictionary; that its loss is not finite is a result too."""
     try:
         trained = run_trial(contestant, plan, trial)
     except TrialFailed as error:
@@ -140,5 +140,5 @@ def train_and_measure(contestant: QualityContestant, plan: QualityPlan, trial: T
 
 
 def trial_folder(plan: QualityPlan, name: str, latents: int, k: int, lr: float, seed: int) -> Path:
-    """Where a trial lives."""
+    """Return the folder of a trial."""
     return plan.folder / plan.trials / f"{latents}-k{k}" / name / f"lr{lr:g}-seed{seed}"

@@ -1,4 +1,4 @@
-"""Which defaults are best, by trials of our own: one setting changed at a time; the learning rate's law.
+"""Studies of our own defaults: one setting changed at a time, and the law of the learning rate.
 
 Trials are those of the quality benchmark, on its data, so a study may share its folder and is resumed alike.
 """
@@ -47,7 +47,7 @@ STUDIES = {
 
 
 def variants(study: str) -> dict[str, QualityContestant]:
-    """The contestants of a study: ours, each with one setting changed."""
+    """Return the contestants of a study: ours, each with one setting changed."""
     ours = CONTESTANTS["ours"]
     return {
         name: dataclasses.replace(ours, name=name, label=name, variant=words)
@@ -56,8 +56,10 @@ def variants(study: str) -> dict[str, QualityContestant]:
 
 
 def run_defaults(plan: QualityPlan, study: str, only: Sequence[str] | None = None) -> list[Outcome]:
-    """Every variant of a study, or those named: its own sweep of the learning rate, then several seeds at the
-    best; with `plan.lr` all seeds at that rate.
+    """Run every variant of a study, or those named.
+
+    Each gets a sweep of the learning rate of its own, then several seeds at the best; with `plan.lr`, all
+    seeds run at that rate.
 
     Writes defaults_<study>.md and so on in the plan's folder. Resumable.
     """
@@ -68,7 +70,7 @@ def run_defaults(plan: QualityPlan, study: str, only: Sequence[str] | None = Non
 
 @dataclass(frozen=True)
 class Cell:
-    """One length, batch and width of a run, and its best learning rate; None: not bracketed."""
+    """A length, batch and number of latents, and their best learning rate; None: not bracketed."""
 
     tokens: int
     batch: int
@@ -83,7 +85,7 @@ class Cell:
 def run_law(
     plan: QualityPlan, tokens: Sequence[int], batches: Sequence[int], latents: Sequence[int]
 ) -> dict[str, Any]:
-    """Sweep the learning rate in every cell and fit lr = a steps^b batch^c latents^d; writes law.json.
+    """Try learning rates in every cell and fit lr = a steps^b batch^c latents^d; write law.json.
 
     Cells vary one thing at a time around the first of each list. Resumable. The plan says k, seeds are not
     varied; its `tokens`, the most of all cells, and its `batch` make the data.
@@ -104,16 +106,17 @@ def run_law(
 
 
 def star(*values: Sequence[int]) -> list[tuple[int, ...]]:
-    """The first of every list, and every other value of one list beside the first of the others."""
+    """Return the first of every list, and every other value of one list with the first of the others."""
     centre = tuple(each[0] for each in values)
     arms = [(*centre[:n], value, *centre[n + 1 :]) for n, each in enumerate(values) for value in each[1:]]
     return [centre, *arms]
 
 
 def optimum(costs: dict[float, float]) -> float | None:
-    """Where a parabola through the best try and its neighbours has its minimum, over log lr.
+    """Find the minimum of a parabola over log lr through the best try and its neighbours.
 
-    None where a neighbour is missing. Where a neighbour does not count (too many dead), the best try.
+    Returns:
+        None where a neighbour is missing; the best try where one does not count (too many dead).
     """
     rates = sorted(costs)
     best = min(range(len(rates)), key=lambda n: costs[rates[n]])
@@ -127,11 +130,11 @@ def optimum(costs: dict[float, float]) -> float | None:
 
 
 def fit(cells: list[Cell]) -> dict[str, float] | None:
-    """Least squares on logarithms; an exponent of what did not vary is 0. None with fewer than two cells.
+    """Fit the law by least squares on logarithms; the exponent of what did not vary is 0.
 
     Returns:
         lr (at 1000 steps, batch 2048, 4096 latents), exponents of steps, batch and latents, and the largest
-        ratio between a cell and the law.
+        ratio between a cell and the law; None with fewer than two cells.
     """
     known = [cell for cell in cells if cell.lr is not None]
     if len(known) < 2:
@@ -148,7 +151,7 @@ def fit(cells: list[Cell]) -> dict[str, float] | None:
 
 
 def law_in_words(found: dict[str, Any]) -> str:
-    """For the terminal."""
+    """Format cells and law for the terminal."""
     lines = ["tokens      batch   latents  best lr"]
     for cell in found["cells"]:
         best = f"{cell['lr']:g}" if cell["lr"] else "not bracketed"

@@ -1,4 +1,4 @@
-"""Which learning rate is best: a geometric grid, extended until the best lies between two others."""
+"""The sweep of the learning rate: a geometric grid, extended until the best lies between two others."""
 
 import math
 from collections.abc import Callable
@@ -48,17 +48,17 @@ def sweep(
 
 
 def rate(first: float, step: float, ratio: float) -> float:
-    """A place of the grid, in three digits: it names folders."""
+    """Return a learning rate of the grid, in three digits: it names folders."""
     return float(f"{first * ratio**step:.3g}")
 
 
 def best_of(costs: dict[float, float]) -> float | None:
-    """The learning rate of the lowest cost, the smaller one among equals; None: none counts."""
+    """Return the learning rate of the lowest cost, the smaller among equals; None: no cost is finite."""
     finite = {lr: cost for lr, cost in costs.items() if math.isfinite(cost)}
     return min(finite, key=lambda lr: (finite[lr], lr)) if finite else None
 
 
 def is_bracketed(costs: dict[float, float]) -> bool:
-    """Whether the best has a neighbour on either side."""
+    """Return whether the best learning rate has a neighbour on either side."""
     best = best_of(costs)
     return best is not None and min(costs) < best < max(costs)

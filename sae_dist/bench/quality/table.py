@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def write_reports(plan: QualityPlan, outcomes: list[Outcome]) -> None:
-    """<report>.json, .csv, .md and one plot for each shape."""
+    """Write <report>.json, .csv, .md and one plot for each shape."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
     content = {"plan": _plain(plan), "about": about, "outcomes": [asdict(each) for each in outcomes]}
@@ -38,7 +38,7 @@ def write_reports(plan: QualityPlan, outcomes: list[Outcome]) -> None:
 
 
 def format_table(plan: QualityPlan, outcomes: list[Outcome]) -> str:
-    """For the terminal."""
+    """Format all tables for the terminal."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
         lines += [title, *columns((HEAD, *rows), left=None), *notes, ""]
@@ -46,7 +46,7 @@ def format_table(plan: QualityPlan, outcomes: list[Outcome]) -> str:
 
 
 def markdown(plan: QualityPlan, outcomes: list[Outcome]) -> str:
-    """For a README."""
+    """Format all tables as Markdown."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
         lines += [title, "", f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
@@ -56,7 +56,7 @@ def markdown(plan: QualityPlan, outcomes: list[Outcome]) -> str:
 
 
 def _tables(plan: QualityPlan, outcomes: list[Outcome]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
-    """(title, rows, notes) for each shape."""
+    """Return (title, rows, notes) for each shape."""
     tables = []
     for latents, k in plan.shapes:
         shape = [each for each in outcomes if (each.latents, each.k) == (latents, k)]
@@ -94,7 +94,7 @@ def _notes(outcome: Outcome) -> list[str]:
 
 
 def spread(values: list[float], form: str) -> str:
-    """Mean and, of several, the standard deviation over seeds."""
+    """Format the mean over seeds and, of several, the standard deviation."""
     shown = f"{mean(values):{form}}"
     return f"{shown} ± {stdev(values):{form}}" if len(values) > 1 else shown
 
@@ -126,7 +126,7 @@ def _rate(plan: QualityPlan) -> str:
 
 
 def plot(shape: list[Outcome], path: Path) -> None:
-    """FVU against learning rate, one line for each contestant; seeds at the best rate as dots."""
+    """Plot FVU against learning rate, one line for each contestant; seeds at the best rate as dots."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter
 

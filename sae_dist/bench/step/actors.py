@@ -1,9 +1,9 @@
 """The processes of a step benchmark: each holds one contestant, and answers while all others sleep.
 
-Memory: all contestants stay made as long as they fit. Before one steps, what it needs (the most it took
-before; the first time a guess from the shape) and what the others hold must fit into the device; the largest
-of those give theirs back until it does, and are made anew when it is their turn again. One that runs out of
-memory beside others is tried once more with the device to itself.
+Memory: a contestant keeps its dictionary while all of them fit. Before one steps, its need (the most that it
+took before; the first time a guess from the shape) and what the others hold must fit into the device. Until
+they do, the largest of the others give their memory back; they are made anew at their next turn. A contestant
+that runs out of memory among others is tried once more with the device to itself.
 """
 
 import json
@@ -29,7 +29,7 @@ class NoMemory(TrialFailed):
 
 
 class Actor:
-    """One process. `held` and `need`: bytes of what it has made, while it waits and while it steps."""
+    """The process of one contestant. `held`, `need`: its bytes while it waits, and while it steps."""
 
     def __init__(
         self, contestant: StepContestant, plan: StepPlan, ends: ExitStack, patience_s: float = PATIENCE_S
@@ -71,11 +71,11 @@ class Actor:
         self.ends.enter_context(ended_with_us(self.process))
 
     def ask(self, **question: Any) -> dict[str, Any]:
-        """One question, its answer.
+        """Ask a question and return the answer.
 
         Raises:
             NoMemory: it ran out of memory, or was killed, as the kernel does then.
-            TrialFailed: it broke down, or said nothing for too long.
+            TrialFailed: it failed, or did not answer in time.
         """
         self.start()
         assert self.process and self.process.stdin
@@ -92,13 +92,13 @@ class Actor:
         return reply
 
     def make(self, shape: Shape) -> dict[str, Any]:
-        """Its dictionary, optimizer and batch."""
+        """Make its dictionary, optimizer and batch."""
         reply = self.ask(do="make", dead_share=DEAD_SHARE, **asdict(shape))
         self.shape = shape
         return reply
 
     def drop(self) -> None:
-        """Give the memory back. One that breaks down over it has ended, and starts anew at its next turn."""
+        """Give the memory back. A process that fails at that has ended, and starts anew at its next turn."""
         if self.shape:
             self.shape = None
             with suppress(TrialFailed):
@@ -127,7 +127,7 @@ class Actor:
         return TrialFailed(last_line(self.folder / LOG) or f"exit code {code}, and not a word")
 
     def _forget(self) -> int:
-        """What is left of the process; the next question starts another."""
+        """Close what is left of the process and return its exit code; the next question starts another."""
         assert self.process and self.answers
         self.answers.close()
         try:
@@ -140,13 +140,13 @@ class Actor:
 
 
 class Stage:
-    """All contestants on one device."""
+    """The contestants that share one device."""
 
     def __init__(self, actors: dict[str, Actor]):
         self.actors, self.room = actors, 0
 
     def ready(self, name: str, shape: Shape) -> dict[str, Any] | None:
-        """See that a contestant is made and that its next step fits; the answer if it was made now.
+        """Make a contestant unless it is made, and room for its next step; return the answer if made now.
 
         Raises:
             TrialFailed: see `Actor.ask`.
@@ -163,7 +163,7 @@ class Stage:
         return reply
 
     def step(self, name: str, shape: Shape, *, steps: int, warm: int, dead: bool) -> dict[str, Any]:
-        """So many training steps.
+        """Make training steps with one contestant.
 
         Raises:
             TrialFailed: see `Actor.ask`.
@@ -181,7 +181,7 @@ class Stage:
         return reply
 
     def alone_if_needed(self, name: str, act: Any) -> dict[str, Any]:
-        """Act; without memory, once more after all others gave theirs back.
+        """Act; if memory runs out, act once more after all others gave theirs back.
 
         Raises:
             TrialFailed: see `Actor.ask`.
@@ -197,6 +197,6 @@ class Stage:
             return act()
 
     def clear(self) -> None:
-        """Everybody gives the memory back."""
+        """Make every contestant give its memory back."""
         for actor in self.actors.values():
             actor.drop()

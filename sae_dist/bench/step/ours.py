@@ -2,6 +2,7 @@
 
 The default configuration, with `optim=adam` or `optim=row_adam`. A latent is dead after the default 10M
 tokens; where AuxK is to act, `last_fired` of the latents in question is set back beyond that.
+Letters: as core.types.
 
 python -m sae_dist.bench.step.ours job.json
 """
@@ -43,20 +44,20 @@ class SameRows:
         self.ids_B = torch.arange(len(x_BD), device=x_BD.device)
 
     def draw(self, _step: int) -> tuple[Tensor, Tensor]:
-        """Rows and their ids."""
+        """Return the rows and their ids."""
         return self.x_BD, self.ids_B
 
     def counts(self) -> SimpleNamespace:
-        """None was left out."""
+        """Count rows left out or repeated: there are none."""
         return SimpleNamespace(excluded=0, repeated=0)
 
     def open(self, _lane: int, _start: Position | None) -> Iterator[ActivationChunk]:
-        """Nobody asks for chunks."""
+        """Yield no chunk: nothing asks for one."""
         return iter(())
 
 
 class Ours:
-    """See `peers.step_io.Stepper`."""
+    """The dictionary and optimizer of sae_dist; see `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem, words: list[str]):
         device = problem.device
@@ -77,11 +78,11 @@ class Ours:
         self.settings = f"float32, kernels={cfg.kernels}, optim={cfg.optim.kind}, AuxK 1/32"
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
-        """Of the loss itself."""
+        """Return the squared error that the loss itself computes."""
         return self.dictionary.loss(x_BD, 0, False).parts["squared_error"]
 
     def revive(self, dead_F: Tensor | None) -> None:
-        """Latents fire by the run's count of tokens; the agreement tells a step whether any is dead."""
+        """Set when latents fired last, by the run's count of tokens, and whether ranks know of a dead one."""
         dead, tokens = self.dictionary.dead, self.run_state.progress.tokens
         dead.last_fired_F.fill_(tokens)
         if dead_F is not None:
@@ -89,11 +90,11 @@ class Ours:
         self.run_state.agreement.restore(dead_F is not None, None)
 
     def num_dead(self) -> int:
-        """At the end of the last step."""
+        """Count the dead latents at the end of the last step."""
         return int(self.dictionary.dead.mask(self.run_state.progress.tokens).sum())
 
     def run(self, steps: int) -> float:
-        """Seconds of so many steps of the loop."""
+        """Make steps of the loop; return their seconds."""
 
         def train() -> None:
             for _ in range(steps):
@@ -103,7 +104,7 @@ class Ours:
 
 
 def configuration(problem: Problem, words: list[str]) -> Single:
-    """The defaults at the problem's shape."""
+    """Return the default configuration at the problem's shape."""
     sizes = [f"batch={problem.batch}", f"train_tokens={TOKENS}", f"optim.lr={LR}"]
     cfg = compose_config([f"device={problem.device.type}", "metrics.wandb=off", *sizes, *words])
     cfg.sae = SaeConfig(
@@ -114,8 +115,10 @@ def configuration(problem: Problem, words: list[str]) -> Single:
 
 @contextmanager
 def start_not_drawn() -> Iterator[None]:
-    """Leave the start weights undrawn, for the problem's replace them: for 2^20 latents the host would
-    take minutes to draw them in float64."""
+    """Leave the start weights undrawn, as the problem's replace them.
+
+    For 2^20 latents the host would take minutes to draw them in float64.
+    """
     drawing = base.unit_rows
     base.unit_rows = undrawn
     try:
@@ -125,12 +128,12 @@ def start_not_drawn() -> Iterator[None]:
 
 
 def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
-    """In place of `dictionary.latents.unit_rows`."""
+    """Return rows without values, in place of `dictionary.latents.unit_rows`."""
     return torch.empty(last - first, width)
 
 
 def maker(words: list[str]) -> Callable[[Problem], Ours]:
-    """The contestant with some overrides."""
+    """Return what makes the contestant, with some overrides."""
     return lambda problem: Ours(problem, words)
 
 

@@ -1,4 +1,4 @@
-"""What `sae-dist bench step` measures everything against, in torch alone.
+"""The floors of `sae-dist bench step`, and a dense dictionary, in torch alone.
 
 product_float32, product_tf32, product_bfloat16
             the floor: the encoder's bare product x W_enc^T, in tiles of latents, each into the same memory
@@ -6,6 +6,8 @@ copy        of W_enc, on the device
 dense       a TopK dictionary as one would write it down: every score, topk, scatter, dense product;
             compiled by torch.compile, float32 ("high" on a GPU), torch's fused Adam, unit decoder rows. No
             clipping, no radial projection, no statistics but those that AuxK needs
+
+Letters: as core.types.
 
 python -m sae_dist.bench.step.plain job.json
 """
@@ -38,29 +40,32 @@ AUX_COEFFICIENT = 1 / 32
 
 
 class Floor:
-    """What no step can be faster than, if it has to do it."""
+    """An operation that a step cannot do without; it trains nothing. See `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem, act: Callable[[], object], settings: str):
         self.problem, self.act, self.settings = problem, act, settings
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
-        """By the definition, for the others to agree with; the weights are drawn again."""
+        """Return the squared error by the definition, which others must match; draws the weights again."""
         return by_definition(x_BD, draw(self.problem.ask, self.problem.device))
 
     def revive(self, dead_F: Tensor | None) -> None:
-        """Nothing lives here."""
+        """Do nothing: there are no counters."""
 
     def num_dead(self) -> int:
-        """Nor dies."""
+        """Return 0: there are no latents."""
         return 0
 
     def run(self, steps: int) -> float:
-        """Seconds of so many times."""
+        """Repeat the operation; return the seconds."""
         return seconds_of(lambda: [self.act() for _ in range(steps)], self.problem.device)
 
 
 def by_definition(x_BD: Tensor, problem: Problem) -> Tensor:
-    """Squared error of relu(topk(W_enc (x - b_dec) + b_enc)) W_dec + b_dec, summed, a few rows at a time."""
+    """Return the summed squared error of relu(topk(W_enc (x - b_dec) + b_enc)) W_dec + b_dec.
+
+    A few rows at a time, as scores of all latents would take too much memory.
+    """
     W_enc_FD, errors = problem.W_enc_FD(), []
     for rows in x_BD.split(ROWS):
         score_BF = torch.addmm(problem.b_enc_F, rows - problem.b_dec_D, W_enc_FD.T)
@@ -71,7 +76,7 @@ def by_definition(x_BD: Tensor, problem: Problem) -> Tensor:
 
 
 class Dense:
-    """See `peers.step_io.Stepper`."""
+    """A TopK dictionary as one would write it down, compiled; see `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem):
         torch.set_float32_matmul_precision("high")
@@ -91,14 +96,14 @@ class Dense:
         self.ready: set[int] = set()
 
     def forward(self, x_BD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores, indices of the best, reconstruction."""
+        """Return scores, the latents with the best of them, and the reconstruction."""
         score_BF = torch.addmm(self.b_enc_F, x_BD - self.b_dec_D, self.W_enc_FD.T)
         val_BK, idx_BK = score_BF.topk(self.k, dim=1)
         code_BF = torch.zeros_like(score_BF).scatter(1, idx_BK, val_BK.relu())
         return score_BF, idx_BK, code_BF @ self.W_dec_FD + self.b_dec_D
 
     def loss(self, x_BD: Tensor, dead_F: Tensor, aux_k: int) -> tuple[Tensor, Tensor]:
-        """Loss, and the latents chosen in any row."""
+        """Return the loss, and the latents chosen in each row."""
         score_BF, idx_BK, y_BD = self.forward(x_BD)
         error_BD = x_BD - y_BD
         total = error_BD.square().sum(1).mean()
@@ -111,22 +116,22 @@ class Dense:
         return total, idx_BK
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
-        """Not compiled: the same formulas."""
+        """Return the squared error by the same formulas, not compiled."""
         return sum_of_squares(x_BD - self.forward(x_BD)[2])
 
     def revive(self, dead_F: Tensor | None) -> None:
-        """How many latents AuxK chooses is known before the step, so that nothing waits for the device."""
+        """Set the counters, and how many latents AuxK chooses: no step then has to ask the device."""
         self.since_F.zero_()
         if dead_F is not None:
             self.since_F[dead_F] = DEAD_AFTER + 1
         self.aux_k = min(self.x_BD.shape[1] // 2, self.num_dead())
 
     def num_dead(self) -> int:
-        """By the counters."""
+        """Count the dead latents by the counters."""
         return int((self.since_F > DEAD_AFTER).sum())
 
     def run(self, steps: int) -> float:
-        """Seconds; what is compiled on the way is not counted."""
+        """Make training steps; return their seconds without those of compiling."""
         if self.aux_k not in self.ready:
             self.step()
             self.ready.add(self.aux_k)
@@ -138,7 +143,7 @@ class Dense:
         return seconds_of(train, self.x_BD.device)
 
     def step(self) -> None:
-        """Loss, gradients, update, unit rows, counters."""
+        """Make one step: loss, gradients, update, unit rows, counters."""
         total, idx_BK = self.compiled(self.x_BD, self.since_F > DEAD_AFTER, self.aux_k)
         total.backward()
         self.adam.step()
@@ -150,10 +155,10 @@ class Dense:
 
 
 def product(problem: Problem, name: str) -> Floor:
-    """The encoder's product in one dtype.
+    """Return the encoder's product in one dtype as a floor.
 
     Raises:
-        ValueError: this CPU has none in it.
+        ValueError: this CPU cannot multiply in it.
     """
     dtype = DTYPES[name]
     if problem.device.type == "cpu" and dtype == torch.bfloat16:
@@ -165,7 +170,7 @@ def product(problem: Problem, name: str) -> Floor:
 
 
 def copy(problem: Problem) -> Floor:
-    """W_enc to another place."""
+    """Return the copy of W_enc to another place as a floor."""
     made = torch.Generator(problem.device).manual_seed(SEED)
     source = torch.randn(problem.latents, problem.width, generator=made, device=problem.device)
     target = torch.empty_like(source)
@@ -173,7 +178,7 @@ def copy(problem: Problem) -> Floor:
 
 
 def maker(name: str) -> Callable[[Problem], Floor | Dense]:
-    """What the job's variant names."""
+    """Return what makes the contestant that the job's variant names."""
     if name == "dense":
         return Dense
     return copy if name == "copy" else lambda problem: product(problem, name)

@@ -1,4 +1,4 @@
-"""What `sae-dist bench step` compares, at which shapes, and for how long. Imports nothing heavy."""
+"""The contestants of `sae-dist bench step`, the shapes, and for how long. Imports nothing heavy."""
 
 from dataclasses import dataclass, field
 from itertools import product
@@ -14,7 +14,7 @@ FLOAT_BYTES = 4
 
 @dataclass(frozen=True)
 class Shape:
-    """D of the activations, latents F, codes k of a row, rows B of a step."""
+    """A size of step: D of the activations, latents F, codes k of a row, rows B of a step."""
 
     width: int
     latents: int
@@ -26,7 +26,7 @@ class Shape:
 
     @property
     def most_k(self) -> int:
-        """Codes can only come from latents that are alive."""
+        """The most codes of a row: they can only come from latents that are alive."""
         return self.latents - int(DEAD_SHARE * self.latents)
 
 
@@ -78,7 +78,7 @@ STEPPERS = tuple(name for name, each in CONTESTANTS.items() if not each.floor)
 
 @dataclass(frozen=True)
 class StepPreset:
-    """Shapes, most rounds, and minutes until the table has to stand; None: as long as it takes."""
+    """The shapes, most rounds, and minutes until the table has to be written; None: no limit."""
 
     shapes: tuple[Shape, ...]
     rounds: int
@@ -115,10 +115,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One benchmark.
+    """The settings of one step benchmark.
 
     Attributes:
-        only: contestants beside the floors, in the order of the tables.
+        only: contestants besides the floors, in the order of the tables.
         rounds: at most so many; fewer where `minutes` end before.
         peer_python: interpreter of a peer, by its name.
     """
@@ -133,21 +133,24 @@ class StepPlan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Floors, then contestants. Tensor cores round float32 to TF32 on a GPU only."""
+        """The floors, then the contestants. Tensor cores round float32 to TF32 on a GPU only."""
         products = [name for name in PRODUCTS if self.device == "cuda" or name != "product_tf32"]
         return (*products, "copy", *self.only)
 
 
 def order(names: list[str], turn: int) -> list[str]:
-    """Who steps when in a round: each is first equally often, and every other round is the one before it
-    backwards, so that nobody always follows the same one."""
+    """Return the order of contestants in a round.
+
+    Each is first equally often. Every other round is the one before it backwards, so that none always
+    follows the same one.
+    """
     first = turn // 2 % len(names) if names else 0
     turned = names[first:] + names[:first]
     return turned[::-1] if turn % 2 else turned
 
 
 def to_drop(held: dict[str, int], need: int, room: int) -> list[str]:
-    """Whose memory is to be given back before a contestant that needs `need` bytes steps.
+    """Choose the contestants that give memory back before one that needs `need` bytes steps.
 
     Args:
         held: bytes that each of the others holds while it waits.
@@ -166,5 +169,5 @@ def to_drop(held: dict[str, int], need: int, room: int) -> list[str]:
 
 
 def steps_of(seconds: float, target_s: float = 0.25, most: int = 50) -> int:
-    """How many steps are timed at once, from the time of one."""
+    """Return how many steps are timed at once, from the time of one."""
     return max(1, min(most, int(target_s / max(seconds, 1e-9))))

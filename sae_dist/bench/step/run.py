@@ -1,8 +1,8 @@
-"""`sae-dist bench step`: training steps of all contestants in turn, each in a process of its own.
+"""The step benchmark: training steps of all contestants in turn, each in a process of its own.
 
 At each shape every contestant is made, checked against the definition on the same weights and rows, and
-warmed up by one step; then rounds with AuxK at rest, then rounds with AuxK acting, both within the time there
-is. Never do two step at once.
+warmed up by one step. Then come rounds with AuxK at rest, then rounds with AuxK acting, all within the limit
+of time. No two contestants step at once.
 """
 
 import time
@@ -29,7 +29,7 @@ def run_step(plan: StepPlan) -> str:
     """Measure; write step.csv, step.md, step.json and step.png; returns the tables.
 
     Raises:
-        ConfigError: the folder cannot be made. What befalls a contestant is a line of the table.
+        ConfigError: the folder cannot be made. A contestant that fails is a line of the table.
     """
     make_folder(plan.folder)
     deadline = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
@@ -54,7 +54,7 @@ def run_step(plan: StepPlan) -> str:
 
 
 def start(actor: Actor) -> None:
-    """What keeps one from starting is said when it is asked for its first step."""
+    """Start a process; what keeps it from starting is reported again at its first step."""
     try:
         actor.start()
     except TrialFailed as error:
@@ -63,7 +63,7 @@ def start(actor: Actor) -> None:
 
 @dataclass
 class AtShape:
-    """All contestants at one shape; `lines` by contestant and mode."""
+    """The measurement of all contestants at one shape; `lines` by contestant and mode."""
 
     plan: StepPlan
     stage: Stage
@@ -79,7 +79,7 @@ class AtShape:
                 self.lines[name, mode] = StepLine(name, self.shape, mode)
 
     def measure(self) -> None:
-        """See the top of the file."""
+        """Measure as the top of this file describes."""
         if self.until is not None and time.monotonic() > self.until:
             return self.leave_out("no time left for this shape; give it --minutes of its own")
         for name in self.plan.names:
@@ -93,7 +93,7 @@ class AtShape:
             line.status, line.why = "left out", why
 
     def make_and_check(self, name: str) -> None:
-        """Make, check, warm up; a contestant that fails has its line and is not asked again."""
+        """Make, check and warm up a contestant; one that fails has its line and is not asked again."""
         own = [self.lines[name, mode] for mode in MODES]
         try:
             about = self.stage.ready(name, self.shape) or {}
@@ -117,7 +117,7 @@ class AtShape:
                 self.fail(name, status_of(error), str(error), "aux")
 
     def rounds(self, mode: str, until: float | None) -> None:
-        """Everybody once in a round; at least one round, no more than fit before `until`."""
+        """Time all contestants once in each round; at least one round, no more than fit before `until`."""
         for turn in range(self.plan.rounds):
             began = time.monotonic()
             names = [name for name in self.plan.names if not self.lines[name, mode].status]
@@ -131,7 +131,7 @@ class AtShape:
                 break
 
     def sample(self, name: str, mode: str, turn: int) -> None:
-        """One contestant's time in one round."""
+        """Time one contestant in one round."""
         line = self.lines[name, mode]
         try:
             # A GPU's memory was given back in between, and is got anew by a step that is not counted.
@@ -143,13 +143,13 @@ class AtShape:
             self.fail(name, status_of(error), str(error), mode)
 
     def time(self, name: str, mode: str, steps: int, *, warm: int) -> tuple[dict[str, Any], float]:
-        """Seconds of a step."""
+        """Make steps; return the answer, and the seconds of one step."""
         reply = self.stage.step(name, self.shape, steps=steps, warm=warm, dead=mode == "aux")
         self.last_s[name] = reply["seconds"] / steps
         return reply, self.last_s[name]
 
     def fail(self, name: str, status: str, why: str, mode: str | None = None) -> None:
-        """Note it in one mode, or in all; what it holds is given back."""
+        """Note a failure in one mode, or in all, and make the contestant give its memory back."""
         self.stage.actors[name].drop()
         print_line(f"{self.shape}: {CONTESTANTS[name].label}: {why}")
         for each in [mode] if mode else MODES:
@@ -157,7 +157,7 @@ class AtShape:
 
 
 def disagreement(found: dict[str, Any], reference: dict[str, Any]) -> str | None:
-    """Why a contestant does not compute what the definition does; None: it does."""
+    """Return how a contestant's forward differs from the definition; None: it does not."""
     drawn, wanted = found["drawn"], reference["drawn"]
     if abs(drawn - wanted) > SAME_DRAW * max(abs(wanted), 1.0):
         return "its torch draws other random weights from the same seed; give it the torch of the others"
@@ -168,5 +168,5 @@ def disagreement(found: dict[str, Any], reference: dict[str, Any]) -> str | None
 
 
 def status_of(error: TrialFailed) -> str:
-    """For the table."""
+    """Return a failure in two words, for the table."""
     return "out of memory" if isinstance(error, NoMemory) else "failed"

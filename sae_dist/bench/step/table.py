@@ -1,4 +1,4 @@
-"""Figures of a step benchmark: ratios within a round, tables, CSV, plot."""
+"""The results of a step benchmark: ratios within a round, tables, CSV, plot."""
 
 import csv
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_ro
 
 @dataclass
 class StepLine:
-    """One contestant at one shape in one mode.
+    """The times of one contestant at one shape in one mode.
 
     Attributes:
         samples: seconds of a step by number of the round.
@@ -43,13 +43,13 @@ class StepLine:
         return median(self.samples.values()) if self.samples else None
 
     def over(self, other: "StepLine") -> float | None:
-        """Its time as a multiple of another's: the median over rounds of the ratio within the round."""
+        """Return its time as a multiple of another's: the median over rounds of the ratio in the round."""
         common = self.samples.keys() & other.samples.keys()
         return median(self.samples[each] / other.samples[each] for each in common) if common else None
 
 
 def write_step_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> None:
-    """step.csv, step.md, step.json and step.png; `remark` ends the line on where it was measured."""
+    """Write step.csv, step.md, step.json and step.png; `remark` ends the line on where it was measured."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
     write_json(plan.folder / "step.json", {"about": about, "lines": [plain(line) for line in lines]})
@@ -64,17 +64,17 @@ def write_step_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -
 
 
 def plain(line: StepLine) -> dict[str, Any]:
-    """For JSON."""
+    """Return a line as JSON-able values."""
     return vars(line) | {"shape": vars(line.shape)}
 
 
 def alike(line: StepLine, lines: list[StepLine]) -> dict[str, StepLine]:
-    """All contestants of a line's shape and mode."""
+    """Return the lines of all contestants at a line's shape and mode."""
     return {each.contestant: each for each in lines if (each.shape, each.mode) == (line.shape, line.mode)}
 
 
 def csv_row(line: StepLine, others: dict[str, StepLine]) -> dict[str, Any]:
-    """Figures in full, multiples of every contestant's time."""
+    """Return the numbers of a line in full, with multiples of every contestant's time."""
     samples = line.samples.values()
     row = vars(line.shape) | {"mode": line.mode, "contestant": line.contestant}
     row |= {key: line.about.get(key) for key in ("version", "torch", "threads", "settings")}
@@ -88,14 +88,14 @@ def csv_row(line: StepLine, others: dict[str, StepLine]) -> dict[str, Any]:
 
 
 def heads(lines: list[StepLine]) -> tuple[list[str], tuple[str, ...]]:
-    """What times are multiples of, and the columns."""
+    """Return which contestants times are multiples of, and the heads of the columns."""
     below = [name for name in BELOW if any(line.contestant == name and line.samples for line in lines)]
     multiples = [f"/ {CONTESTANTS[name].label}" for name in below]
     return below, ("", "version", "ms/step", "from - to", "tokens/s", *multiples, "peak GiB", "rounds")
 
 
 def row_of(line: StepLine, others: dict[str, StepLine], below: list[str]) -> tuple[str, ...]:
-    """As in `heads`."""
+    """Return the cells of a line, in the order of `heads`."""
     contestant = CONTESTANTS[line.contestant]
     first = (contestant.label, line.about.get("version") or "-")
     middle = line.median_s
@@ -115,7 +115,7 @@ def row_of(line: StepLine, others: dict[str, StepLine], below: list[str]) -> tup
 
 
 def tables(lines: list[StepLine]) -> list[tuple[str, list[tuple[str, ...]], list[str]]]:
-    """(title, head and rows, notes) of each shape and mode."""
+    """Return (title, head and rows, notes) of each shape and mode."""
     found = []
     for shape, mode in dict.fromkeys((line.shape, line.mode) for line in lines):
         own = [line for line in lines if (line.shape, line.mode) == (shape, mode)]
@@ -127,14 +127,14 @@ def tables(lines: list[StepLine]) -> list[tuple[str, list[tuple[str, ...]], list
 
 
 def notes_of(line: StepLine) -> list[str]:
-    """What it is, and why it has no time."""
+    """Return notes on a line: its settings, and why it has no time."""
     label, settings = CONTESTANTS[line.contestant].label, line.about.get("settings")
     notes = [f"{label}: {settings}"] if settings and line.mode == next(iter(MODES)) else []
     return [*notes, *([f"{label}: {line.why}"] if line.why else [])]
 
 
 def format_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> str:
-    """For the terminal."""
+    """Format all tables for the terminal."""
     shown = []
     for title, rows, notes in tables(lines):
         shown += [title, *columns(rows, left=2), *notes, ""]
@@ -142,7 +142,7 @@ def format_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> st
 
 
 def markdown(lines: list[StepLine], remark: str) -> str:
-    """For a README."""
+    """Format all tables as Markdown."""
     shown = []
     for title, rows, notes in tables(lines):
         shown += [title, ""]
@@ -152,7 +152,7 @@ def markdown(lines: list[StepLine], remark: str) -> str:
 
 
 def caption(lines: list[StepLine], remark: str) -> list[str]:
-    """What the figures mean, and where they were taken."""
+    """Describe what the numbers mean, and where they were measured."""
     origin = provenance()
     torch, threads = (
         ", ".join(sorted({str(line.about[key]) for line in lines if key in line.about}))
@@ -170,7 +170,7 @@ def caption(lines: list[StepLine], remark: str) -> list[str]:
 
 
 def plot(lines: list[StepLine], path: Path) -> None:
-    """Time of a step by contestant, a panel for each shape, a colour for each mode; the products as lines."""
+    """Plot the time of a step by contestant: a panel for each shape, a colour for each mode."""
     from matplotlib.figure import Figure
 
     shapes = [shape for shape in dict.fromkeys(line.shape for line in lines)]

@@ -1,4 +1,4 @@
-"""Part of `sae-dist bench stream`: a producer's work beside the bare truncated forward of transformers."""
+"""A part of `sae-dist bench stream`: a producer's work beside the bare forward of transformers."""
 
 import time
 from collections.abc import Callable
@@ -21,7 +21,7 @@ WARMUP = 3
 
 
 def time_capture(cfg: RunConfig, device: torch.device, chunks: int) -> dict[str, list[float]]:
-    """Seconds of each chunk, in turn:
+    """Time each chunk in three ways, in turn; return the seconds of each:
 
     forward     the bare truncated model, its masks made beforehand
     capture     the same tokens through ours: masks, hooks, norms, choice of rows
@@ -50,7 +50,7 @@ def time_capture(cfg: RunConfig, device: torch.device, chunks: int) -> dict[str,
 
 
 def bare_forward(source: LlmChunkSource, chunk: TokenChunk) -> Callable[[], None]:
-    """The forward of a chunk as transformers runs it, on inputs that are ready."""
+    """Return the forward of a chunk as transformers runs it, on inputs that are ready."""
     llm = source.llm
     batches = []
     for batch in full_and_rest(chunk):

@@ -1,4 +1,4 @@
-"""What one stream saves: a grid of dictionaries beside the same dictionaries, each in a run of its own.
+"""The time that one stream saves: a grid of dictionaries beside the same dictionaries in single runs.
 
 Both are real runs of `sae-dist train`, each in a process of its own, half of the single runs before the grid
 and half after it. Seconds are those of training, from the first chunk to the last step.
@@ -18,7 +18,7 @@ QUIET = ("eval.tokens=0", "checkpoint.every=null", "metrics.wandb=off", "metrics
 
 @dataclass(frozen=True)
 class Saving:
-    """Seconds of training: of the grid, of its runs alone, and what LLM and dictionaries took in each."""
+    """The seconds of training: of the grid, of single runs, and of LLM and dictionaries in those."""
 
     dictionaries: int
     grid_s: float
@@ -28,12 +28,12 @@ class Saving:
 
     @property
     def share(self) -> float:
-        """Measured: the grid's time over that of the runs."""
+        """The grid's measured time as a share of that of the single runs."""
         return self.grid_s / self.alone_s
 
     @property
     def expected(self) -> float:
-        """(LLM + dictionaries) / (n LLM + dictionaries), with what the single runs took."""
+        """The share expected from the single runs: (LLM + dictionaries) / (n LLM + dictionaries)."""
         return (self.llm_s + self.trained_s) / (self.dictionaries * self.llm_s + self.trained_s)
 
 
@@ -41,7 +41,7 @@ def time_grid(words: list[str], dictionaries: int) -> Saving:
     """Train as many dictionaries in a grid and alone.
 
     Args:
-        words: of `sae-dist train`, for every run; the dictionaries differ in their seed.
+        words: arguments of `sae-dist train` for every run; the dictionaries differ in their seed.
 
     Raises:
         SaeDistError: a run failed.
@@ -63,7 +63,7 @@ def time_grid(words: list[str], dictionaries: int) -> Saving:
 
 
 def one_run(folder: Path, name: str, words: list[str]) -> dict[str, float]:
-    """Train in a process of its own; seconds of the whole, of its stream and of its only or first dictionary.
+    """Train in a process of its own; return seconds in all, of its stream, of its only or first dictionary.
 
     Raises:
         SaeDistError: it failed.

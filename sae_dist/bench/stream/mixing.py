@@ -1,7 +1,9 @@
-"""`sae-dist bench mixing`: how well the shuffle mixes, by block size, and what that costs and buys.
+"""The benchmark of mixing: how well the shuffle mixes by block size, its memory, its effect on FVU.
 
 Two rows of one document resemble each other. A batch of B rows in which a row has m partners from its own
 document, with intraclass correlation r, says about as much as B / (1 + m r) independent rows.
+
+Letters: as core.types; G documents of a batch.
 """
 
 import csv
@@ -44,7 +46,7 @@ HEAD = (
 
 @dataclass(frozen=True)
 class MixingPlan:
-    """What is measured: every block size with the first chunk size, every chunk size with the first block.
+    """The settings to measure: every block size with the first chunk size, and the other way round.
 
     train   length of a run of the default configuration at each setting; 0: none
     """
@@ -59,7 +61,7 @@ class MixingPlan:
 
 @dataclass
 class Pool:
-    """Chunks by lane and number: labels of rows, and their activations if `source` is asked for them."""
+    """The chunks read so far, by lane and number: documents of rows, and activations if asked for."""
 
     source: LlmChunkSource
     lanes: int
@@ -71,7 +73,7 @@ class Pool:
         self.reading = {lane: self.source.tokens.open(lane, None) for lane in range(self.lanes)}
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """See `core.types.ChunkSource`; ids are numbers of documents."""
+        """Yield chunks as `core.types.ChunkSource`; ids are numbers of documents."""
         index = start["chunk"] if start else 0
         while True:
             if (lane, index) not in self.chunks:
@@ -89,7 +91,7 @@ class Pool:
 
 
 def run_mixing(plan: MixingPlan) -> str:
-    """Measure; write mixing.csv and mixing.md; returns the table."""
+    """Measure every setting; write mixing.csv and mixing.md; return the table."""
     make_folder(plan.folder)
     rows: list[tuple[str, ...]] = []
     for chunk_rows in plan.chunk_rows:
@@ -114,13 +116,13 @@ def run_mixing(plan: MixingPlan) -> str:
 
 
 def settings(plan: MixingPlan, block: int, chunk_rows: int) -> RunConfig:
-    """The default run with another shuffle."""
+    """Return the default configuration with another shuffle."""
     words = [f"shuffle.block_chunks={block}", f"shuffle.chunk_rows={chunk_rows}", f"device={plan.device}"]
     return compose_config(words)
 
 
 def shuffle_of(pool: Pool, cfg: Resolved, steps: int) -> Shuffle:
-    """The lanes of a run in one process."""
+    """Return all lanes of a run, in one process."""
     lanes = cfg.shuffle.lanes
     return Shuffle(
         pool,
@@ -134,7 +136,11 @@ def shuffle_of(pool: Pool, cfg: Resolved, steps: int) -> Shuffle:
 
 
 def pairs(pool: Pool, cfg: Resolved, tokens: int) -> tuple[float, float]:
-    """Rows of its own document that a row meets in its batch; and if the whole run were shuffled at once."""
+    """Count the rows of its own document that a row meets in its batch.
+
+    Returns:
+        The mean, and what it would be if the whole run were shuffled at once.
+    """
     steps = tokens // cfg.batch
     shuffle = shuffle_of(pool, cfg, steps)
     drawn = [shuffle.draw(step)[1] for step in range(steps)]
@@ -144,13 +150,13 @@ def pairs(pool: Pool, cfg: Resolved, tokens: int) -> tuple[float, float]:
 
 
 def same_document(document_B: Tensor) -> float:
-    """Other rows of a row's document, on average over rows."""
+    """Count the other rows of a row's document, on average over rows."""
     counts = document_B.unique(return_counts=True)[1].double()
     return float((counts * (counts - 1)).sum() / counts.sum())
 
 
 def second_block(pool: Pool, cfg: Resolved) -> tuple[Tensor, Tensor]:
-    """A batch from the beginning of each lane's second block, the first that is made of two groups."""
+    """Draw a batch from the beginning of each lane's second block, the first made of two groups."""
     shuffle = shuffle_of(pool, cfg, 10**6)
     state = {"block": 1, "offset": 0, "handed": 0, "start": None, "counts": [0, 0, 0]}
     shuffle.restore({str(lane.lane): state for lane in shuffle.lanes})
@@ -158,7 +164,7 @@ def second_block(pool: Pool, cfg: Resolved) -> tuple[Tensor, Tensor]:
 
 
 def intraclass(x_BD: Tensor, document_B: Tensor) -> float:
-    """Intraclass correlation of activations by document, one-way, summed over dimensions (Fisher 1925)."""
+    """Estimate the intraclass correlation by document, one-way, summed over dimensions (Fisher 1925)."""
     x_BD = x_BD.double()
     _, group_B, count_G = document_B.unique(return_inverse=True, return_counts=True)
     groups, rows = len(count_G), len(x_BD)
@@ -172,7 +178,7 @@ def intraclass(x_BD: Tensor, document_B: Tensor) -> float:
 
 
 def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
-    """Held-out FVU of a run, and the share of dead latents at its end."""
+    """Train a run unless that is done; return held-out FVU, and the share of dead latents at its end."""
     name = f"block{block}-rows{chunk_rows}-{plan.train}"
     run = plan.folder / "mixing" / name
     if not (run / SUMMARY).exists():
@@ -187,7 +193,7 @@ def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
 
 
 def write_mixing_tables(plan: MixingPlan, rows: list[tuple[str, ...]]) -> None:
-    """mixing.csv and mixing.md."""
+    """Write mixing.csv and mixing.md."""
     with open(plan.folder / "mixing.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])
     lines = [f"| {' | '.join(row)} |" for row in (HEAD, ("---",) * len(HEAD), *rows)]

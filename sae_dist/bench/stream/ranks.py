@@ -1,4 +1,7 @@
-"""One rank of `sae-dist bench stream`: moves chunks, or trains, on a core of its own."""
+"""One rank of `sae-dist bench stream`, which moves chunks, or trains, on a core of its own.
+
+Letters: as core.types.
+"""
 
 import itertools
 import json
@@ -25,14 +28,14 @@ HEADER_BYTES = 512
 
 
 class SameChunk:
-    """The same rows again and again; see `core.types.ChunkSource`."""
+    """A `core.types.ChunkSource` of the same rows again and again."""
 
     def __init__(self, rows_RD: torch.Tensor, chunks: int):
         self.rows_RD, self.chunks, self.width = rows_RD, chunks, rows_RD.shape[1]
         self.ids_R = torch.arange(len(rows_RD))
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
-        """So many chunks in each lane."""
+        """Yield as many chunks in each lane."""
         for index in range(self.chunks):
             number = index * LANES + lane
             yield ActivationChunk(number, lane, self.rows_RD, self.ids_R, {"chunk": index})
@@ -61,13 +64,13 @@ def bench_rank(folder: Path) -> None:
 
 
 def forget_the_others() -> None:
-    """Be the only rank of a run of one's own."""
+    """Make this process the only rank of a run of its own."""
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
 
 
 def wire(topology: Topology, device: torch.device, job: dict[str, Any]) -> dict[str, list[list[float]]]:
-    """Rounds of [seconds by the stream, seconds by isend and irecv], by dtype; the first is not kept."""
+    """Return rounds of [seconds by the stream, by isend and irecv], by dtype, without the first round."""
     found: dict[str, list[list[float]]] = {}
     per_lane = -(-job["chunks"] // LANES)
     for name in job["dtypes"]:
@@ -96,7 +99,7 @@ def wire(topology: Topology, device: torch.device, job: dict[str, Any]) -> dict[
 
 
 def move(stream: Stream, source: SameChunk, in_flight: int) -> float | None:
-    """Seconds from the first arrival to the last, on the consumer; None on the producer."""
+    """Move all chunks; return seconds from the first arrival to the last, on the producer None."""
     if not stream.topology.is_consumer:
         produce(stream, source, in_flight)
         return None

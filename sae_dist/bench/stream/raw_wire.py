@@ -1,4 +1,4 @@
-"""What the transport is measured against: the same bytes by bare isend and irecv, in memory that is there."""
+"""The floor of the transport: the same bytes by bare isend and irecv, in memory that is allocated."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""`sae-dist bench stream`: the way from the LLM to the dictionary, as ratios of times taken in turn.
+"""The benchmark of the stream from LLM to dictionary, as ratios of times taken in turn.
 
 wire     a chunk from producer to consumer, beside the same bytes by bare isend and irecv
 capture  the producer's work on a chunk, beside the bare truncated forward of transformers
@@ -41,7 +41,7 @@ FEW_WAIT = ("shuffle.lanes=8", "shuffle.block_chunks=1")
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What is measured.
+    """The settings of one stream benchmark.
 
     rows            activations of a chunk
     widths, chunks  D of the activations on the wire, and how many chunks a round moves
@@ -65,7 +65,7 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class StreamFigure:
-    """One line: medians of what was taken in turn, and the ratio of each round."""
+    """A line of the table: two medians of times taken in turn, and the ratio of each round."""
 
     what: str
     unit: str
@@ -74,7 +74,7 @@ class StreamFigure:
     ratios: list[float]
 
     def row(self) -> tuple[str, ...]:
-        """As in HEAD."""
+        """Format the numbers, in the order of HEAD."""
         ratios = self.ratios or [float("nan")]
         shown = [f"{each:.3f}" if self.ratios else "" for each in (median(ratios), min(ratios), max(ratios))]
         against = "" if self.against is None else f"{self.against:.4g}"
@@ -82,7 +82,7 @@ class StreamFigure:
 
 
 def run_stream(plan: StreamPlan) -> str:
-    """Measure; write stream.csv and stream.md; returns the table.
+    """Measure every part; write stream.csv and stream.md; return the table.
 
     Raises:
         SaeDistError: the ranks of a measurement failed.
@@ -105,7 +105,7 @@ def run_stream(plan: StreamPlan) -> str:
 
 
 def wire_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
-    """Bytes per second of the stream and of isend and irecv."""
+    """Measure bytes per second of the stream, and of isend and irecv."""
     if plan.device == "cuda" and torch.cuda.device_count() < 2:
         print("wire: two ranks need two GPUs over NCCL; left out", file=sys.stderr)
         return
@@ -133,7 +133,7 @@ def wire_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
 
 
 def capture_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
-    """Tokens per second of the producer and of the bare forward."""
+    """Measure tokens per second of the producer, and of the bare forward."""
     cfg = compose_config([f"device={plan.device}", f"shuffle.chunk_rows={plan.rows}"])
     times = time_capture(cfg, torch.device(plan.device), max(plan.chunks // 4, 5))
     tokens = cfg.shuffle.chunk_rows
@@ -149,7 +149,7 @@ def capture_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
 
 
 def split_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
-    """Step of the split topology beside the colocated run's phases, and how long the consumer stalled."""
+    """Measure a step of the split topology, a colocated run's phases, and the consumer's waiting."""
     for latents in plan.latents:
         alone, beside, apart = [], [], []
         for _ in range(plan.rounds):
@@ -166,7 +166,7 @@ def split_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
 
 
 def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str, float]]) -> StreamFigure:
-    """Of steps taken apart, and of the longer phase of steps taken in one process."""
+    """Compare steps of two processes with the longer phase of steps of one process."""
     made = median(each["make"] for each in phases)
     rest = median(each["step"] - each["make"] for each in phases)
     longer = [max(each["make"], each["step"] - each["make"]) for each in phases]
@@ -180,7 +180,7 @@ def step_figure(what: str, apart: list[dict[str, float]], phases: list[dict[str,
 
 
 def grid_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
-    """Training time of a grid beside that of its runs, and what their LLM and dictionaries make expect."""
+    """Measure the training time of a grid, that of single runs, and the share that their parts predict."""
     words = [
         f"llm={plan.llm}",
         f"sae.num_latents={plan.latents[0]}",
@@ -203,9 +203,13 @@ def grid_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
 
 
 def train_rows(plan: StreamPlan, latents: int, producers: int, runs: int = 1) -> list[dict[str, Any]]:
-    """Metrics of a short run of the default configuration, each rank on one thread and one core.
+    """Train the default configuration for a short time, each rank on one thread and one core.
 
-    `runs`: so many at once, of one process each, that know nothing of one another; the rows of all.
+    Args:
+        runs: how many runs at once, of one process each, independent of each other.
+
+    Returns:
+        The rows of metrics of all runs, without the first third.
     """
     with tempfile.TemporaryDirectory() as folder:
         words = [
@@ -233,7 +237,7 @@ def train_rows(plan: StreamPlan, latents: int, producers: int, runs: int = 1) ->
 
 
 def steady(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
-    """Median seconds of a step, of making its chunks, of waiting for them."""
+    """Return the median seconds of a step, of making its chunks, of waiting for them."""
     step = [batch / row["perf/tokens_per_second"] for row in rows]
     found = {"step": median(step)}
     for name, key in (("make", "perf/make_chunks_s"), ("wait", "perf/wait_for_chunks_s")):
@@ -242,7 +246,7 @@ def steady(rows: list[dict[str, Any]], batch: int) -> dict[str, float]:
 
 
 def start_ranks(world: int, job: dict[str, Any]) -> Any:
-    """Run `bench.stream.ranks` on so many ranks; what rank 0 wrote, if it wrote anything.
+    """Run `bench.stream.ranks` on several ranks; return what rank 0 wrote, None if nothing.
 
     Raises:
         RankFailed: a rank failed, with its reason.
@@ -256,7 +260,7 @@ def start_ranks(world: int, job: dict[str, Any]) -> Any:
 
 
 def cores(plan: StreamPlan) -> list[int]:
-    """A core for each of two ranks; none where there are fewer, or where a GPU does the work."""
+    """Choose a core for each of two ranks; none where there are fewer, or where a GPU does the work."""
     if plan.device != "cpu" or not hasattr(os, "sched_getaffinity"):
         return []
     allowed = sorted(os.sched_getaffinity(0))
@@ -264,7 +268,7 @@ def cores(plan: StreamPlan) -> list[int]:
 
 
 def about(plan: StreamPlan, remark: str) -> str:
-    """Where it was measured."""
+    """Describe where and how this was measured."""
     pinned = ", a core for each rank" if cores(plan) else ""
     load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
     taken = f"{plan.device}, {plan.rounds} rounds in turn, one thread{pinned}{load}"
@@ -272,7 +276,7 @@ def about(plan: StreamPlan, remark: str) -> str:
 
 
 def write_stream_tables(plan: StreamPlan, figures: list[StreamFigure], remark: str) -> None:
-    """stream.csv and stream.md."""
+    """Write stream.csv and stream.md."""
     rows = [figure.row() for figure in figures]
     with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])
@@ -284,5 +288,5 @@ def write_stream_tables(plan: StreamPlan, figures: list[StreamFigure], remark: s
 
 
 def format_figures(figures: list[StreamFigure]) -> str:
-    """For the terminal."""
+    """Format the table for the terminal."""
     return "\n".join(columns([HEAD, *(figure.row() for figure in figures)], left=None))

@@ -1,6 +1,8 @@
 """The Gated kind: one encoder decides which latents fire and, scaled and shifted, how strongly.
 
 Rajamanoharan et al. 2024, arXiv 2404.16014.
+
+Letters: as core.types; N columns of `partial`.
 """
 
 import torch

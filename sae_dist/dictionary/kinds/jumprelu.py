@@ -1,4 +1,7 @@
-"""The JumpReLU kind, with straight-through thresholds (Rajamanoharan et al. 2024, arXiv 2407.14435)."""
+"""The JumpReLU kind, with straight-through thresholds (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+Letters: as core.types; N columns of `partial`.
+"""
 
 import math
 from typing import Any

@@ -1,6 +1,8 @@
 """The Matryoshka kind: BatchTopK with nested prefixes of latents that each reconstruct alone.
 
 Bussmann et al. 2025, arXiv 2503.17547.
+
+Letters: as core.types; L levels.
 """
 
 import torch

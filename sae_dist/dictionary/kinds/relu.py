@@ -1,6 +1,8 @@
 """The ReLU kind, with an L1 penalty.
 
 Bricken et al. 2023, "Towards Monosemanticity"; weighted by decoder norms: Anthropic's update of April 2024.
+
+Letters: as core.types; N columns of `partial`.
 """
 
 import torch

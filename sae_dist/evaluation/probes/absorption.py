@@ -9,7 +9,7 @@ spelling prompt; the probe reads the activation at that very token. So a model t
 measured by what its activations say of their own token. Letters that no probe finds (F1 below 0.6 on other
 words) are left out. Words of several tokens are not considered.
 
-Letters: N rows, D width, F latents, P codes.
+Letters: as core.types; N rows.
 """
 
 from typing import Any
@@ -33,31 +33,6 @@ SHARE = 0.4
 """Least part of the activation's projection on the probe that one latent must carry to have absorbed it."""
 TEST_ONE_IN = 5
 STRENGTH = 1e-3
-
-
-def letters_of(words: list[str]) -> Tensor:
-    """Return the first letter, 0 .. 25, of words of two or more letters a to z, else -1: [V].
-
-    A space before the word is ignored.
-    """
-    found = []
-    for word in words:
-        bare = word.removeprefix(" ").lower()
-        plain = len(bare) > 1 and bare.isascii() and bare.isalpha()
-        found.append(ord(bare[0]) - ord("a") if plain else -1)
-    return torch.tensor(found)
-
-
-def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
-    """Choose rows of words, ascending: the first PER_WORD of each word, at most MOST_ROWS."""
-    seen: dict[int, int] = {}
-    rows = []
-    for row in (letter_N >= 0).nonzero().squeeze(1).tolist():
-        number = int(ids_N[row])
-        seen[number] = seen.get(number, 0) + 1
-        if seen[number] <= PER_WORD:
-            rows.append(row)
-    return torch.tensor(rows[:MOST_ROWS], dtype=torch.int64)
 
 
 def absorption(
@@ -149,3 +124,28 @@ def _strongest(codes: RowCodes, along_F: Tensor, wanted: Tensor) -> tuple[Tensor
     first_P = part_P >= most[place_P]
     latent[place_P[first_P]] = latent_P[first_P]
     return most, latent
+
+
+def letters_of(words: list[str]) -> Tensor:
+    """Return the first letter, 0 .. 25, of words of two or more letters a to z, else -1: [V].
+
+    A space before the word is ignored.
+    """
+    found = []
+    for word in words:
+        bare = word.removeprefix(" ").lower()
+        plain = len(bare) > 1 and bare.isascii() and bare.isalpha()
+        found.append(ord(bare[0]) - ord("a") if plain else -1)
+    return torch.tensor(found)
+
+
+def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
+    """Choose rows of words, ascending: the first PER_WORD of each word, at most MOST_ROWS."""
+    seen: dict[int, int] = {}
+    rows = []
+    for row in (letter_N >= 0).nonzero().squeeze(1).tolist():
+        number = int(ids_N[row])
+        seen[number] = seen.get(number, 0) + 1
+        if seen[number] <= PER_WORD:
+            rows.append(row)
+    return torch.tensor(rows[:MOST_ROWS], dtype=torch.int64)

@@ -7,6 +7,8 @@ python  The class that Python's tokenizer gives each token of the standard libra
 .jsonl  Lines with a `text` and a `label`; every label is a question of its own, against all others. The row
         is that of the last token that fits the context, as in sae-probes. One text in four, by a hash of it,
         is the test part.
+
+Letters: as core.types; N labelled tokens or texts.
 """
 
 import hashlib

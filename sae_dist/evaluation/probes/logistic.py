@@ -1,6 +1,6 @@
 """Logistic regression, and measures of its predictions.
 
-Letters: N rows, D inputs.
+Letters: as core.types; N rows, D inputs.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ latent's mean where it fires; the first k go into a logistic regression. The sam
 activation is the baseline. Different here: an L2 penalty of one of three strengths, and both classes weighing
 alike.
 
-Letters: N rows, D width, F latents, P codes.
+Letters: as core.types; N rows.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Activations at chosen tokens of chosen texts, each text by itself.
 
-Letters: N sequences, S tokens per sequence, R chosen tokens.
+Letters: as core.types; R chosen tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

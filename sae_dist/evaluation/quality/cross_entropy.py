@@ -1,7 +1,6 @@
 """The cost of the reconstruction to the LLM: in cross-entropy, or in the final embedding of an encoder.
 
-Letters: N sequences, S tokens per sequence, R kept activations, D width of the input, E width of the output
-(D for an autoencoder), V vocabulary. Rows are [R, D]; for a transcoder [R, D + E], input and target.
+Letters: as core.types; R kept activations. Rows are [R, D]; for a transcoder [R, D + E], input and target.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,6 +1,6 @@
 """The quality of a dictionary's reconstructions of held-out activations, in one streaming pass in raw space.
 
-Letters: R rows of a batch, D width of the input, E width of the output, F latents, P codes.
+Letters: as core.types.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,6 @@
 """Sums over rows that give exact moments and two baselines, in one streaming pass.
 
-Letters: R rows of a batch, D width of the input, E width of the target.
+Letters: as core.types.
 """
 
 import torch

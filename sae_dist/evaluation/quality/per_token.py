@@ -1,6 +1,6 @@
 """The spread of errors over tokens, and the effect of few long activations, which a pooled FVU hides.
 
-Letters: R rows of a batch, D width of the input, E width of the output, N rows in all.
+Letters: as core.types; N rows in all.
 """
 
 from typing import Any

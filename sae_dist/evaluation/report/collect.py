@@ -1,6 +1,6 @@
 """The choice of the latents to show, and their firings on held-out tokens, in one streaming pass.
 
-Letters: R rows of a chunk, D width, F latents, P codes.
+Letters: as core.types.
 """
 
 from collections.abc import Iterator

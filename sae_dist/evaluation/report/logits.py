@@ -1,6 +1,6 @@
 """The direct effect of a latent on the next token's logits, its decoder row going straight to the head.
 
-Letters: L latents, V vocabulary, H width of the residual stream.
+Letters: as core.types; L latents, H width of the residual stream, K tokens that are shown.
 """
 
 from dataclasses import dataclass
