@@ -26,6 +26,7 @@ DATA = ROOT / "tests" / "mutations.txt"
 TABLE = ROOT / "tests" / "README.md"
 COPIED = ("sae_dist", "conf", "slurm", "tests", "pyproject.toml")
 LIMIT_S = 900
+SHOWN_LINES = 20
 CARELESS = re.compile(
     r"\b(SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError|UnboundLocalError|"
     r"AttributeError|TypeError)\b: "
@@ -131,7 +132,7 @@ class Outcome:
 def run_tests(root: Path, tests: Sequence[str]) -> Outcome:
     """Run tests in a copy, one after the other; one with `-k` stands alone."""
     nodes, words = zip(*(test.partition(" -k ")[::2] for test in tests), strict=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-m", ""]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", ""]
     command += ["--junitxml=report.xml", f"--basetemp={root / 'basetemp'}", *(f"tests/{n}" for n in nodes)]
     command += ["-k", words[0]] if words[0] else []
     # No bytecode: a file changed within a second to another of its size would not be compiled again.
@@ -194,9 +195,13 @@ def play(mutation: Mutation, keep: Path | None) -> Result:
 
 
 def fail_unbroken(tests: Sequence[str]) -> set[str]:
-    """Return those of some tests that do not pass in a copy of the code as it is."""
+    """Return those of some tests that do not pass in a copy of the code as it is; say how that ended."""
     with tempfile.TemporaryDirectory(prefix="unbroken-") as folder:
-        outcome = run_tests(copied(Path(folder)), tests)
+        root = copied(Path(folder))
+        outcome = run_tests(root, tests)
+        if outcome.code != 0:
+            said = (root / "output.txt").read_text(errors="replace").splitlines()
+            print("without a mutation:", *said[-SHOWN_LINES:], sep="\n  ", file=sys.stderr, flush=True)
     bad: set[str] = set()
     for test in tests:
         node = test.partition(" -k ")[0]

@@ -1,7 +1,7 @@
-"""What a run needs, as arithmetic on its config.
+"""Arithmetic on a config: the bytes and the floating-point operations that a run needs.
 
-A consumer's bytes between two steps, what would fit a memory that it was too large for, and the
-floating-point operations of a step.
+It counts the bytes of a consumer between two steps, finds changes that would make these fit a given memory,
+and counts the operations of a step.
 """
 
 import copy
@@ -44,12 +44,12 @@ class ConsumerMemory:
 
     @property
     def dictionary(self) -> int:
-        """The dictionary and its optimizer."""
+        """The dictionary with its optimizer."""
         return self.weights + self.gradients + self.moments
 
     @property
     def rows(self) -> int:
-        """Activations that wait."""
+        """The activations that wait to be trained on."""
         return self.lanes + self.in_flight
 
 
@@ -84,7 +84,7 @@ def consumer_memory(cfg: Single, columns: int, target: int) -> ConsumerMemory:
 
 
 USABLE = 0.8
-"""Of the memory: a step needs more for a while."""
+"""The usable share of the memory: a step needs more for a while."""
 MOST_SHARDS = 1024
 
 

@@ -28,7 +28,7 @@ class ResolvedShuffle(ShuffleConfig):
 
 @dataclass(kw_only=True)
 class ResolvedSae(SaeConfig):
-    """A dictionary of known width."""
+    """The dictionary, with a number of latents."""
 
     num_latents: int
     aux_k: int
@@ -38,14 +38,14 @@ class ResolvedSae(SaeConfig):
 
 @dataclass(kw_only=True)
 class ResolvedOptim(OptimConfig):
-    """The step; `lr` stays open until training fills it in by its law."""
+    """The optimizer; `lr` stays open until training fills it in by its law."""
 
     warmup: float
 
 
 @dataclass(kw_only=True)
 class ResolvedCheckpoint(CheckpointConfig):
-    """When checkpoints are written, in numbers of tokens."""
+    """The times of checkpoints, as numbers of tokens."""
 
     every: int | None
     keep_every: int | None
@@ -53,7 +53,7 @@ class ResolvedCheckpoint(CheckpointConfig):
 
 @dataclass(kw_only=True)
 class ResolvedEval(EvalConfig):
-    """What is evaluated, in numbers of tokens and rows."""
+    """The extent of evaluations, as numbers of tokens and rows."""
 
     tokens: int
     ce_tokens: int

@@ -78,37 +78,37 @@ class RunConfig:
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run, once counts are parsed."""
+        """Return the steps of the whole run, once counts are parsed."""
         return self.train_tokens // self.batch
 
     @property
     def is_grid(self) -> bool:
-        """Whether the run trains several dictionaries on one stream."""
+        """Return whether the run trains several dictionaries on one stream."""
         return any(values is not None for values in vars(self.grid).values())
 
     @property
     def runs_llm(self) -> bool:
-        """Whether training runs the language model, rather than read or make activations."""
+        """Return whether training runs the language model, rather than read or make activations."""
         return self.activations.kind == "llm"
 
     @property
     def has_llm(self) -> bool:
-        """Whether the activations are a language model's, so that it and its text can be asked again."""
+        """Return whether activations come from a language model, which evaluation can run again."""
         return self.activations.kind in ("llm", "cache")
 
     @property
     def reads_cache(self) -> bool:
-        """Whether activations are read from a harvest, without the language model that they are of."""
+        """Return whether activations are read from a harvest, so that training needs no language model."""
         return self.activations.kind == "cache"
 
     @property
     def reads_file(self) -> bool:
-        """Whether activations are rows of an array, of which nothing else is known."""
+        """Return whether activations are the rows of an array, without text or language model."""
         return self.activations.kind == "file"
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether activations are made of features that are known."""
+        """Return whether activations are drawn from known features."""
         return self.activations.kind == "synthetic"
 
 

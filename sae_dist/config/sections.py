@@ -23,7 +23,7 @@ class LlmConfig:
 
 @dataclass
 class TokensConfig:
-    """Where tokens come from, and which of their activations count."""
+    """The source of tokens, and which of their activations are kept."""
 
     kind: str = MISSING  # text | webdataset | hf
     path: str | None = None  # text: file or folder (null: Python's own text); webdataset: tar files (pattern)
@@ -40,7 +40,7 @@ class TokensConfig:
 
 @dataclass
 class ActivationsConfig:
-    """Where activations come from, and how they are scaled."""
+    """The source of activations, and how they are scaled."""
 
     kind: str = MISSING  # llm | file | cache | synthetic
     # file: an .npy or .safetensors array [N, D]; cache: what `sae-dist harvest` wrote, a folder, a URL, or
@@ -63,14 +63,14 @@ class ActivationsConfig:
 
     @property
     def source_path(self) -> str:
-        """The `path` of a kind that reads one."""
+        """Return the `path` of a kind that reads one."""
         assert self.path is not None, "checked by config.validate"
         return self.path
 
 
 @dataclass
 class CacheConfig:
-    """What `sae-dist harvest` writes; read by that command only."""
+    """The files that `sae-dist harvest` writes; only that command reads this."""
 
     dtype: str = "bfloat16"  # rows are kept in it, as with `precision`: bfloat16 | float32 | float64
     shard_chunks: int = 32  # consecutive chunks of a lane in one tar file
@@ -89,7 +89,7 @@ class ShuffleConfig:
 
 @dataclass
 class TopologyConfig:
-    """Who does what. World = producers * llm.shard_size + groups * shard * dp."""
+    """The roles of ranks. World = producers * llm.shard_size + groups * shard * dp."""
 
     producers: int = 0  # groups of llm.shard_size ranks that run the LLM; 0: consumers run it in between
     shard: int = 1  # ranks that share the latents of a dictionary
@@ -129,7 +129,7 @@ class SaeConfig:
 
 @dataclass
 class OptimConfig:
-    """The step."""
+    """The optimizer and its schedule."""
 
     kind: str = MISSING  # adam | row_adam (touched rows only) | offload (state on the host)
     lr: float | None = None  # null: a fitted law of steps and latents (`optim.schedule.law`)
@@ -156,7 +156,7 @@ class GridConfig:
 
 @dataclass
 class MetricsConfig:
-    """What a run says of itself: `sae_dist/metrics/README.md` lists every number."""
+    """The metrics of a run and where they go; `sae_dist/metrics/README.md` lists all of them."""
 
     every: int = 10  # steps per line of metrics.jsonl
     console: bool = True  # print such a line, too, every few seconds
@@ -171,7 +171,7 @@ class MetricsConfig:
 
 @dataclass
 class CheckpointConfig:
-    """When checkpoints are written, and which of them stay."""
+    """The times of checkpoints, and which of them are kept."""
 
     every: Any = "500k"  # tokens between checkpoints; null: only the final one
     keep: int = 2  # newest checkpoints kept
@@ -181,7 +181,7 @@ class CheckpointConfig:
 
 @dataclass
 class EvalConfig:
-    """What is evaluated during training, at its end, and by `sae-dist eval`."""
+    """The extent of evaluations in training, at its end, and by `sae-dist eval`."""
 
     tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
     ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
@@ -197,7 +197,7 @@ class EvalConfig:
 
 @dataclass
 class ClusterProducerConfig:
-    """What producers ask Slurm for where it is not what consumers do. All null: it is."""
+    """The resources of producers where they differ from those of consumers; null: they do not."""
 
     partition: str | None = None  # as cluster.partition, and so on
     nodes: int | None = None  # of the producers' part of the job
@@ -209,7 +209,7 @@ class ClusterProducerConfig:
 
 @dataclass
 class ClusterConfig:
-    """What `sae-dist submit` and `hydra/launcher=slurm` ask Slurm for. null: not asked for."""
+    """The resources that `sae-dist submit` and `hydra/launcher=slurm` request; null: not requested."""
 
     account: str | None = None  # Slurm's --account
     partition: str | None = None  # --partition

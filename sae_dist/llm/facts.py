@@ -101,7 +101,7 @@ def _tp_sizes(model: Any, config: Any) -> tuple[int, ...] | None:
 
 
 def position_offset(model: nn.Module) -> int:
-    """Return the position id of the first token: RoBERTa and its kin start after the padding token's id."""
+    """Return the position id of the first token: RoBERTa-like models start after the padding id."""
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return 0 if module.padding_idx is None else module.padding_idx + 1

@@ -2,7 +2,7 @@
 
 DeepSpeed (Rajbhandari et al. 2020, arXiv:1910.02054) partitions and gathers. When to gather is decided here:
 DeepSpeed's own schedule compares its record over the whole world, in which most ranks hold no LLM, and
-transformers' loader takes the world for the group.
+transformers' loader assumes that the group is the world.
 """
 
 import os

@@ -39,7 +39,7 @@ class Alerts:
         self.listeners, self.name = listeners, name
         self.fewest_dead = math.inf
         self.rates: deque[float] = deque(maxlen=WINDOW)
-        self.said: dict[str, float] = {}
+        self.last_alert: dict[str, float] = {}
         self.xids: dict[str, float] = {}
         self.last_row: float | None = None
         self.longest_s = 0.0
@@ -65,9 +65,9 @@ class Alerts:
     def alert(self, title: str, text: str) -> None:
         """Pass an alert on to the listeners, the same title at most every ten minutes."""
         now = time.monotonic()
-        if now - self.said.get(title, -math.inf) < AGAIN_S:
+        if now - self.last_alert.get(title, -math.inf) < AGAIN_S:
             return
-        self.said[title] = now
+        self.last_alert[title] = now
         for listener in self.listeners:
             listener.alert(title, text if self.name is None else f"{self.name}: {text}")
 

@@ -1,4 +1,4 @@
-"""Documents that have numbers: permuted anew in each epoch, and dealt out to lanes."""
+"""Documents that have numbers: in a new order in each epoch, and dealt out to lanes."""
 
 from collections.abc import Iterator
 from typing import Protocol

@@ -1,4 +1,4 @@
-"""What training says before its first step: topology, length, learning rates, memory."""
+"""The lines that training prints before its first step: topology, length, learning rates, memory."""
 
 import sys
 

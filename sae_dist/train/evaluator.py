@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
-from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs
 from sae_dist.export.exported import ExportedSae, SparseCodes
@@ -88,7 +87,7 @@ class Evaluator:
             yield own, y_hat[: len(own)], codes, valid_B
 
     def spliced(self, run: Run, sae: ExportedSae, shares: Shares) -> Tensor:
-        """Reconstruct all rows, [N, E], in their order, on every rank."""
+        """Compute the reconstructions of all rows, [N, E], in their order, on every rank."""
         consumers = run.topology.consumers
         longest = -(-shares.count // consumers.size)
         own = torch.cat([y_hat for _, y_hat, _, _ in self.batches(run, sae, shares)])
@@ -114,7 +113,7 @@ def evaluate_all(rank: Rank, runs: Sequence[Run], every: int, width: int) -> Non
 def shard_of(run: Run) -> ExportedSae:
     """Return this rank's latents as an export would hold them, in raw activation space, copying little."""
     tensors = {name: tensor for name, (tensor, _) in run.dictionary.state().items()} | {"shift": run.shift_C}
-    kind = dictionary_class(run.cfg.sae.kind)
+    kind = type(run.dictionary)
     names = tensor_names(run.cfg, kind)
     return to_exported(run.cfg, kind, {name: tensors[name] for name in names}, run.scales)
 

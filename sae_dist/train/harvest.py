@@ -1,4 +1,4 @@
-"""What one rank of a harvest does: run the frozen LLM over its lanes, and keep the activations."""
+"""One rank of a harvest: it runs the frozen LLM over its lanes, and keeps the activations."""
 
 import dataclasses
 import sys
@@ -25,7 +25,7 @@ from sae_dist.transport.cache_manifest import (
     read_manifest,
     write_manifest,
 )
-from sae_dist.transport.cache_writer import Gathering, LaneWriter
+from sae_dist.transport.cache_writer import CacheSize, Gathering, LaneWriter
 
 SAID_EVERY_S = 30.0
 
@@ -45,20 +45,11 @@ def harvest_rank(folder: Path) -> None:
     try:
         facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
         source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
+        size = CacheSize(cfg.shuffle.lanes, lane_chunks(cfg), cfg.cache.shard_chunks, DTYPES[cfg.cache.dtype])
         known = _known(folder)
         shards: list[Shard] = []
         for lane in lanes:
-            shards += LaneWriter(
-                folder,
-                source,
-                lane,
-                lanes=cfg.shuffle.lanes,
-                chunks=lane_chunks(cfg),
-                shard_chunks=cfg.cache.shard_chunks,
-                dtype=DTYPES[cfg.cache.dtype],
-                known=known,
-                tick=progress.tick,
-            ).write()
+            shards += LaneWriter(folder, source, lane, size, known=known, tick=progress.tick).write()
         gathering.bring(shards)
         if where.rank == 0:
             write_manifest(folder, _manifest(cfg, facts, gathering.collect(progress.check)))

@@ -33,7 +33,7 @@ from sae_dist.transport.synthetic import SyntheticChunkSource
 
 @dataclasses.dataclass(frozen=True)
 class Shares:
-    """This consumer's rows of `count` on the host, [n, C], in order; and the mean of all rows, [C]."""
+    """The rows of one consumer, [n, C] of `count` rows, on the host, and the mean of all rows, [C]."""
 
     rows_nC: Tensor
     count: int

@@ -1,4 +1,4 @@
-"""What one process of a run does once the run folder is frozen: train, or produce."""
+"""One process of a run, once the run folder is frozen: it trains, or produces activations."""
 
 import sys
 import time

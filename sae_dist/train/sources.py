@@ -1,4 +1,4 @@
-"""Where activations come from, built from a config: sources of chunks, and the link to producers."""
+"""Sources of activation chunks, and the link to producers, built from a config."""
 
 from collections.abc import Callable
 from functools import partial

@@ -28,7 +28,7 @@ TERA = 1e12
 
 @dataclass
 class Watch:
-    """What a process watches itself with.
+    """The clock and telemetry that a process watches itself with.
 
     Attributes:
         clock: of the phases of a step.

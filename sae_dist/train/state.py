@@ -1,4 +1,4 @@
-"""What a run is made of while it trains: its process, its parts, its progress, and what ranks agree on.
+"""The parts of a run in training: its process, its progress, what ranks agree on, and each dictionary's own.
 
 Letters: as core.types.
 """
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rank:
-    """One process of a run: who it is, and what it watches itself with.
+    """One process of a run: its place among the others, and what it watches itself with.
 
     Attributes:
         cfg: of the run; the dictionaries of a grid have configs of their own.
@@ -58,7 +58,7 @@ class Rank:
 
 @dataclass
 class Progress:
-    """How far a run is. `tokens` counts activations over all replicas."""
+    """The progress of a run. `tokens` counts activations over all replicas."""
 
     step: int = 0
     tokens: int = 0
@@ -71,7 +71,7 @@ class Progress:
 
 
 class Agreement:
-    """What consumers agree on once per step: numbers that are not finite, a wish to stop, dead latents.
+    """An agreement of consumers, once per step: numbers that are not finite, a wish to stop, dead latents.
 
     There is one reduction per step. Its result is copied to the host asynchronously and read one step later,
     so that the step never waits for it.
@@ -175,11 +175,11 @@ class Run:
         return Batch(self.normalise(raw), ids)
 
     def normalise(self, raw: Tensor) -> Tensor:
-        """Shift and scale rows [b, C] as they came over the wire, on the device."""
+        """Return rows [b, C] from the wire, shifted and scaled, on the device."""
         return (self.to_master(raw) - self.shift_C) * self.scale_C()
 
     def to_master(self, raw: Tensor) -> Tensor:
-        """Bring rows [b, C] as they came over the wire to the device and the dtype of the weights."""
+        """Return rows [b, C] from the wire on the device, in the dtype of the weights."""
         return raw.to(self.device, Precision.of(self.cfg.precision).master)
 
     def scale_C(self) -> Tensor:

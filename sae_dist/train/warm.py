@@ -1,4 +1,4 @@
-"""`sae.start`: training that begins with the weights of a finished dictionary.
+"""Training that begins with the weights of a finished dictionary (`sae.start`).
 
 Letters: as core.types; F all latents, N those of this shard.
 """
@@ -98,9 +98,9 @@ def begin_with(run: Run, start: str) -> None:
     rows, master = len(tensors["W_dec"]), tensors["b_dec"].dtype
     index_N = _stored_at(run.cfg)[run.topology.shard.rank * rows :][:rows]
     part = open_exported(Path(start)).tile(index_N)
-    weighted = run.cfg.sae.l1_weighting == "decoder_norm"
     shift_C = run.shift_C.cpu().to(part.W_dec_FE.dtype)
-    found = to_tensors(dictionary_class(run.cfg.sae.kind), part, run.scales, shift_C, unit_rows=not weighted)
+    unit_rows = "W_dec" in run.dictionary.unit_rows
+    found = to_tensors(type(run.dictionary), part, run.scales, shift_C, unit_rows)
     for name, value in found.items():
         tensors[name].copy_(value.to(tensors[name].device, master))
 

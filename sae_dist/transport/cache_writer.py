@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,12 +38,20 @@ class _Hashing:
         return self.file.write(data)
 
 
+@dataclass(frozen=True)
+class CacheSize:
+    """The size of a cache: its lanes, the chunks of each, the chunks of a shard, the dtype of stored rows."""
+
+    lanes: int
+    chunks: int
+    shard_chunks: int
+    dtype: torch.dtype
+
+
 class LaneWriter:
     """The writer of one lane's shards; a shard that exists already is kept.
 
     Args:
-        chunks: the number of chunks that the lane is to have.
-        dtype: the dtype in which rows are stored.
         known: checksums of shards in an earlier manifest, by name; a shard that differs is written again.
         tick: called with the number of chunks that are newly complete, and whether they were written now: one
             at a time if so, else all of a shard; may raise to stop.
@@ -54,17 +62,14 @@ class LaneWriter:
         folder: Path,
         source: ChunkSource,
         lane: int,
+        size: CacheSize,
         *,
-        lanes: int,
-        chunks: int,
-        shard_chunks: int,
-        dtype: torch.dtype,
         known: Mapping[str, str],
         tick: Callable[[int, bool], None],
     ):
-        self.folder, self.source, self.lane, self.dtype, self.tick = folder, source, lane, dtype, tick
-        self.lanes, self.chunks, self.known = lanes, chunks, known
-        self.layout = layout(lane, lanes=lanes, chunks=chunks, shard_chunks=shard_chunks)
+        self.folder, self.source, self.lane, self.size = folder, source, lane, size
+        self.known, self.tick = known, tick
+        self.layout = layout(lane, lanes=size.lanes, chunks=size.chunks, shard_chunks=size.shard_chunks)
 
     def write(self) -> list[Shard]:
         """Write the shards that are missing; return all shards of the lane.
@@ -116,12 +121,12 @@ class LaneWriter:
                     chunk = next(stream, None)
                     if chunk is None:
                         raise DataError(
-                            f"the source ran out in lane {self.lane} after {number // self.lanes} chunks of "
-                            f"{self.chunks}; allow more passes (tokens.epochs) or harvest fewer tokens "
-                            "(train_tokens)"
+                            f"the source ran out in lane {self.lane} after {number // self.size.lanes} "
+                            f"chunks of {self.size.chunks}; allow more passes (tokens.epochs) or harvest "
+                            "fewer tokens (train_tokens)"
                         )
                     assert chunk.number == number, "a source gives chunks in their order"
-                    tar.write(_sample(chunk, self.dtype))
+                    tar.write(_sample(chunk, self.size.dtype))
                     self.tick(1, True)
             file.flush()
             os.fsync(file.fileno())

@@ -84,6 +84,6 @@ def _told(stream: Stream, mine: bool) -> list[bool]:
     """Share a flag within the group; return the flag of each rank."""
     team = stream.topology.team
     assert team is not None
-    said = torch.zeros(team.size, dtype=torch.int64)
-    said[team.rank] = int(mine)
-    return [bool(each) for each in team.sum(said)]
+    flags = torch.zeros(team.size, dtype=torch.int64)
+    flags[team.rank] = int(mine)
+    return [bool(each) for each in team.sum(flags)]

@@ -1,4 +1,4 @@
-"""How often a run is checkpointed, and which checkpoints stay on the disk."""
+"""Rules of `checkpoint`, and the space on the disk that checkpoints need."""
 
 from collections.abc import Iterator
 

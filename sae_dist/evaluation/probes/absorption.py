@@ -35,31 +35,6 @@ TEST_ONE_IN = 5
 STRENGTH = 1e-3
 
 
-def letters_of(words: list[str]) -> Tensor:
-    """Return the first letter, 0 .. 25, of words of two or more letters a to z, else -1: [V].
-
-    A space before the word is ignored.
-    """
-    found = []
-    for word in words:
-        bare = word.removeprefix(" ").lower()
-        plain = len(bare) > 1 and bare.isascii() and bare.isalpha()
-        found.append(ord(bare[0]) - ord("a") if plain else -1)
-    return torch.tensor(found)
-
-
-def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
-    """Choose rows of words, ascending: the first PER_WORD of each word, at most MOST_ROWS."""
-    seen: dict[int, int] = {}
-    rows = []
-    for row in (letter_N >= 0).nonzero().squeeze(1).tolist():
-        number = int(ids_N[row])
-        seen[number] = seen.get(number, 0) + 1
-        if seen[number] <= PER_WORD:
-            rows.append(row)
-    return torch.tensor(rows[:MOST_ROWS], dtype=torch.int64)
-
-
 def absorption(
     codes: RowCodes, x_ND: Tensor, W_dec_FD: Tensor, word_N: Tensor, letter_N: Tensor
 ) -> dict[str, Any]:
@@ -149,3 +124,28 @@ def _strongest(codes: RowCodes, along_F: Tensor, wanted: Tensor) -> tuple[Tensor
     first_P = part_P >= most[place_P]
     latent[place_P[first_P]] = latent_P[first_P]
     return most, latent
+
+
+def letters_of(words: list[str]) -> Tensor:
+    """Return the first letter, 0 .. 25, of words of two or more letters a to z, else -1: [V].
+
+    A space before the word is ignored.
+    """
+    found = []
+    for word in words:
+        bare = word.removeprefix(" ").lower()
+        plain = len(bare) > 1 and bare.isascii() and bare.isalpha()
+        found.append(ord(bare[0]) - ord("a") if plain else -1)
+    return torch.tensor(found)
+
+
+def few_of_each(ids_N: Tensor, letter_N: Tensor) -> Tensor:
+    """Choose rows of words, ascending: the first PER_WORD of each word, at most MOST_ROWS."""
+    seen: dict[int, int] = {}
+    rows = []
+    for row in (letter_N >= 0).nonzero().squeeze(1).tolist():
+        number = int(ids_N[row])
+        seen[number] = seen.get(number, 0) + 1
+        if seen[number] <= PER_WORD:
+            rows.append(row)
+    return torch.tensor(rows[:MOST_ROWS], dtype=torch.int64)

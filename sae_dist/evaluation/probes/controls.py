@@ -27,9 +27,22 @@ NUMBERS = 1 << 26
 BATCH = 2048
 
 
-def rows_held(width: int) -> int:
-    """Return the number of rows of each control."""
-    return max(1, min(ROWS, NUMBERS // width))
+def controls(
+    sae: ExportedSae, encode: Encode, x_ND: Tensor, random_ND: Tensor | None
+) -> dict[str, dict[str, Any]]:
+    """Compute `controls` of eval.json: FVU, explained variance, l2_ratio and L0 on `real` and each control.
+
+    Args:
+        random_ND: activations of the random LM; None: there are none.
+    """
+    arms = {
+        "real": x_ND,
+        "shuffled_dimensions": shuffled_dimensions(x_ND),
+        "shuffled_rows": shuffled_rows(x_ND),
+    }
+    if random_ND is not None:
+        arms["random_llm"] = matched(random_ND, x_ND)
+    return {name: reconstructed(sae, encode, rows) for name, rows in arms.items()}
 
 
 def shuffled_dimensions(x_ND: Tensor) -> Tensor:
@@ -68,19 +81,6 @@ def reconstructed(sae: ExportedSae, encode: Encode, x_ND: Tensor) -> dict[str, f
     return {key: numbers[key] for key in kept} | {"l0": codes_found / len(x_ND)}
 
 
-def controls(
-    sae: ExportedSae, encode: Encode, x_ND: Tensor, random_ND: Tensor | None
-) -> dict[str, dict[str, Any]]:
-    """Compute `controls` of eval.json: FVU, explained variance, l2_ratio and L0 on `real` and each control.
-
-    Args:
-        random_ND: activations of the random LM; None: there are none.
-    """
-    arms = {
-        "real": x_ND,
-        "shuffled_dimensions": shuffled_dimensions(x_ND),
-        "shuffled_rows": shuffled_rows(x_ND),
-    }
-    if random_ND is not None:
-        arms["random_llm"] = matched(random_ND, x_ND)
-    return {name: reconstructed(sae, encode, rows) for name, rows in arms.items()}
+def rows_held(width: int) -> int:
+    """Return the number of rows of each control."""
+    return max(1, min(ROWS, NUMBERS // width))

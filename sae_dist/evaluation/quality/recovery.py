@@ -79,20 +79,20 @@ class Firing:
     def __init__(self, recovery: Recovery):
         self.feature_F = torch.full((recovery.cosine_GF.shape[1],), -1)
         self.feature_F[recovery.latent_M] = recovery.feature_M
-        self.found = self.said = self.true = 0
+        self.found = self.fired = self.true = 0
 
     def add(self, fires_RG: Tensor, row_P: Tensor, latent_P: Tensor) -> None:
         """Add rows: the features that fire, and the P pairs of a row and a latent with a code above zero."""
         feature_P = self.feature_F[latent_P]
         matched_P = feature_P >= 0
         self.found += int(fires_RG[row_P[matched_P], feature_P[matched_P]].sum())
-        self.said += int(matched_P.sum())
+        self.fired += int(matched_P.sum())
         self.true += int(fires_RG.sum())
 
     def numbers(self) -> dict[str, Any]:
         """Return precision, recall and their harmonic mean; 0 if nothing fires."""
         return {
-            "firing_precision": self.found / max(self.said, 1),
+            "firing_precision": self.found / max(self.fired, 1),
             "firing_recall": self.found / max(self.true, 1),
-            "firing_f1": 2 * self.found / max(self.said + self.true, 1),
+            "firing_f1": 2 * self.found / max(self.fired + self.true, 1),
         }

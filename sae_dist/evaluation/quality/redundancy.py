@@ -20,6 +20,32 @@ EDGES = [round(-1 + 0.05 * i, 2) for i in range(41)]
 FILE = "neighbours.safetensors"
 
 
+def redundancy(W_FE: Tensor, asked: bool, folder: Path | None = None) -> dict[str, Any]:
+    """Compute `redundancy` of eval.json, or null with a reason; in a folder, write neighbours.safetensors.
+
+    mean          of the largest cosines of all rows
+    above_0.7     share of rows whose largest cosine is above .7; above_0.9: above .9
+    cosine_edges, latents: their histogram
+
+    Args:
+        asked: compute it whatever it costs: F^2 E multiplications / 2.
+    """
+    F, E = W_FE.shape
+    if F < 2:
+        return {"redundancy": None, "redundancy_reason": "there is one latent"}
+    if not asked and F * F * E / 2 > CHEAP_PRODUCTS:
+        reason = f"{F} latents take {F * F * E / 2:.0e} multiplications; --full computes it"
+        return {"redundancy": None, "redundancy_reason": reason}
+    best_F, which_F = nearest_rows(W_FE)
+    if folder is not None:
+        write_tensors(folder / FILE, {"nearest": which_F.cpu(), "cosine": best_F.float().cpu()})
+    best_F = best_F.double().clamp(-1, 1)
+    found: dict[str, Any] = {"mean": float(best_F.mean())}
+    found |= {f"above_{share}": float((best_F > share).double().mean()) for share in SHARES}
+    counts = torch.histc(best_F.cpu(), len(EDGES) - 1, EDGES[0], EDGES[-1])
+    return {"redundancy": found | {"cosine_edges": EDGES, "latents": counts.long().tolist()}}
+
+
 def nearest_rows(W_FE: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
     """Find for each row the largest cosine with another row, and the number of that row: [F] each.
 
@@ -48,29 +74,3 @@ def nearest_rows(W_FE: Tensor, tile: int = TILE) -> tuple[Tensor, Tensor]:
             take(rows, cosine_tt, second)
             take(others, cosine_tt.T, first)
     return best_F, which_F
-
-
-def redundancy(W_FE: Tensor, asked: bool, folder: Path | None = None) -> dict[str, Any]:
-    """Compute `redundancy` of eval.json, or null with a reason; in a folder, write neighbours.safetensors.
-
-    mean          of the largest cosines of all rows
-    above_0.7     share of rows whose largest cosine is above .7; above_0.9 likewise
-    cosine_edges, latents: their histogram
-
-    Args:
-        asked: compute it whatever it costs: F^2 E multiplications / 2.
-    """
-    F, E = W_FE.shape
-    if F < 2:
-        return {"redundancy": None, "redundancy_reason": "there is one latent"}
-    if not asked and F * F * E / 2 > CHEAP_PRODUCTS:
-        reason = f"{F} latents take {F * F * E / 2:.0e} multiplications; --full computes it"
-        return {"redundancy": None, "redundancy_reason": reason}
-    best_F, which_F = nearest_rows(W_FE)
-    if folder is not None:
-        write_tensors(folder / FILE, {"nearest": which_F.cpu(), "cosine": best_F.float().cpu()})
-    best_F = best_F.double().clamp(-1, 1)
-    found: dict[str, Any] = {"mean": float(best_F.mean())}
-    found |= {f"above_{share}": float((best_F > share).double().mean()) for share in SHARES}
-    counts = torch.histc(best_F.cpu(), len(EDGES) - 1, EDGES[0], EDGES[-1])
-    return {"redundancy": found | {"cosine_edges": EDGES, "latents": counts.long().tolist()}}

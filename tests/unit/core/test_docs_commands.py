@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from sae_dist import cli
-from sae_dist.config.resolve import parse_counts
+from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.compose import compose_config, expand
+from sae_dist.launch.compose import compose_config
+from sae_dist.launch.overrides import expand
 from sae_dist.launch.run import checked
 
 ROOT = Path(__file__).parents[3]

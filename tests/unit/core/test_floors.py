@@ -17,7 +17,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     **{stage: (*BASE, "distributed", "kernels") for stage in STAGES},
     "train": (*BASE, "distributed", "kernels", *STAGES),
     "evaluation": (*BASE, "distributed", "kernels", *STAGES),
-    "launch": (*BASE, "distributed", "train", "evaluation", "tokens", "llm", "transport"),
+    "launch": (*BASE, "distributed", "train", "evaluation", "export", "tokens", "llm", "transport"),
     "bench": (*BASE, "distributed", "kernels", *STAGES, "train", "launch"),
     "commands": (*BASE, "train", "evaluation", "metrics", "launch", "bench"),
     "cli": ("commands",),

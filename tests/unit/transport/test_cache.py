@@ -13,7 +13,7 @@ from sae_dist.core.types import LlmFacts
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest, write_manifest
-from sae_dist.transport.cache_writer import LaneWriter
+from sae_dist.transport.cache_writer import CacheSize, LaneWriter
 from tests.helpers.sources import Numbers, served
 
 LANES, ROWS, CHUNKS = 3, 16, 7
@@ -21,18 +21,11 @@ FACTS = LlmFacts("org/lm", "org/lm", "h.1:out", 1, True, 64, 100, (0,), ())
 
 
 def write(folder, *, lanes=range(LANES), dtype="float64", source=None, known=None, shard_chunks=3):
-    shards = []
+    shards, size = [], CacheSize(LANES, CHUNKS, shard_chunks, getattr(torch, dtype))
     for lane in lanes:
+        source_of = source or Numbers(LANES, ROWS)
         writer = LaneWriter(
-            folder,
-            source or Numbers(LANES, ROWS),
-            lane,
-            lanes=LANES,
-            chunks=CHUNKS,
-            shard_chunks=shard_chunks,
-            dtype=getattr(torch, dtype),
-            known=known or {},
-            tick=lambda _chunks, _written: None,
+            folder, source_of, lane, size, known=known or {}, tick=lambda _chunks, _written: None
         )
         shards += writer.write()
     return shards
