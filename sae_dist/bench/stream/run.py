@@ -101,7 +101,8 @@ def run_stream(plan: StreamPlan) -> str:
             figures.append(figure)
             print("  ".join(figure.row()), file=sys.stderr, flush=True)
             write_stream_tables(plan, figures, stolen.remark())
-    return f"{describe_measurement(plan, stolen.remark())}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
+    about = describe_measurement(plan, stolen.remark())
+    return f"{about}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
 
 
 def wire_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
@@ -280,17 +281,9 @@ def write_stream_tables(plan: StreamPlan, figures: list[StreamFigure], remark: s
     rows = [figure.row() for figure in figures]
     with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    text = "\n".join(
-        [
-            f"| {' | '.join(HEAD)} |",
-            "|" + "---|" * len(HEAD),
-            *lines,
-            "",
-            f"{describe_measurement(plan, remark)}.",
-            "",
-        ]
-    )
+    head, *lines = (f"| {' | '.join(row)} |" for row in (HEAD, *rows))
+    about = describe_measurement(plan, remark)
+    text = "\n".join([head, "|" + "---|" * len(HEAD), *lines, "", f"{about}.", ""])
     (plan.folder / "stream.md").write_text(text, encoding="utf-8")
 
 
