@@ -37,31 +37,33 @@ CAUGHT, MISSED, UNFIT = "caught", "NOT CAUGHT", "does not apply"
 
 @dataclass
 class Mutation:
-    """One breakage: `old` stands once in `file`, and `new` in its place makes `tests` fail.
+    """One breakage: an edit of `file` that makes `tests` fail.
 
     Attributes:
         row: the first column of the table's row.
         file: relative to the project.
         tests: node ids relative to tests/, each with ` -k WORDS` after it if that narrows it.
+        edits: texts that are in the file exactly once, and what to put in their place.
     """
 
     row: str
     file: str
     tests: list[str] = field(default_factory=list)
-    old: str = ""
-    new: str = ""
+    edits: list[tuple[str, str]] = field(default_factory=list)
 
     def apply(self, root: Path) -> None:
         """Break the copy at `root`.
 
         Raises:
-            ValueError: `old` does not stand there exactly once, or what comes of it is no Python.
+            ValueError: a text is not there exactly once.
+            SyntaxError: what comes of it is no Python.
         """
         path = root / self.file
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text.count(self.old) != 1:
-            raise ValueError(f"{UNFIT}: the text stands {text.count(self.old)} times in the file")
-        text = text.replace(self.old, self.new)
+        for old, new in self.edits:
+            if text.count(old) != 1:
+                raise ValueError(f"{UNFIT}: {old.strip()!r} is {text.count(old)} times in {self.file}")
+            text = text.replace(old, new)
         if path.suffix == ".py":
             compile(text, self.file, "exec")
         path.write_text(text, encoding="utf-8")
@@ -79,22 +81,27 @@ class Result:
 def read_mutations(text: str) -> list[Mutation]:
     """Return the mutations of a text in the format that its first block shows."""
     found: list[Mutation] = []
-    sides: dict[str, list[str]] = {}
-    row = ""
-    for number, line in enumerate(text.split("## ", 2)[2].splitlines()):
+    row = before = ""
+    _, _, *blocks = text.split("\n## ")
+    for line in "\n## ".join(["", *blocks]).splitlines():
         sign, _, words = line.partition(" ")
-        if number == 0 or sign == "##":
-            row = line if number == 0 else words
+        if sign == "##":
+            row = words
         elif sign == "file":
             found.append(Mutation(row, words))
-            sides = {"-": [], "+": []}
         elif sign == "test":
             found[-1].tests.append(words)
-        elif sign in sides:
-            sides[sign].append(words)
-            found[-1].old, found[-1].new = ("\n".join(sides[each]) for each in "-+")
+        elif sign == "-" and before == "-":
+            old, _ = found[-1].edits[-1]
+            found[-1].edits[-1] = (f"{old}\n{words}", "")
+        elif sign == "-":
+            found[-1].edits.append((words, ""))
+        elif sign == "+":
+            old, new = found[-1].edits[-1]
+            found[-1].edits[-1] = (old, f"{new}\n{words}" if before == "+" else words)
         else:
             assert not line.strip(), f"{DATA.name}: {line}"
+        before = sign
     return found
 
 
