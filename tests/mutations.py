@@ -31,13 +31,13 @@ CARELESS = re.compile(
     r"\b(SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError|UnboundLocalError|"
     r"AttributeError|TypeError)\b: "
 )
-"""Errors that say nothing of the bug that is meant."""
+"""Errors that any careless edit raises, and that are no sign of the bug that is meant."""
 CAUGHT, MISSED, UNFIT = "caught", "NOT CAUGHT", "does not apply"
 
 
 @dataclass
 class Mutation:
-    """One breakage: an edit of `file` that makes `tests` fail.
+    """A breakage: edits of `file` that make `tests` fail.
 
     Attributes:
         row: the first column of the table's row.
@@ -52,7 +52,7 @@ class Mutation:
     edits: list[tuple[str, str]] = field(default_factory=list)
 
     def apply(self, root: Path) -> None:
-        """Break the copy at `root`.
+        """Break the copy of the project at `root`.
 
         Raises:
             ValueError: a text is not there exactly once.
@@ -71,7 +71,7 @@ class Mutation:
 
 @dataclass
 class Result:
-    """What came of one mutation."""
+    """The verdict on one mutation."""
 
     mutation: Mutation
     verdict: str
@@ -125,11 +125,11 @@ def copied(folder: Path) -> Path:
 
 @dataclass
 class Outcome:
-    """How pytest ended in a copy.
+    """The end of a pytest run in a copy.
 
-    code   its exit code; None: it was ended after LIMIT_S
-    cases  of its report: each test once with "", and once more with "failure", "error" or "skipped" and what
-           was said of that
+    code   the exit code; None: the run was ended after LIMIT_S
+    cases  (test, "", "") for every test of the report, and (test, "failure" | "error" | "skipped", text) for
+           each of these that the report has of it
     """
 
     code: int | None
@@ -137,7 +137,7 @@ class Outcome:
 
 
 def run_tests(root: Path, tests: Sequence[str]) -> Outcome:
-    """Run tests in a copy, one after the other; one with `-k` stands alone."""
+    """Run tests in a copy, one after the other; a test with ` -k WORDS` must be the only one."""
     nodes, words = zip(*(test.partition(" -k ")[::2] for test in tests), strict=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", ""]
     command += ["--junitxml=report.xml", f"--basetemp={root / 'basetemp'}", *(f"tests/{n}" for n in nodes)]
@@ -173,7 +173,7 @@ def _cases(report: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def verdict(outcome: Outcome) -> str:
-    """Return what a broken copy's outcome says of the tests."""
+    """Return what the outcome in a broken copy says about the tests: CAUGHT, or why not."""
     ends = {end for _, end, _ in outcome.cases}
     if outcome.code is None:
         return f"{MISSED}: no end within {LIMIT_S} s"
@@ -186,7 +186,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def play(mutation: Mutation, keep: Path | None) -> Result:
-    """Break a copy, run the tests there, throw the copy away; `keep`: what pytest said is left there."""
+    """Break a copy, run the tests there, remove the copy; `keep`: a folder for what pytest printed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = copied(Path(folder))
@@ -202,7 +202,7 @@ def play(mutation: Mutation, keep: Path | None) -> Result:
 
 
 def fail_unbroken(tests: Sequence[str]) -> set[str]:
-    """Return those of some tests that do not pass in a copy of the code as it is; say how that ended."""
+    """Return those of some tests that fail in a copy without a mutation, and print why."""
     with tempfile.TemporaryDirectory(prefix="unbroken-") as folder:
         root = copied(Path(folder))
         outcome = run_tests(root, tests)
@@ -219,7 +219,7 @@ def fail_unbroken(tests: Sequence[str]) -> set[str]:
 
 
 def unbroken(mutations: Sequence[Mutation], jobs: int) -> set[str]:
-    """Return the tests of these mutations that fail without them; each file of tests is run once."""
+    """Return the tests of these mutations that fail without a mutation; each file of tests is run once."""
     tests = dict.fromkeys(test for mutation in mutations for test in mutation.tests)
     batches: dict[str, list[str]] = {}
     for test in tests:
@@ -229,10 +229,10 @@ def unbroken(mutations: Sequence[Mutation], jobs: int) -> set[str]:
 
 
 def play_all(mutations: Sequence[Mutation], jobs: int, bad: set[str], keep: Path | None) -> list[Result]:
-    """Play every mutation, `jobs` at a time, and say each as it ends.
+    """Play every mutation, `jobs` at a time, and print each verdict as it comes.
 
     Args:
-        bad: tests that fail without any mutation, and so say nothing.
+        bad: tests that fail without a mutation too, and so prove nothing.
     """
 
     def one(mutation: Mutation) -> Result:
@@ -253,11 +253,11 @@ def formatted(lines: Sequence[Sequence[str]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="a regular expression that row, file or test holds")
-    parser.add_argument("--list", action="store_true", help="only say what there is")
+    parser.add_argument("--only", default="", help="a regular expression; searched in row, file and test")
+    parser.add_argument("--list", action="store_true", help="print the mutations and stop")
     parser.add_argument("--jobs", type=int, default=1, help="mutations played at a time")
-    parser.add_argument("--no-unbroken", action="store_true", help="do not run the tests unbroken first")
-    parser.add_argument("--keep", type=Path, help="a folder for what pytest said of each")
+    parser.add_argument("--no-unbroken", action="store_true", help="do not run the tests unmutated first")
+    parser.add_argument("--keep", type=Path, help="a folder for what pytest printed for each")
     asked = parser.parse_args()
     every = read_mutations(DATA.read_text(encoding="utf-8"))
     rows = {row for row, _ in table_rows(TABLE.read_text(encoding="utf-8"))}
