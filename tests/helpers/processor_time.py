@@ -1,6 +1,7 @@
 """Measures what each test costs: its processor time, that of all processes below it included."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,26 @@ LIMIT_S = 20.0
 NUM_SHOWN = 25
 
 
-def used_s(pid: int | None = None) -> float:
-    """Return the processor seconds of a process and of all below it, those that have ended included.
+def used_s() -> float:
+    """Return the processor seconds of this process and of all below it, those that have ended included.
 
     A process that its parent left behind unreaped is lost: the sum may fall.
     """
-    pid = os.getpid() if pid is None else pid
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return 0.0
-    own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    return own + sum(used_s(child) for child in children)
+    seconds, below = {}, defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has ended since
+                continue
+            seconds[int(entry.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            below[int(fields[1])].append(int(entry.name))
+    found, todo = 0.0, [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        found += seconds.get(pid, 0.0)
+        todo += below[pid]
+    return found
 
 
 class ProcessorTime:

@@ -23,7 +23,7 @@ from sae_dist.bench.quality.plan import CHUNK_ROWS, LANES, QualityPlan, make_ben
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
+from sae_dist.core.files import replacing, write_json
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -111,10 +111,8 @@ def order_file(plan: QualityPlan, seed: int) -> Path:
     if not path.exists():
         N = len(np.load(plan.folder / "data" / "train.npy", mmap_mode="r"))
         order = run_order(N, plan, seed)
-        temporary = path.with_name(f".{path.name}")
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, order)
-        temporary.rename(path)
     return path
 
 
