@@ -104,7 +104,7 @@ def check_k(k: int, latents: int) -> None:
         raise ConfigError(f"--k {k} is more than --latents {latents}; use a smaller k")
 
 
-def check_length(tokens: int, batch: int) -> None:
+def check_tokens(tokens: int, batch: int) -> None:
     """Check that a run is long enough to say anything.
 
     Raises:
@@ -115,7 +115,7 @@ def check_length(tokens: int, batch: int) -> None:
         raise ConfigError(f"--tokens {tokens} is too few to compare anything; use at least {fewest}")
 
 
-def pairs(text: str) -> dict[str, str]:
+def read_pythons(text: str) -> dict[str, str]:
     """Return peers and their interpreters, from `a=x,b=y`.
 
     Raises:

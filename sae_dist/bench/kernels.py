@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.bench.peers.step_io import seconds_of
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.bench.step.plan import Shape
 from sae_dist.config.triton import triton_problem
 from sae_dist.core.text import columns
@@ -47,7 +47,7 @@ def run_kernels(folder: Path, shape: Shape, *, backend: str, device: str) -> str
     """
     if backend == "auto":
         backend = "triton" if device == "cuda" and triton_problem() is None else "torch"
-    make_folder(folder)
+    make_bench_folder(folder)
     stolen = Stolen()
     where = torch.device(device)
     copied, multiplied = copy_rate(where), product_rate(where)

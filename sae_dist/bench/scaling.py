@@ -17,7 +17,7 @@ from statistics import median
 import torch
 
 from sae_dist.bench.peers.step_io import seconds_of
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import Resolved, save_config
 from sae_dist.config.sections import SaeConfig
@@ -86,7 +86,7 @@ def run_scaling(folder: Path, widths: tuple[int, ...], *, width: int, k: int, ba
     Args:
         width: D of the rows.
     """
-    make_folder(folder)
+    make_bench_folder(folder)
     costs: list[Cost] = []
     stolen = Stolen()
     where = runtime.start(place(), device, 600.0)

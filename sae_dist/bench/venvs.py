@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_dist.bench.contestant import last_line, peer_environment
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.core.errors import SaeDistError
 
 PACKAGES = {
@@ -33,7 +33,7 @@ def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str
     Raises:
         SaeDistError: pip failed; names the log.
     """
-    make_folder(folder)
+    make_bench_folder(folder)
     lines = []
     for peer in only:
         python = peer_environment(folder, peer)

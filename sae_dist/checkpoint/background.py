@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Job:
+class SaveJob:
     """A task of the background thread, which may be waited for."""
 
     def __init__(self, act: Callable[[], Any]):
@@ -48,12 +48,12 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[SaveJob] = queue.SimpleQueue()
         threading.Thread(target=self._serve, name="checkpoints", daemon=True).start()
 
-    def start(self, act: Callable[[], Any]) -> Job:
+    def start(self, act: Callable[[], Any]) -> SaveJob:
         """Queue a task; return the job to wait for."""
-        job = Job(act)
+        job = SaveJob(act)
         self._jobs.put(job)
         return job
 

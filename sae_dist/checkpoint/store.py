@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from sae_dist.checkpoint.background import Background, Job
+from sae_dist.checkpoint.background import Background, SaveJob
 from sae_dist.checkpoint.read import check_shape, complete, first_cause, step_of
 from sae_dist.checkpoint.storage import (
     SafetensorsWriter,
@@ -74,7 +74,7 @@ class Checkpoints:
         self._folder, self._topology = folder / CHECKPOINTS, topology
         self._keep, self._keep_steps, self._background = keep, keep_steps, background
         self._group, self._leads = topology.checkpoint_group, topology.leads
-        self._job: Job | None = None
+        self._job: SaveJob | None = None
         self._copies: dict[str, Tensor] = {}
         self._waited = False
 

@@ -22,7 +22,7 @@ LAUNCHERS = ("basic", "slurm")
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class SweepRun:
     """A run of a sweep: what it varies, and all of its overrides."""
 
     chosen: str
@@ -69,7 +69,7 @@ def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
     return launcher, [text for text in overrides if text.partition("=")[0] != LAUNCHER]
 
 
-def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[Job], RunConfig]:
+def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[SweepRun], RunConfig]:
     """Return the sweep's folder, its jobs, and the config of the first.
 
     Raises:
@@ -98,11 +98,13 @@ def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[Job], Run
         if base.metrics.group is None:
             # Runs of one sweep stand together in W&B.
             rest.append(f"metrics.group='{sweep}'")
-        jobs.append(Job(" ".join(chosen), [*rest, f"output='{Path(base.output) / sweep}'", f"name='{name}'"]))
+        jobs.append(
+            SweepRun(" ".join(chosen), [*rest, f"output='{Path(base.output) / sweep}'", f"name='{name}'"])
+        )
     return Path(base.output).expanduser() / sweep, jobs, base
 
 
-def submit_jobs(folder: Path, jobs: list[Job], cfg: RunConfig) -> None:
+def submit_jobs(folder: Path, jobs: list[SweepRun], cfg: RunConfig) -> None:
     """Freeze every run, write its job, and submit them as one array.
 
     Raises:

@@ -88,6 +88,7 @@ def test_the_command_answers_wrong_words_with_one_line(tmp_path, monkeypatch, ca
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.long
 def test_step_times_ours_beside_a_dense_one_and_the_floor(tmp_path, monkeypatch, request):
     pythons = (request.config.getoption("--peer-python", default=None) or "").split(",")
     given = ",".join(each for each in pythons if each.split("=")[0] in PEER_NAMES)
@@ -111,6 +112,7 @@ def test_step_times_ours_beside_a_dense_one_and_the_floor(tmp_path, monkeypatch,
     assert "| sae_dist, row_adam |" in (tmp_path / "out" / "step.md").read_text()
 
 
+@pytest.mark.long
 def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
     sizes = "--rows 128 --widths 16 --chunks 16 --latents 512 --batch 384 --steps 20 --rounds 1 --device cpu"
     words = [*sizes.split(), "--dictionaries", "2"]

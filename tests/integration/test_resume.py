@@ -31,6 +31,7 @@ def test_a_checkpoint_is_as_large_as_was_counted(folder, whole):
     assert pauses["number"] == 10 and 0 < pauses["longest"] < pauses["seconds"] < 60
 
 
+@pytest.mark.long
 def test_killed_ranks(folder, whole):
     """In turn the rank that writes, the producer, another consumer; the end is that of a run without it."""
     arguments = ["train", *TINY, *LENGTH, *SPLIT, "name=killed"]

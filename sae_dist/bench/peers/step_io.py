@@ -246,7 +246,7 @@ class Desk:
             return getattr(self, f"do_{ask['do']}")(ask)
         except Exception as error:
             traceback.print_exc()
-            reply = {"error": class_and_line(error), "memory": is_memory(error)}
+            reply = {"error": error_line(error), "memory": is_memory(error)}
         self.problem = self.made = None
         self.memory.held()
         return reply
@@ -287,7 +287,7 @@ def is_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
-def class_and_line(error: Exception) -> str:
+def error_line(error: Exception) -> str:
     """Describe an error in one line."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0]}"[:300]

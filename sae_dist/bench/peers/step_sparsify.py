@@ -57,7 +57,7 @@ class Steps(torch.utils.data.Dataset):
         return self
 
 
-def maker(optimizer: str) -> Callable[[Problem], "Sparsify"]:
+def make_sparsify(optimizer: str) -> Callable[[Problem], "Sparsify"]:
     """Return what makes the contestant, with one of its optimizers."""
     return lambda problem: Sparsify(problem, optimizer)
 
@@ -122,7 +122,7 @@ def main() -> None:
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read at import: its Triton kernel is for CUDA
     import sparsify  # noqa: F401  # so that memory is counted from here on
 
-    serve(job, maker(job.variant), "eai-sparsify")
+    serve(job, make_sparsify(job.variant), "eai-sparsify")
 
 
 if __name__ == "__main__":

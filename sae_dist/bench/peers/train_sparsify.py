@@ -83,7 +83,7 @@ def main() -> None:
         job,
         package="eai-sparsify",
         seconds=seconds,
-        settings=settings(optimizer, config),
+        settings=describe_settings(optimizer, config),
         W_enc_FD=weights["encoder.weight"],
         b_enc_F=weights["encoder.bias"],
         W_dec_FD=weights["W_dec"],
@@ -91,7 +91,7 @@ def main() -> None:
     )
 
 
-def settings(optimizer: str, config: SimpleNamespace) -> str:
+def describe_settings(optimizer: str, config: SimpleNamespace) -> str:
     """Describe what was set, for the report."""
     warmup = f", warmup {config.lr_warmup_steps} steps" if optimizer == "adam" else ""
     return f"{optimizer}, AuxK 1/32, dead after {config.dead_feature_threshold} tokens{warmup}"

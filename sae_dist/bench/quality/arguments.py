@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from sae_dist.bench.arguments import (
     Parser,
     check_k,
-    check_length,
+    check_tokens,
     count,
     counts,
     device,
-    pairs,
     positive,
+    read_pythons,
     some_of,
 )
 from sae_dist.bench.contestant import check_peer_python
@@ -59,10 +59,10 @@ def read_plan(words: list[str]) -> QualityPlan:
     latents = counts(given.latents, "--latents") if given.latents else preset.latents
     ks = counts(given.k, "--k") if given.k else preset.k
     seeds = count(given.seeds, "--seeds") if given.seeds is not None else preset.seeds
-    check_length(tokens, QualityPlan.batch)
+    check_tokens(tokens, QualityPlan.batch)
     check_k(max(ks), min(latents))
     only = some_of(given.only, "--only", tuple(CONTESTANTS), "contestants")
-    peer_python = pairs(given.peer_python or "")
+    peer_python = read_pythons(given.peer_python or "")
     check_peer_python(peer_python)
     return QualityPlan(
         folder=given.folder,
@@ -170,7 +170,7 @@ def own_plan(given: argparse.Namespace, tokens: int, latents: tuple[int, ...]) -
     """
     k = count(given.k, "--k")
     check_k(k, min(latents))
-    check_length(tokens, QualityPlan.batch)
+    check_tokens(tokens, QualityPlan.batch)
     return QualityPlan(
         folder=given.folder,
         tokens=tokens,

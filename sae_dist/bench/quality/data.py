@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from numpy.lib.format import open_memmap
 
-from sae_dist.bench.quality.plan import CHUNK_ROWS, LANES, QualityPlan, make_folder
+from sae_dist.bench.quality.plan import CHUNK_ROWS, LANES, QualityPlan, make_bench_folder
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import write_json
+from sae_dist.core.files import replacing, write_json
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -49,9 +49,9 @@ def prepare_data(plan: QualityPlan, rows: RowSource | None = None) -> Path:
     """
     folder = plan.folder / "data"
     if not is_there(plan):
-        rows = rows or llm_rows(plan)
-        make_folder(folder)
-        total = file_rows(plan.tokens, plan.batch)
+        rows = rows or rows_of_llm(plan)
+        make_bench_folder(folder)
+        total = rows_needed(plan.tokens, plan.batch)
         places = _source(total).places[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)
         write_rows(folder / "test.npy", rows(True), plan.test_rows, np.arange(plan.test_rows))
         write_rows(folder / "train.npy", rows(False), total, places.ravel())
@@ -93,7 +93,7 @@ def is_there(plan: QualityPlan) -> bool:
     return False
 
 
-def file_rows(tokens: int, batch: int) -> int:
+def rows_needed(tokens: int, batch: int) -> int:
     """Return how many rows a file needs so that a run of `tokens` draws no row twice.
 
     Our reader holds out one chunk in eight, and reads ahead: up to three blocks of two chunks in each lane.
@@ -111,10 +111,8 @@ def order_file(plan: QualityPlan, seed: int) -> Path:
     if not path.exists():
         N = len(np.load(plan.folder / "data" / "train.npy", mmap_mode="r"))
         order = run_order(N, plan, seed)
-        temporary = path.with_name(f".{path.name}")
-        with open(temporary, "wb") as file:
+        with replacing(path) as temporary, open(temporary, "wb") as file:
             np.save(file, order)
-        temporary.rename(path)
     return path
 
 
@@ -130,7 +128,7 @@ def run_order(num_rows: int, plan: QualityPlan, seed: int) -> np.ndarray:
         block_chunks=BLOCK_CHUNKS,
     )
     order = torch.cat([shuffle.draw(step)[1] for step in range(plan.steps)]).numpy()
-    assert len(np.unique(order)) == len(order), "file_rows leaves room for every lane"
+    assert len(np.unique(order)) == len(order), "rows_needed leaves room for every lane"
     return order
 
 
@@ -146,7 +144,7 @@ def _source(num_rows: int, seed: int = 0) -> FileChunkSource:
     )
 
 
-def llm_rows(plan: QualityPlan) -> RowSource:
+def rows_of_llm(plan: QualityPlan) -> RowSource:
     """Return a source of the LLM's activations over Python's own text, each document once."""
     cfg = RunConfig(hook=plan.hook, llm=LlmConfig(name=plan.llm), tokens=TokensConfig(kind="text", epochs=1))
     facts, _ = llm_facts(cfg.llm, cfg.hook)

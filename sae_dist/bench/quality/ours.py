@@ -52,7 +52,7 @@ def main() -> int:
     except SaeDistError as error:
         print(f"{type(error).__name__}: {' '.join(str(error).split())}")
         return 1
-    write_result(job)
+    write_own_result(job)
     return 0
 
 
@@ -62,7 +62,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def write_result(job: dict[str, Any]) -> None:
+def write_own_result(job: dict[str, Any]) -> None:
     """Write the run's export in the layout of the benchmark; remove its checkpoints."""
     import torch
     from safetensors.torch import save_file

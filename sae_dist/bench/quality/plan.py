@@ -77,7 +77,7 @@ class Outcome:
         return [each for each in self.trials if each["lr"] == self.best_lr and each["fvu"] is not None]
 
 
-def make_folder(folder: Path) -> None:
+def make_bench_folder(folder: Path) -> None:
     """Make the folder of a benchmark.
 
     Raises:

@@ -21,7 +21,7 @@ from sae_dist.bench.quality.data import order_file, prepare_data
 from sae_dist.bench.quality.evaluate import Weights, measure
 from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.bench.quality.sweep import best_of, is_bracketed, sweep
-from sae_dist.bench.quality.table import format_table, write_reports
+from sae_dist.bench.quality.table import format_quality_tables, write_reports
 from sae_dist.core.files import write_json
 from sae_dist.core.text import print_line
 
@@ -42,7 +42,7 @@ def run_quality(
         for name in plan.only:
             outcomes.append(compete(plan, contestants[name], latents, k))
             write_reports(plan, outcomes)
-    print(format_table(plan, outcomes))
+    print(format_quality_tables(plan, outcomes))
     return outcomes
 
 
@@ -52,11 +52,11 @@ def compete(plan: QualityPlan, contestant: QualityContestant, latents: int, k: i
     try:
         attempt = partial(one_trial, plan, contestant, latents, k, outcome)
         if plan.lr:
-            costs = {plan.lr: cost(attempt(plan.lr, 0), None)}
+            costs = {plan.lr: trial_cost(attempt(plan.lr, 0), None)}
         else:
             costs = sweep(
                 contestant.begin_at(plan.steps, latents),
-                lambda lr: cost(attempt(lr, 0), contestant.dead_at_most),
+                lambda lr: trial_cost(attempt(lr, 0), contestant.dead_at_most),
                 refine=plan.refine,
             )
         outcome.best_lr, outcome.bracketed = best_of(costs), is_bracketed(costs)
@@ -71,7 +71,7 @@ def compete(plan: QualityPlan, contestant: QualityContestant, latents: int, k: i
     return outcome
 
 
-def cost(result: dict[str, Any], dead_at_most: float | None) -> float:
+def trial_cost(result: dict[str, Any], dead_at_most: float | None) -> float:
     """Return the FVU, or infinity where the trial may not win."""
     if result["fvu"] is None or (dead_at_most is not None and result["dead"] > dead_at_most):
         return math.inf

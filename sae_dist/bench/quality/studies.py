@@ -14,7 +14,7 @@ import numpy as np
 from sae_dist.bench.quality.contestants import CONTESTANTS, QualityContestant
 from sae_dist.bench.quality.data import prepare_data
 from sae_dist.bench.quality.plan import Outcome, QualityPlan
-from sae_dist.bench.quality.run import compete, cost, run_quality
+from sae_dist.bench.quality.run import compete, run_quality, trial_cost
 from sae_dist.bench.quality.sweep import rate
 from sae_dist.core.files import write_json
 from sae_dist.core.text import print_line
@@ -97,10 +97,10 @@ def run_law(
             plan, tokens=T, batch=B, seeds=1, shapes=((F, k),), trials=f"law/tokens{T}-batch{B}"
         )
         outcome = compete(own, ours, F, k)
-        costs = {trial["lr"]: cost(trial, ours.dead_at_most) for trial in outcome.trials}
+        costs = {trial["lr"]: trial_cost(trial, ours.dead_at_most) for trial in outcome.trials}
         cells.append(Cell(T, B, F, optimum(costs)))
         print_line(f"law: {T} tokens, batch {B}, {F} latents: best learning rate {cells[-1].lr}")
-        found = {"k": k, "cells": [vars(cell) for cell in cells], "law": fit(cells)}
+        found = {"k": k, "cells": [vars(cell) for cell in cells], "law": fit_law(cells)}
         write_json(plan.folder / "law.json", found)
     return found
 
@@ -129,7 +129,7 @@ def optimum(costs: dict[float, float]) -> float | None:
     return rate(math.exp(-b / (2 * a)), 0, 1.0) if a > 0 else rates[best]
 
 
-def fit(cells: list[Cell]) -> dict[str, float] | None:
+def fit_law(cells: list[Cell]) -> dict[str, float] | None:
     """Fit the law by least squares on logarithms; the exponent of what did not vary is 0.
 
     Returns:

@@ -30,14 +30,14 @@ def write_reports(plan: QualityPlan, outcomes: list[Outcome]) -> None:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(trial for each in outcomes for trial in each.trials)
-    (plan.folder / f"{plan.report}.md").write_text(markdown(plan, outcomes), encoding="utf-8")
+    (plan.folder / f"{plan.report}.md").write_text(quality_markdown(plan, outcomes), encoding="utf-8")
     for latents, k in plan.shapes:
         shape = [each for each in outcomes if (each.latents, each.k) == (latents, k)]
         if any(trial["fvu"] is not None for each in shape for trial in each.trials):
-            plot(shape, plan.folder / f"{plan.report}_{latents}_k{k}.png")
+            plot_learning_rates(shape, plan.folder / f"{plan.report}_{latents}_k{k}.png")
 
 
-def format_table(plan: QualityPlan, outcomes: list[Outcome]) -> str:
+def format_quality_tables(plan: QualityPlan, outcomes: list[Outcome]) -> str:
     """Format all tables for the terminal."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
@@ -45,7 +45,7 @@ def format_table(plan: QualityPlan, outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, *_caption(plan, outcomes), f"tables and plots: {plan.folder}/{plan.report}.md"])
 
 
-def markdown(plan: QualityPlan, outcomes: list[Outcome]) -> str:
+def quality_markdown(plan: QualityPlan, outcomes: list[Outcome]) -> str:
     """Format all tables as Markdown."""
     lines = []
     for title, rows, notes in _tables(plan, outcomes):
@@ -125,7 +125,7 @@ def _rate(plan: QualityPlan) -> str:
     )
 
 
-def plot(shape: list[Outcome], path: Path) -> None:
+def plot_learning_rates(shape: list[Outcome], path: Path) -> None:
     """Plot FVU against learning rate, one line for each contestant; seeds at the best rate as dots."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter, ScalarFormatter

@@ -4,7 +4,7 @@ import sys
 from itertools import product
 from pathlib import Path
 
-from sae_dist.bench.arguments import OPTIONS, Parser, count, counts, device, pairs, some_of
+from sae_dist.bench.arguments import OPTIONS, Parser, count, counts, device, read_pythons, some_of
 from sae_dist.bench.contestant import TrialFailed, check_peer_python
 from sae_dist.bench.step.plan import CONTESTANTS, DEAD_SHARE, PRESETS, STEPPERS, Shape, StepPlan
 from sae_dist.core.errors import ConfigError
@@ -44,7 +44,7 @@ def read_step_plan(words: list[str]) -> StepPlan:
             )
     if given.minutes is not None:
         minutes = float(count(given.minutes, "--minutes"))
-    peer_python = pairs(given.peer_python or "")
+    peer_python = read_pythons(given.peer_python or "")
     check_peer_python(peer_python)
     only = ready_contestants(given.only, given.folder, peer_python)
     return StepPlan(

@@ -132,7 +132,7 @@ def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Te
     return torch.empty(last - first, width)
 
 
-def maker(words: list[str]) -> Callable[[Problem], Ours]:
+def make_ours(words: list[str]) -> Callable[[Problem], Ours]:
     """Return what makes the contestant, with some overrides."""
     return lambda problem: Ours(problem, words)
 
@@ -141,7 +141,7 @@ def main() -> None:
     job = read_job()
     runtime.start(place(), job.device.type, 600.0)
     try:
-        serve(job, maker((job.variant or "").split()), None)
+        serve(job, make_ours((job.variant or "").split()), None)
     finally:
         runtime.finish()
 

@@ -177,7 +177,7 @@ def copy(problem: Problem) -> Floor:
     return Floor(problem, lambda: target.copy_(source), f"W_enc, {source.nbytes / 1e9:.2f} GB")
 
 
-def maker(name: str) -> Callable[[Problem], Floor | Dense]:
+def make_plain(name: str) -> Callable[[Problem], Floor | Dense]:
     """Return what makes the contestant that the job's variant names."""
     if name == "dense":
         return Dense
@@ -191,7 +191,7 @@ def main() -> None:
         import torch._inductor.config
 
         torch._inductor.config.compile_threads = 1  # no pool of processes that stays beside the others
-    serve(job, maker(job.variant), None, rehearse=False)
+    serve(job, make_plain(job.variant), None, rehearse=False)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sae_dist.bench.contestant import TrialFailed
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.bench.step.actors import PATIENCE_S, Actor, NoMemory, Stage
 from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan, order, steps_of
-from sae_dist.bench.step.table import StepLine, format_tables, write_step_tables
+from sae_dist.bench.step.table import StepLine, format_step_tables, write_step_tables
 from sae_dist.core.text import print_line
 from sae_dist.metrics.stolen import Stolen
 
@@ -31,7 +31,7 @@ def run_step(plan: StepPlan) -> str:
     Raises:
         ConfigError: the folder cannot be made. A contestant that fails is a line of the table.
     """
-    make_folder(plan.folder)
+    make_bench_folder(plan.folder)
     deadline = None if plan.minutes is None else time.monotonic() + 60 * plan.minutes
     patience_s = PATIENCE_S if plan.minutes is None else 60 * plan.minutes / 3
     lines: list[StepLine] = []
@@ -39,7 +39,7 @@ def run_step(plan: StepPlan) -> str:
     with ExitStack() as ends:
         actors = {name: Actor(CONTESTANTS[name], plan, ends, patience_s) for name in plan.names}
         for actor in actors.values():
-            start(actor)
+            start_actor(actor)
         stage = Stage(actors)
         for number, shape in enumerate(plan.shapes):
             now = time.monotonic()
@@ -50,10 +50,10 @@ def run_step(plan: StepPlan) -> str:
             lines += one.lines.values()
             write_step_tables(plan, lines, stolen.remark())
             stage.clear()
-    return format_tables(plan, lines, stolen.remark())
+    return format_step_tables(plan, lines, stolen.remark())
 
 
-def start(actor: Actor) -> None:
+def start_actor(actor: Actor) -> None:
     """Start a process; what keeps it from starting is reported again at its first step."""
     try:
         actor.start()

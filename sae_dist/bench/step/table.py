@@ -52,18 +52,18 @@ def write_step_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -
     """Write step.csv, step.md, step.json and step.png; `remark` ends the line on where it was measured."""
     origin = provenance()
     about = {key: origin[key] for key in ("time", "commit", "platform", "python", "devices")}
-    write_json(plan.folder / "step.json", {"about": about, "lines": [plain(line) for line in lines]})
+    write_json(plan.folder / "step.json", {"about": about, "lines": [as_values(line) for line in lines]})
     with open(plan.folder / "step.csv", "w", newline="", encoding="utf-8") as file:
         rows = [csv_row(line, alike(line, lines)) for line in lines]
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    (plan.folder / "step.md").write_text(markdown(lines, remark), encoding="utf-8")
+    (plan.folder / "step.md").write_text(step_markdown(lines, remark), encoding="utf-8")
     if any(line.samples for line in lines):
-        plot(lines, plan.folder / "step.png")
+        plot_step_times(lines, plan.folder / "step.png")
 
 
-def plain(line: StepLine) -> dict[str, Any]:
+def as_values(line: StepLine) -> dict[str, Any]:
     """Return a line as JSON-able values."""
     return vars(line) | {"shape": vars(line.shape)}
 
@@ -133,7 +133,7 @@ def notes_of(line: StepLine) -> list[str]:
     return [*notes, *([f"{label}: {line.why}"] if line.why else [])]
 
 
-def format_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> str:
+def format_step_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> str:
     """Format all tables for the terminal."""
     shown = []
     for title, rows, notes in tables(lines):
@@ -141,7 +141,7 @@ def format_tables(plan: StepPlan, lines: list[StepLine], remark: str = "") -> st
     return "\n".join([*shown, *caption(lines, remark), f"{plan.folder / 'step.md'}, .csv, .json, .png"])
 
 
-def markdown(lines: list[StepLine], remark: str) -> str:
+def step_markdown(lines: list[StepLine], remark: str) -> str:
     """Format all tables as Markdown."""
     shown = []
     for title, rows, notes in tables(lines):
@@ -169,7 +169,7 @@ def caption(lines: list[StepLine], remark: str) -> list[str]:
     ]
 
 
-def plot(lines: list[StepLine], path: Path) -> None:
+def plot_step_times(lines: list[StepLine], path: Path) -> None:
     """Plot the time of a step by contestant: a panel for each shape, a colour for each mode."""
     from matplotlib.figure import Figure
 

@@ -16,7 +16,7 @@ from statistics import mean
 import torch
 from torch import Tensor
 
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import Resolved, RunConfig, Single, narrowed
@@ -92,10 +92,10 @@ class Pool:
 
 def run_mixing(plan: MixingPlan) -> str:
     """Measure every setting; write mixing.csv and mixing.md; return the table."""
-    make_folder(plan.folder)
+    make_bench_folder(plan.folder)
     rows: list[tuple[str, ...]] = []
     for chunk_rows in plan.chunk_rows:
-        composed = settings(plan, 1, chunk_rows)
+        composed = with_shuffle(plan, 1, chunk_rows)
         facts, _ = llm_facts(composed.llm, composed.hook, composed.target_hook)
         cfg = narrowed(Single, resolve(composed, facts, facts.width))
         source = build_source(cfg, facts, torch.device(plan.device))
@@ -103,10 +103,10 @@ def run_mixing(plan: MixingPlan) -> str:
         labels, acts = (Pool(source, cfg.shuffle.lanes, kept) for kept in (False, True))
         for block in plan.blocks if chunk_rows == plan.chunk_rows[0] else plan.blocks[:1]:
             cfg.shuffle.block_chunks = block
-            partners, ideal = pairs(labels, cfg, plan.tokens)
+            partners, ideal = partners_in_batch(labels, cfg, plan.tokens)
             correlation = intraclass(*second_block(acts, cfg))
             held = consumer_memory(cfg, facts.width, facts.width).lanes
-            fvu, dead = trained(plan, block, chunk_rows) if plan.train else ("", "")
+            fvu, dead = trained_run(plan, block, chunk_rows) if plan.train else ("", "")
             effective = cfg.batch / (1 + partners * max(correlation, 0.0))
             row = (str(block), str(chunk_rows), f"{partners:.1f}", f"{ideal:.1f}", f"{correlation:.3f}")
             rows.append((*row, f"{effective:.0f}", f"{held / GIB:.2f}", fvu, dead))
@@ -115,7 +115,7 @@ def run_mixing(plan: MixingPlan) -> str:
     return (plan.folder / "mixing.md").read_text(encoding="utf-8")
 
 
-def settings(plan: MixingPlan, block: int, chunk_rows: int) -> RunConfig:
+def with_shuffle(plan: MixingPlan, block: int, chunk_rows: int) -> RunConfig:
     """Return the default configuration with another shuffle."""
     words = [f"shuffle.block_chunks={block}", f"shuffle.chunk_rows={chunk_rows}", f"device={plan.device}"]
     return compose_config(words)
@@ -135,7 +135,7 @@ def shuffle_of(pool: Pool, cfg: Resolved, steps: int) -> Shuffle:
     )
 
 
-def pairs(pool: Pool, cfg: Resolved, tokens: int) -> tuple[float, float]:
+def partners_in_batch(pool: Pool, cfg: Resolved, tokens: int) -> tuple[float, float]:
     """Count the rows of its own document that a row meets in its batch.
 
     Returns:
@@ -177,7 +177,7 @@ def intraclass(x_BD: Tensor, document_B: Tensor) -> float:
     return (between - within) / (between + (size - 1) * within)
 
 
-def trained(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
+def trained_run(plan: MixingPlan, block: int, chunk_rows: int) -> tuple[str, str]:
     """Train a run unless that is done; return held-out FVU, and the share of dead latents at its end."""
     name = f"block{block}-rows{chunk_rows}-{plan.train}"
     run = plan.folder / "mixing" / name

@@ -90,7 +90,7 @@ def wire(topology: Topology, device: torch.device, job: dict[str, Any]) -> dict[
                 name=f"{name} {number}",
             )
             meet()
-            ours = move(stream, source, job["in_flight"])
+            ours = move_by_stream(stream, source, job["in_flight"])
             meet()
             bare = move_raw(stream, [packed, source.rows_RD.clone()], per_lane * LANES, job["in_flight"])
             if number and ours is not None and bare is not None:
@@ -98,7 +98,7 @@ def wire(topology: Topology, device: torch.device, job: dict[str, Any]) -> dict[
     return found
 
 
-def move(stream: Stream, source: SameChunk, in_flight: int) -> float | None:
+def move_by_stream(stream: Stream, source: SameChunk, in_flight: int) -> float | None:
     """Move all chunks; return seconds from the first arrival to the last, on the producer None."""
     if not stream.topology.is_consumer:
         produce(stream, source, in_flight)

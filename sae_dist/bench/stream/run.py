@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.bench.quality.plan import make_folder
+from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.bench.stream.capture import time_capture
 from sae_dist.bench.stream.grid import time_grid
 from sae_dist.bench.stream.ranks import JOB, OUT
@@ -87,7 +87,7 @@ def run_stream(plan: StreamPlan) -> str:
     Raises:
         SaeDistError: the ranks of a measurement failed.
     """
-    make_folder(plan.folder)
+    make_bench_folder(plan.folder)
     parts: dict[str, Callable[[StreamPlan], Iterator[StreamFigure]]] = {
         "wire": wire_figures,
         "capture": capture_figures,
@@ -101,7 +101,8 @@ def run_stream(plan: StreamPlan) -> str:
             figures.append(figure)
             print("  ".join(figure.row()), file=sys.stderr, flush=True)
             write_stream_tables(plan, figures, stolen.remark())
-    return f"{about(plan, stolen.remark())}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
+    about = describe_measurement(plan, stolen.remark())
+    return f"{about}\n{format_figures(figures)}\n{plan.folder / 'stream.md'}"
 
 
 def wire_figures(plan: StreamPlan) -> Iterator[StreamFigure]:
@@ -267,7 +268,7 @@ def cores(plan: StreamPlan) -> list[int]:
     return allowed[:2] if len(allowed) > 1 else []
 
 
-def about(plan: StreamPlan, remark: str) -> str:
+def describe_measurement(plan: StreamPlan, remark: str) -> str:
     """Describe where and how this was measured."""
     pinned = ", a core for each rank" if cores(plan) else ""
     load = f"; load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores" if hasattr(os, "getloadavg") else ""
@@ -280,10 +281,9 @@ def write_stream_tables(plan: StreamPlan, figures: list[StreamFigure], remark: s
     rows = [figure.row() for figure in figures]
     with open(plan.folder / "stream.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([HEAD, *rows])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    text = "\n".join(
-        [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD), *lines, "", f"{about(plan, remark)}.", ""]
-    )
+    head, *lines = (f"| {' | '.join(row)} |" for row in (HEAD, *rows))
+    about = describe_measurement(plan, remark)
+    text = "\n".join([head, "|" + "---|" * len(HEAD), *lines, "", f"{about}.", ""])
     (plan.folder / "stream.md").write_text(text, encoding="utf-8")
 
 

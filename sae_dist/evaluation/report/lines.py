@@ -4,7 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sae_dist.evaluation.report.figures import LINES, Figure, over_tokens, plain_log, svg
-from sae_dist.evaluation.report.members import Line, Member, Points
+from sae_dist.evaluation.report.members import LineStyle, Member, Points
 from sae_dist.evaluation.report.warn import RATE
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def _overlay(axes: "Axes", members: list[Member], column: str, log: bool) -> Non
         _number(axes, members, column)
 
 
-def _draw(axes: "Axes", points: Points, line: Line, dashes: tuple[float, ...], **marks: Any) -> None:
+def _draw(axes: "Axes", points: Points, line: LineStyle, dashes: tuple[float, ...], **marks: Any) -> None:
     across, up = zip(*points, strict=True)
     style = (0, dashes) if dashes else "-"
     axes.plot(across, up, color=LINES[line.colour], linewidth=1.1, linestyle=style, **marks)

@@ -24,7 +24,7 @@ Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Line:
+class LineStyle:
     """The look of a dictionary's line.
 
     Attributes:
@@ -54,7 +54,7 @@ class Member:
     run: RunFiles
     points: dict[str, Points]
     warnings: list[Warning]
-    line: Line
+    line: LineStyle
 
 
 def read_members(folder: Path, runs: dict[Path, Resolved]) -> list[Member]:
@@ -106,7 +106,7 @@ def _thinned(run: RunFiles, column: str, most: int) -> Points:
     return points[::-1][::step][::-1]
 
 
-def lines_of(runs: dict[Path, Resolved]) -> list[Line]:
+def lines_of(runs: dict[Path, Resolved]) -> list[LineStyle]:
     """Assign lines: a colour to each series, and dashes to the dictionaries in it."""
     keys = [key for key in differing(runs) if key not in SETS_L0]
     sizes: dict[str, int] = {}
@@ -117,5 +117,5 @@ def lines_of(runs: dict[Path, Resolved]) -> list[Line]:
         place = sizes[series] = sizes.get(series, -1) + 1
         again, colour = divmod(list(sizes).index(series), NUM_COLOURS)
         own, of_series = (DASHES[n % len(DASHES)] for n in (place + again, again))
-        found.append(Line(series, colour, of_series, own))
+        found.append(LineStyle(series, colour, of_series, own))
     return found

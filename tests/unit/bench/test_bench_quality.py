@@ -15,10 +15,10 @@ from sae_dist.bench import venvs
 from sae_dist.bench.contestant import TrialFailed
 from sae_dist.bench.quality import run as quality
 from sae_dist.bench.quality.arguments import read_plan
-from sae_dist.bench.quality.data import file_rows, order_file, prepare_data, run_order
+from sae_dist.bench.quality.data import order_file, prepare_data, rows_needed, run_order
 from sae_dist.bench.quality.evaluate import Weights, measure, weights_of_export
 from sae_dist.bench.quality.plan import CHUNK_ROWS, QualityPlan
-from sae_dist.bench.quality.table import markdown
+from sae_dist.bench.quality.table import quality_markdown
 from sae_dist.bench.scaling import run_scaling
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError, SaeDistError
@@ -59,7 +59,7 @@ def test_data_are_scaled_shuffled_and_made_once(plan):
     train, test = (np.load(folder / f"{name}.npy") for name in ("train", "test"))
     used = train[np.abs(train).sum(1) > 0]
     assert np.linalg.norm(used, axis=1).mean() == pytest.approx(D**0.5, rel=1e-4)
-    assert test.shape == (1000, D) and len(train) == file_rows(plan.tokens, plan.batch)
+    assert test.shape == (1000, D) and len(train) == rows_needed(plan.tokens, plan.batch)
     order = np.load(order_file(plan, 0))
     assert (np.abs(train[order]).sum(1) > 0).all(), "no row of those held out by our reader"
     prepare_data(plan, lambda held_out: pytest.fail("harvested again"))
@@ -68,7 +68,7 @@ def test_data_are_scaled_shuffled_and_made_once(plan):
 @pytest.mark.parametrize("tokens", [4096, 100_000])
 def test_an_order_has_every_row_at_most_once_and_depends_on_the_seed(plan, tokens):
     plan = dataclasses.replace(plan, tokens=tokens)
-    N = file_rows(plan.tokens, plan.batch)
+    N = rows_needed(plan.tokens, plan.batch)
     first, again, other = (run_order(N, plan, seed) for seed in (0, 0, 1))
     assert len(np.unique(first)) == len(first) == plan.steps * plan.batch and first.max() < N
     assert (first == again).all() and (first != other).any()
@@ -193,7 +193,7 @@ def test_an_interrupted_benchmark_goes_on_where_it_was(plan, trials):
 
 def test_the_markdown_table(plan, trials):
     outcomes = quality.run_quality(plan)
-    text = markdown(plan, outcomes)
+    text = quality_markdown(plan, outcomes)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + len(outcomes)
     shown = next(row for row in rows if "sparsify (adam)" in row)

@@ -27,7 +27,7 @@ from sae_dist.bench.step.plan import (
     to_drop,
 )
 from sae_dist.bench.step.run import AtShape, disagreement
-from sae_dist.bench.step.table import StepLine, format_tables, write_step_tables
+from sae_dist.bench.step.table import StepLine, format_step_tables, write_step_tables
 from sae_dist.core.errors import ConfigError
 from sae_dist.kernels import reference
 
@@ -191,7 +191,7 @@ def test_floor_and_dense_reconstruct_as_the_reference_kernels_do():
     wanted = (x_BD - made - problem.b_dec_D).double().square().sum()
     for name in ("copy", "product_float32", "dense"):
         with torch.no_grad():
-            found = plain.maker(name)(problem).squared_error(x_BD)
+            found = plain.make_plain(name)(problem).squared_error(x_BD)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=0)
 
 
@@ -295,7 +295,7 @@ def test_tables_csv_and_plot(tmp_path):
     assert "| sae_dist | 1.2 | 2000 | 2000 - 4e+04 | 16 | 2.00 | 1.00 | 0.50 | 3 |" in shown
     assert "| dense, torch.compile | 1.2 | out of memory |" in shown
     assert "- dense, torch.compile: CUDA out of memory. Tried to allocate 34 GiB" in shown
-    assert "out of memory" in format_tables(plan, lines)
+    assert "out of memory" in format_step_tables(plan, lines)
     with open(tmp_path / "step.csv", newline="") as file:
         floor, ours, dense = csv.DictReader(file)
     assert float(ours["over_product_float32"]) == 2.0 and float(floor["over_ours"]) == 0.5

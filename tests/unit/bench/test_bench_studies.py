@@ -12,7 +12,7 @@ from sae_dist.bench.command import bench
 from sae_dist.bench.quality import run as quality
 from sae_dist.bench.quality import studies
 from sae_dist.bench.quality.plan import QualityPlan
-from sae_dist.bench.quality.studies import Cell, fit, optimum, star
+from sae_dist.bench.quality.studies import Cell, fit_law, optimum, star
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
 
@@ -106,7 +106,7 @@ def test_optimum():
 
 def test_too_few_cells_give_no_law():
     cell = Cell(1000, 10, 64, 0.1)
-    assert fit([cell, dataclasses.replace(cell, latents=128, lr=None)]) is None
+    assert fit_law([cell, dataclasses.replace(cell, latents=128, lr=None)]) is None
     assert "not bracketed" in studies.law_in_words({"cells": [vars(cell) | {"lr": None}], "law": None})
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from sae_dist.bench.quality.contestants import CONTESTANTS
-from sae_dist.bench.quality.run import cost
+from sae_dist.bench.quality.run import trial_cost
 from sae_dist.bench.quality.sweep import MOST, best_of, is_bracketed, sweep
 
 
@@ -55,7 +55,7 @@ def test_gives_up_and_says_so():
 
 def test_ours_wins_only_with_few_dead_latents_and_a_peer_with_any():
     result = {"fvu": 0.08, "dead": 0.06}
-    assert cost(result, CONTESTANTS["ours"].dead_at_most) == math.inf
-    assert cost(result | {"dead": 0.05}, CONTESTANTS["ours"].dead_at_most) == 0.08
-    assert cost(result, CONTESTANTS["saelens"].dead_at_most) == 0.08
-    assert cost({"fvu": None, "dead": None}, None) == math.inf
+    assert trial_cost(result, CONTESTANTS["ours"].dead_at_most) == math.inf
+    assert trial_cost(result | {"dead": 0.05}, CONTESTANTS["ours"].dead_at_most) == 0.08
+    assert trial_cost(result, CONTESTANTS["saelens"].dead_at_most) == 0.08
+    assert trial_cost({"fvu": None, "dead": None}, None) == math.inf
