@@ -205,7 +205,7 @@ def late_credits(cfg):
     remote = remote_chunks(stream)
     chunks = [remote.open(lane, None) for lane in remote.lanes]
     stream.wait("computed", "producer")
-    ahead = poll(lambda: int(stream.control.get("computed")) == cfg.in_flight + 1, 5.0)
+    ahead = poll(lambda: int(stream.control.get("computed")) == cfg.in_flight + 1)
     next(chunks[0])
     remote.close()
     return ahead
