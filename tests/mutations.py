@@ -31,37 +31,39 @@ CARELESS = re.compile(
     r"\b(SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError|UnboundLocalError|"
     r"AttributeError|TypeError)\b: "
 )
-"""Errors that say nothing of the bug that is meant."""
+"""Errors that any careless edit raises, and that are no sign of the bug that is meant."""
 CAUGHT, MISSED, UNFIT = "caught", "NOT CAUGHT", "does not apply"
 
 
 @dataclass
 class Mutation:
-    """One breakage: `old` stands once in `file`, and `new` in its place makes `tests` fail.
+    """A breakage: edits of `file` that make `tests` fail.
 
     Attributes:
         row: the first column of the table's row.
         file: relative to the project.
         tests: node ids relative to tests/, each with ` -k WORDS` after it if that narrows it.
+        edits: texts that are in the file exactly once, and what to put in their place.
     """
 
     row: str
     file: str
     tests: list[str] = field(default_factory=list)
-    old: str = ""
-    new: str = ""
+    edits: list[tuple[str, str]] = field(default_factory=list)
 
     def apply(self, root: Path) -> None:
-        """Break the copy at `root`.
+        """Break the copy of the project at `root`.
 
         Raises:
-            ValueError: `old` does not stand there exactly once, or what comes of it is no Python.
+            ValueError: a text is not there exactly once.
+            SyntaxError: what comes of it is no Python.
         """
         path = root / self.file
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        if text.count(self.old) != 1:
-            raise ValueError(f"{UNFIT}: the text stands {text.count(self.old)} times in the file")
-        text = text.replace(self.old, self.new)
+        for old, new in self.edits:
+            if text.count(old) != 1:
+                raise ValueError(f"{UNFIT}: {old.strip()!r} is {text.count(old)} times in {self.file}")
+            text = text.replace(old, new)
         if path.suffix == ".py":
             compile(text, self.file, "exec")
         path.write_text(text, encoding="utf-8")
@@ -69,7 +71,7 @@ class Mutation:
 
 @dataclass
 class Result:
-    """What came of one mutation."""
+    """The verdict on one mutation."""
 
     mutation: Mutation
     verdict: str
@@ -79,22 +81,27 @@ class Result:
 def read_mutations(text: str) -> list[Mutation]:
     """Return the mutations of a text in the format that its first block shows."""
     found: list[Mutation] = []
-    sides: dict[str, list[str]] = {}
-    row = ""
-    for number, line in enumerate(text.split("## ", 2)[2].splitlines()):
+    row = before = ""
+    _, _, *blocks = text.split("\n## ")
+    for line in "\n## ".join(["", *blocks]).splitlines():
         sign, _, words = line.partition(" ")
-        if number == 0 or sign == "##":
-            row = line if number == 0 else words
+        if sign == "##":
+            row = words
         elif sign == "file":
             found.append(Mutation(row, words))
-            sides = {"-": [], "+": []}
         elif sign == "test":
             found[-1].tests.append(words)
-        elif sign in sides:
-            sides[sign].append(words)
-            found[-1].old, found[-1].new = ("\n".join(sides[each]) for each in "-+")
+        elif sign == "-" and before == "-":
+            old, _ = found[-1].edits[-1]
+            found[-1].edits[-1] = (f"{old}\n{words}", "")
+        elif sign == "-":
+            found[-1].edits.append((words, ""))
+        elif sign == "+":
+            old, new = found[-1].edits[-1]
+            found[-1].edits[-1] = (old, f"{new}\n{words}" if before == "+" else words)
         else:
             assert not line.strip(), f"{DATA.name}: {line}"
+        before = sign
     return found
 
 
@@ -118,11 +125,11 @@ def copied(folder: Path) -> Path:
 
 @dataclass
 class Outcome:
-    """How pytest ended in a copy.
+    """The end of a pytest run in a copy.
 
-    code   its exit code; None: it was ended after LIMIT_S
-    cases  of its report: each test once with "", and once more with "failure", "error" or "skipped" and what
-           was said of that
+    code   the exit code; None: the run was ended after LIMIT_S
+    cases  (test, "", "") for every test of the report, and (test, "failure" | "error" | "skipped", text) for
+           each of these that the report has of it
     """
 
     code: int | None
@@ -130,7 +137,7 @@ class Outcome:
 
 
 def run_tests(root: Path, tests: Sequence[str]) -> Outcome:
-    """Run tests in a copy, one after the other; one with `-k` stands alone."""
+    """Run tests in a copy, one after the other; a test with ` -k WORDS` must be the only one."""
     nodes, words = zip(*(test.partition(" -k ")[::2] for test in tests), strict=True)
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", ""]
     command += ["--junitxml=report.xml", f"--basetemp={root / 'basetemp'}", *(f"tests/{n}" for n in nodes)]
@@ -166,7 +173,7 @@ def _cases(report: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def verdict(outcome: Outcome) -> str:
-    """Return what a broken copy's outcome says of the tests."""
+    """Return what the outcome in a broken copy says about the tests: CAUGHT, or why not."""
     ends = {end for _, end, _ in outcome.cases}
     if outcome.code is None:
         return f"{MISSED}: no end within {LIMIT_S} s"
@@ -179,7 +186,7 @@ def verdict(outcome: Outcome) -> str:
 
 
 def play(mutation: Mutation, keep: Path | None) -> Result:
-    """Break a copy, run the tests there, throw the copy away; `keep`: what pytest said is left there."""
+    """Break a copy, run the tests there, remove the copy; `keep`: a folder for what pytest printed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         root = copied(Path(folder))
@@ -195,7 +202,7 @@ def play(mutation: Mutation, keep: Path | None) -> Result:
 
 
 def fail_unbroken(tests: Sequence[str]) -> set[str]:
-    """Return those of some tests that do not pass in a copy of the code as it is; say how that ended."""
+    """Return those of some tests that fail in a copy without a mutation, and print why."""
     with tempfile.TemporaryDirectory(prefix="unbroken-") as folder:
         root = copied(Path(folder))
         outcome = run_tests(root, tests)
@@ -212,7 +219,7 @@ def fail_unbroken(tests: Sequence[str]) -> set[str]:
 
 
 def unbroken(mutations: Sequence[Mutation], jobs: int) -> set[str]:
-    """Return the tests of these mutations that fail without them; each file of tests is run once."""
+    """Return the tests of these mutations that fail without a mutation; each file of tests is run once."""
     tests = dict.fromkeys(test for mutation in mutations for test in mutation.tests)
     batches: dict[str, list[str]] = {}
     for test in tests:
@@ -222,10 +229,10 @@ def unbroken(mutations: Sequence[Mutation], jobs: int) -> set[str]:
 
 
 def play_all(mutations: Sequence[Mutation], jobs: int, bad: set[str], keep: Path | None) -> list[Result]:
-    """Play every mutation, `jobs` at a time, and say each as it ends.
+    """Play every mutation, `jobs` at a time, and print each verdict as it comes.
 
     Args:
-        bad: tests that fail without any mutation, and so say nothing.
+        bad: tests that fail without a mutation too, and so prove nothing.
     """
 
     def one(mutation: Mutation) -> Result:
@@ -246,11 +253,11 @@ def formatted(lines: Sequence[Sequence[str]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", default="", help="a regular expression that row, file or test holds")
-    parser.add_argument("--list", action="store_true", help="only say what there is")
+    parser.add_argument("--only", default="", help="a regular expression; searched in row, file and test")
+    parser.add_argument("--list", action="store_true", help="print the mutations and stop")
     parser.add_argument("--jobs", type=int, default=1, help="mutations played at a time")
-    parser.add_argument("--no-unbroken", action="store_true", help="do not run the tests unbroken first")
-    parser.add_argument("--keep", type=Path, help="a folder for what pytest said of each")
+    parser.add_argument("--no-unbroken", action="store_true", help="do not run the tests unmutated first")
+    parser.add_argument("--keep", type=Path, help="a folder for what pytest printed for each")
     asked = parser.parse_args()
     every = read_mutations(DATA.read_text(encoding="utf-8"))
     rows = {row for row, _ in table_rows(TABLE.read_text(encoding="utf-8"))}

@@ -1,57 +1,65 @@
 """Measures what each test costs: its processor time, that of all processes below it included."""
 
 import os
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 LIMIT_S = 20.0
+SHORT_S = 0.05
+"""Shorter phases of a test are taken to have used as much as they lasted: to look costs milliseconds."""
 NUM_SHOWN = 25
 
 
-def used_s(pid: int | None = None) -> float:
-    """Return the processor seconds of a process and of all below it, those that have ended included.
+def used_s() -> float:
+    """Return the processor seconds of this process and of all below it, those that have ended included.
 
     A process that its parent left behind unreaped is lost: the sum may fall.
     """
-    pid = os.getpid() if pid is None else pid
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return 0.0
-    own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
-    return own + sum(used_s(child) for child in children)
+    seconds, below = {}, defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:  # it has ended since
+                continue
+            seconds[int(entry.name)] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+            below[int(fields[1])].append(int(entry.name))
+    found, todo = 0.0, [os.getpid()]
+    while todo:
+        pid = todo.pop()
+        found += seconds.get(pid, 0.0)
+        todo += below[pid]
+    return found
 
 
 class ProcessorTime:
     """A plugin that shows the dearest tests, and fails one that is too dear for a run without `-m long`."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_s: float = LIMIT_S) -> None:
+        self.limit_s = limit_s
         self.before_s = 0.0
         self.seconds: dict[str, list[float]] = {}
 
-    def pytest_runtest_logstart(self) -> None:
-        """Begin a test."""
+    def pytest_collection_finish(self) -> None:
+        """Begin with the first test."""
         self.before_s = used_s()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Any:
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
         """Give a report its processor time, since the report before it."""
         report = yield
-        now_s = used_s()
+        short = call.duration < SHORT_S
+        now_s = self.before_s + call.duration if short else used_s()
         report.processor_s = max(now_s - self.before_s, 0.0)
         self.before_s = now_s
-        if report.passed and report.processor_s > LIMIT_S and not item.get_closest_marker("long"):
+        if report.passed and report.processor_s > self.limit_s and not item.get_closest_marker("long"):
             report.outcome = "failed"
             report.longrepr = (
                 f"{item.nodeid}: {report.when} took {report.processor_s:.0f} s of processor time, over "
-                f"{LIMIT_S:.0f}: make it cheaper, or mark it `long`"
+                f"{self.limit_s:.0f}: make it cheaper, or mark it `long`"
             )
         return report
 

@@ -47,6 +47,7 @@ def write_shard(path, bad=None, rare=None):
             tar.addfile(member, io.BytesIO(content))
 
 
+@pytest.mark.long
 def test_bad_data_on_a_producer_is_told_to_all(tmp_path):
     write_shard(tmp_path / "shard.tar", bad=250)
     tokens = ["tokens=webdataset", "tokens.path=shard.tar", "train_tokens=76800", "name=bad"]
@@ -126,6 +127,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
     assert damage(newest(run)) is None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [1, 2])
 def test_a_rank_that_stands_still_is_named(tmp_path, victim):
     """A consumer, whom all others wait for in the end, and a producer."""
@@ -158,6 +160,7 @@ def small_disk(folder, mebibytes):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up(tmp_path):
     with small_disk(tmp_path / "outputs", 128):
         words = [*LENGTH[:1], "checkpoint.every=7680", "name=full"]

@@ -135,6 +135,7 @@ def test_a_lost_shard_is_written_again(folder, exact):
     assert files(cache) == files(exact)
 
 
+@pytest.mark.long
 def test_sigterm_stops_two_producers_which_go_on_and_write_the_files_of_one(folder, exact):
     words = [*HARVEST, "name=stopped", "cache.dtype=float32", "topology.producers=2"]
     process = start(folder, *words)

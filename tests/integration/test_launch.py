@@ -16,6 +16,8 @@ from tests.helpers.commands import rows, sae_dist, start
 from tests.helpers.warm import warm
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
+TWO = ["activations=synthetic", "topology.shard=2"]
+"""Ranks that start in half the time: they need no language model."""
 EMBEDDED = Path(__file__).parents[2] / "sae_dist" / "llm" / "embedded"
 
 
@@ -46,6 +48,7 @@ def test_a_run_is_found_again(tmp_path):
     assert warm(tmp_path, "eval", str(run)).returncode == 0
 
 
+@pytest.mark.long
 def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
     done = sae_dist(tmp_path, "train", *QUICK, "name=run", "topology=split")
     assert done.returncode == 0, done.stderr
@@ -57,7 +60,7 @@ def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
 
 def test_a_multirun_runs_every_combination(tmp_path):
     words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
-    done = warm(tmp_path, "train", *words, "eval.tokens=4096")
+    done = warm(tmp_path, "train", *words, "eval.tokens=1024", "eval.ce_tokens=0")
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "outputs" / "widths"
     runs = sorted(path for path in sweep.iterdir() if path.is_dir())
@@ -75,7 +78,9 @@ def test_a_multirun_runs_every_combination(tmp_path):
         assert not (tmp_path / "outputs" / f"sweep_{key.split('.')[-1]}").exists(), refused.stderr
 
 
-@pytest.mark.parametrize("started", ["alone", "spawned", "by a launcher"])
+@pytest.mark.parametrize(
+    "started", ["alone", pytest.param("spawned", marks=pytest.mark.long), "by a launcher"]
+)
 def test_input_found_wrong_by_a_rank_leaves_nothing(started, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(EMBEDDED, model)
@@ -114,7 +119,7 @@ def test_centred_activations_come_back_in_the_export(tmp_path):
 
 
 def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
-    process = start(tmp_path, "train", *QUICK, "train_tokens=100M", "name=run", "topology.shard=2")
+    process = start(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
     until = time.monotonic() + 120
     while len(psutil.Process(process.pid).children()) < 2:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
@@ -149,7 +154,7 @@ def test_data_found_bad_midway_is_named_and_the_run_stays(tmp_path):
 
 
 def test_ranks_end_with_their_parent(tmp_path):
-    process = start(tmp_path, "train", *QUICK, "train_tokens=100M", "name=run", "topology.shard=2")
+    process = start(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
     metrics = tmp_path / "outputs" / "run" / "metrics.jsonl"
     until = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size):

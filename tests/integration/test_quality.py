@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.helpers.warm import warm
 
 
+@pytest.mark.long
 def test_a_short_default_run_learns(tmp_path):
     words = ["train_tokens=200k", "eval.tokens=20k", "eval.ce_tokens=8k", "metrics.wandb=off", "name=short"]
     done = warm(tmp_path, "train", *words, plots=True)

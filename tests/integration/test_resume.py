@@ -31,6 +31,7 @@ def test_a_checkpoint_is_as_large_as_was_counted(folder, whole):
     assert pauses["number"] == 10 and 0 < pauses["longest"] < pauses["seconds"] < 60
 
 
+@pytest.mark.long
 def test_killed_ranks(folder, whole):
     """In turn the rank that writes, the producer, another consumer; the end is that of a run without it."""
     arguments = ["train", *TINY, *LENGTH, *SPLIT, "name=killed"]
@@ -81,6 +82,7 @@ def test_resume_of_one_process_is_bitwise(folder, whole):
     assert same_weights(folder / "outputs" / "whole", folder / "outputs" / "bitwise")
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_exits_75(folder):
     longer = ["train_tokens=230400", *LENGTH[1:], "topology.shard=2"]
     process = start(folder, "train", *TINY, *longer, "name=preempted")

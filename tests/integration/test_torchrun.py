@@ -4,9 +4,12 @@ import re
 import signal
 
 import psutil
+import pytest
 
 from tests.helpers.commands import TINY, rows, sae_dist, start
 from tests.helpers.runs import wait_for_checkpoint
+
+pytestmark = pytest.mark.long
 
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone")
 

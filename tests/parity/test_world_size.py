@@ -25,8 +25,12 @@ EXACT = [
     "batch=192",
     "shuffle.chunk_rows=64",
     "train_tokens=19200",
+    "hook=layers.0",
     "sae.dead_after=1000",
 ]
+
+
+SINGLE = ["train_tokens=76800", "hook=layers.0"]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +40,10 @@ def exact(folder):
 
 @pytest.fixture(scope="module")
 def single(folder):
-    return train(folder, "single_alone", "train_tokens=76800")
+    return train(folder, "single_alone", *SINGLE)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", ["split", pytest.param("dp", marks=pytest.mark.long)])
 def test_float64_curves_are_the_same(topology, folder, exact):
     found = train(folder, f"exact_{topology}", *EXACT, *TOPOLOGIES[topology])
     assert len(exact) == 100
@@ -54,9 +58,10 @@ def test_float64_curves_are_the_same(topology, folder, exact):
         assert (tensor.double() - weights[1][name].double()).abs().max() < 1e-7, name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_float32_curves_start_the_same(topology, folder, single):
-    found = train(folder, f"single_{topology}", "train_tokens=76800", *TOPOLOGIES[topology])
+    found = train(folder, f"single_{topology}", *SINGLE, *TOPOLOGIES[topology])
     assert len(single) == 100
     assert values(found, "stream/batch_hash") == values(single, "stream/batch_hash")
     off = relative(values(found, "loss/total"), values(single, "loss/total"))

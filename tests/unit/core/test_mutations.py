@@ -44,11 +44,46 @@ def test_a_mutation_can_be_made_and_its_tests_exist(mutation, tmp_path):
         assert name.partition("[")[0].partition(" ")[0] in names
 
 
+FORMAT = """what this is
+
+## row
+file name
+- old
++ new
+
+## one row
+file a.py
+test core/test_a.py::test[b c]
+- x = 1
+-     y = 2
++ x = 2
++ 
++ z = 3
+- gone
+file b.py
+test core/test_a.py::test -k word
+- w
++ v
+"""
+
+
+def test_the_format():
+    assert read_mutations(FORMAT) == [
+        Mutation(
+            "one row",
+            "a.py",
+            ["core/test_a.py::test[b c]"],
+            [("x = 1\n    y = 2", "x = 2\n\nz = 3"), ("gone", "")],
+        ),
+        Mutation("one row", "b.py", ["core/test_a.py::test -k word"], [("w", "v")]),
+    ]
+
+
 def test_a_text_that_does_not_stand_there_once_is_refused(tmp_path):
     (tmp_path / "a.py").write_text("x = 1\nx = 1\n")
     for old, times in (("x = 1", 2), ("y", 0)):
-        with pytest.raises(ValueError, match=f"{UNFIT}: the text stands {times} times"):
-            Mutation("row", "a.py", [], old, "x = 2").apply(tmp_path)
+        with pytest.raises(ValueError, match=f"{UNFIT}: '{old}' is {times} times in a.py"):
+            Mutation("row", "a.py", [], [(old, "x = 2")]).apply(tmp_path)
 
 
 @pytest.mark.parametrize(
