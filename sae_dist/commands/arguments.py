@@ -4,9 +4,6 @@ from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
 
-FORMATS = ("saelens", "sparsify", "dictionary_learning")
-"""The formats of `export.formats`, named here so that help and wrong input need no torch."""
-
 
 def one_folder(arguments: list[str], command: str, what: str) -> Path:
     """Return the folder that is a command's only argument.

@@ -10,6 +10,7 @@ from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, pars
 from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.evaluation.asked import check_files
 from sae_dist.launch.overrides import parse
 
 KEYS = ("tokens", "ce_tokens", "baselines", "corpus", "probes", "absorption", "controls")
@@ -54,6 +55,7 @@ def run(arguments: list[str]) -> None:
     rest, full = without(arguments, FULL)
     folder, overrides = understood(rest)
     cfg = with_overrides(load_config(folder / CONFIG), overrides)
+    check_files(folder, cfg)
     from sae_dist.evaluation.evaluate import evaluate_folder
     from sae_dist.evaluation.table import format_evaluation
 

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from sae_dist.commands.arguments import FORMATS
+from sae_dist.config.grid import single
+from sae_dist.config.run import load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.run_folder import CONFIG
+from sae_dist.export.names import FILES
 from sae_dist.launch.arguments import Parser
 
 
@@ -36,7 +39,7 @@ def run(arguments: list[str]) -> None:
     """
     parser = Parser("sae-dist export", add_help=False, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--format", dest="formats", action="append", choices=FORMATS)
+    parser.add_argument("--format", dest="formats", action="append", choices=list(FILES))
     parser.add_argument("--push", metavar="ORG/REPO")
     parser.add_argument("--folder-only", action="store_true")
     given = parser.parse_args(arguments)
@@ -44,9 +47,10 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(
             "--folder-only needs --push ORG/REPO: it builds that repository's folder without uploading"
         )
+    single(load_config(given.run / CONFIG), given.run)
     from sae_dist.train.export import export_run, publish
 
-    formats = list(dict.fromkeys(given.formats or FORMATS[:1]))
+    formats = list(dict.fromkeys(given.formats or ["saelens"]))
     if given.push:
         print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
     else:

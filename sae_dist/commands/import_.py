@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sae_dist.commands.arguments import FORMATS
 from sae_dist.core.errors import ConfigError
+from sae_dist.export.names import FILES, format_of
 from sae_dist.launch.arguments import Parser
 
 
@@ -35,13 +35,14 @@ def run(arguments: list[str]) -> None:
     parser = Parser("sae-dist import", add_help=False, allow_abbrev=False)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("overrides", metavar="key=value", nargs="*")
-    parser.add_argument("--format", choices=FORMATS)
+    parser.add_argument("--format", choices=list(FILES))
     given = parser.parse_intermixed_args(arguments)
     if "=" in given.folder.name and not given.folder.exists():
         raise ConfigError(
             f"{given.folder}: sae-dist import needs the folder first, then key=value; "
             "see sae-dist import --help"
         )
+    layout = given.format or format_of(given.folder)
     from sae_dist.launch.import_run import import_run
 
-    print(import_run(given.folder, given.format, given.overrides))
+    print(import_run(given.folder, layout, given.overrides))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sae_dist.config.grid import members
 from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
 from sae_dist.config.run import Resolved, RunConfig, Single, flat, narrowed, parse_counts
-from sae_dist.config.triton import triton_problem
+from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -103,11 +103,20 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
 def _context(given: int | None, facts: "LlmFacts") -> int:
     if given is None:
         return min(facts.context or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
-    if facts.context is not None and given > facts.context:
-        raise ConfigError(
-            f"tokens.context={given} is more than llm.name={facts.name} takes; use at most {facts.context}"
-        )
+    check_context(given, facts.name, facts.context)
     return given
+
+
+def check_context(given: int | None, llm: str, longest: int | None) -> None:
+    """Check that `tokens.context` is no more than the LLM accepts; None: not given, or not limited.
+
+    Raises:
+        ConfigError: it is more.
+    """
+    if given is not None and longest is not None and given > longest:
+        raise ConfigError(
+            f"tokens.context={given} is more than llm.name={llm} accepts; use at most {longest}"
+        )
 
 
 def block_of(cfg: RunConfig) -> int:
@@ -121,9 +130,7 @@ def block_of(cfg: RunConfig) -> int:
 
 def _resolve_machine(cfg: RunConfig) -> None:
     if cfg.device == "auto":
-        import torch
-
-        cfg.device = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.device = "cuda" if cuda_is_here() else "cpu"
     if cfg.kernels == "auto":
         cfg.kernels = "triton" if cfg.device == "cuda" and triton_problem() is None else "torch"
     if cfg.llm.dtype is None:

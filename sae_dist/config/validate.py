@@ -27,7 +27,7 @@ from sae_dist.config.tables import (
     POSITIVE,
     UNREAD,
 )
-from sae_dist.config.triton import triton_problem
+from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
 
 
@@ -234,11 +234,8 @@ def _target(cfg: RunConfig) -> Iterator[str]:
 
 
 def _device(cfg: RunConfig) -> Iterator[str]:
-    if cfg.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
+    if cfg.device == "cuda" and not cuda_is_here():
+        yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
     if cfg.kernels == "triton":
         problem = triton_problem(cfg.device)
         if problem is not None:

@@ -1,4 +1,4 @@
-"""The types that flow between the stages. Stages never import each other; they meet here.
+"""The types that flow between the stages. Stages never import each other; they meet here, without torch.
 
 A name ends with the letters of its dimensions: x_BD is [B, D]. In every file, unless its docstring says more:
 
@@ -21,13 +21,16 @@ A name ends with the letters of its dimensions: x_BD is [B, D]. In every file, u
     1   one number
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Position = dict[str, int]
 """Where a lane stands in its source: JSON-able, and enough to reach that place directly.
@@ -115,8 +118,10 @@ class Precision:
     wire: torch.dtype
 
     @staticmethod
-    def of(name: str) -> "Precision":
+    def of(name: str) -> Precision:
         """Return the dtypes that the config calls `name`."""
+        import torch
+
         wire = {
             "float32": torch.float32,
             "float64": torch.float64,
@@ -226,7 +231,7 @@ class LlmFacts:
         target = () if self.target_hook is None else (self.target_hook,)
         return (self.hook, *target, *(hook for hook, _ in self.more))
 
-    def only(self, hook: str | None) -> "LlmFacts":
+    def only(self, hook: str | None) -> LlmFacts:
         """Return the facts with one hook of a grid's hooks; without such a grid, all of them."""
         if not self.more:
             return self

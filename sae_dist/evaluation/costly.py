@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.evaluation.asked import PYTHON
 from sae_dist.evaluation.probes import absorption as absorbed
 from sae_dist.evaluation.probes.controls import controls, rows_held
 from sae_dist.evaluation.probes.labels import PYTHON_TOKENS, python_tasks, read_labelled, text_tasks
@@ -22,7 +23,6 @@ from sae_dist.evaluation.quality.measure import Evaluation, evaluate
 from sae_dist.evaluation.quality.redundancy import redundancy
 from sae_dist.evaluation.subject import Subject, llm_rows
 
-PYTHON = "python"
 CORPUS_TOKENS = 100_000
 ABSORPTION_TOKENS = 65_536
 

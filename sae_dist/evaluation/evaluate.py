@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
 from sae_dist.core.text import gib
+from sae_dist.evaluation.asked import check_files
 from sae_dist.evaluation.costly import check_asked, evaluate_costly
 from sae_dist.evaluation.plots import plot_evaluation
 from sae_dist.evaluation.subject import Subject
@@ -41,12 +41,7 @@ def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]
         ConfigError: the folder has no export, what a key names is missing, or the dictionary does not fit.
         DataError: there are no held-out activations.
     """
-    cfg = single(asked, folder)
-    if not (folder / EXPORT / SAE_CONFIG).exists():
-        raise ConfigError(
-            f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
-            f"or finish the run with sae-dist resume {folder}"
-        )
+    cfg = check_files(folder, asked)
     device = device_of(cfg)
     check_fits(folder / EXPORT, cfg, device)
     subject = Subject(cfg, folder, load_exported(folder / EXPORT), encode_of(cfg, device), device)

@@ -20,10 +20,11 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.names import FILES
 from sae_dist.export.reading import check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
 
-WEIGHTS, SAE_CONFIG = "ae.pt", "config.json"
+SAE_CONFIG, WEIGHTS = FILES["dictionary_learning"]
 UNIT_ERROR = 1e-5
 LINEAR = ("encoder.weight", "decoder.weight", "encoder.bias")
 MATRICES = ("W_enc", "W_dec", "b_enc")

@@ -7,6 +7,7 @@ from pathlib import Path
 from sae_dist.core.errors import ConfigError
 from sae_dist.export import dictionary_learning, published, saelens, sparsify
 from sae_dist.export.exported import ExportedSae, Latents
+from sae_dist.export.names import FILES
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,21 @@ def _holds_all(head: ExportedSae) -> None:
 FORMATS = {
     "saelens": Format(
         folder=".",
-        files=(saelens.SAE_CONFIG, saelens.WEIGHTS),
+        files=FILES["saelens"],
         cannot_hold=_holds_all,
         write=saelens.export_saelens,
         read=published.load_published,
     ),
     "sparsify": Format(
         folder="sparsify",
-        files=(sparsify.SAE_CONFIG, sparsify.WEIGHTS),
+        files=FILES["sparsify"],
         cannot_hold=sparsify.cannot_hold,
         write=sparsify.export_sparsify,
         read=sparsify.load_sparsify,
     ),
     "dictionary_learning": Format(
         folder="dictionary_learning",
-        files=(dictionary_learning.SAE_CONFIG, dictionary_learning.WEIGHTS),
+        files=FILES["dictionary_learning"],
         cannot_hold=dictionary_learning.cannot_hold,
         write=dictionary_learning.export_dictionary_learning,
         read=dictionary_learning.load_dictionary_learning,
@@ -67,22 +68,3 @@ def check_format(name: str, head: ExportedSae) -> None:
     if reason is not None:
         able = [other for other, each in FORMATS.items() if each.cannot_hold(head) is None]
         raise ConfigError(f"--format {name} cannot hold {reason}; use --format {' or '.join(able)}")
-
-
-def format_of(folder: Path) -> str:
-    """Return the format whose weights a folder contains.
-
-    Raises:
-        ConfigError: there is no such folder, or it contains the files of no format or of several.
-    """
-    if not folder.is_dir():
-        raise ConfigError(f"{folder} is not a folder; give one with {_all_files()}")
-    found = [name for name, each in FORMATS.items() if (folder / each.files[1]).is_file()]
-    if len(found) != 1:
-        several = "the files of several formats; choose one with --format"
-        raise ConfigError(f"{folder} contains {several if found else f'none of {_all_files()}'}")
-    return found[0]
-
-
-def _all_files() -> str:
-    return ", ".join(f"{each.files[1]} ({name})" for name, each in FORMATS.items())

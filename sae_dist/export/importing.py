@@ -8,7 +8,8 @@ from sae_dist.config.kinds import KINDS, SELECTED
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EXPORT, IMPORTED, SUMMARY
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.formats import FORMATS, format_of
+from sae_dist.export.formats import FORMATS
+from sae_dist.export.names import format_of
 from sae_dist.export.saelens import export_saelens
 
 

@@ -16,12 +16,14 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json, write_tensors
 from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
+from sae_dist.export.names import FILES
 from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
-WEIGHTS, SAE_CONFIG, FIRING = "sae_weights.safetensors", "cfg.json", "sparsity.safetensors"
+SAE_CONFIG, WEIGHTS = FILES["saelens"]
+FIRING = "sparsity.safetensors"
 SILENT = 1e-10
 VECTORS = {kind: {field.removesuffix("_F"): field for field in form.vectors} for kind, form in FORMS.items()}
 """Form -> SAELens' names of its vectors [F] -> their fields in `ExportedSae`."""

@@ -10,10 +10,11 @@ from typing import Any
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.names import FILES
 from sae_dist.export.reading import check_shapes, existing, read_json, read_safetensors, require
 from sae_dist.export.sliced import Shapes, safetensors_file, writing
 
-WEIGHTS, SAE_CONFIG = "sae.safetensors", "cfg.json"
+SAE_CONFIG, WEIGHTS = FILES["sparsify"]
 
 
 def cannot_hold(head: ExportedSae) -> str | None:

@@ -10,7 +10,6 @@ from sae_dist.core.types import LlmFacts
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.options import data_folder
 from sae_dist.launch.overrides import parse
-from sae_dist.llm.facts import llm_facts
 from sae_dist.transport.cache_manifest import Manifest, check_files, read_manifest
 
 
@@ -60,6 +59,8 @@ def _other_names(cfg: RunConfig, manifest: Manifest, given: set[str]) -> dict[st
     there = {key: manifest.settings[key] for key in asked}
     if not given & {*asked} or asked == there:
         return {}
+    from sae_dist.llm.facts import llm_facts
+
     settings = {key.removeprefix("llm."): value for key, value in manifest.settings.items() if "llm." in key}
     llm = LlmConfig(**settings, trust_remote_code=cfg.llm.trust_remote_code)
     try:

@@ -1,5 +1,6 @@
 """The run folder: made complete before the first rank starts, or found again."""
 
+import errno
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 from sae_dist.config.grid import single
 from sae_dist.config.resolve import identity
 from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
-from sae_dist.config.run import Resolved, Single, load_config, save_config
+from sae_dist.config.run import Resolved, RunConfig, Single, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
@@ -91,19 +92,45 @@ def freeze(
     try:
         if (folder / kind.config).is_file():
             return _reopen(cfg, folder, kind, members)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise ConfigError(
-                f"{folder} exists and is no {kind.noun} folder; choose another name= or output="
-            )
+        _check_free(folder, kind)
         parts = zip(members, widths, strict=True) if members else [(single(cfg, folder), width)]
         spaces = [kind.space(each, columns) for each, columns in parts]
         _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
         return Frozen(folder, made=_write_new(cfg, folder, kind, members))
     except OSError as error:
-        raise ConfigError(
-            f"output={cfg.output} with name={cfg.name} cannot be written: {error.strerror or error}; "
-            "choose another output= or name="
-        ) from None
+        raise _cannot_write(cfg, error) from None
+
+
+def check_place(cfg: RunConfig, kind: FolderKind | None = None) -> None:
+    """Check that a folder can be made where a composed config wants it, or that one of its kind is there.
+
+    Args:
+        kind: None: a run.
+
+    Raises:
+        ConfigError: something else is in its place, or its parent is not a folder.
+    """
+    kind, parent = kind or RUN, Path(cfg.output).expanduser().absolute()
+    try:
+        if not next(each for each in (parent, *parent.parents) if each.exists()).is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        folder = Path(cfg.output).expanduser() / (cfg.name or "")
+        if cfg.name and not (folder / kind.config).is_file():
+            _check_free(folder, kind)
+    except OSError as error:
+        raise _cannot_write(cfg, error) from None
+
+
+def _check_free(folder: Path, kind: FolderKind) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is no {kind.noun} folder; choose another name= or output=")
+
+
+def _cannot_write(cfg: RunConfig, error: OSError) -> ConfigError:
+    place = f"output={cfg.output}" + (f" with name={cfg.name}" if cfg.name else "")
+    return ConfigError(
+        f"{place} cannot be written: {error.strerror or error}; choose another output= or name="
+    )
 
 
 def continue_folder(

@@ -12,6 +12,7 @@ from sae_dist.config.run import Resolved, RunConfig, load_config, parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import gib
+from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
 from sae_dist.launch.settle import settle
@@ -58,6 +59,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
             f"WORLD_SIZE={world_size} does not match topology.producers={cfg.topology.producers}: a harvest "
             f"has no other ranks; start {ranks}, or set topology.producers={world_size}"
         )
+    look_ahead(cfg, _cache_folder())
     name = cfg.name
     settled = settle(cfg)
     resolved = settled.cfg
@@ -92,10 +94,10 @@ def _is_finished(folder: Path) -> bool:
 def _space(cfg: Resolved, width: int) -> tuple[int, str, str]:
     """Return the bytes that all chunks need, a phrase that counts them, and how to need fewer."""
     from sae_dist.train.harvest import lane_chunks
-    from sae_dist.transport.cache_manifest import DTYPES
+    from sae_dist.transport.cache_manifest import ITEM_BYTES
 
     chunks = lane_chunks(cfg) * cfg.shuffle.lanes
-    chunk_bytes = cfg.shuffle.chunk_rows * (width * DTYPES[cfg.cache.dtype].itemsize + 8) + 4096
+    chunk_bytes = cfg.shuffle.chunk_rows * (width * ITEM_BYTES[cfg.cache.dtype] + 8) + 4096
     return chunks * chunk_bytes, f"{chunks} chunks of {chunk_bytes} bytes", "lower train_tokens"
 
 

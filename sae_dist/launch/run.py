@@ -15,6 +15,7 @@ from sae_dist.config.validate import validate
 from sae_dist.core.errors import Preempted
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
@@ -87,6 +88,7 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
     """
     cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
     validate(cfg, world_size, submitted=submitted)
+    look_ahead(cfg)
     settled = with_length(settle(as_begun(cfg, CONFIG), submitted=submitted), cfg.train_tokens)
     validate(settled.cfg, world_size, submitted=submitted)
     for each in settled.members:

@@ -12,6 +12,7 @@ from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.overrides import expand, sweep_keys
 from sae_dist.launch.run import checked, prepare, train_command
@@ -88,6 +89,7 @@ def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[SweepRun]
                 "use sae=topk, or leave it out"
             )
         validate(for_cluster(cfg) if submitted else cfg, submitted=submitted)
+        look_ahead(dataclasses.replace(cfg, name=None))
     base = configs[0]
     sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)
     jobs = []

@@ -24,6 +24,15 @@ def resolve_name(name: str) -> str:
     Raises:
         ConfigError: there is no such model here, and it cannot be downloaded.
     """
+    return resolve_here(name) or (name if _hub_answers() else _from_cache(name))
+
+
+def resolve_here(name: str) -> str | None:
+    """Return what `resolve_name` returns, where that needs no network; None: it does.
+
+    Raises:
+        ConfigError: see `resolve_name`.
+    """
     if name == "embedded":
         return str(importlib.resources.files("sae_dist.llm") / "embedded")
     if name == "minilm":
@@ -38,7 +47,9 @@ def resolve_name(name: str) -> str:
         raise ConfigError(f"llm.name={name} is a file; give the folder of a transformers model")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"llm.name={name} does not exist; give the folder of a transformers model")
-    return name if _hub_answers() else _from_cache(name)
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    return _from_cache(name) if HF_HUB_OFFLINE else None
 
 
 def revision(path: str, trust_remote_code: bool) -> str | None:
@@ -112,8 +123,6 @@ def _hub_answers() -> bool:
     import httpx
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
     except httpx.HTTPError:

@@ -2,10 +2,12 @@
 
 import difflib
 import re
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from sae_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
 Place = tuple[str, str]
@@ -14,8 +16,10 @@ LENS_NAME = re.compile(r"blocks\.(\d+)\.(.*hook_.+)")
 LAYER_NAME = re.compile(r"(?:\w+\.)*?(?:layers|layer|h|blocks)\.(\d+)(?:\.(mlp|attn|self_attn|attention))?")
 
 
-def find_layers(model: nn.Module, num_layers: int) -> str | None:
+def find_layers(model: "nn.Module", num_layers: int) -> str | None:
     """Return the path of the list of `num_layers` layers in a base model; None: it has no such list."""
+    from torch import nn
+
     found = [
         name
         for name, module in model.named_modules()
@@ -24,8 +28,32 @@ def find_layers(model: nn.Module, num_layers: int) -> str | None:
     return min(found, key=len, default=None)
 
 
+def split_hook(hook: str, key: str) -> tuple[str, str]:
+    """Return the path of a hook, and `in` or `out`.
+
+    Raises:
+        ConfigError: it ends in another word.
+    """
+    path, _, direction = hook.partition(":")
+    if direction not in ("", "in", "out"):
+        raise ConfigError(f"{key}={hook} ends in :{direction}; write {path}:in or {path}:out")
+    return path, direction or "out"
+
+
+def check_layer(hook: str, num_layers: int, key: str) -> None:
+    """Check the number of a layer in a hook's name, as far as the name has one.
+
+    Raises:
+        ConfigError: there are fewer layers.
+    """
+    path, _ = split_hook(hook, key)
+    match = LENS_NAME.fullmatch(path) or LAYER_NAME.fullmatch(path)
+    if match and int(match[1]) >= num_layers:
+        raise ConfigError(f"{key}={hook} names layer {match[1]}, but the layers are 0 to {num_layers - 1}")
+
+
 def resolve_hook(
-    hook: str | None, model: nn.Module, num_layers: int, key: str = "hook"
+    hook: str | None, model: "nn.Module", num_layers: int, key: str = "hook"
 ) -> tuple[str, str | None]:
     """Find a hook in a base model.
 
@@ -47,10 +75,7 @@ def resolve_hook(
         if layers is None:
             raise ConfigError("hook=null needs a model with a list of layers; give the path of a module")
         return f"{layers}.{max(num_layers // 2 - 1, 0)}:out", None
-    path, _, direction = hook.partition(":")
-    direction = direction or "out"
-    if direction not in ("in", "out"):
-        raise ConfigError(f"{key}={hook} ends in :{direction}; write {path}:in or {path}:out")
+    path, direction = split_hook(hook, key)
     if _has(model, path):
         return f"{path}:{direction}", None
     lens = LENS_NAME.fullmatch(path)
@@ -69,7 +94,7 @@ def resolve_hook(
     return resolved, f"{key}={hook} is {resolved} in this model"
 
 
-def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -> Place | None:
+def _relative(path: str, model: "nn.Module", layers: str | None, direction: str) -> Place | None:
     """Resolve a path that starts at the whole model, or that names a layer or its parts as others do."""
     first, _, rest = path.partition(".")
     if first in ("model", getattr(model, "base_model_prefix", "model")) and _has(model, rest):
@@ -87,7 +112,7 @@ def _relative(path: str, model: nn.Module, layers: str | None, direction: str) -
 
 
 def _from_lens(
-    hook: str, match: re.Match[str], model: nn.Module, layers: str | None, num_layers: int, key: str
+    hook: str, match: re.Match[str], model: "nn.Module", layers: str | None, num_layers: int, key: str
 ) -> Place:
     number, name = match.groups()
     if layers is None or int(number) >= num_layers:
@@ -108,7 +133,7 @@ def _from_lens(
     raise ConfigError(f"{key}={hook} has no counterpart in {type(layer).__name__}; give the path of a module")
 
 
-def _lens_places(layer: nn.Module) -> dict[str, list[Place]]:
+def _lens_places(layer: "nn.Module") -> dict[str, list[Place]]:
     """Map TransformerLens' names to modules of a layer that may be that place; the first that exists is."""
     # A layer with a norm after attention and MLP (Gemma 2, OLMo 2) adds that norm's output to the residual.
     norm_behind = _has(layer, "post_feedforward_layernorm")
@@ -131,8 +156,8 @@ def _lens_places(layer: nn.Module) -> dict[str, list[Place]]:
     }
 
 
-def _has(module: nn.Module, path: str) -> bool:
+def _has(module: "nn.Module", path: str) -> bool:
     try:
-        return bool(path) and isinstance(module.get_submodule(path), nn.Module)
+        return bool(path) and module.get_submodule(path) is not None
     except AttributeError:
         return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sae_dist.core.errors import DataError
+from sae_dist.core.errors import ConfigError, DataError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 LINES_SUFFIX = ".jsonl"
@@ -137,3 +137,34 @@ def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = set(folders) - skipped
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
+
+
+def text_files(root: Path, field: str) -> list[Path]:
+    """List the files of a text, which is one file or those of a folder, in order.
+
+    Args:
+        field: the key and value that name it, for messages.
+
+    Raises:
+        ConfigError: no such path, no text in it, or a file that cannot be read.
+    """
+    suffixes = (*TEXT_SUFFIXES, LINES_SUFFIX)
+    if not os.path.exists(root):
+        raise ConfigError(f"{field} does not exist; give a file or folder of text")
+    if root.is_file():
+        files = [root]
+    else:
+        if not os.access(root, os.R_OK | os.X_OK):
+            raise ConfigError(f"{field} cannot be read; check its permissions")
+        files = sorted(file for file in root.rglob("*") if file.suffix in suffixes and file.is_file())
+    if not files:
+        raise ConfigError(f"{field} has no text in it; expected files ending in {', '.join(suffixes)}")
+    for file in files:
+        if not os.access(file, os.R_OK):
+            raise ConfigError(f"{field}: {file} cannot be read; check its permissions")
+    with open(files[0], "rb") as opened:
+        if b"\0" in opened.read(4096):
+            raise ConfigError(f"{field}: {files[0]} is not text; give files of UTF-8 text")
+    if not any(file.stat().st_size for file in files):
+        raise ConfigError(f"{field} holds only empty files; give a file or folder of text")
+    return files

@@ -127,14 +127,27 @@ def open_dataset(
     return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out)
 
 
+def check_dataset(cfg: TokensConfig) -> None:
+    """Check that a dataset is named, and that a name which is a path is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not cfg.dataset:
+        raise ConfigError("tokens.dataset is missing; give a name, a folder, or json with tokens.data_files")
+    if cfg.dataset.startswith(("/", ".", "~")) and not os.path.exists(cfg.dataset):
+        raise ConfigError(
+            f"tokens.dataset={cfg.dataset} does not exist; give a folder, or the name of a dataset of the Hub"
+        )
+
+
 def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     """Load the dataset; return it and its first example (None: it is empty)."""
     import datasets
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if not cfg.dataset:
-        raise ConfigError("tokens.dataset is missing; give a name, a folder, or json with tokens.data_files")
-    remote = cfg.data_files is None and not os.path.exists(cfg.dataset)
+    check_dataset(cfg)
+    remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
     if remote and not HF_HUB_OFFLINE and not _hub_answers():
         raise ConfigError(
             f"{field} is not a local folder, and the Hugging Face Hub cannot be reached; give a folder, or "

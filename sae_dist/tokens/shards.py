@@ -14,6 +14,8 @@ from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.tokens.encoder import given_ids
 from sae_dist.tokens.indexed import lowest_hashes
 
+EXPANDED = ("{", "$", "::")
+"""Signs of a pattern for which webdataset, which imports torch, has to be asked."""
 ENDINGS = (".ids.npy", ".ids.json")
 
 
@@ -28,7 +30,7 @@ class ShardCorpus:
     def __init__(self, pattern: str, vocab_size: int):
         self.field = f"tokens.path={pattern}"
         self.vocab_size = vocab_size
-        self.shards = _expand(pattern, self.field)
+        self.shards = expand(pattern, self.field)
         shard_of: list[int] = []
         members: list[tuple[int, int]] = []
         hashes: list[int] = []
@@ -73,14 +75,23 @@ class ShardCorpus:
             raise DataError(f"{_where(shard, offset)} cannot be read: {error}") from error
 
 
-def _expand(pattern: str, field: str) -> list[Path]:
-    """List the local files that a pattern with braces, wildcards or both matches."""
-    from webdataset.shardlists import expand_urls
+def expand(pattern: str, field: str) -> list[Path]:
+    """List the local files that a pattern with braces, wildcards or both matches.
 
-    try:
-        names = expand_urls(pattern)
-    except ValueError as error:
-        raise ConfigError(f"{field} is not a pattern: {error}") from error
+    Args:
+        field: the key and value that name it, for messages.
+
+    Raises:
+        ConfigError: it matches no file, or names one that does not exist.
+    """
+    names = [pattern]
+    if any(sign in pattern for sign in EXPANDED):
+        from webdataset.shardlists import expand_urls
+
+        try:
+            names = expand_urls(pattern)
+        except ValueError as error:
+            raise ConfigError(f"{field} is not a pattern: {error}") from error
     found = [name for part in names for name in (sorted(glob.glob(part)) if glob.has_magic(part) else [part])]
     missing = [name for name in found if not os.path.isfile(name)]
     if missing or not found:

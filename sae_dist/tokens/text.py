@@ -1,7 +1,6 @@
 """Documents of local text: a file, a folder, or the text that comes with every Python."""
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,10 @@ from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.tokens.documents import (
     LINES_SUFFIX,
     PIECE_BYTES,
-    TEXT_SUFFIXES,
     Document,
     held_out,
     python_documents,
+    text_files,
 )
 from sae_dist.tokens.encoder import Encoder
 from sae_dist.tokens.indexed import lowest_hashes
@@ -58,10 +57,8 @@ class FolderCorpus:
         self.field = f"tokens.path={path}"
         self.encoder = encoder
         self.root = Path(path).expanduser()
-        self.files = _text_files(self.root, self.field)
+        self.files = text_files(self.root, self.field)
         sizes = [file.stat().st_size for file in self.files]
-        if not sum(sizes):
-            raise ConfigError(f"{self.field} holds only empty files; give a file or folder of text")
         plain = sum(size for file, size in zip(self.files, sizes, strict=True) if file.suffix != LINES_SUFFIX)
         piece_bytes = min(max(plain // PIECES_WANTED, MIN_PIECE_BYTES), PIECE_BYTES)
         bounds = [
@@ -103,27 +100,6 @@ class FolderCorpus:
                 except DataError as error:
                     raise ConfigError(f"{self.field}: {error}") from error
                 return
-
-
-def _text_files(root: Path, field: str) -> list[Path]:
-    suffixes = (*TEXT_SUFFIXES, LINES_SUFFIX)
-    if not os.path.exists(root):
-        raise ConfigError(f"{field} does not exist; give a file or folder of text")
-    if root.is_file():
-        files = [root]
-    else:
-        if not os.access(root, os.R_OK | os.X_OK):
-            raise ConfigError(f"{field} cannot be read; check its permissions")
-        files = sorted(file for file in root.rglob("*") if file.suffix in suffixes and file.is_file())
-    if not files:
-        raise ConfigError(f"{field} has no text in it; expected files ending in {', '.join(suffixes)}")
-    for file in files:
-        if not os.access(file, os.R_OK):
-            raise ConfigError(f"{field}: {file} cannot be read; check its permissions")
-    with open(files[0], "rb") as opened:
-        if b"\0" in opened.read(4096):
-            raise ConfigError(f"{field}: {files[0]} is not text; give files of UTF-8 text")
-    return files
 
 
 def _piece_bounds(size: int, piece_bytes: int) -> np.ndarray:

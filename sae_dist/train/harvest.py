@@ -11,13 +11,12 @@ from sae_dist.config.rules.cache import chunks_needed, settled_keys
 from sae_dist.config.run import Resolved, flat, load_config
 from sae_dist.core.errors import Preempted
 from sae_dist.core.place import place
-from sae_dist.core.types import LlmFacts
+from sae_dist.core.types import LlmFacts, Precision
 from sae_dist.distributed import runtime
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.hub import revision
 from sae_dist.train.sources import build_source
 from sae_dist.transport.cache_manifest import (
-    DTYPES,
     HARVEST,
     MANIFEST,
     Manifest,
@@ -45,7 +44,8 @@ def harvest_rank(folder: Path) -> None:
     try:
         facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
         source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
-        size = CacheSize(cfg.shuffle.lanes, lane_chunks(cfg), cfg.cache.shard_chunks, DTYPES[cfg.cache.dtype])
+        dtype = Precision.of(cfg.cache.dtype).wire
+        size = CacheSize(cfg.shuffle.lanes, lane_chunks(cfg), cfg.cache.shard_chunks, dtype)
         known = _known(folder)
         shards: list[Shard] = []
         for lane in lanes:

@@ -12,12 +12,12 @@ from torch import Tensor
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import RunConfig, Single
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.run_folder import EXPORT
 from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import ExportedSae, tiles
 from sae_dist.export.fold import to_tensors
-from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, open_exported
+from sae_dist.export.names import start_folder
+from sae_dist.export.saelens import open_exported
 from sae_dist.train.state import Run
 
 UNIT_ERROR = 1e-3
@@ -33,13 +33,7 @@ def with_start(cfg: RunConfig, start: str) -> RunConfig:
         ConfigError: there is no such export.
     """
     cfg = copy.deepcopy(cfg)
-    folder = Path(start).expanduser()
-    folder = folder / EXPORT if (folder / EXPORT / SAE_CONFIG).is_file() else folder
-    if not (folder / SAE_CONFIG).is_file() or not (folder / WEIGHTS).is_file():
-        raise ConfigError(
-            f"sae.start={start} has no {SAE_CONFIG} and {WEIGHTS}; give a run that was exported, its "
-            "export, or what sae-dist import made of another format"
-        )
+    folder = start_folder(start)
     cfg.sae.start = str(folder.resolve())
     if cfg.sae.num_latents is None and cfg.sae.expansion is None:
         cfg.sae.num_latents = open_exported(folder).num_latents

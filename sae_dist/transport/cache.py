@@ -10,8 +10,8 @@ from safetensors.torch import load
 
 from sae_dist.core.errors import DataError
 from sae_dist.core.text import first_line
-from sae_dist.core.types import ActivationChunk, Position
-from sae_dist.transport.cache_manifest import DTYPES, Location, Manifest, Shard, mend, sha256_of
+from sae_dist.core.types import ActivationChunk, Position, Precision
+from sae_dist.transport.cache_manifest import Location, Manifest, Shard, mend, sha256_of
 
 
 class CachedChunkSource:
@@ -57,7 +57,7 @@ class CachedChunkSource:
     def _decode(self, shard: Shard, number: int, sample: dict[str, Any]) -> ActivationChunk:
         header, tensors = json.loads(sample["json"]), load(sample["safetensors"])
         rows_RD, ids_R = tensors["rows"], tensors["ids"]
-        shape, dtype = (self.manifest.rows, self.width), DTYPES[self.manifest.dtype]
+        shape, dtype = (self.manifest.rows, self.width), Precision.of(self.manifest.dtype).wire
         if header["number"] != number or rows_RD.shape != shape or rows_RD.dtype != dtype:
             raise DataError(f"shard {shard.describe()} of {self.location.path} holds other chunks; {mend()}")
         return ActivationChunk(

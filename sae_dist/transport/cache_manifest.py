@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-import torch
-
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.text import first_line
@@ -24,7 +22,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
+"""The dtypes that a cache can have, and the bytes of a number."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +186,6 @@ def sha256_of(source: Any, copy: Any = None) -> str:
 
 
 def _read(location: Location, asked: str) -> bytes:
-    from webdataset import gopen
-
     local = location.local(MANIFEST)
     if local is not None:
         if not local.is_file():
@@ -196,6 +193,8 @@ def _read(location: Location, asked: str) -> bytes:
             fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
             raise ConfigError(f"{asked} is not a cache: it has no {MANIFEST}; {fix}")
         return local.read_bytes()
+    from webdataset import gopen
+
     try:
         with gopen(location.url(MANIFEST)) as stream:
             return stream.read()
@@ -218,7 +217,7 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
 
 def _check(manifest: Manifest) -> None:
     """Check that the shards are those of the layout, so that no other file name is ever opened."""
-    if manifest.dtype not in DTYPES:
+    if manifest.dtype not in ITEM_BYTES:
         raise ValueError(f"dtype {manifest.dtype}")
     sizes = {"chunks": manifest.chunks_per_lane, "shard_chunks": manifest.shard_chunks}
     expected: dict[str, tuple[int, ...]] = {}

@@ -1,10 +1,7 @@
 """Activations from a file: a memory-mapped .npy or .safetensors array [N, D]."""
 
-import json
-import mmap
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,69 +9,22 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.types import ActivationChunk, Position
+from sae_dist.transport.array_file import map_array
 
 HELD_OUT_ONE_IN = 8
-SAMPLE_ROWS = 4096
 
 
 def open_array(path: str, key: str | None) -> Tensor:
-    """Map the array [N, D] at `path` without reading it, and check a sample of its rows.
+    """Map the array [N, D] at `path` without reading it.
 
     Raises:
-        ConfigError: no such file, unknown suffix, not a floating [N, D] array, NaN or inf in the sample.
+        ConfigError: see `transport.array_file.map_array`.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"activations.path={path} does not exist; give an .npy or .safetensors file")
-    if file.suffix == ".npy":
-        try:
-            array = torch.from_numpy(np.load(file, mmap_mode="c", allow_pickle=False))
-        except (ValueError, TypeError, EOFError, OSError) as error:
-            raise ConfigError(f"activations.path={path} is not a readable .npy array: {error}") from None
-    elif file.suffix == ".safetensors":
-        array = _open_safetensors(file, key)
-    else:
-        raise ConfigError(f"activations.path={path} must end in .npy or .safetensors")
-    if array.ndim != 2 or not array.is_floating_point():
-        raise ConfigError(
-            f"activations.path={path} holds {array.dtype} of shape {list(array.shape)}; "
-            "it must be a floating-point array [N, D]"
-        )
-    stride = max(1, len(array) // SAMPLE_ROWS)
-    bad = (~torch.isfinite(array[::stride].float()).all(1)).nonzero()
-    if len(bad):
-        raise ConfigError(f"activations.path={path} has NaN or inf in row {int(bad[0]) * stride}; remove it")
-    return array
-
-
-def _open_safetensors(file: Path, key: str | None) -> Tensor:
-    """Map one tensor of a safetensors file (the library's own reader copies the tensor into memory)."""
-    dtypes = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-    try:
-        with open(file, "rb") as handle:
-            size = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(size))
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (ValueError, OSError, OverflowError, MemoryError):
-        raise ConfigError(f"activations.path={file} is not a readable .safetensors file") from None
-    header.pop("__metadata__", None)
-    if key is None and len(header) == 1:
-        key = next(iter(header))
-    if key not in header:
-        raise ConfigError(f"activations.key={key} is not in {file}; it holds {', '.join(sorted(header)[:8])}")
-    entry = header[key]
-    if entry["dtype"] not in dtypes:
-        raise ConfigError(f"activations.key={key} holds {entry['dtype']}; it must be floating point")
-    if 0 in entry["shape"]:
-        raise ConfigError(
-            f"activations.key={key} of {file} has shape {entry['shape']}; it must be [N, D] with N > 0"
-        )
-    first, last = entry["data_offsets"]
-    if 8 + size + last > len(mapped):
-        raise ConfigError(f"activations.path={file} is truncated; write it again")
-    dtype = dtypes[entry["dtype"]]
-    flat = torch.frombuffer(mapped, dtype=torch.uint8, offset=8 + size + first, count=last - first)
-    return flat.view(dtype).view(entry["shape"])
+    found = map_array(path, key)
+    content = torch.from_numpy(found.content)
+    if content.dtype != torch.uint8:
+        return content
+    return content.view(getattr(torch, found.dtype)).view(found.shape)
 
 
 class FileChunkSource:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from sae_dist.config.sections import ActivationsConfig
-from sae_dist.core.errors import ConfigError
+from sae_dist.transport.firing_rates import firing_rates
 
 DIRECTIONS = 3
 """Last integer of the random key of directions; the shuffle uses 1 and 2, the rows other numbers."""
@@ -113,30 +113,3 @@ class GroundTruth:
             return np.ones(pairs)
         drawn_P = draws.uniform(pairs)
         return 2 * drawn_P if self.cfg.magnitudes == "uniform" else -np.log1p(-drawn_P)
-
-
-def firing_rates(cfg: ActivationsConfig) -> np.ndarray:
-    """Return the share of rows in which each feature fires, [G]: it follows `zipf`, the sum is `mean_active`.
-
-    Raises:
-        ConfigError: a rate, or the rates of a group whose features never fire together, exceed 1.
-    """
-    assert cfg.num_features is not None and cfg.mean_active is not None and cfg.zipf is not None
-    number_G = np.arange(cfg.num_features)
-    size = cfg.group_size or 1
-    first_G = number_G // size * size
-    if cfg.groups == "hierarchy":
-        weight_G = (1.0 + first_G) ** -cfg.zipf * np.where(
-            number_G == first_G, 1.0, cfg.group_strength or 0.0
-        )
-    else:
-        weight_G = (1.0 + number_G) ** -cfg.zipf
-    rates_G = weight_G * (cfg.mean_active / weight_G.sum())
-    most = rates_G.reshape(-1, size).sum(1).max() if cfg.groups == "apart" else rates_G.max()
-    if most > 1 + 1e-12:
-        what = "the features of a group" if cfg.groups == "apart" else "a feature"
-        raise ConfigError(
-            f"activations.mean_active={cfg.mean_active:g} would have {what} fire in {most:.3g} of all rows; "
-            f"use at most {cfg.mean_active / most:.3g}, or change activations.zipf or activations.groups"
-        )
-    return rates_G

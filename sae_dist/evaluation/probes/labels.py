@@ -17,13 +17,13 @@ import json
 import keyword
 import tokenize
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.evaluation.asked import labelled_file
 from sae_dist.evaluation.probes.probing import Task
 from sae_dist.evaluation.probes.rows_at import Passage
 from sae_dist.tokens.documents import held_out, python_sources
@@ -153,9 +153,7 @@ def read_labelled(path: str) -> list[tuple[str, str]]:
     Raises:
         ConfigError: no such file, a line without the fields, fewer than two labels, or more than MOST_LABELS.
     """
-    asked, file = f"eval.probes={path}", Path(path).expanduser()
-    if not file.is_file():
-        raise ConfigError(f"{asked} does not exist; give a .jsonl file of text and label, or python")
+    asked, file = f"eval.probes={path}", labelled_file(path)
     found: dict[str, str] = {}
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

@@ -6,12 +6,13 @@ import importlib
 import pytest
 
 from sae_dist import cli
-from sae_dist.commands import arguments, train
+from sae_dist.commands import train
 from sae_dist.commands.keys import meanings
 from sae_dist.commands.main import COMMANDS, explained, overview, shown
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError, DataError, Preempted
 from sae_dist.export.formats import FORMATS
+from sae_dist.export.names import FILES
 from sae_dist.launch.options import groups
 
 
@@ -39,7 +40,7 @@ def test_every_module_of_a_command_is_in_the_table():
 
 
 def test_formats_are_those_of_the_export():
-    assert arguments.FORMATS == tuple(FORMATS)
+    assert list(FILES) == list(FORMATS)
 
 
 @pytest.mark.parametrize(

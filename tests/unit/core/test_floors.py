@@ -19,7 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "evaluation": (*BASE, "distributed", "kernels", *STAGES),
     "launch": (*BASE, "distributed", "train", "evaluation", "export", "tokens", "llm", "transport"),
     "bench": (*BASE, "distributed", "kernels", *STAGES, "train", "launch"),
-    "commands": (*BASE, "train", "evaluation", "metrics", "launch", "bench"),
+    "commands": (*BASE, "tokens", "export", "metrics", "train", "evaluation", "launch", "bench"),
     "cli": ("commands",),
 }
 DOORS = {

@@ -12,7 +12,8 @@ from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export import exported, sliced
 from sae_dist.export.dictionary_learning import load_dictionary_learning
 from sae_dist.export.exported import OF_LATENTS
-from sae_dist.export.formats import FORMATS, check_format, format_of
+from sae_dist.export.formats import FORMATS, check_format
+from sae_dist.export.names import format_of
 from sae_dist.export.sparsify import load_sparsify
 from tests.helpers.dictionaries import FORMS, KINDS, D, F, K, dense_codes, dense_output, random_sae
 

@@ -1,0 +1,58 @@
+"""Checks of a composed config that need no torch: most wrong input is answered before torch is imported."""
+
+from pathlib import Path
+
+from sae_dist.config.grid import captured
+from sae_dist.config.run import RunConfig
+from sae_dist.launch.freeze import FolderKind, check_place
+
+
+def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:
+    """Check that what a config names is here: folder, model, layers of hooks, texts, arrays.
+
+    `settle` checks the same things again, and all that they hold.
+
+    Args:
+        kind: of the folder that will be made; None: a run.
+
+    Raises:
+        ConfigError: something is missing, or is not what it should be.
+    """
+    check_place(cfg, kind)
+    if cfg.sae.start is not None:
+        from sae_dist.export.names import start_folder
+
+        start_folder(cfg.sae.start)
+    if cfg.reads_file:
+        from sae_dist.transport.array_file import map_array
+
+        map_array(cfg.activations.path or "", cfg.activations.key)
+    elif cfg.is_synthetic:
+        from sae_dist.transport.firing_rates import firing_rates
+
+        firing_rates(cfg.activations)
+    elif cfg.runs_llm:
+        from sae_dist.llm.config_file import check_ahead
+
+        first, more = captured(cfg)
+        hooks = {"hook": first, "target_hook": cfg.target_hook}
+        hooks |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
+        check_ahead(cfg.llm, hooks, cfg.tokens.context)
+        _check_text(cfg)
+
+
+def _check_text(cfg: RunConfig) -> None:
+    tokens = cfg.tokens
+    field = f"tokens.path={tokens.path}"
+    if tokens.kind == "hf":
+        from sae_dist.tokens.hf import check_dataset
+
+        check_dataset(tokens)
+    elif tokens.path and tokens.kind == "webdataset":
+        from sae_dist.tokens.shards import expand
+
+        expand(tokens.path, field)
+    elif tokens.path:
+        from sae_dist.tokens.documents import text_files
+
+        text_files(Path(tokens.path).expanduser(), field)
