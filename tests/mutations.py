@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / "tests" / "mutations.txt"
 TABLE = ROOT / "tests" / "README.md"
 COPIED = ("sae_dist", "conf", "slurm", "tests", "pyproject.toml")
-LIMIT_S = 900
+LIMIT_S = 1800
 SHOWN_LINES = 20
 CARELESS = re.compile(
     r"\b(SyntaxError|IndentationError|ImportError|ModuleNotFoundError|NameError|UnboundLocalError|"
