@@ -16,7 +16,7 @@ from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
 from sae_dist.launch.settle import settle
-from sae_dist.launch.start import Rank, start
+from sae_dist.launch.start import Role, start
 
 
 def harvest_command(overrides: list[str]) -> None:
@@ -139,7 +139,7 @@ def _count(folder: Path) -> int:
     return _ranks_of(load_config(folder / CONFIG))
 
 
-HARVEST = Rank("harvest", _count, _harvest_rank)
+HARVEST = Role("harvest", _count, _harvest_rank)
 
 
 def _tell(folder: Path) -> None:

@@ -26,7 +26,7 @@ from sae_dist.launch.settle import (
     for_cluster,
     settle,
 )
-from sae_dist.launch.start import Rank, start
+from sae_dist.launch.start import Role, start
 
 
 def train_command(overrides: list[str]) -> None:
@@ -56,7 +56,7 @@ def _train_rank(folder: Path) -> None:
     run_rank(folder)
 
 
-TRAIN = Rank("train", lambda folder: world_size_of(load_config(folder / CONFIG)), _train_rank)
+TRAIN = Role("train", lambda folder: world_size_of(load_config(folder / CONFIG)), _train_rank)
 
 
 def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Frozen:

@@ -12,21 +12,21 @@ from sae_dist.launch.freeze import Frozen
 
 
 @dataclass(frozen=True)
-class Rank:
+class Role:
     """The work of each rank of a command.
 
     Attributes:
-        role: `sae-dist rank ROLE FOLDER` is one of them.
+        name: `sae-dist rank NAME FOLDER` is one of them.
         count: how many of them a folder is made for.
         work: what one does in the folder.
     """
 
-    role: str
+    name: str
     count: Callable[[Path], int]
     work: Callable[[Path], None]
 
 
-def start(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[[Path], None]) -> None:
+def start(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[[Path], None]) -> None:
     """Prepare a folder, work in it on every rank, then finish it on one.
 
     Args:
@@ -38,24 +38,24 @@ def start(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[
         SaeDistError: see `core.errors`; wrong input leaves no new folder behind.
     """
     if launched():
-        _join(prepare, rank, finish)
+        _join(prepare, role, finish)
         return
     frozen = prepare(None)
     if frozen.finished:
         return
-    ranks = rank.count(frozen.folder)
+    ranks = role.count(frozen.folder)
     with leaving_nothing(frozen):
         if ranks == 1:
             with own_signals():
-                rank.work(frozen.folder)
+                role.work(frozen.folder)
         else:
             from sae_dist.launch.spawn import spawn
 
-            spawn(frozen.folder, ranks, rank.role)
+            spawn(frozen.folder, ranks, role.name)
     finish(frozen.folder)
 
 
-def _join(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[[Path], None]) -> None:
+def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[[Path], None]) -> None:
     """Join the ranks that a launcher started.
 
     Raises:
@@ -69,7 +69,7 @@ def _join(prepare: Callable[[int | None], Frozen], rank: Rank, finish: Callable[
         return
     try:
         with leaving_nothing(frozen), own_signals():
-            rank.work(frozen.folder)
+            role.work(frozen.folder)
     except (NumericsError, Preempted) as error:
         if where.rank:
             raise SaidByRankZero(error.exit_code) from None

@@ -137,7 +137,8 @@ def await_groups(rank: Rank, how: str) -> None:
         time.sleep(POLL_S)
     if stopped and how == "trained" and topology.rank == 0:
         raise Preempted(
-            "another group of consumers stopped on request; run the same command with resume=auto"
+            "another group of consumers stopped as asked; checkpoints saved. "
+            f"Go on: sae-dist resume {rank.folder}"
         )
 
 

@@ -240,7 +240,7 @@ def test_one_line_and_nothing_written(overrides, names, fix, caches, tmp_path, m
         ("cache.shard_chunks=0", "cache.shard_chunks=0 must be greater than 0"),
         ("topology.producers=9 shuffle.lanes=8", "use at most 8 producers"),
         ("train_tokens=100T", "GiB free and this cache needs"),
-        ("hook=layers.9", "nearest: layers."),
+        ("hook=layers.9", "the layers are 0 to 3"),
         ("llm.shard=tp llm.shard_size=2 topology.producers=1", "every rank holds the whole model"),
         ("name=live output={folder}/outputs", "is no cache folder"),
     ],
