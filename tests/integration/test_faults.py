@@ -92,10 +92,11 @@ def test_random_kills(tmp_path):
     assert set(victims) == set(range(kills.RANKS))
 
 
-def test_kills_during_a_save(tmp_path):
-    """Fifty, of a process that does nothing else: every checkpoint that is there is whole."""
-    chance, before = random.Random(0), 0
-    for _ in range(50):
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.long)])
+def test_kills_during_a_save(times, tmp_path):
+    """Of a process that does nothing else: every checkpoint that is there is whole."""
+    chance, before = random.Random(times), 0
+    for _ in range(times):
         process = context().Process(target=saves.for_ever, args=(tmp_path,), daemon=True)
         process.start()
         until = time.monotonic() + 60
