@@ -95,8 +95,8 @@ def test_bfloat16_halves_the_rows_on_the_wire():
     assert Precision.of("bfloat16").wire.itemsize * 2 == Precision.of("float32").wire.itemsize
 
 
-def poll(condition, timeout_s=10.0):
-    """Whether it comes true in time."""
+def poll(condition, timeout_s=60.0):
+    """Whether it comes true in time, which a busy machine may need much of."""
     until = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > until:
@@ -205,7 +205,7 @@ def late_credits(cfg):
     remote = remote_chunks(stream)
     chunks = [remote.open(lane, None) for lane in remote.lanes]
     stream.wait("computed", "producer")
-    ahead = poll(lambda: int(stream.control.get("computed")) == cfg.in_flight + 1, 5.0)
+    ahead = poll(lambda: int(stream.control.get("computed")) == cfg.in_flight + 1)
     next(chunks[0])
     remote.close()
     return ahead

@@ -52,6 +52,7 @@ def trial(plan: QualityPlan, name: str, lr: float = 1e-2) -> dict:
     return one_trial(plan, contestant, F, K, Outcome(name, contestant.label, F, K), lr, 0)
 
 
+@pytest.mark.long
 def test_ours_learns_and_draws_the_rows_that_peers_are_given(plan):
     result = trial(plan, "ours")
     assert result["fvu"] < 0.3 and result["l0"] <= K and result["train_seconds"] > 0

@@ -48,17 +48,14 @@ def test_a_run_is_found_again(tmp_path):
     assert warm(tmp_path, "eval", str(run)).returncode == 0
 
 
-TOPOLOGIES = {"shards": [*TWO, "train_tokens=4096"], "a producer": ["topology=split"]}
-
-
-@pytest.mark.parametrize("topology", ["shards", pytest.param("a producer", marks=pytest.mark.long)])
-def test_spawned_ranks_log_and_leave_one_summary(topology, tmp_path):
-    done = sae_dist(tmp_path, "train", *QUICK, "name=run", *TOPOLOGIES[topology])
+@pytest.mark.long
+def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
+    done = sae_dist(tmp_path, "train", *QUICK, "name=run", "topology=split")
     assert done.returncode == 0, done.stderr
-    run, world = tmp_path / "outputs" / "run", 2 if topology == "shards" else 3
-    assert [path.name for path in sorted((run / "logs").iterdir())] == [f"rank_{n}.log" for n in range(world)]
-    assert json.loads((run / "summary.json").read_text())["world_size"] == world
-    assert rows(run)[-1]["step"] == (8 if topology == "shards" else 32)
+    run = tmp_path / "outputs" / "run"
+    assert [path.name for path in sorted((run / "logs").iterdir())] == [f"rank_{n}.log" for n in range(3)]
+    assert json.loads((run / "summary.json").read_text())["world_size"] == 3
+    assert rows(run)[-1]["step"] == 32
 
 
 def test_a_multirun_runs_every_combination(tmp_path):

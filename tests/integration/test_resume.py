@@ -82,6 +82,7 @@ def test_resume_of_one_process_is_bitwise(folder, whole):
     assert same_weights(folder / "outputs" / "whole", folder / "outputs" / "bitwise")
 
 
+@pytest.mark.long
 def test_sigterm_saves_and_exits_75(folder):
     longer = ["train_tokens=153600", "checkpoint.every=7680", "activations=synthetic", "topology.shard=2"]
     process = start(folder, "train", *TINY, *longer, "name=preempted")
