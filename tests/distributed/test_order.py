@@ -24,7 +24,11 @@ from tests.helpers.sources import Numbers
 
 WORLD = 11
 MESHES = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2), (2, 4)]
-GRID = [(producers, dp, shard) for producers in (0, 1, 2, 3) for dp, shard in MESHES]
+GRID = [
+    pytest.param(producers, dp, shard, marks=pytest.mark.long if dp * shard > 4 else ())
+    for producers in (0, 1, 2, 3)
+    for dp, shard in MESHES
+]
 THREES = [(0, 1, 3), (1, 3, 1), (0, 2, 3), (2, 1, 6), (3, 3, 2)]
 RESUMED = [(0, 1, 6), (1, 1, 1), (1, 2, 2), (2, 3, 1), (3, 1, 4)]
 

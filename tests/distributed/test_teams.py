@@ -74,7 +74,13 @@ def alone():
 @pytest.mark.parametrize("resume_at", [0, 11])
 @pytest.mark.parametrize("in_step", [True, False])
 @pytest.mark.parametrize(
-    "producers,size,dp,shard,in_flight", [(1, 2, 1, 1, 2), (1, 3, 1, 2, 1), (2, 2, 2, 1, 2), (1, 5, 1, 1, 1)]
+    "producers,size,dp,shard,in_flight",
+    [
+        (1, 2, 1, 1, 2),
+        (1, 3, 1, 2, 1),
+        (2, 2, 2, 1, 2),
+        pytest.param(1, 5, 1, 1, 1, marks=pytest.mark.long),
+    ],
 )
 def test_batches_are_those_of_one_process(producers, size, dp, shard, in_flight, in_step, resume_at, alone):
     cfg = TopologyConfig(producers=producers, dp=dp, shard=shard, in_flight=in_flight)

@@ -67,7 +67,7 @@ def test_training_does_not_notice(folder, alone):
     assert without(train(folder, "plain", *EXACT)) == without(alone)
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", ["split", pytest.param("dp", marks=pytest.mark.long)])
 def test_every_topology_gives_the_same_numbers(topology, folder, alone):
     found = train(folder, topology, *EXACT, *EVALUATED, *TOPOLOGIES[topology])
     same(evaluations(found), evaluations(alone), 1e-9)

@@ -14,7 +14,7 @@ SHORT = [
     "sae.num_latents=512",
     "batch=192",
     "shuffle.chunk_rows=64",
-    "train_tokens=3840",
+    "train_tokens=1920",
     "optim.lr=3e-3",
 ]
 EVALUATED = ["eval.tokens=512", "eval.ce_tokens=256"]
@@ -38,7 +38,7 @@ def test_a_kind_ends_well_and_the_same_on_two_ranks(kind, tmp_path):
     topology = "topology.dp=2" if kind in ("matryoshka", "relu") else "topology.shard=2"
     alone = train(tmp_path, "alone", *arguments, *EVALUATED)
     shared = train(tmp_path, "shared", *arguments, topology)
-    assert len(alone) == len(shared) == 20
+    assert len(alone) == len(shared) == 10
     assert alone[-1]["loss/fvu"] < alone[0]["loss/fvu"], "it learns"
     for one, other in zip(alone, shared, strict=True):
         assert abs(one["loss/total"] - other["loss/total"]) < 1e-8 * abs(one["loss/total"])
@@ -58,12 +58,12 @@ def test_a_kind_ends_well_and_the_same_on_two_ranks(kind, tmp_path):
 
 def test_a_row_lazy_run_continues_on_another_mesh(tmp_path):
     """Moments that two replicas own are taken up by one, and the curve goes on as if nothing had happened."""
-    arguments = ["optim=row_adam", *SHORT, "checkpoint.every=1920"]
+    arguments = ["optim=row_adam", *SHORT, "checkpoint.every=960"]
     whole = train(tmp_path, "whole", *arguments)
     train(tmp_path, "part", *arguments, "topology.dp=2", "topology.shard=2")
     run = tmp_path / "outputs" / "part"
     # Back to the middle of the run: the last checkpoint and what came of it are taken away.
-    shutil.rmtree(run / "checkpoints" / "step_00000020")
+    shutil.rmtree(run / "checkpoints" / "step_00000010")
     (run / "summary.json").unlink()
     found = train(tmp_path, "part", *arguments, "resume=auto")
     assert [row["step"] for row in found] == [row["step"] for row in whole]

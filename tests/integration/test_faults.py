@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage
-from tests.helpers.commands import TINY, rows, sae_dist, start, train
+from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import LENGTH, SPLIT, rank_process, wait_for_checkpoint
 from tests.helpers.tiny_llms import save_tiny
 from tests.helpers.warm import Command, context, warm
@@ -52,7 +52,7 @@ def test_bad_data_on_a_producer_is_told_to_all(tmp_path):
     write_shard(tmp_path / "shard.tar", bad=250)
     tokens = ["tokens=webdataset", "tokens.path=shard.tar", "train_tokens=76800", "name=bad"]
     began = time.monotonic()
-    done = sae_dist(tmp_path, "train", *TINY, *tokens, *SPLIT)
+    done = warm(tmp_path, "train", *TINY, *tokens, *SPLIT)
     assert done.returncode == 1 and time.monotonic() - began < 120
     said = errors(done.stderr)
     assert len(said) == 1 and said[0].startswith("sae-dist: error: rank 2: ") and "000250.ids.json" in said[0]
@@ -92,10 +92,11 @@ def test_random_kills(tmp_path):
     assert set(victims) == set(range(kills.RANKS))
 
 
-def test_kills_during_a_save(tmp_path):
-    """Fifty, of a process that does nothing else: every checkpoint that is there is whole."""
-    chance, before = random.Random(0), 0
-    for _ in range(50):
+@pytest.mark.parametrize("times", [10, pytest.param(50, marks=pytest.mark.long)])
+def test_kills_during_a_save(times, tmp_path):
+    """Of a process that does nothing else: every checkpoint that is there is whole."""
+    chance, before = random.Random(times), 0
+    for _ in range(times):
         process = context().Process(target=saves.for_ever, args=(tmp_path,), daemon=True)
         process.start()
         until = time.monotonic() + 60
@@ -132,13 +133,13 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
 def test_a_rank_that_stands_still_is_named(tmp_path, victim):
     """A consumer, whom all others wait for in the end, and a producer."""
     words = [*LENGTH[1:], *SPLIT[:2], "topology.timeout_s=12", "train_tokens=50M", "name=still"]
-    process = start(tmp_path, "train", *TINY, *words)
+    process = Command(tmp_path, "train", *TINY, *words)
     wait_for_checkpoint(process, tmp_path / "outputs" / "still")
     ranks = psutil.Process(process.pid).children(recursive=True)
     rank_process(process, victim).send_signal(signal.SIGSTOP)
     began = time.monotonic()
     err = process.communicate(timeout=90)[1]
-    assert process.returncode == 1 and time.monotonic() - began < 12 + 45
+    assert process.poll() == 1 and time.monotonic() - began < 12 + 45
     said = errors(err)
     assert len(said) == 1 and f"rank {victim} (host {HOST}" in said[0] and "shows no sign of life" in said[0]
     assert psutil.wait_procs(ranks, timeout=10)[1] == []
@@ -178,6 +179,7 @@ def test_a_disk_that_fills_up(tmp_path):
         assert [row["step"] for row in found] == list(range(1, 101))
 
 
+@pytest.mark.long
 def test_wandb_that_cannot_be_reached(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)

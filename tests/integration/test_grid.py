@@ -125,7 +125,7 @@ def test_groups_that_were_stopped_go_on_as_one(folder, whole):
 
 
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
-    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=6k"]
+    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=2k"]
     words += ["eval.ce_tokens=512"]
     hooks = "grid.hook=[layers.0,layers.1.mlp:in]"
     done = warm(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")

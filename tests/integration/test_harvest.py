@@ -8,7 +8,7 @@ import time
 import pytest
 
 from sae_dist import cli
-from tests.helpers.commands import TINY, rows, start, train
+from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import wait_for_checkpoint
 from tests.helpers.sources import served
 from tests.helpers.warm import Command, warm
@@ -138,14 +138,14 @@ def test_a_lost_shard_is_written_again(folder, exact):
 @pytest.mark.long
 def test_sigterm_stops_two_producers_which_go_on_and_write_the_files_of_one(folder, exact):
     words = [*HARVEST, "name=stopped", "cache.dtype=float32", "topology.producers=2"]
-    process = start(folder, *words)
+    process = Command(folder, *words)
     cache, until = folder / "outputs" / "stopped", time.monotonic() + 120
     while not list(cache.glob("shards/[!.]*")):
         assert process.poll() is None and time.monotonic() < until
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     err = process.communicate(timeout=60)[1]
-    assert process.returncode == 75 and "resume=auto" in err and "Traceback" not in err
+    assert process.poll() == 75 and "resume=auto" in err and "Traceback" not in err
     assert (cache / "logs" / "rank_1.log").exists() and not (cache / "manifest.json").exists()
     done = warm(folder, *words, "resume=auto", ranks=2)
     assert done.returncode == 0, done.stderr

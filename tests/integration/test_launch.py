@@ -12,8 +12,8 @@ import pytest
 
 from sae_dist.core.errors import Preempted
 from sae_dist.launch.run import stopping_on_request
-from tests.helpers.commands import rows, sae_dist, start
-from tests.helpers.warm import warm
+from tests.helpers.commands import rows
+from tests.helpers.warm import Command, warm
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
 TWO = ["activations=synthetic", "topology.shard=2"]
@@ -50,7 +50,7 @@ def test_a_run_is_found_again(tmp_path):
 
 @pytest.mark.long
 def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
-    done = sae_dist(tmp_path, "train", *QUICK, "name=run", "topology=split")
+    done = warm(tmp_path, "train", *QUICK, "name=run", "topology=split")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "run"
     assert [path.name for path in sorted((run / "logs").iterdir())] == [f"rank_{n}.log" for n in range(3)]
@@ -87,10 +87,7 @@ def test_input_found_wrong_by_a_rank_leaves_nothing(started, tmp_path):
     weights = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     words = ["train", f"llm.name={model}", "debug=tiny", f"topology.shard={1 if started == 'alone' else 2}"]
-    if started == "spawned":
-        done = sae_dist(tmp_path, *words)
-    else:
-        done = warm(tmp_path, *words, ranks=1 if started == "alone" else 2)
+    done = warm(tmp_path, *words, ranks=2 if started == "by a launcher" else 1)
     assert done.returncode == 2 and "does not load" in done.stderr
     assert started == "by a launcher" or our_line(done)
     assert not (tmp_path / "outputs").exists()
@@ -119,7 +116,7 @@ def test_centred_activations_come_back_in_the_export(tmp_path):
 
 
 def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
-    process = start(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
+    process = Command(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
     until = time.monotonic() + 120
     while len(psutil.Process(process.pid).children()) < 2:
         assert process.poll() is None and time.monotonic() < until, process.communicate()[1]
@@ -127,7 +124,7 @@ def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
     time.sleep(0.3)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
-    assert process.returncode == 75 and "Go on: sae-dist resume outputs/run" in err, err
+    assert process.poll() == 75 and "Go on: sae-dist resume outputs/run" in err, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -147,14 +144,14 @@ def test_data_found_bad_midway_is_named_and_the_run_stays(tmp_path):
     rows_ND[1::256] = np.nan
     np.save(tmp_path / "acts.npy", rows_ND)
     words = [*QUICK, "activations=file", "activations.path=acts.npy", "name=run", "topology.shard=2"]
-    done = sae_dist(tmp_path, "train", *words)
+    done = warm(tmp_path, "train", *words)
     line = our_line(done)
     assert done.returncode == 1 and "NaN or inf in row" in line and "rank " in line
     assert (tmp_path / "outputs" / "run" / "config.yaml").exists()
 
 
 def test_ranks_end_with_their_parent(tmp_path):
-    process = start(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
+    process = Command(tmp_path, "train", *QUICK, *TWO, "train_tokens=100M", "name=run")
     metrics = tmp_path / "outputs" / "run" / "metrics.jsonl"
     until = time.monotonic() + 120
     while not (metrics.exists() and metrics.stat().st_size):
@@ -163,6 +160,6 @@ def test_ranks_end_with_their_parent(tmp_path):
     ranks = psutil.Process(process.pid).children(recursive=True)
     assert len(ranks) >= 2
     process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.communicate()
     _, alive = psutil.wait_procs(ranks, timeout=20)
     assert alive == []

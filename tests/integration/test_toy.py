@@ -30,6 +30,7 @@ def test_four_named_features_are_found_in_two_dimensions(tmp_path):
     assert evaluated["matching_score"] == measured["matching_score"]
 
 
+@pytest.mark.long
 def test_features_are_found_by_two_shards_and_without_an_evaluation(tmp_path):
     words = ["experiment=toy_superposition", "activations.num_features=64", "activations.width=32"]
     words += ["activations.mean_active=3", "sae.num_latents=64", "sae.k=3", "train_tokens=400k", "batch=1024"]

@@ -10,7 +10,7 @@ from tests.helpers.ranks import run_ranks
 from tests.parity import dense
 from tests.parity.cases import CLIP, KINDS, LATENTS, ROWS, SPARSE, STEPS, WIDTH, batch, build, plant, train
 
-MESHES = [(1, 2), (2, 1), (1, 4), (2, 2), (2, 4)]
+MESHES = [(1, 2), (2, 1), (1, 4), (2, 2), pytest.param(2, 4, marks=pytest.mark.long)]
 CASES = (
     [(kind, "adam", False) for kind in KINDS]
     + [(kind, "row_adam", False) for kind in SPARSE]

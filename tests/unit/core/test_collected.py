@@ -1,5 +1,6 @@
 """No folder's name hides tests from the README's command, or a file from the linter."""
 
+import fnmatch
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,14 @@ def lines(*command: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+def test_no_folder_of_tests_has_a_name_that_is_left_out(pytestconfig):
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        parts = path.relative_to(ROOT).parts
+        left_out = [each for each in pytestconfig.getini("norecursedirs") if fnmatch.filter(parts, each)]
+        assert not left_out, f"{path}: pytest enters no folder named {left_out}"
+
+
+@pytest.mark.long
 def test_every_file_of_tests_is_collected():
     """By `pytest -q`, and by `pytest -q -m long`, which share them out."""
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "--collect-only", "-m", ""]
