@@ -1,6 +1,6 @@
 """The whole pipeline under other topologies: same data, same curve, same weights.
 
-In float64 the curves agree to rounding over 60 steps; in float32 rounding flips near-ties of TopK, so
+In float64 the curves agree to rounding over 100 steps; in float32 rounding flips near-ties of TopK, so
 there only the first steps are close.
 """
 
@@ -24,7 +24,7 @@ EXACT = [
     "sae.num_latents=512",
     "batch=192",
     "shuffle.chunk_rows=64",
-    "train_tokens=11520",
+    "train_tokens=19200",
     "hook=layers.0",
     "sae.dead_after=1000",
 ]
@@ -46,9 +46,9 @@ def single(folder):
 @pytest.mark.parametrize("topology", ["split", pytest.param("dp", marks=pytest.mark.long)])
 def test_float64_curves_are_the_same(topology, folder, exact):
     found = train(folder, f"exact_{topology}", *EXACT, *TOPOLOGIES[topology])
-    assert len(exact) == 60
+    assert len(exact) == 100
     assert values(found, "stream/batch_hash") == values(exact, "stream/batch_hash")
-    assert sum(row["loss/aux"] > 0 for row in exact) > 40, "AuxK acts, or the comparison is worth less"
+    assert sum(row["loss/aux"] > 0 for row in exact) > 50, "AuxK acts, or the comparison is worth less"
     assert max(relative(values(found, "loss/total"), values(exact, "loss/total"))) < 1e-9
     weights = [
         load_file(folder / "outputs" / name / "export" / "sae_weights.safetensors")
