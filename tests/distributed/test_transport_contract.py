@@ -140,8 +140,15 @@ def receives_without_sends(cfg):
         return None
     if topology.is_consumer:
         patch, sizes = counted("irecv")
-        with patch:
-            remote = remote_chunks(stream)
+        remote = remote_chunks(stream)
+        begin = remote._begin_to_receive
+
+        def begin_with_two() -> None:
+            # A consumer that finds only the first announced waits for it before it looks again.
+            assert poll(lambda: stream.is_sent(0) and stream.is_sent(1))
+            begin()
+
+        with patch, mock.patch.object(remote, "_begin_to_receive", begin_with_two):
             chunks = [remote.open(lane, None) for lane in remote.lanes]
             threading.Thread(
                 target=lambda: (poll(lambda: len(sizes) == 4), stream.control.set("posted", str(len(sizes)))),
