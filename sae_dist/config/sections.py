@@ -12,7 +12,9 @@ class LlmConfig:
 
     name: str = MISSING  # "embedded", "minilm", or a Hugging Face name or path
     dtype: str | None = None  # null: float64 with precision=float64, else float32 (CPU) or bfloat16 (CUDA)
-    attn: str = "sdpa"  # transformers' attn_implementation: sdpa or eager
+    attn: str | None = None  # attn_implementation: sdpa | eager; null: sdpa where the model has it
+    # several documents in a sequence, or one in each; null: several where the model keeps them apart
+    packed: bool | None = None
     trust_remote_code: bool = False  # run code that comes with the model
     shard: str = "none"  # none | zero3 | tp: how the ranks of a producer group hold the model together
     shard_size: int = 1  # ranks of a producer group; 1 with shard=none

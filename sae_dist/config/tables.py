@@ -36,6 +36,7 @@ MEANT = {
 """What is meant by words that are none of `CHOICES`, and look like others."""
 MAY_BE_OPEN = (
     "llm.dtype",
+    "llm.attn",
     "activations.magnitudes",
     "activations.groups",
     "sae.l1_weighting",

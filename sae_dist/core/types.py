@@ -180,6 +180,9 @@ class LlmFacts:
     context   the model's own limit on tokens per sequence (None: it states none)
     prefix    special tokens put before every segment (BOS or CLS); never kept as activations
     suffix    special tokens put after every segment (SEP); never kept
+    packed    whether several documents share a sequence; False: each has one of its own
+    attn      implementation of attention, as transformers calls it
+    auto      names of the auto classes that load the base model, and the whole model
     architecture      the class of the base model
     parameters        numbers in the layers up to the last hook, and in what comes before them
     whole_parameters  numbers in all layers, with the LM head
@@ -209,6 +212,9 @@ class LlmFacts:
     target_width: int | None = None
     target_first: bool = False
     more: tuple[tuple[str, int], ...] = ()
+    packed: bool = True
+    attn: str = "sdpa"
+    auto: tuple[str, str] = ("AutoModel", "AutoModelForCausalLM")
     architecture: str = ""
     parameters: int = 0
     whole_parameters: int = 0

@@ -136,12 +136,15 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
         facts = check_cached(cfg)
         return Settled.of(cfg, facts, facts.width, facts.columns)
+    from sae_dist.llm.choose import choose_packing
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.fit import check_memory
     from sae_dist.llm.tensor_parallel import check_plan
 
     hook, more = captured(cfg)
     facts, note = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    facts, mixed = choose_packing(cfg.llm, facts)
+    note = "\n".join(filter(None, (note, mixed))) or None
     settled = Settled.of(cfg, facts, facts.width, facts.columns, note)
     check_plan(cfg.llm, facts)
     if not submitted:

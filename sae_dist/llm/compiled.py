@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_dist.core.types import TokenChunk
+from sae_dist.llm.architecture import reader
 from sae_dist.llm.hooks import attach
 
 
@@ -28,7 +29,7 @@ class CompiledForward:
         return x_NSD
 
     def _run(self, inputs: dict[str, Any]) -> Tensor:
-        self.base(**inputs)
+        reader(self.base)(**inputs)
         # Emptied: a tensor left in the dict would make torch recompile.
         return torch.cat([self.caught.pop(hook) for hook in self.hooks], -1)
 

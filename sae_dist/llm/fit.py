@@ -3,6 +3,7 @@
 import math
 import os
 
+import psutil
 import torch
 
 from sae_dist.config.rules.sharding import world_size_of
@@ -48,6 +49,15 @@ def why_not_whole(facts: LlmFacts, dtype: str, device: torch.device) -> str | No
         f"evaluation holds the whole model in one process: {gib(weights)} in {dtype}, and there are "
         f"{gib(memory)}"
     )
+
+
+def why_not_beside(facts: LlmFacts, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Explain why the whole base model does not fit now into the memory that is free; None: it does."""
+    weights = facts.whole_parameters * dtype.itemsize
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    if weights <= USABLE * free:
+        return None
+    return f"it needs {gib(weights)}, and {gib(free)} are free"
 
 
 def weights_bytes(facts: LlmFacts, dtype: str, *, whole: bool = False) -> int:

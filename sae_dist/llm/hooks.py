@@ -1,6 +1,6 @@
 """Hooks on one module: read, or replace, the tensor that goes into it or comes out of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,12 +32,21 @@ def attach(base: nn.Module, hook: str, act: Callable[[Tensor], Tensor], key: str
     )
 
 
+def per_token(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return a hook's tensor as [N, S, D]; routers of mixture models pass one without the batch's axis.
+
+    Args:
+        shape: N and S, of the token ids.
+    """
+    return x.unflatten(0, tuple(shape)) if x.ndim == 2 else x
+
+
 def _apply(output: Any, act: Callable[[Tensor], Tensor], name: str) -> Any:
-    """Apply `act` to a module's output: a tensor, or a tuple whose first element is a tensor."""
+    """Apply `act` to a module's output: a tensor, or a tuple or list whose first element is one."""
     if isinstance(output, Tensor):
         return act(output)
-    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
-        return (act(output[0]), *output[1:])
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return type(output)([act(output[0]), *output[1:]])
     raise ConfigError(
         f"{name}: the module returns {type(output).__name__}, not a tensor; choose another module"
     )

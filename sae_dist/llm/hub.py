@@ -101,15 +101,6 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def cannot_pack(name: str, error: Exception) -> ConfigError:
-    """Return the error for a model that rejects an explicit attention mask and position ids."""
-    reason = first_line(error)
-    return ConfigError(
-        f"llm.name={name} cannot be run on packed documents ({reason}); use a model that accepts 4-D "
-        "attention masks and position ids"
-    )
-
-
 def _minilm() -> str:
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     for place in (spec.submodule_search_locations or []) if spec else []:

@@ -14,7 +14,7 @@ def packed_masks(
     Padding sees the padding, so that no softmax is over nothing.
 
     Args:
-        config: the text model's; with a sliding window, tokens see no further than it allows.
+        config: the text model's; with a sliding window or chunks of attention, tokens see no further.
 
     Returns:
         One mask; for models whose layers differ in kind, one for each kind.
@@ -24,16 +24,19 @@ def packed_masks(
         seen_NSS.tril_()
     kinds = getattr(config, "layer_types", None) or []
     window = getattr(config, "sliding_window", None)
-    if not window:
+    part = getattr(config, "attention_chunk_size", None) if "chunked_attention" in kinds else None
+    if not window and not part:
         return _additive(seen_NSS, dtype)
-    distance_NSS = (position_NS[:, :, None] - position_NS[:, None, :]).abs()
-    near_NSS = seen_NSS & (distance_NSS < window if causal else distance_NSS <= window)
-    if not kinds:
-        return _additive(near_NSS, dtype)
-    return {
-        "full_attention": _additive(seen_NSS, dtype),
-        "sliding_attention": _additive(near_NSS, dtype),
-    }
+    masks = {"full_attention": _additive(seen_NSS, dtype)}
+    if window:
+        distance_NSS = (position_NS[:, :, None] - position_NS[:, None, :]).abs()
+        near_NSS = seen_NSS & (distance_NSS < window if causal else distance_NSS <= window)
+        masks["sliding_attention"] = _additive(near_NSS, dtype)
+    if part:
+        part_NS = position_NS // part
+        together_NSS = seen_NSS & (part_NS[:, :, None] == part_NS[:, None, :])
+        masks["chunked_attention"] = _additive(together_NSS, dtype)
+    return masks if kinds else masks["sliding_attention"]
 
 
 def _additive(seen_NSS: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention")
+OTHER_TOWERS = ("vision", "visual", "image", "audio", "speech", "video", "vpm", "qformer", "sam_")
 Place = tuple[str, str]
 
 LENS_NAME = re.compile(r"blocks\.(\d+)\.(.*hook_.+)")
@@ -17,15 +18,19 @@ LAYER_NAME = re.compile(r"(?:\w+\.)*?(?:layers|layer|h|blocks)\.(\d+)(?:\.(mlp|a
 
 
 def find_layers(model: "nn.Module", num_layers: int) -> str | None:
-    """Return the path of the list of `num_layers` layers in a base model; None: it has no such list."""
+    """Return the path of the list of `num_layers` layers in a base model; None: it has no such list.
+
+    Towers that read images or sound have such lists, too; the one inside the part that reads text counts.
+    """
     from torch import nn
 
     found = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers and num_layers
     ]
-    return min(found, key=len, default=None)
+    others = [name for name in found if not any(word in name for word in OTHER_TOWERS)]
+    return min(others or found, key=len, default=None)
 
 
 def split_hook(hook: str, key: str) -> tuple[str, str]:

@@ -11,8 +11,8 @@ import torch
 DEFAULT_STD = 0.02
 
 
-def random_model(auto: Any, config: Any, *, trust_remote_code: bool, **how: Any) -> Any:
-    """Make a model of class `auto` whose matrices are N(0, initializer_range^2), each seeded by its own name.
+def random_model(kind: Any, config: Any, **how: Any) -> Any:
+    """Make a model of class `kind` whose matrices are N(0, initializer_range^2), each seeded by its own name.
 
     Vectors (norms, biases) start as the architecture starts them. Seeding by name gives a layer the same
     weights in a model that was cut after it; torch's random state is not touched.
@@ -21,7 +21,7 @@ def random_model(auto: Any, config: Any, *, trust_remote_code: bool, **how: Any)
         how: dtype and attn_implementation, as in from_pretrained.
     """
     with torch.random.fork_rng(devices=[]):
-        model = auto.from_config(config, trust_remote_code=trust_remote_code, **how)
+        model = kind._from_config(config, **how)
     std = getattr(config.get_text_config(), "initializer_range", None) or DEFAULT_STD
     base = model.base_model
     inside = {id(each): name for name, each in base.named_parameters()}

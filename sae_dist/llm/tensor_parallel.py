@@ -26,13 +26,13 @@ class _TeamMesh:
 
 
 def load_split(
-    auto: Any, config: Any, path: str, *, team: Axis, device: torch.device, **how: Any
+    kind: Any, config: Any, path: str, *, team: Axis, device: torch.device, **how: Any
 ) -> tuple[nn.Module, set[str]]:
     """Load a model whose matrices are read slice by slice: no rank ever reads a whole one.
 
     Args:
-        auto: AutoModel.
-        how: dtype, attn_implementation, trust_remote_code.
+        kind: the model's class.
+        how: dtype, attn_implementation.
 
     Returns:
         The model, and the names of parameters that the files do not have.
@@ -41,8 +41,6 @@ def load_split(
 
     place = None if device.type == "cpu" else device
     meshes = _TeamMesh(team_mesh(team, device.type))
-    with torch.device("meta"):
-        kind = type(auto.from_config(config, **how))
 
     def over_the_team(_cls: type, asked: Any, device_map: Any = None) -> tuple[Any, Any, _TeamMesh]:
         return asked, place, meshes
@@ -50,7 +48,6 @@ def load_split(
     # A subclass, because the method of the original class makes a mesh of the whole world.
     own = {"__module__": kind.__module__, "prepare_distribute_model": classmethod(over_the_team)}
     ours: Any = type(kind.__name__, (kind,), own)
-    how.pop("trust_remote_code")
     model, report = ours.from_pretrained(
         path,
         config=config,

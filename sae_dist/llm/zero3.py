@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.distributed.collectives import Axis
+from sae_dist.llm.architecture import text_part
+from sae_dist.llm.cut import cut_class, shorter_config
 
 
 class Partitioned:
@@ -84,16 +86,25 @@ def blocks_of(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def load_partitioned(
-    auto: Any, config: Any, path: str, *, team: Axis, device: torch.device, offload: bool, **how: Any
+    kind: Any,
+    config: Any,
+    hooks: tuple[str, ...],
+    path: str,
+    *,
+    team: Axis,
+    device: torch.device,
+    offload: bool,
+    **how: Any,
 ) -> tuple[nn.Module, set[str]]:
     """Make a model of `config` whose parameters are partitioned from the moment they are allocated.
 
     Values are read by the group's first rank, one tensor at a time, from safetensors files.
 
     Args:
-        auto: AutoModel.
+        kind: the base model's class.
+        hooks: layers after theirs are left out.
         offload: keep a rank's part of the parameters in host memory.
-        how: dtype, attn_implementation, trust_remote_code.
+        how: dtype, attn_implementation.
 
     Returns:
         The model, and the names of parameters that the files do not have.
@@ -122,16 +133,32 @@ def load_partitioned(
         dtype=how["dtype"],
         tensor_overrides=[],  # else buffers such as rotary frequencies are cast too
     )
+    # What is cut after it was allocated is paid for in memory; a shorter config allocates less.
+    short = shorter_config(kind, config, hooks, **how)
     with no_init_weights(), splitting:
-        model = auto.from_config(config, **how)
-    missing = _fill(model, auto, files, team)
+        model = cut_class(kind, hooks)._from_config(short, **how)
+    _restore(model, short, config)
+    missing = _fill(model, files, team)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
     return model, missing
 
 
-def _fill(model: nn.Module, auto: Any, files: dict[str, str], team: Axis) -> set[str]:
+def _restore(model: nn.Module, short: Any, whole: Any) -> None:
+    """Give every part of a model the numbers of the whole model's config, which forwards may read."""
+    for part, full in ((short, whole), (text_part(short), text_part(whole))):
+        if part is not full:
+            held = [each.config for each in model.modules() if getattr(each, "config", None) is not None]
+            same = [each for each in held if type(each) is type(part)]
+            for each in (part, *same):
+                each.num_hidden_layers = full.num_hidden_layers
+                for key, value in vars(full).items():
+                    if isinstance(value, list):
+                        setattr(each, key, value)
+
+
+def _fill(model: nn.Module, files: dict[str, str], team: Axis) -> set[str]:
     """Read every parameter and buffer that the files have; return the names of parameters they lack."""
     import deepspeed
 

@@ -1,7 +1,8 @@
 """Packing of documents into sequences that fill the LLM's context, an exact number of activations at a time.
 
 A segment is prefix + document tokens + suffix; attention never crosses its borders. A document that does not
-fit continues in a new segment of the next sequence.
+fit continues in a new segment of the next sequence. For models that cannot keep segments apart, each segment
+has a sequence of its own.
 """
 
 from dataclasses import dataclass
@@ -31,12 +32,16 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Packing:
-    """A rule of packing: `rows` kept tokens at a time, in sequences of `context` tokens."""
+    """A rule of packing: `rows` kept tokens at a time, in sequences of `context` tokens.
+
+    With `shared` false a sequence holds one segment, and sequences are as long as the longest of a chunk.
+    """
 
     context: int
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     rows: int
+    shared: bool = True
 
     def pack(self, reader: Reader) -> dict[str, Tensor] | None:
         """Read and pack documents until exactly `rows` tokens are kept; the last segment ends there.
@@ -57,7 +62,7 @@ class Packing:
                 return None
             number, ids, keep = current
             room = self.context - used - overhead
-            if used and room < min(MIN_SEGMENT, len(ids)):
+            if used and (not self.shared or room < min(MIN_SEGMENT, len(ids))):
                 sequence, used = sequence + 1, 0
                 continue
             keep = keep[:room]
@@ -73,11 +78,13 @@ class Packing:
     def _lay_out(
         self, segments: list[tuple[int, int, int, np.ndarray, np.ndarray]], sequences: int
     ) -> dict[str, Tensor]:
-        shape = (sequences, self.context)
+        overhead = len(self.prefix) + len(self.suffix)
+        longest = max(begin + overhead + len(ids) for _, begin, _, ids, _ in segments)
+        shape = (sequences, self.context if self.shared else longest)
         out = {name: np.zeros(shape, np.int64) for name in ("ids_NS", "segment_NS", "position_NS")}
         out["document_NS"] = np.full(shape, -1, np.int64)
         out["keep_NS"] = np.zeros(shape, bool)
-        positions = np.arange(self.context)
+        positions = np.arange(shape[1])
         before, within = -1, 0
         for sequence, begin, number, ids, keep in segments:
             within = within + 1 if sequence == before else 1

@@ -139,7 +139,7 @@ def open_tokens(
             f"tokens.context={context} leaves no room next to {special} special tokens; "
             f"use at least {special + 1}"
         )
-    packing = Packing(context, facts.prefix, facts.suffix, rows)
+    packing = Packing(context, facts.prefix, facts.suffix, rows, shared=facts.packed)
     documents, field = _open_kind(cfg, facts, lanes=lanes, seed=seed, held_out=held_out)
     return TokenSource(documents, packing, field=field, lanes=lanes, epochs=cfg.epochs)
 

@@ -208,7 +208,7 @@ def _read(location: Location, asked: str) -> bytes:
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
     facts = content["facts"]
-    special = {key: tuple(facts[key]) for key in ("prefix", "suffix")}
+    special = {key: tuple(facts[key]) for key in ("prefix", "suffix", "auto") if key in facts}
     values = {key: content[key] for key in (each.name for each in dataclasses.fields(Manifest))}
     values["facts"] = LlmFacts(**facts | special, path=facts["name"])
     values["shards"] = tuple(Shard(**each | {"chunks": tuple(each["chunks"])}) for each in content["shards"])

@@ -9,6 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 import sae_dist.llm
 from sae_dist.core.types import TokenChunk
+from sae_dist.llm.cut import layers_of
 
 EMBEDDED = Path(sae_dist.llm.__file__).parent / "embedded"
 LAYERS, WIDTH, CONTEXT = 4, 32, 64
@@ -61,6 +62,11 @@ def save_tiny(kind: str, folder: Path) -> str:
         )
     tokenizer.save(str(folder / "tokenizer.json"))
     return str(folder)
+
+
+def num_layers(llm) -> int:
+    """Return how many layers a loaded model has in memory."""
+    return len(llm.base.get_submodule(layers_of(llm.facts.hooks)[0]))
 
 
 def packed_chunk(lengths=((9, 20, 6), (30,)), context=40, prefix=1) -> TokenChunk:

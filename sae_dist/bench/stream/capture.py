@@ -11,9 +11,9 @@ from sae_dist.bench.peers.step_io import seconds_of
 from sae_dist.config.resolve import resolve
 from sae_dist.config.run import RunConfig
 from sae_dist.core.types import TokenChunk
+from sae_dist.llm.batches import full_and_rest
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.frozen import full_and_rest
 from sae_dist.llm.masks import packed_masks
 from sae_dist.train.sources import build_source
 

@@ -10,7 +10,7 @@ from sae_dist.config.resolve import block_of
 from sae_dist.config.run import Resolved, RunConfig, flat
 from sae_dist.core.errors import ConfigError
 
-LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.random_init")
+LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.packed", "llm.random_init")
 """Fields of the LLM that its activations depend on. `llm.trust_remote_code` is left out: whether code that
 comes with a model may run is never read from a downloaded file."""
 LEFT_OPEN = ("llm.dtype", "tokens.context", "hook")

@@ -120,7 +120,7 @@ def test_a_transcoder_is_spliced_into_the_llm_as_a_patched_forward_would(tmp_pat
             lambda _module, args, output, keep=keep: torch.where(keep, args[0], output)
         )
         with torch.no_grad():
-            inputs = llm._inputs(chunk.ids_NS, chunk.segment_NS, chunk.position_NS)
+            inputs = llm.inputs(chunk.ids_NS, chunk.segment_NS, chunk.position_NS)
             log_p = llm.model(**inputs).logits.log_softmax(-1)
         handle.remove()
         wanted = (chunk.segment_NS[:, 1:] == chunk.segment_NS[:, :-1]) & chunk.keep_NS[:, 1:]

@@ -11,7 +11,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
-from tests.helpers.tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms
+from tests.helpers.tiny_llms import ENCODERS, LAYERS, OWN, TinyLlms, num_layers
 from tests.helpers.tiny_llms import packed_chunk as chunk
 
 CPU = torch.device("cpu")
@@ -53,12 +53,13 @@ def test_packed_documents_are_as_if_alone(tiny, kind, attn):
 @pytest.mark.parametrize("kind", RUNNABLE)
 def test_layers_after_the_hook_are_neither_loaded_nor_missed(tiny, kind):
     llm, whole = load(tiny(kind)), load(tiny(kind), head=True)
-    assert llm.config.num_hidden_layers == LAYERS // 2 and whole.config.num_hidden_layers == LAYERS
+    assert num_layers(llm) == LAYERS // 2 and num_layers(whole) == LAYERS
+    assert llm.config.num_hidden_layers == LAYERS, "forwards may compute with it"
     size, full = (sum(p.numel() for p in each.model.parameters()) for each in (llm, whole))
     assert size < full
     packed = chunk()
     hidden = whole.base(
-        **whole._inputs(packed.ids_NS, packed.segment_NS, packed.position_NS), output_hidden_states=True
+        **whole.inputs(packed.ids_NS, packed.segment_NS, packed.position_NS), output_hidden_states=True
     ).hidden_states[LAYERS // 2]
     close(llm.activations(packed), hidden[packed.keep_NS])
     close(whole.activations(packed), hidden[packed.keep_NS])
@@ -77,7 +78,7 @@ def test_hooks_on_inputs_and_on_tuples(tiny, hook):
     llm.base.get_submodule(path).register_forward_hook(look, with_kwargs=True)
     packed = chunk()
     got = llm.activations(packed)
-    llm.base(**llm._inputs(packed.ids_NS, packed.segment_NS, packed.position_NS))
+    llm.base(**llm.inputs(packed.ids_NS, packed.segment_NS, packed.position_NS))
     close(got, seen[-1][packed.keep_NS])
 
 
@@ -127,16 +128,16 @@ def test_nothing_is_trained(tiny):
 
 @pytest.mark.parametrize("leak", ["mask", "positions"])
 def test_a_model_that_mixes_packed_documents_is_refused(tiny, leak, monkeypatch):
-    honest = FrozenLlm._inputs
+    honest = FrozenLlm.inputs
 
     def careless(self, ids, segment, position):
         if leak == "mask":
             segment = torch.ones_like(segment)
         else:
-            position = torch.arange(position.shape[1]).expand_as(position)
+            position = (torch.arange(position.shape[1]) % 16).expand_as(position)
         return honest(self, ids, segment, position)
 
-    monkeypatch.setattr(FrozenLlm, "_inputs", careless)
+    monkeypatch.setattr(FrozenLlm, "inputs", careless)
     with pytest.raises(ConfigError, match="lets packed documents see each other, or misplaces them"):
         load(tiny("gpt2"))
 

@@ -12,7 +12,7 @@ from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
-from tests.helpers.tiny_llms import LAYERS, WIDTH, TinyLlms
+from tests.helpers.tiny_llms import LAYERS, WIDTH, TinyLlms, num_layers
 
 CPU = torch.device("cpu")
 MLP = {"llama": "layers.1.mlp", "gpt2": "h.1.mlp", "gpt_neox": "layers.1.mlp"}
@@ -47,7 +47,7 @@ def seen_by_plain_hooks(llm: FrozenLlm, packed, hooks) -> list[torch.Tensor]:
 
         llm.base.get_submodule(path).register_forward_hook(look, with_kwargs=True)
     with torch.no_grad():
-        llm.base(**llm._inputs(packed.ids_NS, packed.segment_NS, packed.position_NS))
+        llm.base(**llm.inputs(packed.ids_NS, packed.segment_NS, packed.position_NS))
     return [seen[hook][packed.keep_NS] for hook in hooks]
 
 
@@ -65,14 +65,14 @@ def test_one_forward_sees_what_plain_hooks_see(tiny, hook, target):
 @pytest.mark.parametrize("kind", list(MLP))
 def test_layers_after_the_last_of_both_are_not_loaded_and_none_of_them_runs(tiny, kind):
     llm = load(tiny(kind), f"{MLP[kind]}:in", MLP[kind])
-    assert llm.config.num_hidden_layers == 2 < LAYERS
+    assert num_layers(llm) == 2 < LAYERS
     begun, ended = [], []
     llm.base.register_forward_pre_hook(lambda *_: begun.append(1))
     layer = llm.base.get_submodule(MLP[kind].removesuffix(".mlp"))
     layer.register_forward_hook(lambda *_: ended.append(1))
     llm.activations(chunk(lengths=((9, 20, 6), (38,))))
     assert len(begun) == 1 and not ended, "one forward, left before the layer around the MLP ends"
-    assert load(tiny(kind), "layers.0", "layers.2.mlp").config.num_hidden_layers == 3
+    assert num_layers(load(tiny(kind), "layers.0", "layers.2.mlp")) == 3
 
 
 @pytest.mark.parametrize("kind", list(MLP))
@@ -94,7 +94,7 @@ def test_splicing_replaces_the_target_from_the_input_of_the_same_forward(tiny, k
 
     handle = llm.base.get_submodule(MLP[kind]).register_forward_hook(patch)
     with torch.no_grad():
-        wanted = llm.model(**llm._inputs(packed.ids_NS, packed.segment_NS, packed.position_NS)).logits
+        wanted = llm.model(**llm.inputs(packed.ids_NS, packed.segment_NS, packed.position_NS)).logits
     handle.remove()
     close(got, wanted)
     clean = llm.logits(packed, None)
