@@ -43,7 +43,8 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> Resolved:
     cfg = parse_counts(cfg)
     if facts is not None:
         cfg.hook, cfg.target_hook = facts.hook, facts.target_hook
-        cfg.llm.packed, cfg.llm.attn = facts.packed, facts.attn
+        cfg.llm.packed = facts.packed
+        cfg.llm.attn = cfg.llm.attn or facts.attn
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
             cfg.grid.hook = list(facts.hooks)

@@ -27,6 +27,7 @@ class Topology:
     Attributes:
         group: number of this consumer's group; index: its place there. Meaningless on producers.
         leads: whether this is the first consumer of its group.
+        reads_first: whether this is the first of the ranks that run the LLM, where there is one.
         shard, dp, consumers: the axes (`Axis`) this rank belongs to; absent on producers.
         team: the axis of the producer group this rank belongs to; None on consumers and groups of one.
         checkpoint_group: a second process group of these consumers, for the thread that writes checkpoints.
@@ -64,6 +65,7 @@ class Topology:
         self.is_consumer = self.rank < all_consumers
         self.group, self.index = divmod(self.rank, self.num_consumers)
         self.leads = self.is_consumer and self.index == 0
+        self.reads_first = self.rank == (all_consumers if self.num_producers else 0)
         self.producer_index, follows = divmod(self.rank - all_consumers, self.stride)
         self.is_sender = not self.is_consumer and follows == 0
 

@@ -16,7 +16,7 @@ from sae_dist.core.place import launched, place
 from sae_dist.launch.compose import compose_config
 
 if TYPE_CHECKING:
-    from sae_dist.core.types import LlmFacts
+    from sae_dist.core.types import LlmFacts, TokenChunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +136,7 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
         facts = check_cached(cfg)
         return Settled.of(cfg, facts, facts.width, facts.columns)
+    from sae_dist.llm.batches import padding_share
     from sae_dist.llm.choose import choose_packing
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.fit import check_memory
@@ -149,12 +150,18 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     check_plan(cfg.llm, facts)
     if not submitted:
         check_memory(settled.cfg, facts, place().local_world if launched() else None)
-    check_tokens(settled.cfg, facts)
-    return settled
+    first = check_tokens(settled.cfg, facts)
+    if facts.packed or first is None:
+        return settled
+    share = padding_share(first, packed=False)
+    return dataclasses.replace(settled, note=f"{settled.note}; {share:.0%} of the first chunk is padding")
 
 
-def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
+def check_tokens(cfg: Resolved, facts: "LlmFacts") -> "TokenChunk | None":
     """Read the first chunk to train on, and the first held-out one, as training and evaluation will.
+
+    Returns:
+        The first of the two; None: the text is shorter than that.
 
     Raises:
         ConfigError: the source of tokens is wrong, or has too little to evaluate on.
@@ -165,9 +172,9 @@ def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
     rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
     lanes = cfg.shuffle.lanes
     tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)
-    next(tokens.open(0, None), None)
+    first = next(tokens.open(0, None), None)
     if cfg.eval.tokens == 0:
-        return
+        return first
     tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows)
     if next(tokens.open(0, None), None) is None:
         raise ConfigError(
@@ -175,6 +182,7 @@ def check_tokens(cfg: Resolved, facts: "LlmFacts") -> None:
             f"shuffle.chunk_rows={cfg.shuffle.chunk_rows}; give more text, make shuffle.chunk_rows smaller, "
             "or switch evaluation off with eval.tokens=0 eval.ce_tokens=0"
         )
+    return first
 
 
 def check_devices(cfg: Resolved, world_size: int | None) -> None:

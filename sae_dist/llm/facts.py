@@ -60,15 +60,13 @@ def llm_facts(
     if alone is not None:
         lines.append(f"one document in a sequence, since {cfg.name} {alone}")
     prefix, suffix = _special_tokens(cfg, path, causal)
-    stated = [getattr(text, key, None) for key in LIMITS]
-    context = min((each for each in stated if isinstance(each, int)), default=None)
     facts = LlmFacts(
         name=cfg.name,
         path=path,
         hook=hooks["hook"],
         width=widths["hook"],
         causal=causal,
-        context=None if context is None else context - position_offset(model),
+        context=_context(model, text),
         vocab_size=text.vocab_size,
         prefix=prefix,
         suffix=suffix,
@@ -98,6 +96,13 @@ def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -
         else 0
     )
     return {"parameters": needed, "whole_parameters": whole + head}
+
+
+def _context(model: nn.Module, text: Any) -> int | None:
+    """Return the model's limit on tokens in a sequence; None: it states none."""
+    stated = [getattr(text, key, None) for key in LIMITS]
+    lowest = min((each for each in stated if isinstance(each, int)), default=None)
+    return None if lowest is None else lowest - position_offset(model)
 
 
 def _tp_sizes(model: Any, config: Any) -> tuple[int, ...] | None:

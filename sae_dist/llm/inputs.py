@@ -23,8 +23,8 @@ def model_inputs(
 ) -> dict[str, Any]:
     """Return the arguments of a forward over token ids.
 
-    Packed, the model is told by a mask which tokens see each other, and the tokens' positions. Else a
-    sequence is a document followed by padding, and the model is told only which tokens are padding.
+    Packed, a mask says which tokens see each other, and positions begin anew with each document. Else a
+    sequence is a document followed by padding, and the mask says only which tokens are padding.
 
     Args:
         ids_NS, segment_NS, position_NS: see `core.types.TokenChunk`.

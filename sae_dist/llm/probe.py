@@ -84,7 +84,7 @@ def _tried(
 
 @contextmanager
 def _fake() -> Iterator[None]:
-    """Make tensors without values, of which none can be read; what fails is told by the exception alone."""
+    """Make tensors without values, of which none can be read; failures are not logged."""
     log = logging.getLogger("torch._subclasses.fake_tensor")
     log.disabled = True
     try:

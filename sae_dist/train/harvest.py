@@ -43,7 +43,8 @@ def harvest_rank(folder: Path) -> None:
     progress = Progress(stop, gathering, len(lanes) * lane_chunks(cfg), cfg.shuffle.chunk_rows)
     try:
         facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-        source = build_source(dataclasses.replace(cfg, precision=cfg.cache.dtype), facts, device)
+        as_kept = dataclasses.replace(cfg, precision=cfg.cache.dtype)
+        source = build_source(as_kept, facts, device, witness=where.rank == 0)
         dtype = Precision.of(cfg.cache.dtype).wire
         size = CacheSize(cfg.shuffle.lanes, lane_chunks(cfg), cfg.cache.shard_chunks, dtype)
         known = _known(folder)

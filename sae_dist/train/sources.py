@@ -1,5 +1,6 @@
 """Sources of activation chunks, and the link to producers, built from a config."""
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -35,13 +36,19 @@ def build_facts(cfg: Resolved) -> LlmFacts | None:
 
 
 def build_source(
-    cfg: Resolved, facts: LlmFacts | None, device: torch.device, team: Axis | None = None
+    cfg: Resolved,
+    facts: LlmFacts | None,
+    device: torch.device,
+    team: Axis | None = None,
+    *,
+    witness: bool = False,
 ) -> ChunkSource:
     """Open the source of activation chunks: tokens and a frozen LLM, a cache, a file, or true features.
 
     Args:
         facts: of the LLM; None if there is none.
         team: the ranks that hold the LLM together with this one; None if this rank holds it alone.
+        witness: compare the LLM's rows with those of the untouched model, and say so.
     """
     wire = Precision.of(cfg.precision).wire
     if cfg.is_synthetic:
@@ -66,6 +73,13 @@ def build_source(
             held_out=False,
             dtype=wire,
         )
+    return _build_reader(cfg, facts, device, team, witness)
+
+
+def _build_reader(
+    cfg: Resolved, facts: LlmFacts, device: torch.device, team: Axis | None, witness: bool
+) -> LlmChunkSource:
+    """Load the LLM, and open the tokens that it reads."""
     spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
     tokens = open_tokens(
         cfg.tokens,
@@ -76,14 +90,18 @@ def build_source(
         held_out=False,
     )
     dtype = getattr(torch, cfg.llm.dtype)
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=False, team=team)
+    llm = FrozenLlm.load(
+        cfg.llm, facts, device=device, dtype=dtype, with_head=False, team=team, witness=witness
+    )
+    if witness:
+        print(f"{cfg.llm.name}: {llm.proof}", file=sys.stderr, flush=True)
     return LlmChunkSource(
         llm,
         tokens,
         rows=cfg.shuffle.chunk_rows,
         spare=spare,
         max_norm_multiple=cfg.tokens.max_norm_multiple,
-        wire=wire,
+        wire=Precision.of(cfg.precision).wire,
     )
 
 
@@ -106,7 +124,7 @@ def build_chunks(rank: Rank) -> ChunkSource:
     """Open a consumer's source of chunks: its own, or the producers."""
     cfg, topology = rank.cfg, rank.topology
     if topology.num_producers == 0:
-        return build_source(cfg, rank.facts, rank.device)
+        return build_source(cfg, rank.facts, rank.device, witness=topology.reads_first)
     return RemoteChunks(
         build_stream(rank),
         lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),
@@ -117,9 +135,10 @@ def build_chunks(rank: Rank) -> ChunkSource:
 
 def build_producer(rank: Rank) -> Callable[[], int]:
     """Prepare a producer's whole life: alone, or in a group of ranks that holds the LLM together."""
-    source = build_source(rank.cfg, rank.facts, rank.device, rank.topology.team)
+    topology = rank.topology
+    source = build_source(rank.cfg, rank.facts, rank.device, topology.team, witness=topology.reads_first)
     stream, in_flight = build_stream(rank), rank.cfg.topology.in_flight
-    if not rank.topology.in_step:
+    if not topology.in_step:
         return partial(produce, stream, source, in_flight)
     assert isinstance(source, LlmChunkSource)
     return partial(produce_in_step, stream, source, in_flight)

@@ -29,7 +29,7 @@ DOORS = {
     "webdataset": ("tokens", "transport"),
     "wandb": ("metrics",),
     "wandb_workspaces": ("metrics",),
-    "psutil": ("metrics",),
+    "psutil": ("metrics", "llm"),
     "pynvml": ("metrics",),
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),

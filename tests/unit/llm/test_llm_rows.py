@@ -1,4 +1,4 @@
-"""Rows are the whole model's: of cut models, of single documents in a sequence, of modules without a batch."""
+"""Rows are the whole model's: of cut models, of single documents in a sequence, of a router."""
 
 import dataclasses
 from pathlib import Path
@@ -14,6 +14,7 @@ from sae_dist.llm.choose import choose_packing
 from sae_dist.llm.cut import class_of, cut_class, differences, shorter_config
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.proof import difference
 from sae_dist.tokens.source import open_tokens
 from tests.helpers.architectures import rows_alone, save_small, short_texts, try_architecture
 from tests.helpers.tiny_llms import TinyLlms, num_layers
@@ -158,7 +159,7 @@ def test_documents_of_similar_length_share_a_batch_and_rows_keep_their_order(sma
     assert torch.equal(in_reading_order(ids, batches), chunk.ids_NS[chunk.keep_NS])
     assert 0 < padding_share(chunk, packed=False) < 0.25
     rows = llm.activations(chunk)
-    torch.testing.assert_close(rows, rows_alone(untouched(llm), llm.facts.hook, chunk), rtol=1e-4, atol=1e-5)
+    assert difference(rows, rows_alone(untouched(llm), llm.facts.hook, chunk), llm.facts.widths) < 1e-5
 
 
 def test_a_lane_of_single_documents_goes_on_where_it_stopped(small):
