@@ -41,11 +41,6 @@ def llm_facts(
     path = resolve_name(cfg.name)
     config, model = _empty(cfg, path)
     text = text_part(config)
-    if not isinstance(getattr(text, "vocab_size", None), int):
-        raise ConfigError(
-            f"llm.name={cfg.name} is a {config.model_type} model, whose config states no vocab_size; use a "
-            "causal language model or an encoder"
-        )
     base_auto, whole_auto, causal = auto_classes(config, cfg.name)
     if causal and sees_both_ways(model):
         whole_auto, causal = base_auto, False
@@ -90,11 +85,8 @@ def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -
     counts = [(is_needed(name, place), each.numel()) for name, each in model.named_parameters()]
     whole = sum(count for _, count in counts)
     needed = sum(count for need, count in counts if need)
-    head = (
-        text.vocab_size * text.hidden_size
-        if causal and not getattr(config, "tie_word_embeddings", False)
-        else 0
-    )
+    own_head = causal and not getattr(config, "tie_word_embeddings", False)
+    head = text.vocab_size * text.hidden_size if own_head else 0
     return {"parameters": needed, "whole_parameters": whole + head}
 
 
@@ -144,6 +136,11 @@ def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
             model = auto.from_config(
                 config, trust_remote_code=cfg.trust_remote_code, dtype=torch.bfloat16, **how
             )
+    if not isinstance(getattr(text_part(config), "vocab_size", None), int):
+        raise ConfigError(
+            f"llm.name={cfg.name} is a {config.model_type} model, whose config states no vocab_size; use a "
+            "causal language model or an encoder"
+        )
     return config, model
 
 

@@ -22,7 +22,7 @@ from sae_dist.llm.facts import position_offset
 from sae_dist.llm.fit import why_not_beside
 from sae_dist.llm.hooks import Stop, attach, per_token
 from sae_dist.llm.inputs import model_inputs
-from sae_dist.llm.proof import check_together, difference_alone, rows_alone
+from sae_dist.llm.proof import check_together, difference_alone, rows_of_whole
 from sae_dist.llm.tensor_parallel import check_not_split
 from sae_dist.llm.weights import load_weights
 from sae_dist.llm.zero3 import Partitioned
@@ -81,7 +81,7 @@ class FrozenLlm:
             reason = why_not_beside(facts, dtype, device) if witness else "another rank compares them"
             if reason is None:
                 whole = cls._read(cfg, facts, device=device, dtype=dtype, with_head=False, cut=False)
-                untouched = rows_alone(whole)
+                untouched = rows_of_whole(whole)
                 del whole
             llm, how = cls._shortest(read, untouched, team)
             compared = f"were not compared with the whole model's ({reason})"

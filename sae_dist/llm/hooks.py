@@ -37,8 +37,13 @@ def per_token(x: Tensor, shape: Sequence[int]) -> Tensor:
 
     Args:
         shape: N and S, of the token ids.
+
+    Raises:
+        ConfigError: it has not one vector per token; some models pad the sequences inside.
     """
-    return x.unflatten(0, tuple(shape)) if x.ndim == 2 else x
+    if x.shape[:-1] not in (tuple(shape), (shape[0] * shape[1],)):
+        raise ConfigError(f"a hook passes {list(x.shape)} for {list(shape)} tokens; choose another module")
+    return x.view(*shape, -1)
 
 
 def _apply(output: Any, act: Callable[[Tensor], Tensor], name: str) -> Any:

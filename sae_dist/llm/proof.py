@@ -14,7 +14,7 @@ from sae_dist.distributed.collectives import Axis
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Mean relative difference of rows that are the same: rounding is far below it, and a token that sees another
 document's far above."""
-LENGTHS = (5, 7, 3)
+LENGTHS = (5, 7, 3, 67)
 LONGEST = 512
 USUAL = 256
 """Tokens of a document that is as long as a sequence, unless the model has a lower limit."""
@@ -95,6 +95,21 @@ def rows_alone(llm: Llm) -> Tensor:
     """Run each of the documents by itself, without any mask, [R, columns], on the host."""
     documents = random_documents(llm.facts, llm.model.config, llm.config).alone
     return torch.cat([llm.used({"input_ids": ids.to(llm.device)})[0] for ids in documents]).cpu()
+
+
+def rows_of_whole(llm: Llm) -> Tensor:
+    """Return what `rows_alone` does, of a model that nothing was cut off.
+
+    Raises:
+        ConfigError: the model does not run.
+    """
+    try:
+        return rows_alone(llm)
+    # Models come with code of their own, which can raise anything.
+    except Exception as error:
+        raise ConfigError(
+            f"llm.name={llm.facts.name} does not run on token ids ({first_line(error)}); use another model"
+        ) from error
 
 
 def difference_alone(llm: Llm, wanted: Tensor | None, team: Axis | None) -> str | None:

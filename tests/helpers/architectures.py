@@ -5,9 +5,12 @@ import inspect
 import json
 import shutil
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -18,11 +21,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.types import TokenChunk
 from sae_dist.llm.architecture import auto_classes, reader
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.choose import choose_packing
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.proof import difference
 from sae_dist.tokens.source import open_tokens
 from tests.helpers.tiny_llms import EMBEDDED
 
@@ -112,10 +117,16 @@ OWN: dict[str, dict[str, Any]] = {
     "minicpm3": dict(num_key_value_heads=4),
     "sarvam_mla": dict(num_key_value_heads=4),
     "ernie4_5_moe": dict(moe_k=2, moe_num_experts=4),
+    "plbart": dict(encoder_attention_heads=4, decoder_attention_heads=4),
+    "longformer": dict(attention_window=16),
     "zaya": dict(num_experts_per_tok=1),
     "reformer": dict(axial_pos_embds=False, attn_layers=["local"] * 4),
     "gemma3n_text": dict(num_kv_shared_layers=2, layer_types=["sliding_attention", "full_attention"] * 2),
     **{kind: dict(num_key_value_heads=4) for kind in MLA},
+}
+TEXT_PARTS = {
+    kind: dict(rope_parameters=dict(rope_type="default", rope_theta=1e4, mrope_section=[1, 1, 2]))
+    for kind in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v")
 }
 HOOKS = {
     "albert": "encoder.albert_layer_groups.0.albert_layers.0",
@@ -146,7 +157,9 @@ def _small(cls: Any, own: dict[str, Any]) -> PretrainedConfig:
     for name in cls.sub_configs:
         part = getattr(default, name, None)
         if isinstance(part, PretrainedConfig):
-            given[name] = _small(type(part), {})
+            given[name] = _small(
+                type(part), TEXT_PARTS.get(cls.model_type, {}) if name == "text_config" else {}
+            )
     return cls(**given | own)
 
 
@@ -155,7 +168,7 @@ class Tried:
     """What happened to one architecture.
 
     Attributes:
-        how: packed | one document in a sequence | refused | not built: transformers made none so small.
+        how: packed | one document in a sequence | refused | failed | not built (so small, by transformers)
         words: why, in one line.
         apart: mean relative difference of its rows from those of the untouched model, each document alone.
     """
@@ -165,68 +178,59 @@ class Tried:
     words: str = ""
     apart: float = 0.0
 
+    @property
+    def trains(self) -> bool:
+        """Whether its rows can be had."""
+        return self.how in ("packed", "one document in a sequence")
+
 
 def try_architecture(kind: str, folder: Path, rows: int = 300) -> Tried:
     """Save a small random model, read short texts through it, and compare its rows with its own."""
     try:
+        folder.mkdir(exist_ok=True)
         save_small(kind, folder)
     # Of a default that transformers itself cannot build from small sizes, nothing can be said.
     except Exception as error:
         return Tried(kind, "not built", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
-    cfg = LlmConfig(name=str(folder))
     try:
-        facts, _ = choose_packing(cfg, llm_facts(cfg, HOOKS.get(kind))[0])
-        llm = FrozenLlm.load(
-            cfg, facts, device=torch.device("cpu"), dtype=torch.float32, with_head=False, witness=True
-        )
+        return _compared(kind, folder, rows)
     except ConfigError as error:
         return Tried(kind, "refused", str(error).replace(str(folder), kind))
     except Exception as error:
-        import traceback
+        return Tried(kind, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
-        traceback.print_exc()
-        return Tried(kind, "FAILED", repr(error)[:200])
-    tokens = open_tokens(
-        TokensConfig(kind="text", path=str(short_texts(folder))),
-        facts,
-        lanes=1,
-        seed=0,
-        rows=rows,
-        held_out=False,
-    )
+
+def _compared(kind: str, folder: Path, rows: int) -> Tried:
+    cfg, cpu = LlmConfig(name=str(folder)), torch.device("cpu")
+    facts, _ = choose_packing(cfg, llm_facts(cfg, HOOKS.get(kind))[0])
+    llm = FrozenLlm.load(cfg, facts, device=cpu, dtype=torch.float32, with_head=False, witness=True)
+    texts = TokensConfig(kind="text", path=str(short_texts(folder)))
+    tokens = open_tokens(texts, facts, lanes=1, seed=0, rows=rows, held_out=False)
     chunk = next(tokens.open(0, None))
-    try:
-        return _compared(llm, facts, tokens, chunk, kind, folder, rows)
-    except Exception as e:
-        return Tried(kind, "FAILED", repr(e)[:150])
-
-
-def _compared(llm, facts, tokens, chunk, kind, folder, rows):
-    source = LlmChunkSource(llm, tokens, rows=rows, spare=0, max_norm_multiple=None)
-    found = source.compute(chunk).rows_RD
+    found = LlmChunkSource(llm, tokens, rows=rows, spare=0, max_norm_multiple=None).compute(chunk).rows_RD
     untouched = getattr(transformers, facts.auto[0]).from_pretrained(folder, dtype=torch.float32).eval()
     untouched.config.use_cache = untouched.config.get_text_config().use_cache = False
-    wanted = rows_alone(untouched, facts.hook, chunk)
-    apart = ((found - wanted).norm(dim=1) / wanted.norm(dim=1).clamp_min(1e-30)).mean()
-    how = "packed" if facts.packed else "one document in a sequence"
-    return Tried(kind, how, llm.proof, float(apart) if apart.isfinite() else float("inf"))
+    apart = difference(found, rows_alone(untouched, facts.hook, chunk), facts.widths)
+    return Tried(kind, "packed" if facts.packed else "one document in a sequence", llm.proof, apart)
 
 
-def short_texts(folder: Path) -> Path:
-    """Write documents of a few to a hundred words, so that a sequence holds several."""
+def short_texts(folder: Path, documents: int = 300) -> Path:
+    """Write documents of a few to some dozen words, so that a sequence holds several."""
     words = " ".join(topics.values()).split()
     random, at, path = Random(0), 0, folder / "texts.jsonl"
     with open(path, "w") as file:
-        for _ in range(300):
+        for _ in range(documents):
             count = random.choice((3, 8, 20, 60))
             file.write(json.dumps({"text": " ".join(words[at : at + count])}) + "\n")
-            at += count
+            at = (at + count) % (len(words) - 60)
     return path
 
 
-def save_small(kind: str, folder: Path) -> Any:
-    """Save a small random model with the embedded model's tokenizer; return its whole."""
+def save_small(kind: str, folder: Path) -> None:
+    """Save a small random model with the embedded model's tokenizer.
 
+    Weights are larger than at initialisation, so that attention is far from uniform and a leak shows.
+    """
     config = small_config(kind)
     torch.manual_seed(0)
     model = getattr(transformers, auto_classes(config, kind)[1]).from_config(config)
@@ -237,18 +241,17 @@ def save_small(kind: str, folder: Path) -> Any:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(EMBEDDED / name, folder)
-    return model
 
 
 @torch.no_grad()
-def rows_alone(model: Any, hook: str, chunk: Any) -> torch.Tensor:
+def rows_alone(model: Any, hook: str, chunk: TokenChunk) -> torch.Tensor:
     """Run each document of a chunk by itself through a model as it is; return the rows of kept tokens."""
     caught: list[torch.Tensor] = []
 
     def catch(_module: Any, _args: Any, output: Any) -> None:
         caught.append(output if torch.is_tensor(output) else output[0])
 
-    model.get_submodule(hook.split(":")[0]).register_forward_hook(catch)
+    handle = model.get_submodule(hook.split(":")[0]).register_forward_hook(catch)
     parts = []
     for ids, segment, keep in zip(chunk.ids_NS, chunk.segment_NS, chunk.keep_NS, strict=True):
         for number in range(1, int(segment.max()) + 1):
@@ -256,18 +259,36 @@ def rows_alone(model: Any, hook: str, chunk: Any) -> torch.Tensor:
             caught.clear()
             reader(model)(input_ids=ids[here][None])
             parts.append(caught[0].view(int(here.sum()), -1)[keep[here]])
+    handle.remove()
     return torch.cat(parts)
 
 
-def main() -> None:
-    """Print the table: `python -m tests.helpers.architectures FOLDER [kind ...]`."""
+def quiet() -> None:
+    """Let transformers say nothing about small models, on one thread."""
+    warnings.filterwarnings("ignore")
     transformers.logging.set_verbosity(50)
-    folder, kinds = Path(sys.argv[1]), sys.argv[2:] or LANGUAGE
-    with open(folder / "architectures.jsonl", "a") as file:
-        for kind in kinds:
-            tried = try_architecture(kind, folder / kind)
-            print(f"{kind:28} {tried.how:28} {tried.apart:8.1e}  {tried.words}", flush=True)
-            file.write(json.dumps(dataclasses.asdict(tried)) + "\n")
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
+
+
+def table(found: Sequence[Tried]) -> str:
+    """Return the lines of a table of Markdown, those that train without words."""
+    lines = ["| architecture | documents | rows differ by | |", "|---|---|---|---|"]
+    for each in found:
+        apart = f"{each.apart:.0e}" if each.trains else ""
+        cut = "cut after the last hook" in each.words
+        lines.append(f"| {each.kind} | {each.how} | {apart} | {'' if cut else each.words} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table: `python -m tests.helpers.architectures [kind ...]`."""
+    quiet()
+    with TemporaryDirectory() as folder:
+        found = [try_architecture(kind, Path(folder) / kind) for kind in sys.argv[1:] or (*LANGUAGE, *IMAGES)]
+    print(table(found))
+    for each in ("packed", "one document in a sequence", "refused", "failed", "not built"):
+        print(f"{each}: {sum(one.how == each for one in found)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
