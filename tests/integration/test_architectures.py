@@ -1,4 +1,4 @@
-"""Every architecture of language models in transformers, small and random: its rows beside the model's own."""
+"""Every architecture of language models in transformers, small: its rows beside the model's own."""
 
 from concurrent.futures import ProcessPoolExecutor
 
@@ -9,7 +9,7 @@ from tests.helpers.architectures import IMAGES, LANGUAGE, quiet, table, try_arch
 pytestmark = pytest.mark.long
 PARTS = 4
 """Parts of the list, which the workers of the test run share."""
-BY_IMAGES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl", "smolvlm", "paligemma")
+BY_IMAGES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl", "gemma4")
 
 
 def tried(kinds, folder):

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from tests.helpers.architectures import save_small, short_texts
-from tests.helpers.commands import rows, train
+from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import relative, results, same_weights, values, wait_for_checkpoint
 from tests.helpers.warm import Command, warm
 
@@ -50,7 +50,7 @@ def test_a_run_ends_with_evaluation_and_export(folder, small, texts, kind):
 def test_a_run_that_was_killed_is_the_one_that_was_not_and_ranks_see_the_same_rows(folder, small, texts):
     arguments = [small("mamba"), texts, *LENGTH]
     whole = train(folder, "alone", *arguments)
-    process = Command(folder, "train", "debug=tiny", *arguments, "name=hit")
+    process = Command(folder, "train", *TINY, *arguments, "name=hit")
     wait_for_checkpoint(process, folder / "outputs" / "hit")
     process.send_signal(signal.SIGKILL)
     process.communicate()
