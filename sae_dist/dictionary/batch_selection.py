@@ -59,7 +59,7 @@ def select_batch(
     F = len(W_FD)
     slots = slots_for(k, F, topology)
     val_BK, idx_BK = found or kernels.encode_topk(x_BD, W_FD, b_F, slots)
-    order_B = row_of_batch(len(x_BD), topology)
+    order_B = row_of_batch(len(x_BD), topology, x_BD.device)
     num_latents = F * topology.num_shards
     while True:
         latent_BK = idx_BK + topology.shard.rank * F
@@ -85,7 +85,7 @@ def winners(
         place_BK: position of a candidate in the order that breaks ties, 0 .. places - 1.
     """
     key_BK, bits = float_keys(val_BK)
-    number = torch.tensor(wanted, device=val_BK.device)
+    number = torch.full((), wanted, device=val_BK.device)
     key, ties = nth_largest(key_BK.flatten(), number, bits, topology.consumers)
     tied_BK = (key_BK == key) & (key > 0)
     early_BK = torch.where(tied_BK, places - place_BK, 0)
@@ -96,14 +96,15 @@ def winners(
     return won_BK, torch.where(torch.isinf(smallest), 0.0, smallest)
 
 
-def row_of_batch(rows: int, topology: Topology) -> Tensor:
+def row_of_batch(rows: int, topology: Topology, device: torch.device) -> Tensor:
     """Return the batch's row numbers of a replica's rows, in their order after the gather over shards, [B].
 
     Consumer c drew rows c, c + C, c + 2 C, ... of the batch.
     """
     own = rows // topology.num_shards
-    consumer = topology.index // topology.num_shards * topology.num_shards + torch.arange(topology.num_shards)
-    row_TO = consumer[:, None] + torch.arange(own) * topology.num_consumers
+    first = topology.index // topology.num_shards * topology.num_shards
+    consumer_T = first + torch.arange(topology.num_shards, device=device)
+    row_TO = consumer_T[:, None] + torch.arange(own, device=device) * topology.num_consumers
     return row_TO.flatten()
 
 
