@@ -14,6 +14,7 @@ from sae_dist.core.types import LlmFacts
 from sae_dist.llm.hooks import Stop, attach
 from sae_dist.llm.hub import cannot_pack, loading, resolve_name
 from sae_dist.llm.names import resolve_hook
+from sae_dist.llm.special import has_tokenizer, special_tokens
 
 PROBE_TOKENS = 4
 
@@ -48,8 +49,8 @@ def llm_facts(
     lines = [line for _, line in read.values() if line is not None]
     if cfg.attn == "sdpa" and not getattr(model, "_supports_sdpa", True):
         raise ConfigError(f"llm.attn=sdpa is not supported by {type(model).__name__}; use llm.attn=eager")
-    prefix, suffix = _special_tokens(cfg, path, causal)
     context = getattr(text_config, "max_position_embeddings", None)
+    sizes: dict[str, Any] = _sizes(model, config, hooks, causal)
     facts = LlmFacts(
         name=cfg.name,
         path=path,
@@ -58,16 +59,20 @@ def llm_facts(
         causal=causal,
         context=None if context is None else context - position_offset(model),
         vocab_size=text_config.vocab_size,
-        prefix=prefix,
-        suffix=suffix,
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
         target_first=next(iter(widths)) == "target_hook",
         more=tuple((hooks[key], widths[key]) for key in given if key.startswith("grid.")),
         architecture=type(model).__name__,
         tp_sizes=_tp_sizes(model, text_config),
-        **_sizes(model, config, hooks, causal),
+        **sizes,
+        **special_tokens(cfg, path, causal, text_config.vocab_size),
     )
+    if not has_tokenizer(path):
+        lines.append(
+            f"llm.name={cfg.name} has no tokenizer: token ids are read as they are given, and all are "
+            "activations but those of tokens.exclude_ids and those with attention mask 0"
+        )
     return facts, "\n".join(lines) or None
 
 
@@ -176,22 +181,6 @@ def _probe_widths(model: nn.Module, hooks: dict[str, str], name: str) -> dict[st
                 "choose a module with one vector per token"
             )
     return {key: shape[-1] for key, shape in shapes.items()}
-
-
-def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the special tokens put before and after the text of each segment."""
-    from transformers import AutoTokenizer
-
-    with loading(cfg.name, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
-        text = tokenizer("a", add_special_tokens=False)["input_ids"]
-        if not text:
-            raise ConfigError(f"llm.name={cfg.name} has no tokenizer in its folder; save its own there")
-    if causal:
-        return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-    whole = tokenizer("a")["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-    return tuple(whole[:begin]), tuple(whole[begin + len(text) :])
 
 
 def whole_path(facts: LlmFacts, hook: str) -> str:

@@ -65,8 +65,9 @@ def build_source(
             seed=cfg.seed,
             held_out=False,
             dtype=wire,
+            max_norm_multiple=cfg.tokens.max_norm_multiple,
         )
-    spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
+    spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens)
     tokens = open_tokens(
         cfg.tokens,
         facts,
