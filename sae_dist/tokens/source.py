@@ -19,6 +19,14 @@ from sae_dist.tokens.shards import ShardCorpus
 from sae_dist.tokens.text import FolderCorpus, PythonCorpus
 
 DEFAULT_CONTEXT = 256
+WORDS = {
+    "special": "being special tokens",
+    "masked": "their attention mask",
+    "listed": "tokens.exclude_ids",
+    "roles": "tokens.roles",
+    "documents": "damage",
+}
+"""What messages call the reasons of `LEFT_OUT`."""
 SAMPLED = 24
 """Documents from which the tokens of a pass are estimated."""
 NAMED = 8
@@ -165,13 +173,18 @@ class LaneReader:
             self._count(self.tokens.removed)
             self.place, self.offset, self.tokens = place + 1, 0, None
 
+    def _why(self) -> str:
+        """Say what was left out of a pass in which nothing was kept."""
+        counts = {WORDS[reason]: self.left_out[code] for reason, code in CODE.items() if self.left_out[code]}
+        found = ", ".join(f"{count} by {reason}" for reason, count in counts.items())
+        return (f" (left out: {found})" if found else "") + (f": {self.problem}" if self.problem else "")
+
     def _next_epoch(self) -> None:
         if self.whole_epoch and not self.found_tokens:
             wrong = ConfigError if self.epoch == 0 else DataError
             raise wrong(
                 f"{self.source.field} has no text for lane {self.lane} of shuffle.lanes={self.source.lanes} "
-                f"in pass {self.epoch + 1}; use fewer lanes or give more text"
-                + (f" ({self.problem})" if self.problem else "")
+                f"in pass {self.epoch + 1}; use fewer lanes or give more text{self._why()}"
             )
         if self.whole_epoch and self.unusable > self.usable:
             raise DataError(

@@ -7,8 +7,8 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.core.text import gib
 from sae_dist.train.state import Run
 
-MEAN_SHARE = 0.9
-"""The mean's share of the squared norm above which more latents die without `activations.scaling=centred`."""
+MEAN_SHARE = 0.5
+"""The mean's share of the squared norm above which FVU is a fifth higher than with the mean subtracted."""
 
 
 def announce(runs: list[Run]) -> None:
@@ -39,7 +39,7 @@ def mean_in_words(share: float) -> str:
     """Say that most of the activations' norm is their mean, and what to do about it."""
     return (
         f"caution: {share:.0%} of the activations' squared norm is their mean, beside which what differs "
-        "between them is small; activations.scaling=centred subtracts it, and leaves fewer dead latents"
+        "between them is small; activations.scaling=centred subtracts it: lower FVU, fewer dead latents"
     )
 
 

@@ -21,7 +21,7 @@ def test_the_means_share_of_the_squared_norm(offset, share):
 
 def test_the_remedy_is_named():
     assert "97% of" in mean_in_words(0.97) and "activations.scaling=centred" in mean_in_words(0.97)
-    assert 0.5 < MEAN_SHARE < 1
+    assert 0.445 < MEAN_SHARE < 0.521, "the default run's share, and one with which FVU is a fifth higher"
 
 
 @pytest.mark.parametrize("spread, refused", [(0.0, True), (1e-7, True), (1e-3, False)])

@@ -133,6 +133,9 @@ def test_a_column_of_chats(tmp_path, streaming):
     kept = Encoder(facts).tokenizer.decode(chunk.ids_NS[chunk.keep_NS])
     assert "the user is you" in kept and "thanks" not in kept and "model" not in kept
     assert chunk.left_out["roles"] > 20
+    cfg.roles = ["assitant"]
+    with pytest.raises(ConfigError, match=r"has no text .*\(left out: \d+ by tokens.roles\)"):
+        next(open_tokens(cfg, facts, lanes=1, seed=0, rows=20, held_out=False).open(0, None))
     cfg.column = "n"
     cfg.roles = ["assistant"]
     with pytest.raises(ConfigError, match="tokens.roles=.* is read with a column of chats"):
