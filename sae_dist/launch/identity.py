@@ -15,6 +15,7 @@ from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.run_folder import DATA
+from sae_dist.core.text import print_line
 
 Identity = dict[str, list[int | str]]
 """By name of a file, its bytes and a hash of samples of its content."""
@@ -45,6 +46,41 @@ def check_identity(now: Identity | None, folder: Path) -> None:
         return
     if not now:
         return
+    changes = differences(file, now)
+    if changes:
+        raise ConfigError(
+            f"{folder} was begun with other data: {changes}. It would go on with other documents, and "
+            "evaluate on some that it was trained on: put the data back, or begin a new run with name=, or "
+            f"remove {file} to go on with the data as they are"
+        )
+
+
+def caution(cfg: Resolved, folder: Path) -> None:
+    """Print a line if a run is about to be evaluated on other data than it was trained on.
+
+    Args:
+        folder: of the run, or of a dictionary of a grid's.
+
+    Raises:
+        ConfigError: the data are gone.
+    """
+    file = next((each / DATA for each in (folder, folder.parent) if (each / DATA).is_file()), None)
+    # A cache is read in training only.
+    if file is None or cfg.reads_cache or not (now := identity_of(cfg)):
+        return
+    if changes := differences(file, now):
+        print_line(
+            f"caution: {folder} was trained on other data: {changes}; what is held out now may have been "
+            "trained on"
+        )
+
+
+def differences(file: Path, now: Identity) -> str:
+    """Say how data differ from those whose identity a file holds; "" if they do not.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
     try:
         begun: Identity = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -54,12 +90,7 @@ def check_identity(now: Identity | None, folder: Path) -> None:
         in_words("missing", (name for name in begun if name not in now)),
         in_words("new", (name for name in now if name not in begun)),
     ]
-    if any(changes):
-        raise ConfigError(
-            f"{folder} was begun with other data: {'; '.join(filter(None, changes))}. It would go on with "
-            "other documents, and evaluate on some that it was trained on: put the data back, or begin a new "
-            f"run with name=, or remove {file} to go on with the data as they are"
-        )
+    return "; ".join(filter(None, changes))
 
 
 def in_words(what: str, names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
-from sae_dist.launch.identity import check_identity, identity_of
+from sae_dist.launch.identity import caution, check_identity, identity_of
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
     Settled,
@@ -146,6 +146,7 @@ def finish(folder: Path) -> None:
 
     cfg = load_config(folder / CONFIG)
     with stopping_on_request(folder):
+        caution(cfg, folder)
         if varied(cfg):
             from sae_dist.launch.grid import finish_grid
 

@@ -14,6 +14,9 @@ from sae_dist.tokens.kept import DocumentTokens, UnusableDocument
 OPEN, SHUT = "\ue0f0", "\ue0f1"
 """Characters of the private use area that mark where words begin and end; a chat must not have them."""
 
+ROLES = {"human": "user", "gpt": "assistant"}
+"""What ShareGPT's form calls the roles of a chat."""
+
 
 class Chat:
     """A renderer of chats.
@@ -90,7 +93,7 @@ class Chat:
 def is_chat(value: Any) -> bool:
     """Return whether a value of a dataset is a chat, whole or with its fields apart."""
     if isinstance(value, dict):
-        return {"role", "content"} <= value.keys()
+        return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
     return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
@@ -104,11 +107,19 @@ def listed(value: Any) -> list[dict[str, Any]]:
         value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
     if not isinstance(value, list) or not value:
         raise UnusableDocument("is not a list of messages")
+    value = [in_our_words(each) for each in value]
     for each in value:
         if not isinstance(each, dict) or not isinstance(each.get("role"), str) or "content" not in each:
             fields = f"; its fields: {', '.join(map(str, each))}" if isinstance(each, dict) else ""
             raise UnusableDocument(f"has a message that is not an object with role and content{fields}")
     return value
+
+
+def in_our_words(message: Any) -> Any:
+    """Return a message of ShareGPT's form, {from, value}, as {role, content}; any other as it is."""
+    if not isinstance(message, dict) or not {"from", "value"} <= message.keys() or message.get("role"):
+        return message
+    return {"role": ROLES.get(message["from"], message["from"]), "content": message["value"]}
 
 
 def clean(message: dict[str, Any]) -> dict[str, Any]:

@@ -114,4 +114,6 @@ def _line_problem(line: bytes, number: int) -> str | None:
     if isinstance(found, dict) and isinstance(found.get("text"), str):
         return None
     fields = f"; its fields: {', '.join(map(str, found))}" if isinstance(found, dict) and found else ""
-    return f'line {number} is not an object with a "text" that is a string{fields[:200]}'
+    chats = isinstance(found, dict) and {"messages", "conversations"} & found.keys()
+    how = "; chats are read with tokens=hf tokens.dataset=json" if chats else ""
+    return f'line {number} is not an object with a "text" that is a string{fields[:200]}{how}'

@@ -8,7 +8,14 @@ import pytest
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.identity import SAMPLE_BYTES, SAMPLES, check_identity, identity_of, write_identity
+from sae_dist.launch.identity import (
+    SAMPLE_BYTES,
+    SAMPLES,
+    caution,
+    check_identity,
+    identity_of,
+    write_identity,
+)
 
 
 def text(folder, **fields):
@@ -94,3 +101,16 @@ def test_what_is_made_has_no_identity(tmp_path):
     cfg.activations.kind = "synthetic"
     write_identity(identity_of(cfg), tmp_path)
     assert identity_of(cfg) == {} and list(tmp_path.iterdir()) == []
+
+
+def test_an_evaluation_on_other_data_is_cautioned(tmp_path, capsys):
+    cfg = config(text, tmp_path)
+    member = tmp_path / "run" / "k=16"
+    member.mkdir(parents=True)
+    caution(cfg, member)
+    write_identity(identity_of(cfg), member.parent)
+    caution(cfg, member)
+    assert capsys.readouterr().err == ""
+    (tmp_path / "texts" / "a.txt").unlink()
+    caution(cfg, member)
+    assert "caution: " in (said := capsys.readouterr().err) and "1 missing (a.txt)" in said

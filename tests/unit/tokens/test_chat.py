@@ -92,7 +92,7 @@ def test_a_template_that_rewrites_is_refused(encoder):
     [
         ("text", "is not a list of messages"),
         ([], "is not a list of messages"),
-        ([{"from": "human", "value": "x"}], "not an object with role and content; its fields: from, value"),
+        ([{"who": "me", "says": "x"}], "not an object with role and content; its fields: who, says"),
         ([{"role": None, "content": "x"}], "not an object with role and content"),
     ],
 )
@@ -105,6 +105,9 @@ def test_a_chat_as_an_object_of_lists_and_in_parts(encoder):
     reader = chat(encoder, CHATML)
     apart = {key: [each.get(key) for each in MESSAGES] for key in ("role", "content")}
     assert np.array_equal(reader.read(apart).ids_T, reader.read(MESSAGES).ids_T)
+    names = {"user": "human", "assistant": "gpt"}
+    other = [{"from": names.get(each["role"], each["role"]), "value": each["content"]} for each in MESSAGES]
+    assert np.array_equal(reader.read(other).ids_T, reader.read(MESSAGES).ids_T)
 
 
 def test_no_template(encoder):

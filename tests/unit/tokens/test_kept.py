@@ -70,6 +70,12 @@ def test_masked_tokens_are_neither_context_nor_activations(tmp_path):
     assert any((chunk.ids_NS[chunk.keep_NS] == 8).any() for chunk in without)
 
 
+def test_masked_tokens_are_counted_once(tmp_path):
+    source = opened(padded(tmp_path, mask=True), rows=1)
+    expected = sum(source.documents.read(int(number)).masked for number in source.documents.numbers)
+    assert sum(chunk.left_out.get("masked", 0) for chunk in source.open(0, None)) == expected > 100
+
+
 def test_counts_do_not_depend_on_where_reading_began(tmp_path):
     cfg = padded(tmp_path, mask=True)
     cfg.exclude_ids = [103, 110]
