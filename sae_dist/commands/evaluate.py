@@ -11,6 +11,7 @@ from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.evaluation.asked import check_files
+from sae_dist.launch.identity import caution
 from sae_dist.launch.overrides import parse
 
 KEYS = ("tokens", "ce_tokens", "baselines", "corpus", "probes", "absorption", "controls")
@@ -56,6 +57,7 @@ def run(arguments: list[str]) -> None:
     folder, overrides = understood(rest)
     cfg = with_overrides(load_config(folder / CONFIG), overrides)
     check_files(folder, cfg)
+    caution(cfg, folder)
     from sae_dist.evaluation.evaluate import evaluate_folder
     from sae_dist.evaluation.table import format_evaluation
 

@@ -33,11 +33,15 @@ class TokensConfig:
     subset: str | None = None  # hf: the dataset's configuration
     data_files: str | None = None  # hf: files for a loader such as json
     split: str = "train"  # hf: the part of the dataset
-    column: str = "text"  # hf: the column with text (or, if it holds lists of integers, token ids)
+    column: str = "text"  # hf: the column with text, lists of token ids, or chats: lists of {role, content}
+    roles: list[str] | None = None  # hf, chats: whose words are activations, such as [assistant]; null: all
     streaming: bool = True  # hf: stream, or download and map
     context: int | None = None  # tokens per sequence; null: the model's limit, at most 256
     epochs: int | None = None  # passes over the source; null: as many as the run needs
     max_norm_multiple: float | None = 10.0  # longer rows, in medians of their chunk, are left out
+    spare: float = 1 / 64  # extra activations of a chunk, as a share, that replace those left out for length
+    # more token ids that are no activations; special tokens never are
+    exclude_ids: list[int] | None = None
 
 
 @dataclass
@@ -108,7 +112,7 @@ class SaeConfig:
     kind: str = MISSING  # how codes are computed and trained: the name of a file in conf/sae
     num_latents: int | None = None  # null: expansion * D
     expansion: float | None = None  # latents as a multiple of the activation's width D
-    k: int = 32  # codes per row: topk exactly, batchtopk and matryoshka on average
+    k: int = 32  # codes per row: topk at most, batchtopk and matryoshka on average
     aux_k: int | None = None  # latents of the auxiliary loss; null: D / 2, at most F / 2; 0: off
     aux_coefficient: float = 0.03125  # weight of that loss (AuxK): dead latents explain what live ones miss
     # a latent is dead after so many tokens without firing; null: min(10M, a tenth of the run)

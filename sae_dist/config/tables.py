@@ -53,9 +53,10 @@ POSITIVE = (
     "cluster.producer.cpus_per_task metrics.telemetry_s eval.every eval.rows eval.ce"
 ).split()
 NOT_NEGATIVE = (
-    "seed sae.seed topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact optim.beta1 "
-    "optim.beta2 optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens activations.zipf "
-    "activations.noise cluster.gpus_per_task cluster.warn_s cluster.restarts cluster.producer.gpus_per_task"
+    "seed sae.seed tokens.spare topology.producers sae.aux_k sae.aux_coefficient sae.sparsity sae.preact "
+    "optim.beta1 optim.beta2 optim.warmup optim.decay checkpoint.every eval.tokens eval.ce_tokens "
+    "activations.zipf activations.noise cluster.gpus_per_task cluster.warn_s cluster.restarts "
+    "cluster.producer.gpus_per_task"
 ).split()
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
@@ -70,10 +71,13 @@ TEXT_ONLY = (
     "tokens.data_files",
     "tokens.context",
     "tokens.epochs",
+    "tokens.roles",
+    "tokens.exclude_ids",
 )
+HF_ONLY = ("tokens.dataset", "tokens.subset", "tokens.data_files", "tokens.roles")
 UNREAD = {
-    ("tokens.kind", "text"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
-    ("tokens.kind", "webdataset"): ("tokens.dataset", "tokens.subset", "tokens.data_files"),
+    ("tokens.kind", "text"): HF_ONLY,
+    ("tokens.kind", "webdataset"): HF_ONLY,
     ("tokens.kind", "hf"): ("tokens.path",),
     ("activations.kind", "llm"): ("activations.path", "activations.key", *SYNTHETIC_ONLY),
     ("activations.kind", "file"): (*TEXT_ONLY, *SYNTHETIC_ONLY),
@@ -88,6 +92,7 @@ GROUP_OF = {
     "tokens.dataset": "tokens=hf",
     "tokens.subset": "tokens=hf",
     "tokens.data_files": "tokens=hf",
+    "tokens.roles": "tokens=hf",
     "activations.path": "activations=file",
     "activations.key": "activations=file",
     **dict.fromkeys(SYNTHETIC_ONLY, "activations=synthetic"),

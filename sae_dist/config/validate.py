@@ -127,6 +127,11 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
         )
     elif profile is not None and profile[0] > cfg.steps:
         yield f"metrics.profile={profile} begins after the run's last step, {cfg.steps}"
+    if cfg.batch == 1:
+        yield (
+            "batch=1: the loss is divided by the variance of a batch, which one row has not; use at least 2, "
+            "such as batch=2048"
+        )
     if cfg.train_tokens < cfg.batch:
         yield f"train_tokens={cfg.train_tokens} is less than one step of batch={cfg.batch}; train longer"
 

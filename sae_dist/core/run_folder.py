@@ -13,6 +13,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 
 CONFIG = "config.yaml"  # frozen before the first rank starts; every rank reads it
+DATA = "data_files.json"  # the files that the run reads: names, bytes, hashes; compared when it goes on
 PROVENANCE = "provenance.json"  # commit, versions, hosts, command; of every start
 JOB = "submit.sbatch"  # of a run on Slurm
 LOGS = "logs"

@@ -38,6 +38,12 @@ Position = dict[str, int]
 Every position has the key `chunk`: how many chunks of the lane lie before it."""
 
 
+LEFT_OUT = ("special", "masked", "listed", "roles", "documents")
+"""Why tokens are no activations, as `left_out` of a chunk counts them: special tokens of the tokenizer,
+tokens with attention mask 0, `tokens.exclude_ids`, other roles than `tokens.roles`. `documents` counts
+documents that could not be used."""
+
+
 @dataclass
 class TokenChunk:
     """The tokens of one chunk, packed into sequences: the input of a producer's LLM.
@@ -50,6 +56,8 @@ class TokenChunk:
     document_NS     a number that tells documents of this lane apart (-1 at padding)
     start           the position at which reading this chunk began: opening the lane there yields
                     this chunk again
+    left_out        how many tokens read for this chunk are no activations, by reason (`LEFT_OUT`; reasons
+                    without any are left out)
     """
 
     number: int
@@ -60,6 +68,7 @@ class TokenChunk:
     keep_NS: Tensor
     document_NS: Tensor
     start: Position
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -69,7 +78,7 @@ class ActivationChunk:
     rows_RD is on the producer's device, for a transcoder [activation | target]; ids_R holds the token
     id of each row (or the row's number in an activation file); excluded and repeated count what
     `tokens.max_norm_multiple` left out, and the rows of this chunk that had to stand in twice because
-    too many were.
+    too many were. left_out counts the tokens that were no activations at all, as in `TokenChunk`.
     """
 
     number: int
@@ -79,6 +88,7 @@ class ActivationChunk:
     start: Position
     excluded: int = 0
     repeated: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -183,6 +193,8 @@ class LlmFacts:
     packed    whether several documents share a sequence; False: each has one of its own
     attn      implementation of attention, as transformers calls it
     auto      names of the auto classes that load the base model, and the whole model
+    special_ids   every special token of the tokenizer, marks of its chat template included; never kept
+    pad_id        the token that pads (None: there is none): a run of it at an end of a document is no text
     architecture      the class of the base model
     parameters        numbers in the layers up to the last hook, and in what comes before them
     whole_parameters  numbers in all layers, with the LM head
@@ -219,6 +231,8 @@ class LlmFacts:
     parameters: int = 0
     whole_parameters: int = 0
     tp_sizes: tuple[int, ...] | None = None
+    special_ids: tuple[int, ...] = ()
+    pad_id: int | None = None
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.export.names import FILES
-from sae_dist.tokens.documents import text_files
+from sae_dist.tokens.text_files import text_files
 
 PYTHON = "python"
 """The value of `eval.probes` for which texts and labels are made from Python's own sources."""

@@ -26,7 +26,7 @@ from sae_dist.transport.file import FileChunkSource, open_array
 def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource:
     """Open the held-out activations of a text, without rows of outlying norm."""
     rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
-    spare = spare_rows(rows, multiple)
+    spare = spare_rows(rows, tokens)
     source = held_out_tokens(tokens, llm.facts, seed=cfg.seed, rows=rows + spare)
     return LlmChunkSource(llm, source, rows=rows, spare=spare, max_norm_multiple=multiple)
 
@@ -34,8 +34,10 @@ def llm_rows(cfg: Resolved, tokens: TokensConfig, llm: FrozenLlm) -> ChunkSource
 def file_rows(cfg: Resolved) -> ChunkSource:
     """Open the held-out rows of an activation file."""
     array = open_array(cfg.activations.path or "", cfg.activations.key)
-    rows = cfg.shuffle.chunk_rows
-    return FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32)
+    rows, multiple = cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple
+    return FileChunkSource(
+        array, lanes=1, rows=rows, seed=0, held_out=True, dtype=torch.float32, max_norm_multiple=multiple
+    )
 
 
 @dataclasses.dataclass

@@ -24,9 +24,9 @@ def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:
 
         start_folder(cfg.sae.start)
     if cfg.reads_file:
-        from sae_dist.transport.array_file import map_array
+        from sae_dist.transport.array_file import find_arrays
 
-        map_array(cfg.activations.path or "", cfg.activations.key)
+        find_arrays(cfg.activations.path or "", cfg.activations.key)
     elif cfg.is_synthetic:
         from sae_dist.transport.firing_rates import firing_rates
 
@@ -53,6 +53,6 @@ def _check_text(cfg: RunConfig) -> None:
 
         expand(tokens.path, field)
     elif tokens.path:
-        from sae_dist.tokens.documents import text_files
+        from sae_dist.tokens.text_files import text_files
 
         text_files(Path(tokens.path).expanduser(), field)

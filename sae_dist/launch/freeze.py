@@ -18,6 +18,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
 from sae_dist.core.text import gib
+from sae_dist.launch.identity import Identity, check_identity, write_identity
 from sae_dist.launch.provenance import provenance
 
 MAY_CHANGE = "train_tokens (to more), metrics, checkpoint, topology, llm.shard*, llm.offload, llm.compile"
@@ -74,6 +75,7 @@ def freeze(
     kind: FolderKind | None = None,
     members: Sequence[Single] = (),
     widths: Sequence[int] = (),
+    data: Identity | None = None,
 ) -> Frozen:
     """Make the folder of a resolved config, or find it.
 
@@ -82,21 +84,22 @@ def freeze(
         kind: None: a run.
         members: configs of a grid's dictionaries, which get folders of their own in it.
         widths: as `width`, for each of `members`.
+        data: identity of what it reads; None: nothing that could change.
 
     Raises:
-        ConfigError: the folder belongs to another config or to something else, is unfinished without
-            `resume=auto`, cannot be written, or has too little space.
+        ConfigError: the folder belongs to another config, other data or to something else, is unfinished
+            without `resume=auto`, cannot be written, or has too little space.
     """
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
     try:
         if (folder / kind.config).is_file():
-            return _reopen(cfg, folder, kind, members)
+            return _reopen(cfg, folder, kind, members, data)
         _check_free(folder, kind)
         parts = zip(members, widths, strict=True) if members else [(single(cfg, folder), width)]
         spaces = [kind.space(each, columns) for each, columns in parts]
         _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
-        return Frozen(folder, made=_write_new(cfg, folder, kind, members))
+        return Frozen(folder, made=_write_new(cfg, folder, kind, members, data))
     except OSError as error:
         raise _cannot_write(cfg, error) from None
 
@@ -157,7 +160,9 @@ def is_finished(folder: Path) -> bool:
     return status(folder) == FINISHED
 
 
-def _reopen(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> Frozen:
+def _reopen(
+    cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
+) -> Frozen:
     begun = load_config(folder / kind.config)
     _check_same(kind.identity(begun), kind.identity(cfg), folder, kind)
     longer = kind is RUN and cfg.train_tokens != begun.train_tokens
@@ -175,6 +180,7 @@ def _reopen(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Sin
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
             "with; a run that goes on may become longer only: choose another name="
         )
+    check_identity(data, folder)
     parts = [(cfg, folder), *((member, folder / member.name) for member in members)]
     continue_folder(folder, parts, kind)
     if longer:
@@ -207,7 +213,9 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: 
         )
 
 
-def _write_new(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single]) -> tuple[Path, ...]:
+def _write_new(
+    cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
+) -> tuple[Path, ...]:
     """Write a new folder, complete or absent, and return the folders made."""
     parents = [parent for parent in folder.parents if not parent.exists()]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
@@ -215,6 +223,7 @@ def _write_new(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[
         temporary.mkdir(parents=True)
         save_config(cfg, temporary / kind.config)
         write_json(temporary / PROVENANCE, provenance())
+        write_identity(data, temporary)
         for member in members:
             (temporary / member.name).mkdir()
             save_config(member, temporary / member.name / kind.config)

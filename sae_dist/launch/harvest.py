@@ -15,6 +15,7 @@ from sae_dist.core.text import gib
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
+from sae_dist.launch.identity import identity_of
 from sae_dist.launch.settle import settle
 from sae_dist.launch.start import Role, start
 
@@ -66,7 +67,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     validate(resolved)
     _check_devices(resolved, ranks, world_size)
     resolved.name = name or _name(resolved)
-    frozen = freeze(resolved, settled.columns, _cache_folder())
+    frozen = freeze(resolved, settled.columns, _cache_folder(), data=identity_of(resolved))
     if settled.note:
         print(settled.note, file=sys.stderr)
     if frozen.finished:

@@ -17,6 +17,7 @@ from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
+from sae_dist.launch.identity import caution, check_identity, identity_of
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
     Settled,
@@ -72,7 +73,13 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
     if world_size is not None:
         check_restarts()
     settled = checked(overrides, world_size, submitted=submitted)
-    frozen = freeze(settled.cfg, settled.columns, members=settled.members, widths=settled.widths)
+    frozen = freeze(
+        settled.cfg,
+        settled.columns,
+        members=settled.members,
+        widths=settled.widths,
+        data=identity_of(settled.cfg),
+    )
     if settled.note:
         print(settled.note, file=sys.stderr)
     if frozen.finished:
@@ -113,6 +120,7 @@ def found(folder: Path, world_size: int | None) -> Frozen:
     if is_finished(folder):
         tell_finished(folder)
         return Frozen(folder, finished=True)
+    check_identity(identity_of(cfg), folder)
     parts = [folder, *(each for each in member_folders(cfg, folder) if each != folder)]
     configs = [load_config(each / CONFIG) for each in parts]
     for each in configs:
@@ -138,6 +146,7 @@ def finish(folder: Path) -> None:
 
     cfg = load_config(folder / CONFIG)
     with stopping_on_request(folder):
+        caution(cfg, folder)
         if varied(cfg):
             from sae_dist.launch.grid import finish_grid
 

@@ -11,12 +11,12 @@ from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
 from sae_dist.config.run import Resolved, RunConfig, Single, parse_counts
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.place import launched, place
 from sae_dist.launch.compose import compose_config
 
 if TYPE_CHECKING:
-    from sae_dist.core.types import LlmFacts, TokenChunk
+    from sae_dist.core.types import LlmFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,8 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
         lanes, rows = cfg.shuffle.lanes, cfg.shuffle.chunk_rows
         source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
-        return Settled.of(cfg, None, source.width, source.width)
+        note = in_passes(f"activations.path={cfg.activations.path}", source.passes(cfg.train_tokens))
+        return Settled.of(cfg, None, source.width, source.width, note)
     if cfg.is_synthetic:
         from sae_dist.transport.ground_truth import GroundTruth
 
@@ -136,7 +137,6 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
         facts = check_cached(cfg)
         return Settled.of(cfg, facts, facts.width, facts.columns)
-    from sae_dist.llm.batches import padding_share
     from sae_dist.llm.choose import choose_packing
     from sae_dist.llm.facts import llm_facts
     from sae_dist.llm.fit import check_memory
@@ -150,31 +150,52 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     check_plan(cfg.llm, facts)
     if not submitted:
         check_memory(settled.cfg, facts, place().local_world if launched() else None)
-    first = check_tokens(settled.cfg, facts)
-    if facts.packed or first is None:
-        return settled
-    share = padding_share(first, packed=False)
-    return dataclasses.replace(settled, note=f"{settled.note}; {share:.0%} of the first chunk is padding")
+    said = check_tokens(settled.cfg, facts)
+    return dataclasses.replace(settled, note="\n".join(filter(None, (note, *said))) or None)
 
 
-def check_tokens(cfg: Resolved, facts: "LlmFacts") -> "TokenChunk | None":
+def in_passes(source: str, passes: float) -> str | None:
+    """Say how often a run reads its data, if it reads some of them more than once."""
+    if passes <= 1.05:
+        return None
+    return (
+        f"{source}: about {passes:.1f} passes over the data; held-out FVU shows what the later ones are worth"
+    )
+
+
+def check_tokens(cfg: Resolved, facts: "LlmFacts") -> list[str]:
     """Read the first chunk to train on, and the first held-out one, as training and evaluation will.
 
     Returns:
-        The first of the two; None: the text is shorter than that.
+        How often the run reads its text, if that is known and more than once; and how much of what the LLM
+        computes is padding, where each document has a sequence of its own.
 
     Raises:
         ConfigError: the source of tokens is wrong, or has too little to evaluate on.
     """
+    try:
+        return _read_first(cfg, facts)
+    except DataError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _read_first(cfg: Resolved, facts: "LlmFacts") -> list[str]:
+    from sae_dist.llm.batches import padding_share
     from sae_dist.llm.capture import spare_rows
     from sae_dist.tokens.source import held_out_tokens, open_tokens
 
-    rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
+    rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens)
     lanes = cfg.shuffle.lanes
     tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)
     first = next(tokens.open(0, None), None)
+    notes = []
+    if first is not None and not facts.packed:
+        share = padding_share(first, packed=False)
+        notes.append(f"{share:.0%} of what the LLM computes is padding, in the first chunk")
+    if amount := tokens.amount():
+        notes.append(in_passes(tokens.field, cfg.train_tokens / amount) or "")
     if cfg.eval.tokens == 0:
-        return first
+        return notes
     tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows)
     if next(tokens.open(0, None), None) is None:
         raise ConfigError(
@@ -182,7 +203,7 @@ def check_tokens(cfg: Resolved, facts: "LlmFacts") -> "TokenChunk | None":
             f"shuffle.chunk_rows={cfg.shuffle.chunk_rows}; give more text, make shuffle.chunk_rows smaller, "
             "or switch evaluation off with eval.tokens=0 eval.ce_tokens=0"
         )
-    return first
+    return notes
 
 
 def check_devices(cfg: Resolved, world_size: int | None) -> None:

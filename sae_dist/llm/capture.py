@@ -1,11 +1,13 @@
 """Activation chunks from the LLM: an exact number of rows each, without rows of outlying norm."""
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.types import ActivationChunk, Position, TokenChunk
 from sae_dist.llm.frozen import FrozenLlm
@@ -19,9 +21,9 @@ class Tokens(Protocol):
         ...
 
 
-def spare_rows(rows: int, max_norm_multiple: float | None) -> int:
+def spare_rows(rows: int, tokens: TokensConfig) -> int:
     """Return how many extra activations a chunk computes, as replacements for rows of outlying norm."""
-    return 0 if max_norm_multiple is None else -(-rows // 64)
+    return 0 if tokens.max_norm_multiple is None else math.ceil(rows * tokens.spare)
 
 
 class LlmChunkSource:
@@ -96,6 +98,7 @@ class LlmChunkSource:
             start=chunk.start,
             excluded=excluded,
             repeated=repeated,
+            left_out=chunk.left_out,
         )
 
     def _choose(self, norms: list[Tensor]) -> tuple[Tensor, int, int]:

@@ -15,6 +15,7 @@ from sae_dist.llm.cut import is_needed, layers_of
 from sae_dist.llm.hub import loading, resolve_name
 from sae_dist.llm.names import resolve_hook
 from sae_dist.llm.probe import probe
+from sae_dist.llm.special import has_tokenizer, special_tokens
 
 LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions")
 """Names that models give to their limit on tokens in a sequence."""
@@ -54,7 +55,7 @@ def llm_facts(
     lines = [line for _, line in read.values() if line is not None]
     if alone is not None:
         lines.append(f"one document in a sequence, since {cfg.name} {alone}")
-    prefix, suffix = _special_tokens(cfg, path, causal)
+    sizes: dict[str, Any] = _sizes(model, config, hooks, causal)
     facts = LlmFacts(
         name=cfg.name,
         path=path,
@@ -63,8 +64,6 @@ def llm_facts(
         causal=causal,
         context=_context(model, text),
         vocab_size=text.vocab_size,
-        prefix=prefix,
-        suffix=suffix,
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
         target_first=next(iter(widths)) == "target_hook",
@@ -74,8 +73,14 @@ def llm_facts(
         auto=(base_auto, whole_auto),
         architecture=type(model).__name__,
         tp_sizes=_tp_sizes(model, text),
-        **_sizes(model, config, hooks, causal),
+        **sizes,
+        **special_tokens(cfg, path, causal, text.vocab_size),
     )
+    if not has_tokenizer(path):
+        lines.append(
+            f"llm.name={cfg.name} has no tokenizer: token ids are read as they are given, and all are "
+            "activations but those of tokens.exclude_ids and those with attention mask 0"
+        )
     return facts, "\n".join(lines) or None
 
 
@@ -142,22 +147,6 @@ def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
             "causal language model or an encoder"
         )
     return config, model
-
-
-def _special_tokens(cfg: LlmConfig, path: str, causal: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the special tokens put before and after the text of each segment."""
-    from transformers import AutoTokenizer
-
-    with loading(cfg.name, "its tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
-        text = tokenizer("a", add_special_tokens=False)["input_ids"]
-        if not text:
-            raise ConfigError(f"llm.name={cfg.name} has no tokenizer in its folder; save its own there")
-    if causal:
-        return (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-    whole = tokenizer("a")["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-    return tuple(whole[:begin]), tuple(whole[begin + len(text) :])
 
 
 def whole_path(facts: LlmFacts, hook: str) -> str:

@@ -17,6 +17,8 @@ SLOW, WINDOW = 0.25, 20
 STALL_S, STALL_ROWS = 60.0, 10
 """A stall: no row for STALL_S, and for STALL_ROWS times the longest time between rows."""
 AGAIN_S = 600.0
+REPEATED = 0.01
+"""A share of rows that are repeats, above which the run learns from fewer rows than it counts."""
 
 
 class Listener(Protocol):
@@ -28,8 +30,9 @@ class Listener(Protocol):
 class Alerts:
     """A sink that checks each row of metrics, and the time between rows.
 
-    It alerts to non-finite numbers, dead latents that rise, tokens/s that fall to a quarter, a long time
-    without a row, a GPU that throttles for another reason than its power cap, and XID errors of a GPU.
+    It alerts to non-finite numbers, dead latents that rise, activations that are repeated, tokens/s that
+    fall to a quarter, a long time without a row, a GPU that throttles for another reason than its power cap,
+    and XID errors of a GPU.
 
     Args:
         name: the dictionary's, if several are trained; added to each alert.
@@ -60,6 +63,7 @@ class Alerts:
             self.alert("numbers are not finite", f"{', '.join(broken)} at step {self.step}")
         self._dead(row.get("latents/dead_fraction"))
         self._rate(row.get("perf/tokens_per_second"))
+        self._repeated(row.get("stream/repeated_rows", 0.0), row.get("tokens", 0))
         self._gpus(row)
 
     def alert(self, title: str, text: str) -> None:
@@ -95,6 +99,15 @@ class Alerts:
             text = f"{rate:,.0f} tokens/s at step {self.step}; {median(self.rates):,.0f} were usual"
             self.alert("training has become slow", text)
         self.rates.append(rate)
+
+    def _repeated(self, repeated: float, tokens: float) -> None:
+        if repeated > REPEATED * tokens:
+            text = (
+                f"{repeated / tokens:.1%} of the activations are repeats at step {self.step}: too many are "
+                "longer than tokens.max_norm_multiple allows, as the first token of each document may be; "
+                "begin anew with tokens.spare=0.25, longer documents, or a larger tokens.max_norm_multiple"
+            )
+            self.alert("activations are repeated", text)
 
     def _gpus(self, row: dict[str, Any]) -> None:
         for key, value in row.items():

@@ -62,6 +62,19 @@ ROW = (
         "activations repeated to replace those left out, since the run began",
     ),
     Metric(
+        "stream/special_tokens",
+        "tokens",
+        "tokens read since the run began that are the tokenizer's special tokens, and so no activations",
+    ),
+    Metric("stream/masked_tokens", "tokens", "tokens left out since the run began for attention mask 0"),
+    Metric("stream/listed_tokens", "tokens", "tokens left out since the run began by `tokens.exclude_ids`"),
+    Metric("stream/other_roles_tokens", "tokens", "tokens left out since the run began by `tokens.roles`"),
+    Metric(
+        "stream/skipped_documents",
+        "documents",
+        "documents left out since the run began because they could not be used; stderr names the first",
+    ),
+    Metric(
         "perf/tokens_per_second", "activations/s", "activations per second of wall time since the last row"
     ),
     Metric("perf/wall_ms", "ms", "wall time per step since the last row; the phases below are parts of it"),

@@ -19,16 +19,39 @@ from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 
 @dataclass(frozen=True)
 class Counts:
-    """The numbers of chunks pulled so far in the run, of rows excluded from them, and of rows repeated."""
+    """The numbers of chunks pulled so far in the run, and of what was left out of them.
+
+    excluded and repeated count rows, as in `ActivationChunk`; the others are those of `core.types.LEFT_OUT`.
+    """
 
     chunks: int = 0
     excluded: int = 0
     repeated: int = 0
+    special: int = 0
+    masked: int = 0
+    listed: int = 0
+    roles: int = 0
+    documents: int = 0
+
+    @classmethod
+    def of(cls, chunk: ActivationChunk) -> "Counts":
+        """Return the counts of one chunk."""
+        return cls(1, chunk.excluded, chunk.repeated, **chunk.left_out)
+
+    def metrics(self) -> dict[str, int]:
+        """Return the counts by the names of their metrics."""
+        return {
+            "stream/excluded_rows": self.excluded,
+            "stream/repeated_rows": self.repeated,
+            "stream/special_tokens": self.special,
+            "stream/masked_tokens": self.masked,
+            "stream/listed_tokens": self.listed,
+            "stream/other_roles_tokens": self.roles,
+            "stream/skipped_documents": self.documents,
+        }
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.chunks + other.chunks, self.excluded + other.excluded, self.repeated + other.repeated
-        )
+        return Counts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
 
 class Lane:
@@ -122,7 +145,7 @@ class Lane:
             if not self.group:
                 self.starts[self.group_number] = chunk.start, self.counts
             self.group.append(chunk)
-            self.counts += Counts(1, chunk.excluded, chunk.repeated)
+            self.counts += Counts.of(chunk)
 
     def _split(self) -> tuple[Tensor, Tensor]:
         """Divide the full group: return the rows that stay, and keep those of the next block."""

@@ -7,6 +7,18 @@ from sae_dist.core.errors import DataError
 from sae_dist.distributed.collectives import Axis
 
 
+def mean_share(x_bD: Tensor, consumers: Axis) -> float:
+    """Return the mean's share of the activations' squared norm: 0 if they are centred, at most 1.
+
+    Letters: as core.types. All ranks get the same.
+    """
+    x_bD = x_bD.double()
+    count = consumers.sum(x_bD.new_tensor([len(x_bD)]))
+    mean_D = consumers.sum(x_bD.sum(0)) / count
+    square = consumers.sum(x_bD.square().sum().reshape(1)) / count
+    return float((mean_D.square().sum() / square.clamp(min=1e-300)).item())
+
+
 def estimate(kind: str, x_bD: Tensor, consumers: Axis) -> tuple[Tensor, float]:
     """Return the vector to subtract from activations, fp64 [D], and the factor to multiply them by then.
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.encoder import Encoder
 
@@ -13,16 +14,19 @@ UNREADABLE = "\ufffd"
 class Decoder:
     """The LLM's tokenizer, used to turn token ids back into text.
 
-    Raises:
-        ConfigError: the LLM has no tokenizer that loads.
+    Of an LLM without a tokenizer, which was given ids, the text of a token is its number.
     """
 
     def __init__(self, facts: LlmFacts):
-        self.tokenizer: Any = Encoder(facts).tokenizer
+        try:
+            self.tokenizer: Any = Encoder(facts).tokenizer
+        except ConfigError:
+            self.tokenizer = None
+        self.vocab_size = facts.vocab_size
 
     def __len__(self) -> int:
         """Return the number of token ids that have a text: 0 to this number - 1."""
-        return len(self.tokenizer)
+        return self.vocab_size if self.tokenizer is None else len(self.tokenizer)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the text of each token; joined, the pieces are the text of the whole sequence.
@@ -40,8 +44,12 @@ class Decoder:
 
     def token(self, number: int) -> str:
         """Return the text of one token id; of a part of a character, the tokenizer's name for the token."""
+        if self.tokenizer is None:
+            return str(number)
         text = self._text([number])
         return self.tokenizer.convert_ids_to_tokens(number) if UNREADABLE in text or not text else text
 
     def _text(self, ids: Sequence[int]) -> str:
+        if self.tokenizer is None:
+            return "".join(f"{number} " for number in ids)
         return self.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)

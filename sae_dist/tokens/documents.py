@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.errors import DataError
+from sae_dist.tokens.kept import UnusableDocument
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 LINES_SUFFIX = ".jsonl"
 PIECE_BYTES = 16384
 HELD_OUT_ONE_IN = 8
@@ -28,19 +28,22 @@ class Document:
 
     `key` names it on every machine (a path relative to the corpus, or a topic), `path` is the file
     (None: a topic of `pydoc_data`), `start` and `end` are byte offsets before snapping to lines. In a
-    .jsonl file a document is one line, and its text is the line's `text`.
+    .jsonl file a document is one line, and its text is the line's `text`. `marked`: the file may begin with
+    a byte order mark, which is no text.
     """
 
     key: str
     path: Path | None
     start: int
     end: int
+    marked: bool = False
 
     def text(self) -> str:
         """Read the document's text; bytes that are not UTF-8 become U+FFFD.
 
         Raises:
-            DataError: the file was removed, or a line of a .jsonl file is not an object with a `text`.
+            UnusableDocument: a line of a .jsonl file is not an object with a `text`.
+            DataError: the file was removed or cut.
         """
         if self.path is None:
             from pydoc_data.topics import topics
@@ -48,25 +51,42 @@ class Document:
             return topics[self.key.removeprefix("pydoc_data/")]
         try:
             with open(self.path, "rb") as file:
+                if (size := os.fstat(file.fileno()).st_size) < self.end:
+                    raise DataError(
+                        f"{self.path} was changed since the run began: it has {size} bytes, and had at least "
+                        f"{self.end}; put it back as it was, and go on"
+                    )
                 start = _snap(file, self.start)
                 end = _snap(file, self.end)
                 file.seek(start)
                 text = file.read(end - start).decode("utf-8", errors="replace")
         except OSError as error:
             raise DataError(f"{self.path} cannot be read: {error.strerror}") from error
+        if self.marked and not self.start:
+            text = text.removeprefix("\ufeff")
         return self._text_of_line(text) if self.path.suffix == LINES_SUFFIX else text
+
+    def where(self) -> str:
+        """Name the document for a person: its file, and the line in it."""
+        if self.path is None:
+            return self.key
+        with open(self.path, "rb") as file:
+            line, left = 1, _snap(file, self.start)
+            file.seek(0)
+            while left > 0 and (part := file.read(min(left, 1 << 20))):
+                line += part.count(b"\n")
+                left -= len(part)
+        return f"{self.path}, line {line}"
 
     def _text_of_line(self, line: str) -> str:
         if not line.strip():
             return ""
         try:
             text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             text = None
         if not isinstance(text, str):
-            raise DataError(
-                f'{self.path}: the line at byte {self.start} is not an object with a "text" that is a string'
-            )
+            raise UnusableDocument('is not an object with a "text" that is a string')
         return text
 
 
@@ -137,34 +157,3 @@ def python_files(root: Path, skipped: set[str]) -> Iterator[Path]:
     for folder, folders, names in os.walk(root):
         folders[:] = set(folders) - skipped
         yield from (Path(folder, name) for name in names if name.endswith(".py"))
-
-
-def text_files(root: Path, field: str) -> list[Path]:
-    """List the files of a text, which is one file or those of a folder, in order.
-
-    Args:
-        field: the key and value that name it, for messages.
-
-    Raises:
-        ConfigError: no such path, no text in it, or a file that cannot be read.
-    """
-    suffixes = (*TEXT_SUFFIXES, LINES_SUFFIX)
-    if not os.path.exists(root):
-        raise ConfigError(f"{field} does not exist; give a file or folder of text")
-    if root.is_file():
-        files = [root]
-    else:
-        if not os.access(root, os.R_OK | os.X_OK):
-            raise ConfigError(f"{field} cannot be read; check its permissions")
-        files = sorted(file for file in root.rglob("*") if file.suffix in suffixes and file.is_file())
-    if not files:
-        raise ConfigError(f"{field} has no text in it; expected files ending in {', '.join(suffixes)}")
-    for file in files:
-        if not os.access(file, os.R_OK):
-            raise ConfigError(f"{field}: {file} cannot be read; check its permissions")
-    with open(files[0], "rb") as opened:
-        if b"\0" in opened.read(4096):
-            raise ConfigError(f"{field}: {files[0]} is not text; give files of UTF-8 text")
-    if not any(file.stat().st_size for file in files):
-        raise ConfigError(f"{field} holds only empty files; give a file or folder of text")
-    return files

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
@@ -11,48 +12,19 @@ import numpy as np
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.text import first_line
+from sae_dist.core.types import LlmFacts
+from sae_dist.tokens.column import Column
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
-from sae_dist.tokens.encoder import Encoder, given_ids
+from sae_dist.tokens.hf_files import check_files, culprit, is_saved
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
+from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 SHUFFLE_BUFFER = 64
 HUB_TIMEOUT_S = 5
-
-
-class Column:
-    """The column of a dataset that is read: it holds text, or lists of token ids.
-
-    Raises:
-        ConfigError: the first example has no such column, or neither text nor token ids in it.
-    """
-
-    def __init__(self, name: str, field: str, encoder: Encoder, vocab_size: int, first: dict[str, Any]):
-        self.name, self.field, self.encoder, self.vocab_size = name, field, encoder, vocab_size
-        if name not in first:
-            raise ConfigError(
-                f"tokens.column={name} is not a column of {field}; its columns: {', '.join(first)}"
-            )
-        try:
-            self.ids(first, 0)
-        except DataError as error:
-            raise ConfigError(f"tokens.column={name}: {error}") from error
-
-    def ids(self, example: dict[str, Any], number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one example.
-
-        Raises:
-            DataError: the column holds neither text nor token ids of this LLM.
-        """
-        value = example[self.name]
-        if isinstance(value, str):
-            return self.encoder.ids(value)
-        try:
-            return given_ids([] if value is None else value, self.vocab_size)
-        except ValueError as error:
-            raise DataError(f"{self.field}, example {number} is not text: {error}") from error
+EXAMPLES_LOOKED_AT = 64
 
 
 class MappedCorpus:
@@ -68,9 +40,13 @@ class MappedCorpus:
         """Return a mask [examples] of those held out for evaluation, chosen by a hash of their numbers."""
         return lowest_hashes(random_keys(0, 0, len(self.dataset)))
 
-    def ids(self, number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one example."""
-        return self.column.ids(self.dataset[number], number)
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one example."""
+        return self.column.read(self.dataset[number])
+
+    def where(self, number: int) -> str:
+        """Name an example for a person."""
+        return f"{self.field}, example {number}"
 
 
 class StreamedDocuments:
@@ -81,12 +57,25 @@ class StreamedDocuments:
     order.
     """
 
-    def __init__(self, stream: "IterableDataset", column: Column, *, lanes: int, seed: int, held_out: bool):
+    def __init__(
+        self,
+        stream: "IterableDataset",
+        column: Column,
+        cfg: TokensConfig,
+        *,
+        lanes: int,
+        seed: int,
+        held_out: bool,
+    ):
         self.stream, self.column, self.lanes, self.seed = stream, column, lanes, seed
-        self.held_out = held_out
+        self.cfg, self.held_out = cfg, held_out
 
-    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (place within the lane, token ids) of a lane's documents in one epoch, from `first` on."""
+    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, DocumentTokens]]:
+        """Yield (place within the lane, tokens) of a lane's documents in one epoch, from `first` on.
+
+        Raises:
+            DataError: a file cannot be read on, or an example has tokens that the LLM has not.
+        """
         stream = self.stream
         if not self.held_out:
             seed = int(random_keys(self.seed, epoch, 1)[0])
@@ -100,15 +89,24 @@ class StreamedDocuments:
                 example = next(mine, None)
             except Exception as error:
                 where = f"{self.column.field}, after example {place} of lane {lane}"
-                raise DataError(f"{where} cannot be read: {first_line(error)}") from error
+                reason = culprit(self.cfg) or first_line(error)
+                raise DataError(f"{where} cannot be read: {reason}") from error
             if example is None:
                 return
             if _falls_to_evaluation(example[self.column.name]) == self.held_out:
-                yield place, self.column.ids(example, place)
+                yield place, self._read(example, f"{self.column.field}, example {place} of lane {lane}")
+
+    def _read(self, example: dict[str, Any], where: str) -> DocumentTokens:
+        try:
+            return self.column.read(example)
+        except UnusableDocument as error:
+            return DocumentTokens.unusable(f"{where} {error}")
+        except ForeignIds as error:
+            raise DataError(f"{where}: {error}") from error
 
 
 def open_dataset(
-    cfg: TokensConfig, encoder: Encoder, vocab_size: int, *, lanes: int, seed: int, held_out: bool
+    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, held_out: bool
 ) -> IndexedDocuments | StreamedDocuments:
     """Open the training or the held-out documents of a dataset.
 
@@ -119,11 +117,11 @@ def open_dataset(
     dataset, first = _load(cfg, field)
     if first is None:
         raise ConfigError(f"{field} has no examples in tokens.split={cfg.split}")
-    column = Column(cfg.column, field, encoder, vocab_size, first)
-    if cfg.streaming:
-        columns = dataset.select_columns([cfg.column])
-        return StreamedDocuments(columns, column, lanes=lanes, seed=seed, held_out=held_out)
-    corpus = MappedCorpus(dataset.select_columns([cfg.column]), column)
+    column = Column(cfg, field, facts, first)
+    columns = dataset.select_columns(column.columns)
+    if cfg.streaming and not is_saved(cfg):
+        return StreamedDocuments(columns, column, cfg, lanes=lanes, seed=seed, held_out=held_out)
+    corpus = MappedCorpus(columns, column)
     return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out)
 
 
@@ -141,12 +139,32 @@ def check_dataset(cfg: TokensConfig) -> None:
         )
 
 
+def identity_of_dataset(cfg: TokensConfig) -> dict[str, list[int | str]]:
+    """List the files of a dataset of the Hub, by name; {}: without a network they cannot be known.
+
+    Raises:
+        ConfigError: there is no such dataset.
+    """
+    import datasets
+
+    try:
+        builder = datasets.load_dataset_builder(cfg.dataset or "", cfg.subset, data_files=cfg.data_files)
+    except Exception as error:
+        raise ConfigError(f"tokens.dataset={cfg.dataset} cannot be loaded: {first_line(error)}") from error
+    names = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+    # A commit to the dataset's card makes no other data.
+    return {re.sub(r"@[0-9a-f]{40}/", "/", name): [0, ""] for name in sorted(names)}
+
+
 def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
-    """Load the dataset; return it and its first example (None: it is empty)."""
+    """Load the dataset; return it and the first example with a value in the column (None: it is empty)."""
     import datasets
     from huggingface_hub.constants import HF_HUB_OFFLINE
 
     check_dataset(cfg)
+    if is_saved(cfg):
+        return _load_saved(cfg, field)
+    check_files(cfg, field)
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
     if remote and not HF_HUB_OFFLINE and not _hub_answers():
         raise ConfigError(
@@ -157,10 +175,34 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
         dataset = datasets.load_dataset(
             cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
         )
-        return dataset, next(iter(dataset), None)
+        return dataset, _first(dataset, cfg.column)
     # Loaders read files of any origin, and pass on any error of their readers.
     except Exception as error:
+        reason = culprit(cfg) or first_line(error)
+        raise ConfigError(f"{field} cannot be loaded: {reason}") from error
+
+
+def _load_saved(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
+    """Load what `save_to_disk` wrote: it is on this machine and mapped, so it is read by number."""
+    import datasets
+
+    try:
+        found = datasets.load_from_disk(os.path.expanduser(cfg.dataset or ""))
+    except Exception as error:
         raise ConfigError(f"{field} cannot be loaded: {first_line(error)}") from error
+    if isinstance(found, datasets.DatasetDict):
+        if cfg.split not in found:
+            raise ConfigError(f"tokens.split={cfg.split} is not in {field}; it has {', '.join(found)}")
+        found = found[cfg.split]
+    return found, _first(found, cfg.column)
+
+
+def _first(dataset: Any, column: str) -> dict[str, Any] | None:
+    """Return the first example with a value in the column; if the first few lack one, the first of all."""
+    examples = list(islice(iter(dataset), 1))
+    if examples and examples[0].get(column) is None:
+        examples += islice(iter(dataset), 1, EXAMPLES_LOOKED_AT)
+    return next((each for each in examples if each.get(column) is not None), next(iter(examples), None))
 
 
 def _hub_answers() -> bool:

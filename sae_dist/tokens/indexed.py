@@ -5,8 +5,9 @@ from typing import Protocol
 
 import numpy as np
 
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
+from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
 
 
 class Corpus(Protocol):
@@ -20,12 +21,18 @@ class Corpus(Protocol):
         """Return a mask [len] of the documents held out for evaluation, the same in every run."""
         ...
 
-    def ids(self, number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one document.
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one document.
 
         Raises:
-            DataError: the document is damaged.
+            UnusableDocument: it is damaged, or no text.
+            ForeignIds: it has tokens that the LLM has not.
+            DataError: its file is gone.
         """
+        ...
+
+    def where(self, number: int) -> str:
+        """Name a document for a person: its file, and the place in it."""
         ...
 
 
@@ -64,11 +71,28 @@ class IndexedDocuments:
             )
         self._order: tuple[int, np.ndarray] = (-1, self.numbers)
 
-    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (place within the lane, token ids) of a lane's documents in one epoch, from `first` on."""
+    def documents(self, lane: int, epoch: int, first: int) -> Iterator[tuple[int, DocumentTokens]]:
+        """Yield (place within the lane, tokens) of a lane's documents in one epoch, from `first` on.
+
+        Raises:
+            DataError: a file is gone, or its documents are not this LLM's; see `read`.
+        """
         mine = self._permuted(0 if self.same_every_epoch else epoch)[lane :: self.lanes]
         for place in range(first, len(mine)):
-            yield place, self.corpus.ids(int(mine[place]))
+            yield place, self.read(int(mine[place]))
+
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one document, none of one that cannot be used.
+
+        Raises:
+            DataError: its file is gone, or it has tokens that the LLM has not.
+        """
+        try:
+            return self.corpus.read(number)
+        except UnusableDocument as error:
+            return DocumentTokens.unusable(f"{self.corpus.where(number)} {error}")
+        except ForeignIds as error:
+            raise DataError(f"{self.corpus.where(number)}: {error}") from error
 
     def _permuted(self, epoch: int) -> np.ndarray:
         if self._order[0] != epoch:

@@ -1,4 +1,7 @@
-"""Documents of token ids in tar files in webdataset's layout: `<key>.ids.npy` or `<key>.ids.json`."""
+"""Documents of token ids in tar files in webdataset's layout: `<key>.ids.npy` or `<key>.ids.json`.
+
+Beside them, `<key>.mask.npy` or `<key>.mask.json` may hold an attention mask: tokens with 0 are not read.
+"""
 
 import glob
 import hashlib
@@ -7,16 +10,20 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.tokens.encoder import given_ids
+from sae_dist.tokens.encoder import given_ids, masked_ids
 from sae_dist.tokens.indexed import lowest_hashes
+from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
 
 EXPANDED = ("{", "$", "::")
 """Signs of a pattern for which webdataset, which imports torch, has to be asked."""
 ENDINGS = (".ids.npy", ".ids.json")
+MASK_ENDINGS = (".mask.npy", ".mask.json")
+NO_MEMBER = (0, 0)
 
 
 class ShardCorpus:
@@ -24,7 +31,7 @@ class ShardCorpus:
 
     Raises:
         ConfigError: no such file, a tar that is truncated or compressed, no samples with token ids, or ids
-            in the first sample that are outside of the LLM's vocabulary.
+            in a file's first sample that are outside of the LLM's vocabulary.
     """
 
     def __init__(self, pattern: str, vocab_size: int):
@@ -33,22 +40,27 @@ class ShardCorpus:
         self.shards = expand(pattern, self.field)
         shard_of: list[int] = []
         members: list[tuple[int, int]] = []
+        masks: list[tuple[int, int]] = []
         hashes: list[int] = []
         for number, shard in enumerate(self.shards):
-            for name, offset, size in _scan(shard, self.field):
+            found = _scan(shard, self.field)
+            mask_of = {_key(each): place for each, *place in found if each.endswith(MASK_ENDINGS)}
+            for name, offset, size in found:
+                if name.endswith(MASK_ENDINGS):
+                    continue
                 shard_of.append(number)
                 members.append((offset, size))
+                offset, size = mask_of.get(_key(name), NO_MEMBER)
+                masks.append((offset, size))
                 digest = hashlib.sha256(f"{shard.name}/{name}".encode()).digest()
                 hashes.append(int.from_bytes(digest[:8], "big"))
         if not members:
             raise ConfigError(f"{self.field} holds no samples named *{ENDINGS[0]} or *{ENDINGS[1]}")
         self.shard_of = np.array(shard_of)
-        self.members = np.array(members)
+        self.members, self.masks = np.array(members), np.array(masks)
         self.hashes = np.array(hashes, np.uint64)
-        try:
-            self.ids(0)
-        except DataError as error:
-            raise ConfigError(f"{self.field}: {error}") from error
+        for first in np.unique(self.shard_of, return_index=True)[1]:
+            self._check(int(first))
 
     def __len__(self) -> int:
         return len(self.members)
@@ -57,22 +69,61 @@ class ShardCorpus:
         """Return a mask [samples] of those held out, chosen by a hash of shard and sample names."""
         return lowest_hashes(self.hashes)
 
-    def ids(self, number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one sample.
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one sample.
 
         Raises:
-            DataError: not a list of token ids, or ids outside of the LLM's vocabulary.
+            UnusableDocument: not a list of token ids, or a mask that does not fit it.
+            ForeignIds: ids outside of the LLM's vocabulary.
+            DataError: the file is gone, or was cut.
         """
+        values, mask = self._values(number, self.members), self._values(number, self.masks)
+        try:
+            return masked_ids(given_ids(values, self.vocab_size), mask)
+        except ForeignIds:
+            raise
+        except ValueError as error:
+            raise UnusableDocument(f"cannot be read: {error}") from error
+
+    def where(self, number: int) -> str:
+        """Name a sample for a person: its file, and its name in it."""
+        shard, offset = self.shards[self.shard_of[number]], int(self.members[number][0])
+        try:
+            with tarfile.open(shard, "r:") as tar:
+                name = next((member.name for member in tar if member.offset_data == offset), None)
+        except (tarfile.TarError, OSError):
+            name = None
+        return f"{shard}, sample {name or f'at byte {offset}'}"
+
+    def _values(self, number: int, members: np.ndarray) -> Any:
+        """Return what a member of a sample holds; None: the sample has no such member."""
         shard = self.shards[self.shard_of[number]]
-        offset, size = (int(value) for value in self.members[number])
+        offset, size = (int(value) for value in members[number])
+        if (offset, size) == NO_MEMBER:
+            return None
         try:
             with open(shard, "rb") as file:
                 file.seek(offset)
                 data = file.read(size)
-            values = np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else json.loads(data)
-            return given_ids(values, self.vocab_size)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{_where(shard, offset)} cannot be read: {error}") from error
+        except OSError as error:
+            raise DataError(f"{shard} cannot be read: {error.strerror}") from error
+        if len(data) < size:
+            raise DataError(f"{shard} was cut since the run began; put it back as it was, and go on")
+        try:
+            return np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else json.loads(data)
+        except (ValueError, EOFError, RecursionError) as error:
+            raise UnusableDocument(f"cannot be read: {error}") from error
+
+    def _check(self, number: int) -> None:
+        """Check a sample before the run begins.
+
+        Raises:
+            ConfigError: it cannot be used.
+        """
+        try:
+            self.read(number)
+        except (DataError, ForeignIds) as error:
+            raise ConfigError(f"{self.field}: {self.where(number)} {error}") from error
 
 
 def expand(pattern: str, field: str) -> list[Path]:
@@ -117,10 +168,10 @@ def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
     end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
     if shard.stat().st_size < end + 512:
         raise ConfigError(f"{field}: {shard} is truncated after {len(members)} members; write it again")
-    return [(m.name, m.offset_data, m.size) for m in members if m.isfile() and m.name.endswith(ENDINGS)]
+    wanted = (*ENDINGS, *MASK_ENDINGS)
+    return [(m.name, m.offset_data, m.size) for m in members if m.isfile() and m.name.endswith(wanted)]
 
 
-def _where(shard: Path, offset: int) -> str:
-    with tarfile.open(shard, "r:") as tar:
-        name = next((member.name for member in tar if member.offset_data == offset), f"byte {offset}")
-    return f"{shard}, sample {name}"
+def _key(name: str) -> str:
+    """Return the key of a member: its name without `.ids.npy` and the like."""
+    return name.rsplit(".", 2)[0]

@@ -5,17 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.tokens.documents import (
-    LINES_SUFFIX,
-    PIECE_BYTES,
-    Document,
-    held_out,
-    python_documents,
-    text_files,
-)
+from sae_dist.tokens.documents import LINES_SUFFIX, PIECE_BYTES, Document, held_out, python_documents
 from sae_dist.tokens.encoder import Encoder
 from sae_dist.tokens.indexed import lowest_hashes
+from sae_dist.tokens.kept import DocumentTokens
+from sae_dist.tokens.text_files import text_files
 
 MANY_FILES = 64
 MIN_PIECE_BYTES = 1024
@@ -38,9 +32,13 @@ class PythonCorpus:
         """Return a mask [documents] of those held out, which the embedded LLM was not trained on either."""
         return np.array([held_out(document.key) for document in self.all])
 
-    def ids(self, number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one document."""
-        return self.encoder.ids(self.all[number].text())
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one document."""
+        return DocumentTokens(self.encoder.ids(self.all[number].text()))
+
+    def where(self, number: int) -> str:
+        """Name a document for a person."""
+        return self.all[number].where()
 
 
 class FolderCorpus:
@@ -68,7 +66,6 @@ class FolderCorpus:
         self.file_of = np.repeat(np.arange(len(bounds)), [len(each) - 1 for each in bounds])
         self.starts = np.concatenate([each[:-1] for each in bounds])
         self.ends = np.concatenate([each[1:] for each in bounds])
-        self._check_lines()
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -81,25 +78,19 @@ class FolderCorpus:
         keys = [f"{names[f]}#{s}" for f, s in zip(self.file_of, self.starts, strict=True)]
         return lowest_hashes(np.array([_hash(key) for key in keys], np.uint64))
 
-    def ids(self, number: int) -> np.ndarray:
-        """Return the token ids [tokens] of one document."""
-        return self.encoder.ids(self.document(number).text())
+    def read(self, number: int) -> DocumentTokens:
+        """Return the tokens of one document."""
+        return DocumentTokens(self.encoder.ids(self.document(number).text()))
+
+    def where(self, number: int) -> str:
+        """Name a document for a person: its file, and the line in it."""
+        return self.document(number).where()
 
     def document(self, number: int) -> Document:
         """Return the file and byte range of document `number`."""
         file = self.files[self.file_of[number]]
         key = f"{file.relative_to(self.root).as_posix()}#{self.starts[number]}"
-        return Document(key, file, int(self.starts[number]), int(self.ends[number]))
-
-    def _check_lines(self) -> None:
-        """Read the first line of the first .jsonl file, to find a wrong layout before the run starts."""
-        for number, file in enumerate(self.files):
-            if file.suffix == LINES_SUFFIX and (self.file_of == number).any():
-                try:
-                    self.document(int(np.argmax(self.file_of == number))).text()
-                except DataError as error:
-                    raise ConfigError(f"{self.field}: {error}") from error
-                return
+        return Document(key, file, int(self.starts[number]), int(self.ends[number]), marked=True)
 
 
 def _piece_bounds(size: int, piece_bytes: int) -> np.ndarray:
@@ -118,4 +109,6 @@ def _line_bounds(file: Path) -> np.ndarray:
 
 
 def _hash(key: str) -> int:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    # Names of files may hold bytes that are not UTF-8.
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")

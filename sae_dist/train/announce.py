@@ -7,6 +7,9 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.core.text import gib
 from sae_dist.train.state import Run
 
+MEAN_SHARE = 0.5
+"""The mean's share of the squared norm above which FVU is a fifth higher than with the mean subtracted."""
+
 
 def announce(runs: list[Run]) -> None:
     """Print what was chosen, once, before the first step."""
@@ -23,10 +26,21 @@ def announce(runs: list[Run]) -> None:
         scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
         name = f"{run.folder.name}: " if len(runs) > 1 else ""
         print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
+        for share in run.mean_shares:
+            if share > MEAN_SHARE:
+                print(f"  {name}{mean_in_words(share)}", file=sys.stderr)
     print(f"  {memory_in_words(runs)}", file=sys.stderr)
     if cfg.metrics.telemetry_s is not None:
         gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
         print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr, flush=True)
+
+
+def mean_in_words(share: float) -> str:
+    """Say that most of the activations' norm is their mean, and what to do about it."""
+    return (
+        f"caution: {share:.0%} of the activations' squared norm is their mean, beside which what differs "
+        "between them is small; activations.scaling=centred subtracts it: lower FVU, fewer dead latents"
+    )
 
 
 def memory_in_words(runs: list[Run]) -> str:

@@ -163,7 +163,9 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
     master = Precision.of(cfg.precision).master
     if cfg.reads_file:
         array = open_array(cfg.activations.source_path, cfg.activations.key)
-        found = FileChunkSource(array, lanes=1, rows=rows, seed=0, held_out=True, dtype=master)
+        found = FileChunkSource(
+            array, lanes=1, rows=rows, seed=0, held_out=True, dtype=master, max_norm_multiple=multiple
+        )
         return found, None
     if cfg.is_synthetic:
         truth = GroundTruth.of(cfg.activations, cfg.seed)
@@ -177,7 +179,7 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
     uncompiled = dataclasses.replace(cfg.llm, compile=False)
     dtype = getattr(torch, cfg.llm.dtype)
     llm = FrozenLlm.load(uncompiled, facts, device=device, dtype=dtype, with_head=whole)
-    spare = spare_rows(rows, multiple)
+    spare = spare_rows(rows, cfg.tokens)
     tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=rows + spare)
     source = LlmChunkSource(llm, tokens, rows=rows, spare=spare, max_norm_multiple=multiple)
     if cfg.eval.ce is None:

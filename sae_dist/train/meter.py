@@ -58,8 +58,8 @@ class RunMeter:
         if not self.steps:
             return
         counts = run.shuffle.counts()
-        self.recorder.record("stream/excluded_rows", float(counts.excluded), "sum")
-        self.recorder.record("stream/repeated_rows", float(counts.repeated), "sum")
+        for name, count in counts.metrics().items():
+            self.recorder.record(name, float(count), "sum")
         self.recorder.record(self.balance.column, self.balance.spent(), "max")
         self.speed.record(self.recorder.record)
         sums = self.recorder.flush()

@@ -72,6 +72,7 @@ def build_source(
             seed=cfg.seed,
             held_out=False,
             dtype=wire,
+            max_norm_multiple=cfg.tokens.max_norm_multiple,
         )
     return _build_reader(cfg, facts, device, team, witness)
 
@@ -80,7 +81,7 @@ def _build_reader(
     cfg: Resolved, facts: LlmFacts, device: torch.device, team: Axis | None, witness: bool
 ) -> LlmChunkSource:
     """Load the LLM, and open the tokens that it reads."""
-    spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens.max_norm_multiple)
+    spare = spare_rows(cfg.shuffle.chunk_rows, cfg.tokens)
     tokens = open_tokens(
         cfg.tokens,
         facts,

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 
 from sae_dist.checkpoint.read import complete, none_left, passed_over
-from sae_dist.core.errors import CheckpointError
+from sae_dist.core.errors import CheckpointError, ConfigError
 from sae_dist.core.run_folder import CHECKPOINTS
 from sae_dist.core.text import print_line
-from sae_dist.shuffle.scale import estimate
+from sae_dist.shuffle.scale import estimate, mean_share
 from sae_dist.train.state import Progress, Run
 from sae_dist.train.warm import begin_with
+
+NO_VARIANCE = 1e-12
+"""A variance below this share of the squared mean is rounding."""
 
 
 def start(runs: list[Run]) -> None:
@@ -76,9 +79,26 @@ def begin(run: Run) -> None:
     found = [estimate(scaling, part, consumers) for part in master.split(list(run.widths), dim=1)]
     run.scales = [scale for _, scale in found]
     run.shift_C.copy_(torch.cat([shift_D for shift_D, _ in found]))
+    if scaling != "centred":
+        run.mean_shares = [mean_share(part, consumers) for part in master.split(list(run.widths), dim=1)]
     run.dictionary.start_from(run.normalise(raw))
+    check_variance(run)
     if run.cfg.sae.start is not None:
         begin_with(run, run.cfg.sae.start)
+
+
+def check_variance(run: Run) -> None:
+    """Check that the rows of the first batch differ: the loss and FVU are divided by their variance.
+
+    Raises:
+        ConfigError: they are all alike.
+    """
+    dictionary = run.dictionary
+    if float(dictionary.variance) <= NO_VARIANCE * float(dictionary.mean_E.square().sum()):
+        raise ConfigError(
+            f"the {run.cfg.batch} activations of the first batch are all alike, so that loss and FVU, which "
+            "are divided by their variance, have no value; look at the hook, the text or the file"
+        )
 
 
 def resume(run: Run, checkpoint: Path) -> None:

@@ -139,6 +139,8 @@ class Run:
         lr: the decoder's learning rate before its schedule.
         widths: (D,) of an autoencoder, (D, E) of a transcoder.
         scales: factor of the activations at each of these places, after `shift_C` is subtracted.
+        mean_shares: at each of these places, the mean's share of the squared norm in the first batch; empty
+            if the mean is subtracted, and in a run that goes on.
         seconds: spent in steps, without waiting for the stream.
         pauses: seconds that each checkpoint held training up.
     """
@@ -160,6 +162,7 @@ class Run:
     scales: list[float]
     shift_C: Tensor
     wandb_id: str
+    mean_shares: list[float] = field(default_factory=list)
     seconds: float = 0.0
     pauses: list[float] = field(default_factory=list)
     evaluator: "Evaluator | None" = None

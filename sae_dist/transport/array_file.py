@@ -1,67 +1,109 @@
-"""The array [N, D] of an .npy or .safetensors file, mapped and checked without torch."""
+"""Arrays [N, D] of .npy and .safetensors files, found, checked and read without torch."""
 
-import json
-import mmap
-from dataclasses import dataclass
+import glob
+import os
 from pathlib import Path
 
 import numpy as np
 
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.transport.array_formats import ArrayFile, open_file
 
-DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The floating-point dtypes of safetensors, and what numpy and torch call them."""
 SAMPLE_ROWS = 4096
+SUFFIXES = (".npy", ".safetensors")
 
 
-@dataclass(frozen=True)
-class MappedArray:
-    """An array of a file, memory-mapped; a change of it does not reach the file.
-
-    Attributes:
-        dtype: as torch calls it.
-        content: the array, or its bytes [n] in a row if they come from a safetensors file.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    content: np.ndarray
-
-    def numbers_ND(self) -> np.ndarray:
-        """Return the array as numpy can hold it: bfloat16 as the integers of its bits."""
-        if self.content.dtype != np.uint8:
-            return self.content
-        return self.content.view("uint16" if self.dtype == "bfloat16" else self.dtype).reshape(self.shape)
-
-
-def map_array(path: str, key: str | None) -> MappedArray:
-    """Map the array [N, D] at `path` without reading it, and check a sample of its rows.
+def find_arrays(path: str, key: str | None) -> list[ArrayFile]:
+    """Find the rows at `path`, a file, a folder or a pattern, and check a sample of them.
 
     Args:
-        key: which tensor of a safetensors file; None: the only one.
+        key: which tensor of a safetensors file; None: the only one, or `rows`.
+
+    Returns:
+        The files in the order of their names; those without rows are left out.
 
     Raises:
-        ConfigError: no such file, unknown suffix, not a floating [N, D] array, NaN or inf in the sample.
+        ConfigError: no such file, one that cannot be read, not a floating [N, D] array, other widths or
+            dtypes than the first file's, no rows at all, NaN or inf in the sample.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"activations.path={path} does not exist; give an .npy or .safetensors file")
-    if file.suffix == ".npy":
-        found = _map_npy(file)
-    elif file.suffix == ".safetensors":
-        found = _map_safetensors(file, key)
-    else:
-        raise ConfigError(f"activations.path={path} must end in .npy or .safetensors")
-    if len(found.shape) != 2 or found.dtype not in DTYPES.values():
+    opened = [open_file(file, key) for file in _paths(path)]
+    for each in opened:
+        if len(each.rows.shape) != 2 or 0 in each.rows.shape[1:]:
+            raise ConfigError(
+                f"activations.path={each.path} holds {each.rows.dtype} of shape {list(each.rows.shape)}; "
+                "it must be a floating-point array [N, D]"
+            )
+    found = [each for each in opened if each.rows.shape[0]]
+    if not found:
         raise ConfigError(
-            f"activations.path={path} holds {found.dtype} of shape {list(found.shape)}; "
-            "it must be a floating-point array [N, D]"
+            f"activations.path={path} has no rows: {opened[0].path.name} has shape "
+            f"{list(opened[0].rows.shape)}; it must be [N, D] with N > 0"
         )
-    stride = max(1, found.shape[0] // SAMPLE_ROWS)
-    bad = np.flatnonzero(~_finite_rows(found.numbers_ND()[::stride]))
-    if len(bad):
-        raise ConfigError(f"activations.path={path} has NaN or inf in row {int(bad[0]) * stride}; remove it")
+    first = found[0]
+    for each in found:
+        if (each.dtype, each.rows.shape[1]) != (first.dtype, first.rows.shape[1]):
+            raise ConfigError(
+                f"activations.path={path}: {each.path.name} holds {each.dtype} of width "
+                f"{each.rows.shape[1]}, and {first.path.name} {first.dtype} of width {first.rows.shape[1]}; "
+                "give files of one model and hook"
+            )
+    for each in found:
+        _check_sample(each, max(SAMPLE_ROWS // len(found), 16))
     return found
+
+
+def _paths(path: str) -> list[Path]:
+    """List the files that `activations.path` names."""
+    place, asked = Path(path).expanduser(), f"activations.path={path}"
+    if place.is_dir():
+        names = sorted(place.iterdir())
+        found = [each for each in names if each.suffix in SUFFIXES and not each.name.startswith(".")]
+        if not found:
+            torch_file = next((each.name for each in names if each.suffix in (".pt", ".pth")), None)
+            there = f"; {_convert(torch_file)}" if torch_file else ""
+            raise ConfigError(f"{asked} is a folder without .npy and .safetensors files{there}")
+    elif place.is_file():
+        found = [place]
+    elif glob.has_magic(path):
+        found = [Path(each) for each in sorted(glob.glob(os.path.expanduser(path), recursive=True))]
+        if not found:
+            raise ConfigError(f"{asked} matches no file; give .npy or .safetensors files")
+    else:
+        lost = f"is a link to {os.readlink(place)}, which is not there" if place.is_symlink() else None
+        raise ConfigError(
+            f"{asked} {lost or 'does not exist'}; give an .npy or .safetensors file, a folder of them, or a "
+            "pattern"
+        )
+    for each in found:
+        if each.suffix in (".pt", ".pth"):
+            raise ConfigError(f"activations.path={each}: {_convert(each.name)}")
+        if each.suffix not in SUFFIXES:
+            raise ConfigError(f"activations.path={each} must end in .npy or .safetensors")
+        if not each.is_file():
+            raise ConfigError(f"activations.path={each} is not a file")
+    return found
+
+
+def _convert(name: str) -> str:
+    """Say how a file of torch.save becomes one that can be mapped, and holds no code."""
+    return (
+        f"{name} is a pickle, which is not read; convert it once: safetensors.torch.save_file({{'rows': "
+        f"torch.load('{name}', weights_only=True)}}, 'rows.safetensors')"
+    )
+
+
+def _check_sample(file: ArrayFile, rows: int) -> None:
+    """Check that rows spread over a file hold numbers that float32 can hold."""
+    stride = max(1, file.rows.shape[0] // rows)
+    try:
+        sample_ND = file.read(0, file.rows.shape[0], stride)
+    except DataError as error:
+        raise ConfigError(f"activations.path={error}") from None
+    bad = np.flatnonzero(~_finite_rows(sample_ND))
+    if len(bad):
+        raise ConfigError(
+            f"activations.path={file.path} has NaN or inf in row {int(bad[0]) * stride}; remove it"
+        )
 
 
 def _finite_rows(sample_ND: np.ndarray) -> np.ndarray:
@@ -71,41 +113,3 @@ def _finite_rows(sample_ND: np.ndarray) -> np.ndarray:
         return np.all((sample_ND & exponent) != exponent, axis=1)
     with np.errstate(over="ignore"):
         return np.all(np.isfinite(sample_ND.astype(np.float32)), axis=1)
-
-
-def _map_npy(file: Path) -> MappedArray:
-    try:
-        array = np.load(file, mmap_mode="c", allow_pickle=False)
-        if not array.dtype.isnative:
-            raise ValueError("its byte order is not this machine's")
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise ConfigError(f"activations.path={file} is not a readable .npy array: {error}") from None
-    return MappedArray(str(array.dtype), array.shape, array)
-
-
-def _map_safetensors(file: Path, key: str | None) -> MappedArray:
-    """Map one tensor of a safetensors file (the library's own reader copies the tensor into memory)."""
-    try:
-        with open(file, "rb") as handle:
-            size = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(size))
-            mapped = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_COPY)
-    except (ValueError, OSError, OverflowError, MemoryError):
-        raise ConfigError(f"activations.path={file} is not a readable .safetensors file") from None
-    header.pop("__metadata__", None)
-    if key is None and len(header) == 1:
-        key = next(iter(header))
-    if key not in header:
-        raise ConfigError(f"activations.key={key} is not in {file}; it holds {', '.join(sorted(header)[:8])}")
-    entry = header[key]
-    if entry["dtype"] not in DTYPES:
-        raise ConfigError(f"activations.key={key} holds {entry['dtype']}; it must be floating point")
-    if 0 in entry["shape"]:
-        raise ConfigError(
-            f"activations.key={key} of {file} has shape {entry['shape']}; it must be [N, D] with N > 0"
-        )
-    first, last = entry["data_offsets"]
-    if 8 + size + last > len(mapped):
-        raise ConfigError(f"activations.path={file} is truncated; write it again")
-    content = np.frombuffer(mapped, np.uint8, count=last - first, offset=8 + size + first)
-    return MappedArray(DTYPES[entry["dtype"]], tuple(entry["shape"]), content)

@@ -68,6 +68,7 @@ class CachedChunkSource:
             start=header["start"],
             excluded=header["excluded"],
             repeated=header["repeated"],
+            left_out=header.get("left_out", {}),
         )
 
     def _verified(self, shard: Shard) -> BinaryIO:

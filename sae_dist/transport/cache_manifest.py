@@ -101,7 +101,9 @@ class Manifest:
         """Return the content of the file, JSON-able."""
         content = {"schema": SCHEMA} | dataclasses.asdict(self)
         # `path` is the model's folder on this machine; `more` is empty: a harvest reads no grid of hooks.
-        del content["facts"]["path"], content["facts"]["more"]
+        # What the others leave out shows in the chunks.
+        for key in ("path", "more", "special_ids", "pad_id"):
+            del content["facts"][key]
         shards = content.pop("shards")
         derived = {"widths": self.widths, "num_chunks": self.lanes * self.chunks_per_lane}
         return content | derived | {"shards": shards}

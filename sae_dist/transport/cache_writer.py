@@ -187,6 +187,8 @@ def _sample(chunk: ActivationChunk, dtype: torch.dtype) -> dict[str, str | bytes
         "excluded": chunk.excluded,
         "repeated": chunk.repeated,
     }
+    if chunk.left_out:
+        header["left_out"] = chunk.left_out
     rows_RD = chunk.rows_RD.detach().to("cpu", dtype).contiguous()
     tensors = {"rows": rows_RD, "ids": chunk.ids_R.to("cpu", torch.int64).contiguous()}
     return {

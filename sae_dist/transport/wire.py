@@ -170,9 +170,9 @@ class Stream:
         packed = packed.cpu()
         ids = packed[:-HEADER_BYTES].view(torch.int64)
         text = bytes(packed[-HEADER_BYTES:].tolist()).rstrip(b"\0")
-        excluded, repeated, start = json.loads(text)
+        excluded, repeated, start, left_out = json.loads(text)
         number, lane = transfer.number, transfer.number % self.lanes
-        return ActivationChunk(number, lane, rows, ids, start, excluded, repeated)
+        return ActivationChunk(number, lane, rows, ids, start, excluded, repeated, left_out)
 
     def _looking_out(self) -> Control:
         """Return the store; at intervals, check first whether any rank has failed."""
@@ -193,7 +193,7 @@ class Stream:
 
 def _pack(chunk: ActivationChunk) -> Tensor:
     """Pack ids and header of a chunk as bytes: 8 R of ids, then JSON, padded."""
-    text = json.dumps([chunk.excluded, chunk.repeated, chunk.start]).encode()
+    text = json.dumps([chunk.excluded, chunk.repeated, chunk.start, chunk.left_out]).encode()
     assert len(text) <= HEADER_BYTES, "a position is a handful of integers"
     header = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
     header[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)

@@ -151,7 +151,7 @@ def rows_of_llm(plan: QualityPlan) -> RowSource:
     cfg.tokens = dataclasses.replace(cfg.tokens, context=min(facts.context or 256, 256))
     device = torch.device(plan.device)
     llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=torch.float32, with_head=False)
-    spare = spare_rows(HARVEST_ROWS, cfg.tokens.max_norm_multiple)
+    spare = spare_rows(HARVEST_ROWS, cfg.tokens)
 
     def rows(held_out: bool) -> Iterator[torch.Tensor]:
         total = HARVEST_ROWS + spare

@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.dictionary import base
 from sae_dist.distributed import runtime
 from sae_dist.launch.compose import compose_config
+from sae_dist.shuffle.lanes import Counts
 from sae_dist.train.balance import Balance
 from sae_dist.train.build import build_run
 from sae_dist.train.loop import advance
@@ -47,9 +47,9 @@ class SameRows:
         """Return the rows and their ids."""
         return self.x_BD, self.ids_B
 
-    def counts(self) -> SimpleNamespace:
+    def counts(self) -> Counts:
         """Count rows left out or repeated: there are none."""
-        return SimpleNamespace(excluded=0, repeated=0)
+        return Counts()
 
     def open(self, _lane: int, _start: Position | None) -> Iterator[ActivationChunk]:
         """Yield no chunk: nothing asks for one."""

@@ -1,4 +1,4 @@
-"""The TopK kind: exactly k codes per row (Gao et al. 2024, arXiv 2406.04093)."""
+"""The TopK kind: the k largest codes of each row, those above zero (Gao et al. 2024, arXiv 2406.04093)."""
 
 from torch import Tensor
 

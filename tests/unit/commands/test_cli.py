@@ -146,7 +146,7 @@ def test_every_key_has_a_meaning():
 def test_help_says_what_a_key_means(command, capsys):
     assert cli.main([command, "--help", "sae.k"]) == 0
     assert capsys.readouterr().out.split() == (
-        "sae.k=32 codes per row: topk exactly, batchtopk and matryoshka on average".split()
+        "sae.k=32 codes per row: topk at most, batchtopk and matryoshka on average".split()
     )
 
 

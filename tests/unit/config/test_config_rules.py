@@ -44,6 +44,8 @@ def resolved(*overrides, facts=FACTS):
         ("topology.shard=3", "batch=2048 .* nearest: 2046 or 2049"),
         ("topology.producers=49", "topology.producers=49 .* at most 48"),
         ("train_tokens=100", "train_tokens=100 .* batch=2048"),
+        ("batch=1", "batch=1: the loss is divided by the variance of a batch, .* at least 2"),
+        ("tokens.roles=[user]", "tokens.roles=.*user.* is not read with tokens.kind=text; use tokens=hf or"),
         ("optim.beta2=1.0", "optim.beta2=1.0 must be 0 or more and below 1"),
         ("optim.warmup=0.5 optim.decay=0.6", "add up"),
         ("seed=4294967296", "seed"),

@@ -40,6 +40,8 @@ NEEDS = {
     "llm.name=EleutherAI/pythia-160m": "a model of the Hub",
     "llm.name=gpt2": "a model of the Hub",
     "tokens.data_files=docs.jsonl": "a file",
+    "tokens.data_files=chats.jsonl": "a file",
+    "tokens.dataset=saved/": "a folder",
     "tokens.path=my_texts/": "a folder",
     "tokens.path=shards/{000..031}.tar": "tar files",
 }

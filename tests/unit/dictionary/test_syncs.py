@@ -15,6 +15,7 @@ from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.launch.compose import compose_config
 from sae_dist.metrics.clock import PhaseClock
+from sae_dist.shuffle.lanes import Counts
 from sae_dist.train.balance import Balance
 from sae_dist.train.build import build_run
 from sae_dist.train.loop import advance
@@ -77,7 +78,7 @@ class Rows:
         return torch.randn(ROWS, WIDTH, generator=made), torch.arange(ROWS)
 
     def counts(self):
-        return SimpleNamespace(excluded=0, repeated=0)
+        return Counts()
 
 
 def reads_by_step(kind: str, shard: int = 1) -> list[list[str]]:

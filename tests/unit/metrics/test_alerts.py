@@ -93,3 +93,11 @@ def test_the_console_says_which_dictionary_of_a_grid(capsys):
     alerts.write(row(1, loss__fvu=float("nan")))
     alerts.close()
     assert "alert: numbers are not finite: k=32: loss/fvu at step 1" in capsys.readouterr().err
+
+
+def test_rows_that_are_repeated_are_told_above_one_in_a_hundred(alerts, heard):
+    alerts.write(row(100, stream__repeated_rows=10.0))
+    assert heard.said == []
+    alerts.write(row(101, stream__repeated_rows=152.0))
+    ((title, text),) = heard.said
+    assert title == "activations are repeated" and "15.0% of the activations" in text

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from sae_dist.core.errors import DataError
 from sae_dist.tokens.documents import PIECE_BYTES, Document, held_out, pieces, python_documents
+from sae_dist.tokens.kept import UnusableDocument
 
 lines = st.lists(st.text(alphabet="ab\u00e9\u4e2d\U0001f600 ", max_size=40), min_size=1, max_size=40)
 
@@ -50,8 +51,10 @@ def test_a_bad_line_of_jsonl_is_named(tmp_path, line):
     path = tmp_path / "a.jsonl"
     first = json.dumps({"text": "fine"}) + "\n"
     path.write_text(first + line + "\n")
-    with pytest.raises(DataError, match=f"a.jsonl: the line at byte {len(first)} is not"):
-        Document("a", path, len(first), path.stat().st_size).text()
+    document = Document("a", path, len(first), path.stat().st_size)
+    with pytest.raises(UnusableDocument, match='is not an object with a "text"'):
+        document.text()
+    assert document.where() == f"{path}, line 2"
 
 
 def test_a_file_that_went_away_is_named(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sae_dist.tokens.kept import DocumentTokens
 from sae_dist.tokens.packing import MIN_SEGMENT, Packing
 from sae_dist.tokens.source import TokenSource
 
@@ -25,7 +26,7 @@ class Listed:
     def documents(self, lane, epoch, first):
         mine = self.ids[lane :: self.lanes]
         for place in range(first, len(mine)):
-            yield place, mine[place]
+            yield place, DocumentTokens(mine[place])
 
 
 def source(lengths, *, context, rows, prefix=(BOS,), suffix=(), epochs=1, lanes=1):

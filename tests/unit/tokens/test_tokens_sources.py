@@ -95,7 +95,10 @@ def opened(cfg, *, held_out=False, seed=0, lanes=LANES, rows=ROWS):
 
 def epoch(source, lane, number=0) -> list[tuple[int, ...]]:
     """A lane's documents; of Python's own text, which is large, only the first."""
-    return [tuple(ids.tolist()) for _, ids in islice(source.documents.documents(lane, number, 0), DOCUMENTS)]
+    return [
+        tuple(each.ids_T.tolist())
+        for _, each in islice(source.documents.documents(lane, number, 0), DOCUMENTS)
+    ]
 
 
 def same(a, b) -> bool:
