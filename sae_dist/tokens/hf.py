@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,8 @@ import numpy as np
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.core.text import first_line
+from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline
+from sae_dist.core.text import first_line, print_line
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 from sae_dist.tokens.encoder import Encoder, given_ids
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 SHUFFLE_BUFFER = 64
-HUB_TIMEOUT_S = 5
 
 
 class Column:
@@ -144,35 +145,38 @@ def check_dataset(cfg: TokensConfig) -> None:
 def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     """Load the dataset; return it and its first example (None: it is empty)."""
     import datasets
-    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     check_dataset(cfg)
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
-    if remote and not HF_HUB_OFFLINE and not _hub_answers():
-        raise ConfigError(
-            f"{field} is not a local folder, and the Hugging Face Hub cannot be reached; give a folder, or "
-            "set HF_HUB_OFFLINE=1 to use what is in the local cache"
-        )
+    unreachable = remote and not is_offline() and not hub_answers()
+    if unreachable:
+        print_line(f"{field}: {UNREACHABLE}; looking in the local cache")
     try:
-        dataset = datasets.load_dataset(
-            cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
-        )
-        return dataset, next(iter(dataset), None)
+        with _cache_alone() if unreachable else nullcontext():
+            dataset = datasets.load_dataset(
+                cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
+            )
+            return dataset, next(iter(dataset), None)
     # Loaders read files of any origin, and pass on any error of their readers.
     except Exception as error:
+        if unreachable:
+            raise ConfigError(
+                f"{field} is neither a local folder nor in the local cache ({first_line(error)}), and "
+                f"{UNREACHABLE}; give a folder"
+            ) from error
         raise ConfigError(f"{field} cannot be loaded: {first_line(error)}") from error
 
 
-def _hub_answers() -> bool:
-    """Try the Hub once for a few seconds: the library's own retries take half a minute."""
-    import httpx
-    from huggingface_hub import constants, get_session
+@contextmanager
+def _cache_alone() -> Iterator[None]:
+    """Have the library look in its cache at once in a `with` block; it would try the Hub for long before."""
+    from datasets import config
 
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except httpx.HTTPError:
-        return False
-    return True
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _falls_to_evaluation(value: Any) -> bool:
