@@ -19,7 +19,7 @@ def network_errors() -> tuple[type[Exception], ...]:
     bases = [each for each in HfHubHTTPError.__mro__ if issubclass(each, Exception) and each is not Exception]
     libraries = {sys.modules[each.__module__.split(".")[0]] for each in bases}
     invalid = [each for library in libraries if (each := getattr(library, "InvalidURL", None))]
-    return (*bases, *invalid, OSError, ValueError, ImportError)
+    return tuple(dict.fromkeys((*bases, *invalid, OSError, ValueError, ImportError)))
 
 
 @cache
