@@ -152,8 +152,12 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
     begin = 8 + len(text)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    try:
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     reserve(path, begin + offset)
     return SlicedFile(
         path, {n: TensorSpan(begin + p.offset, p.shape, torch.float32) for n, p in places.items()}

@@ -1,7 +1,9 @@
 """Exports in the layouts of three libraries: written by tiles, read back, refused where they differ."""
 
 import json
+import multiprocessing
 import pickle
+import resource
 import zipfile
 from fnmatch import fnmatch
 
@@ -13,7 +15,7 @@ from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export import exported, sliced
 from sae_dist.export.dictionary_learning import load_dictionary_learning
 from sae_dist.export.exported import OF_LATENTS
-from sae_dist.export.formats import FORMATS, WRITTEN, check_format
+from sae_dist.export.formats import FORMATS, WRITTEN, check_format, write
 from sae_dist.export.names import format_of
 from sae_dist.export.sparsify import load_sparsify
 from tests.helpers.dictionaries import FORMS, KINDS, D, F, K, dense_codes, dense_output, random_sae
@@ -264,6 +266,31 @@ def test_a_disk_that_takes_no_more_leaves_the_export_before(tmp_path, monkeypatc
                 FORMATS[name].write(tmp_path, second)
         assert torch.equal(FORMATS[name].read(tmp_path).W_enc_FD, first.W_enc_FD)
         assert is_whole(tmp_path, name)
+
+
+def _write_with_a_limit(name, folder, sae, limit, said):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        write(name, folder, sae)
+    except SaeDistError as error:
+        said.put(str(error))
+    else:
+        said.put("written")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_limit_on_the_size_of_files_is_named(tmp_path, name):
+    sae = make(*(("relu", "transcoder") if name == "circuit_tracer" else ("topk",)))
+    fork = multiprocessing.get_context("fork")
+    for limit in (100, 3000):  # in the header, or among the weights
+        said = fork.Queue()
+        writer = fork.Process(target=_write_with_a_limit, args=(name, tmp_path / "out", sae, limit, said))
+        writer.start()
+        text = said.get(timeout=60)
+        writer.join()
+        assert "File too large; raise the limit on the size of files (ulimit -f) and export again" in text
+        assert text.startswith(f"cannot write {tmp_path / 'out'}") and "\n" not in text
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_torch_file_is_a_sound_archive(tmp_path):
