@@ -4,8 +4,10 @@ Tensors are stored by torch.distributed.checkpoint (DCP). A DTensor label tells 
 rank holds; the mesh order is (shard, dp), see `distributed.mesh`.
 """
 
+import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -30,10 +32,12 @@ from sae_dist.checkpoint.storage import (
 )
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_text
+from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST
 from sae_dist.core.text import MIB, print_line
 
 LEAVE_S = 10.0
+ABOUT_SPACE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
 
 Tensors = dict[str, tuple[Tensor, str]]
@@ -61,6 +65,7 @@ class Checkpoints:
         keep: how many of the newest checkpoints are kept.
         keep_steps: checkpoints at its multiples are kept too; None: no others.
         background: writes while training goes on; None: `save` returns when all is written.
+        standing: asked before each write whether the folder still is this run's; None: it is nobody else's.
     """
 
     def __init__(
@@ -70,10 +75,11 @@ class Checkpoints:
         keep: int,
         keep_steps: int | None = None,
         background: Background | None = None,
+        standing: Standing | None = None,
     ):
         self._folder, self._topology = folder / CHECKPOINTS, topology
         self._keep, self._keep_steps, self._background = keep, keep_steps, background
-        self._group, self._leads = topology.checkpoint_group, topology.leads
+        self._group, self._leads, self._standing = topology.checkpoint_group, topology.leads, standing
         self._job: SaveJob | None = None
         self._copies: dict[str, Tensor] = {}
         self._waited = False
@@ -165,6 +171,7 @@ class Checkpoints:
         self._together(lambda: self._forget_after(path))
 
     def _forget_after(self, path: Path | None) -> str:
+        self._check_standing()
         found = complete(self._folder)
         later = found[found.index(path) + 1 :] if path else found
         if later and path:
@@ -195,10 +202,11 @@ class Checkpoints:
         }
 
     def _write(self, final: Path, tensors: Tensors, state: str) -> None:
-        temporary = self._folder / f".{final.name}.tmp"
         need = self._bytes_needed(tensors)
-        if self._together(lambda: self._prepare(final, temporary, need)) == "exists":
+        name = self._together(lambda: self._prepare(final, need))
+        if not name:
             return
+        temporary = self._folder / name
         writer = SafetensorsWriter(temporary)
         try:
             dcp.save(self._label(tensors), storage_writer=writer, process_group=self._group)
@@ -211,20 +219,25 @@ class Checkpoints:
         copies = {"sharded": shards, "owned": shards * self._topology.mesh.size(1), "replicated": 1}
         return SPARE_BYTES + sum(t.nbytes * copies[how] for t, how in tensors.values())
 
-    def _prepare(self, final: Path, temporary: Path, need: int) -> str:
+    def _prepare(self, final: Path, need: int) -> str:
+        """Make a folder to write to, and return its name; empty if this checkpoint is there already."""
+        self._check_standing()
         self._folder.mkdir(parents=True, exist_ok=True)
         for left_over in self._folder.glob(".step_*.tmp"):
             shutil.rmtree(left_over)
         if final.exists():
-            return "exists"
+            return ""
         if shutil.disk_usage(self._folder).free < need:
-            raise CheckpointError(self._cannot_write(need, "No space left on device"))
+            raise CheckpointError(self._cannot_write(need, os.strerror(errno.ENOSPC)))
+        # A name of its own: a rank that a killed run left behind writes into no other's files.
+        temporary = self._folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
         temporary.mkdir()
-        return "ready"
+        return temporary.name
 
     def _publish(
         self, final: Path, temporary: Path, state: str, files: dict[str, dict[str, Any]], need: int
     ) -> str:
+        self._check_standing()
         try:
             seal(temporary, state, files)
             os.replace(temporary, final)
@@ -237,12 +250,16 @@ class Checkpoints:
                 self._remove(path)
         return "published"
 
+    def _check_standing(self) -> None:
+        if self._standing is not None:
+            self._standing.check()
+
     def _point_at(self, path: Path) -> None:
         write_text(self._folder / LATEST, path.name + "\n", synced=True)
 
     def _remove(self, path: Path) -> None:
         # Renamed first: under its own name a half-removed checkpoint would look complete.
-        doomed = self._folder / f".{path.name}.tmp"
+        doomed = self._folder / f".{path.name}.{secrets.token_hex(4)}.tmp"
         os.replace(path, doomed)
         shutil.rmtree(doomed)
 
@@ -260,11 +277,12 @@ class Checkpoints:
         return outcome[0]
 
     def _cannot_write(self, need: int, cause: str) -> str:
-        free = shutil.disk_usage(self._folder).free
-        return (
-            f"cannot write a checkpoint in {self._folder}: {cause} "
-            f"({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed); older checkpoints are intact"
-        )
+        """Return the message: what the system said, and numbers of space where it was about space."""
+        space = ""
+        if any(words in cause for words in ABOUT_SPACE):
+            free = shutil.disk_usage(self._folder).free
+            space = f" ({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed)"
+        return f"cannot write a checkpoint in {self._folder}: {cause}{space}; older checkpoints are intact"
 
 
 def _on_host(tensor: Tensor) -> Tensor:

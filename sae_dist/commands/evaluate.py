@@ -6,9 +6,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sae_dist.commands.arguments import without
+from sae_dist.config.grid import run_of
 from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, parse_counts
 from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.owner import owning
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.evaluation.asked import check_files
 from sae_dist.launch.identity import caution
@@ -56,12 +58,13 @@ def run(arguments: list[str]) -> None:
     rest, full = without(arguments, FULL)
     folder, overrides = understood(rest)
     cfg = with_overrides(load_config(folder / CONFIG), overrides)
-    check_files(folder, cfg)
-    caution(cfg, folder)
-    from sae_dist.evaluation.evaluate import evaluate_folder
-    from sae_dist.evaluation.table import format_evaluation
+    with owning(run_of(folder), "evaluated"):
+        check_files(folder, cfg)
+        caution(cfg, folder)
+        from sae_dist.evaluation.evaluate import evaluate_folder
+        from sae_dist.evaluation.table import format_evaluation
 
-    print(format_evaluation(evaluate_folder(folder, cfg, full=full)))
+        print(format_evaluation(evaluate_folder(folder, cfg, full=full)))
 
 
 def understood(arguments: list[str]) -> tuple[Path, list[str]]:

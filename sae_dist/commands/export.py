@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
-from sae_dist.config.grid import single
+from sae_dist.config.grid import run_of, single
 from sae_dist.config.run import load_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.owner import owning
 from sae_dist.core.run_folder import CONFIG
-from sae_dist.export.names import FILES
+from sae_dist.export.names import FILES, READ_ONLY
 from sae_dist.launch.arguments import Parser
+
+WRITTEN = [name for name in FILES if name not in READ_ONLY]
 
 
 def help_text() -> str:
@@ -19,6 +22,8 @@ dictionary larger than this machine's memory can be exported. An unfinished run 
   --format saelens              RUN/export: sae_weights.safetensors, cfg.json   (the default)
   --format sparsify             RUN/export/sparsify: sae.safetensors, cfg.json; topk only
   --format dictionary_learning  RUN/export/dictionary_learning: ae.pt, config.json; autoencoders only
+  --format circuit_tracer       RUN/export/circuit_tracer: config.yaml, layer_<n>.safetensors; transcoders
+                                of a layer's mlp, without a k
                                 several formats: --format again
   --push ORG/REPO               write these and a model card into RUN/hub, and upload that to the Hugging Face
                                 Hub, with the token that huggingface_hub finds (hf auth login)
@@ -39,7 +44,7 @@ def run(arguments: list[str]) -> None:
     """
     parser = Parser("sae-dist export", add_help=False, allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=Path)
-    parser.add_argument("--format", dest="formats", action="append", choices=list(FILES))
+    parser.add_argument("--format", dest="formats", action="append", choices=WRITTEN)
     parser.add_argument("--push", metavar="ORG/REPO")
     parser.add_argument("--folder-only", action="store_true")
     given = parser.parse_args(arguments)
@@ -51,7 +56,8 @@ def run(arguments: list[str]) -> None:
     from sae_dist.train.export import export_run, publish
 
     formats = list(dict.fromkeys(given.formats or ["saelens"]))
-    if given.push:
-        print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
-    else:
-        print("\n".join(map(str, export_run(given.run, formats))))
+    with owning(run_of(given.run), "exported"):
+        if given.push:
+            print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
+        else:
+            print("\n".join(map(str, export_run(given.run, formats))))

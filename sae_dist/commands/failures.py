@@ -1,12 +1,12 @@
 """The line on the terminal for each error."""
 
-import errno
 import sys
 
 from sae_dist.core.errors import Preempted, SaeDistError, Told
+from sae_dist.core.files import WRITING, remedy
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""A disk that is full, has reached its quota, or is read-only."""
+DISK = WRITING
+"""Errors of writing, for which there is a line in place of a traceback."""
 
 
 def say(error: SaeDistError) -> None:
@@ -21,4 +21,6 @@ def say(error: SaeDistError) -> None:
 def cannot_write(error: OSError) -> SaeDistError:
     """Return the error of a disk that cannot be written, in one line."""
     what = error.filename or "the run folder"
-    return SaeDistError(f"cannot write {what}: {error.strerror}; make room and continue with resume=auto")
+    return SaeDistError(
+        f"cannot write {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
+    )

@@ -6,24 +6,29 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.export.names import FILES, format_of
 from sae_dist.launch.arguments import Parser
 
+HELP = """\
+Makes a run folder of a dictionary in the layout of SAELens, sparsify, dictionary_learning, circuit-tracer or
+Gemma Scope (1 and 2). sae-dist eval and sae-dist export accept that folder, and sae-dist train can start from
+its weights (sae.start=RUN). Accepts the keys of sae-dist train (train --help); those of the dictionary are
+read from its files, and so are llm.name, hook and tokens.context where the files hold them. Of a pickle
+(ae.pt) only tensors are read.
 
-def help_text() -> str:
-    """Return the help text."""
-    return """\
-Makes a run folder of a dictionary in the layout of SAELens, sparsify or dictionary_learning. sae-dist eval
-and sae-dist export accept that folder, and sae-dist train can start from its weights (sae.start=RUN). Accepts
-the keys of sae-dist train (train --help); those of the dictionary are read from its files, and so are
-llm.name, hook and tokens.context where the files hold them. Of a pickle (ae.pt) only tensors are read.
-
-  --format F    saelens, sparsify or dictionary_learning; default: the one whose files are there
+  --format F    {formats};
+                default: the one whose files are there
   name=...      the run folder below output=outputs
   llm.name=...  the language model; hook=... (and target_hook=... of a transcoder) where in it
 
 Examples:
+  sae-dist import gemma-scope/layer_12 name=scope llm.name=google/gemma-2-2b hook=layers.12
   sae-dist import downloads/layers.10 name=theirs llm.name=EleutherAI/pythia-160m hook=layers.10
   sae-dist eval outputs/theirs
   sae-dist train sae.start=outputs/theirs sae.k=32 llm.name=EleutherAI/pythia-160m hook=layers.10
 """
+
+
+def help_text() -> str:
+    """Return the help text."""
+    return HELP.format(formats=", ".join(FILES))
 
 
 def run(arguments: list[str]) -> None:

@@ -1,7 +1,9 @@
 """The command `sae-dist report`: the page of one dictionary, or of many."""
 
 from sae_dist.commands.arguments import one_folder
+from sae_dist.config.grid import run_of
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.owner import owning
 from sae_dist.core.run_folder import CONFIG
 
 
@@ -47,8 +49,9 @@ def run(arguments: list[str]) -> None:
         )
     from sae_dist.evaluation.report.page import needs_export, report_run
 
-    if needs_export(folder):
-        from sae_dist.train.export import export_run
+    with owning(run_of(folder), "reported on"):
+        if needs_export(folder):
+            from sae_dist.train.export import export_run
 
-        export_run(folder)
-    print(report_run(folder))
+            export_run(folder)
+        print(report_run(folder))

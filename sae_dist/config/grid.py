@@ -73,6 +73,15 @@ def member_configs(cfg: Resolved, folder: Path) -> list[Single]:
     return [single(load_config(each / CONFIG), each) for each in member_folders(cfg, folder)]
 
 
+def run_of(folder: Path) -> Path:
+    """Return the run folder that a folder belongs to: for a dictionary of a grid the grid's, else itself."""
+    parent = folder.absolute().parent
+    if not (folder / CONFIG).is_file() or not (parent / CONFIG).is_file():
+        return folder
+    cfg = load_config(parent / CONFIG)
+    return parent if cfg.is_grid and folder.absolute() in member_folders(cfg, parent) else folder
+
+
 def single(cfg: Resolved, folder: Path) -> Single:
     """Return the config of a run folder as that of one dictionary.
 

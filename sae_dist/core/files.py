@@ -1,5 +1,6 @@
 """Files that are complete or absent: written under another name, then renamed."""
 
+import errno
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,21 @@ from sae_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+WRITING = (*FULL, *REFUSED, errno.EFBIG)
+"""What goes wrong with writing for reasons outside of this program."""
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do about an error of writing; empty where its number does not tell."""
+    if error.errno in FULL:
+        return "make room"
+    if error.errno in REFUSED:
+        return "make it writable"
+    return "raise the limit on the size of files (ulimit -f)" if error.errno == errno.EFBIG else ""
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from sae_dist.core.files import read_json
 CONFIG = "config.yaml"  # frozen before the first rank starts; every rank reads it
 DATA = "data_files.json"  # the files that the run reads: names, bytes, hashes; compared when it goes on
 PROVENANCE = "provenance.json"  # commit, versions, hosts, command; of every start
+WRITTEN = "written"  # in PROVENANCE: paths as they were written, by key; CONFIG holds them absolute
+OWNER = ".owner"  # .owner.<n>: which process writes here now; absent when none does
 JOB = "submit.sbatch"  # of a run on Slurm
 LOGS = "logs"
 METRICS = "metrics.jsonl"  # one JSON object per line

@@ -18,6 +18,7 @@ from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import CONFIG, EXPORT, FINISHED, METRICS, PLOTS, SUMMARY, TRAINED, read_summary
 from sae_dist.core.types import ChunkSource
 from sae_dist.evaluation.ahead import ahead
+from sae_dist.evaluation.cautions import cautions
 from sae_dist.evaluation.plots import plot_density
 from sae_dist.evaluation.quality import cross_entropy as ce
 from sae_dist.evaluation.quality.measure import Evaluation, evaluate
@@ -69,6 +70,8 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
         with torch.no_grad():
             for each, folder, result, sae in zip(singles, folders, results, saes, strict=True):
                 result |= evaluate_recovery(each, sae, encode, folder)
+    for each, result, sae in zip(singles, results, saes, strict=True):
+        result["cautions"] = cautions(each, sae, result, result.pop("begins", None))
     seconds = (time.monotonic() - started) / len(folders)
     for folder, part in zip(folders, parts, strict=True):
         if part.trained.rows:
@@ -130,7 +133,8 @@ def _measure_llm(
     source = llm_rows(cfg, cfg.tokens, llm)
     excluded: list[int] = []
     evaluate(parts, ahead(_rows(source, device, excluded)), cfg.eval.tokens)
-    results = [part.numbers() | {"eval_excluded": sum(excluded)} for part in parts]
+    more = {"eval_excluded": sum(excluded), "begins": bool(facts.prefix)}
+    results = [part.numbers() | more for part in parts]
     if ce_tokens == 0 or facts.target_first:
         early = "the LLM reaches target_hook before hook, too early to splice"
         reason = "eval.ce_tokens=0" if ce_tokens == 0 else early

@@ -145,6 +145,7 @@ def format_table(summary: dict[str, Any]) -> str:
     tall = max((len(value) for _, value in rows), default=0)
     lines = [f"{label:<{wide}}  {value:>{tall}}" for label, value in rows]
     lines += [f"{EXPLAINED[key]}: {why}" for key, why in missing(summary).items()]
+    lines += [f"caution: {each}" for each in summary.get("cautions", [])]
     return "\n".join(lines)
 
 

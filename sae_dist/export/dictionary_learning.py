@@ -20,8 +20,9 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.keys import DICTIONARY_LEARNING
 from sae_dist.export.names import FILES
-from sae_dist.export.reading import check_shapes, existing, read_json, require
+from sae_dist.export.reading import check_k, check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
 
 SAE_CONFIG, WEIGHTS = FILES["dictionary_learning"]
@@ -48,6 +49,16 @@ CLASSES = {
     "gated": "GatedAutoEncoder",
 }
 """Form of a dictionary -> its class, in most cases; see `_class_of`."""
+TRAINERS = {
+    "AutoEncoder": "StandardTrainer",
+    "AutoEncoderNew": "StandardTrainerAprilUpdate",
+    "AutoEncoderTopK": "TopKTrainer",
+    "BatchTopKSAE": "BatchTopKTrainer",
+    "MatryoshkaBatchTopKSAE": "MatryoshkaBatchTopKTrainer",
+    "JumpReluAutoEncoder": "JumpReluTrainer",
+    "GatedAutoEncoder": "GatedSAETrainer",
+}
+"""Class -> the class of the trainer that writes it, by which SAEBench chooses its loader."""
 WITHOUT_B_DEC = ("AutoEncoderNew", "JumpReluAutoEncoder")
 SELECTING = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 
@@ -139,7 +150,7 @@ def _k(head: ExportedSae) -> int:
 def _config(head: ExportedSae, name: str) -> dict[str, Any]:
     hook = str(head.metadata.get("hook_name") or "")
     trainer: dict[str, Any] = {
-        "trainer_class": "sae_dist",
+        "trainer_class": TRAINERS[name],
         "dict_class": name,
         "activation_dim": head.width,
         "dict_size": head.num_latents,
@@ -152,7 +163,7 @@ def _config(head: ExportedSae, name: str) -> dict[str, Any]:
     if name in SELECTING:
         trainer["k"] = _k(head)
     buffer = {"d_submodule": head.width, "io": "out", "ctx_len": head.metadata.get("context_size")}
-    return {"trainer": trainer, "buffer": buffer, "metadata": head.metadata}
+    return {"trainer": trainer, "buffer": buffer, "metadata": head.metadata, "written_by": "sae_dist"}
 
 
 def load_dictionary_learning(folder: Path) -> ExportedSae:
@@ -163,7 +174,7 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
     Raises:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
-    config = read_json(folder, SAE_CONFIG, WEIGHTS)
+    config = read_json(folder, SAE_CONFIG, WEIGHTS, DICTIONARY_LEARNING)
     require(folder / SAE_CONFIG, config, "trainer")
     trainer = config["trainer"]
     require(folder / SAE_CONFIG, trainer, "dict_class", "activation_dim", "dict_size")
@@ -180,6 +191,7 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
     shapes |= {theirs: [D] if ours == "b_dec_E" else [F] for theirs, ours in others.items()}
     shapes |= {"k": [], "threshold": []} if name in SELECTING else {}
     check_shapes(folder / WEIGHTS, weights, shapes, SAE_CONFIG)
+    k = check_k(folder / WEIGHTS, float(weights["k"]), F) if name in SELECTING else None
     own: dict[str, Any] = {ours: weights[theirs] for theirs, ours in others.items()}
     W_enc_FD = weights[encoder].T if turned else weights[encoder]
     W_dec_FE = weights[decoder] if turned else weights[decoder].T
@@ -188,9 +200,9 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
     sae = ExportedSae(
         W_enc_FD=W_enc_FD.contiguous(),
         W_dec_FE=W_dec_FE.contiguous(),
-        metadata=_metadata(config) | _training(folder, name, weights, F),
+        metadata=_metadata(config) | _training(folder, name, k, weights, F),
         **own,
-        **_selection(name, weights, F),
+        **_selection(name, k, weights, F),
     )
     return _with_unit_rows(sae) if name == "AutoEncoder" else sae
 
@@ -213,26 +225,29 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     return {name: each.float() if each.is_floating_point() else each for name, each in found.items()}
 
 
-def _training(folder: Path, name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
+def _training(folder: Path, name: str, k: int | None, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
     """Return metadata on training, for classes that compute their codes otherwise than in training."""
     if name not in SELECTING[1:]:
         return {}
-    k = {"training_k": int(weights["k"])}
     if name == "BatchTopKSAE":
-        return k
+        return {"training_k": k}
     sizes = weights.get("group_sizes", torch.zeros(1, dtype=torch.int64))
-    if int(sizes.sum()) != F:
-        raise ConfigError(f"{folder / WEIGHTS}: group_sizes must add up to dict_size={F} of {SAE_CONFIG}")
-    return k | {"matryoshka_prefixes": sizes.cumsum(0).tolist()}
+    whole = sizes.dim() == 1 and not sizes.is_floating_point() and bool((sizes > 0).all())
+    if not whole or int(sizes.sum()) != F:
+        raise ConfigError(
+            f"{folder / WEIGHTS}: group_sizes must be whole numbers above 0 that add up to dict_size={F} of "
+            f"{SAE_CONFIG}"
+        )
+    return {"training_k": k, "matryoshka_prefixes": sizes.cumsum(0).tolist()}
 
 
-def _selection(name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
+def _selection(name: str, k: int | None, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
     """Return the fields `kind`, `k`, `threshold_F` and `trained_as` of a dictionary, by its class."""
     if name not in SELECTING:
         kinds = {its_class: kind for kind, its_class in CLASSES.items()}
         return {"kind": kinds.get(name, "relu")}
     if name == "AutoEncoderTopK":
-        return {"kind": "topk", "k": int(weights["k"])}
+        return {"kind": "topk", "k": k}
     trained_as = "batchtopk" if name == "BatchTopKSAE" else "matryoshka"
     return {
         "kind": "jumprelu",
@@ -243,11 +258,11 @@ def _selection(name: str, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
 
 def _metadata(config: dict[str, Any]) -> dict[str, Any]:
     """Return where the dictionary comes from, under SAELens' names."""
-    if isinstance(config.get("metadata"), dict):
+    if "metadata" in config:
         return config["metadata"]
-    trainer, buffer = config["trainer"], config.get("buffer") or {}
+    trainer, buffer = config["trainer"], config.get("buffer", {})
     hook = None
-    if str(trainer.get("submodule_name") or "").startswith("resid_post") and trainer.get("layer") is not None:
+    if trainer.get("submodule_name", "").startswith("resid_post") and "layer" in trainer:
         hook = f"layers.{trainer['layer']}"
     found = {
         "model_name": trainer.get("lm_name"),

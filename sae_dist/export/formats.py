@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.export import dictionary_learning, published, saelens, sparsify
+from sae_dist.export import circuit_tracer, dictionary_learning, gemma_scope, published, saelens, sparsify
 from sae_dist.export.exported import ExportedSae, Latents
 from sae_dist.export.names import FILES
 
@@ -16,21 +16,25 @@ class Format:
 
     Attributes:
         folder: its folder within a run's `export`.
-        files: the names of its files, config first.
+        files: the names of its files, config first; * stands for what differs.
         cannot_hold: returns why a dictionary cannot be written in it ("..., only ..."); None: it can.
-        write: writes a dictionary into a folder.
-        read: reads a dictionary from a folder.
+        write: writes a dictionary into a folder; None: it is only read.
+        read: reads a dictionary from a folder, or a file in it.
     """
 
     folder: str
     files: tuple[str, str]
     cannot_hold: Callable[[ExportedSae], str | None]
-    write: Callable[[Path, Latents], None]
+    write: Callable[[Path, Latents], None] | None
     read: Callable[[Path], ExportedSae]
 
 
 def _holds_all(head: ExportedSae) -> None:
     return None
+
+
+def _holds_none(head: ExportedSae) -> str:
+    return "what this program trained: it is only read"
 
 
 FORMATS = {
@@ -55,7 +59,40 @@ FORMATS = {
         write=dictionary_learning.export_dictionary_learning,
         read=dictionary_learning.load_dictionary_learning,
     ),
+    "circuit_tracer": Format(
+        folder="circuit_tracer",
+        files=FILES["circuit_tracer"],
+        cannot_hold=circuit_tracer.cannot_hold,
+        write=circuit_tracer.export_circuit_tracer,
+        read=circuit_tracer.load_circuit_tracer,
+    ),
+    "gemma_scope": Format(
+        folder="gemma_scope",
+        files=FILES["gemma_scope"],
+        cannot_hold=_holds_none,
+        write=None,
+        read=gemma_scope.load_gemma_scope,
+    ),
+    "gemma_scope_2": Format(
+        folder="gemma_scope_2",
+        files=FILES["gemma_scope_2"],
+        cannot_hold=_holds_none,
+        write=None,
+        read=gemma_scope.load_gemma_scope_2,
+    ),
 }
+WRITTEN = tuple(name for name, each in FORMATS.items() if each.write is not None)
+
+
+def write(name: str, folder: Path, latents: Latents) -> None:
+    """Write a dictionary in a format that can hold it; see `check_format`.
+
+    Raises:
+        SaeDistError: the weights could not be written.
+    """
+    act = FORMATS[name].write
+    assert act is not None, f"{name} is only read"
+    act(folder, latents)
 
 
 def check_format(name: str, head: ExportedSae) -> None:

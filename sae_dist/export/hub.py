@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.hub import network_errors
 from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
@@ -30,6 +31,11 @@ LOADING = {
         "from huggingface_hub import snapshot_download\n"
         'folder = snapshot_download("{repo}") + "/dictionary_learning"\n'
         'dictionary, config = load_dictionary(folder, device="cpu")',
+    ),
+    "circuit_tracer": (
+        "[circuit-tracer](https://github.com/safety-research/circuit-tracer), beside the other layers' files",
+        "from circuit_tracer.utils.hf_utils import load_transcoder_from_hub\n"
+        'transcoders, config = load_transcoder_from_hub("{repo}/circuit_tracer")',
     ),
 }
 NUMBERS = {
@@ -83,9 +89,10 @@ def make_folder(
         for name in formats:
             its = FORMATS[name]
             (folder / name).mkdir(exist_ok=True)
-            also = [FIRING] if name == "saelens" and (export / FIRING).is_file() else []
-            for file in (*its.files, *also):
-                _link(export / its.folder / file, folder / name / file)
+            patterns = (*its.files, FIRING) if name == "saelens" else its.files
+            for pattern in patterns:
+                for file in (export / its.folder).glob(pattern):
+                    _link(file, folder / name / file.name)
         (folder / CARD).write_text(card(formats, head, summary, repo), encoding="utf-8")
 
 
@@ -149,14 +156,13 @@ def upload(folder: Path, repo: str) -> str:
     Raises:
         SaeDistError: the Hub rejected it; the folder stays.
     """
-    import httpx
     from huggingface_hub import HfApi
 
     try:
         api = HfApi()
         api.create_repo(repo, exist_ok=True)
         return str(api.upload_folder(folder_path=folder, repo_id=repo).repo_url)
-    except (httpx.HTTPError, OSError, ValueError) as error:
+    except network_errors() as error:
         reason = first_line(error)
         raise SaeDistError(
             f"{folder} is ready, but the Hub rejected it ({reason}); try again with: "

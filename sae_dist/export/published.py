@@ -1,7 +1,8 @@
 """The reader of dictionaries in SAELens' layout that SAELens or others wrote.
 
 It reads more than `load_exported` does: encoders that do not subtract b_dec, TopK over codes times the norm
-of their decoder row, log_threshold, other dtypes, and cfg.json as it was before SAELens 6.
+of their decoder row, log_threshold, activations times a factor, other dtypes, training checkpoints, and
+cfg.json as it was before SAELens 6.
 """
 
 from pathlib import Path
@@ -11,23 +12,16 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.saelens import SAE_CONFIG, from_saelens, read_files
+from sae_dist.export.keys import BEFORE_SAELENS_6, COUNT, NUMBER, ORIGIN, checked
+from sae_dist.export.reading import check_k, json_object, require
+from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, from_saelens, read_files
 
-METADATA = (
-    "model_name",
-    "model_class_name",
-    "model_from_pretrained_kwargs",
-    "hook_name",
-    "hook_name_out",
-    "hf_hook_name",
-    "hf_hook_name_out",
-    "context_size",
-    "prepend_bos",
-    "exclude_special_tokens",
-    "dataset_path",
-    "neuronpedia_id",
-)
+KEPT = (*ORIGIN, "exclude_special_tokens")
 """Keys of cfg.json's metadata, which were at its top level before SAELens 6."""
+SCALER = "activation_scaler.json"
+"""The file in which SAELens' training checkpoints keep the factor of their activations."""
+TRAINING = {"batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
+"""Architectures that only training checkpoints have -> the kinds here; both are used as jumprelu."""
 
 
 def load_published(folder: Path) -> ExportedSae:
@@ -39,37 +33,105 @@ def load_published(folder: Path) -> ExportedSae:
     config, weights = read_files(folder)
     weights = {name: each.float() for name, each in weights.items()}
     if "metadata" not in config:
-        config = _before_6(folder, config)
+        config = _before_6(folder, checked(folder / SAE_CONFIG, config, BEFORE_SAELENS_6))
     if "log_threshold" in weights:
         weights["threshold"] = weights.pop("log_threshold").exp()
-    transcoder = str(config.get("architecture")).endswith("transcoder")
+    transcoder = config.get("architecture", "").endswith("transcoder")
+    if config.get("normalize_activations") == "expected_average_only_in":
+        config = config | {"normalize_activations": "none"}
+        _with_scale_folded(weights, _factor(folder), bool(config.get("rescale_acts_by_decoder_norm")))
+    # Ranked and compared times the norm of their decoder row.
+    if config.get("rescale_acts_by_decoder_norm") and config.get("architecture") in ("topk", *TRAINING):
+        config = config | {"rescale_acts_by_decoder_norm": False}
+        _with_norms_folded(weights)
+    if config.get("architecture") in TRAINING:
+        config = _of_a_checkpoint(folder, config, weights)
     if config.get("apply_b_dec_to_input") is False and not transcoder:
         config = config | {"apply_b_dec_to_input": True}
         _subtracting_b_dec(weights)
-    if config.get("rescale_acts_by_decoder_norm") and config.get("architecture") == "topk":
-        config = config | {"rescale_acts_by_decoder_norm": False}
-        _with_norms_folded(weights)
+    config = config | {"metadata": _with_k(config["metadata"])}
     return from_saelens(folder, config, weights)
 
 
+def _with_k(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata with the k of training, where SAELens keeps it among the details of training."""
+    k = metadata.get("training_architecture_details", {}).get("k")
+    return {"training_k": int(k)} | metadata if COUNT.holds(k) else metadata
+
+
+def _of_a_checkpoint(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> dict[str, Any]:
+    """Return the config of a training checkpoint as SAELens saves it at the end, and change its weights so.
+
+    Raises:
+        ConfigError: it has no threshold, or no k.
+    """
+    path = folder / SAE_CONFIG
+    require(path, config, "k", "d_sae")
+    F = config["d_sae"]
+    k = check_k(path, config["k"], F)
+    if "topk_threshold" not in weights or weights["topk_threshold"].numel() != 1:
+        raise ConfigError(f"{folder / WEIGHTS} has no tensor topk_threshold of one number")
+    weights["threshold"] = weights.pop("topk_threshold").reshape(1).expand(F).clone()
+    metadata: dict[str, Any] = {"training_architecture": TRAINING[config["architecture"]], "training_k": k}
+    if "matryoshka_widths" in config:
+        widths = [each for each in config["matryoshka_widths"] if each < F]
+        metadata["matryoshka_prefixes"] = [*widths, F]
+    return config | {"architecture": "jumprelu", "metadata": config["metadata"] | metadata}
+
+
+def _factor(folder: Path) -> float:
+    """Return the factor that activations were multiplied with in training.
+
+    Raises:
+        ConfigError: the file with it is missing, or not readable.
+    """
+    path = folder / SCALER
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: normalize_activations=expected_average_only_in needs the factor of the "
+            f"activations, which training checkpoints have in {SCALER}; copy that here, or call SAELens' "
+            "sae.fold_activation_norm_scaling_factor(factor) and save the dictionary again"
+        )
+    found = checked(path, json_object(path), {"scaling_factor": NUMBER})
+    require(path, found, "scaling_factor")
+    return float(found["scaling_factor"])
+
+
+def _with_scale_folded(weights: dict[str, Tensor], factor: float, times_norms: bool) -> None:
+    """Change weights for activations times a factor to those for raw ones, in place; codes stay.
+
+    Args:
+        times_norms: codes are compared times the norm of their decoder row, which changes.
+    """
+    powers = {"W_enc": 1, "W_dec": -1, "b_dec": -1} | ({"topk_threshold": -1} if times_norms else {})
+    for name, power in powers.items():
+        if name in weights:
+            weights[name] = weights[name] * factor**power
+
+
 def _before_6(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Return a cfg.json from before SAELens 6 with today's keys."""
+    """Return a cfg.json from before SAELens 6 with today's keys.
+
+    Raises:
+        ConfigError: it means another computation, or has no k.
+    """
+    path = folder / SAE_CONFIG
     activation = config.get("activation_fn", config.get("activation_fn_str", "relu"))
     if config.get("finetuning_scaling_factor"):
-        raise ConfigError(
-            f"{folder / SAE_CONFIG}: finetuning_scaling_factor=true is not supported, only false"
-        )
+        raise ConfigError(f"{path}: finetuning_scaling_factor=true is not supported, only false")
     found = {"architecture": "standard", "apply_b_dec_to_input": True} | config
     if activation == "topk":
-        found |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k")}
+        own = config.get("activation_fn_kwargs", {})
+        if "k" not in own and "k" not in config:
+            raise ConfigError(f"{path} has no key activation_fn_kwargs.k; export the dictionary again")
+        found |= {"architecture": "topk", "k": own.get("k", config.get("k"))}
     elif activation != "relu" and found["architecture"] == "standard":
-        raise ConfigError(
-            f"{folder / SAE_CONFIG}: activation_fn={activation} is not supported, only relu and topk"
-        )
-    if found.get("normalize_activations") in (None, False):
-        found["normalize_activations"] = "none"
+        raise ConfigError(f"{path}: activation_fn={activation} is not supported, only relu and topk")
+    given = found.get("normalize_activations", False)
+    if isinstance(given, bool):
+        found["normalize_activations"] = "expected_average_only_in" if given else "none"
     renamed = config | ({"hook_name": config["hook_point"]} if "hook_point" in config else {})
-    return found | {"metadata": {key: renamed[key] for key in METADATA if renamed.get(key) is not None}}
+    return found | {"metadata": {key: renamed[key] for key in KEPT if key in renamed}}
 
 
 def _subtracting_b_dec(weights: dict[str, Tensor]) -> None:

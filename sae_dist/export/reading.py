@@ -10,30 +10,56 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import first_line
+from sae_dist.export.keys import OBJECT, Table, checked
+from sae_dist.export.names import INDEX
+
+LFS = b"version https://git-lfs.github.com/spec/"
+"""The beginning of a file that stands for a large one in a Git repository."""
 
 
-def read_json(folder: Path, config: str, weights: str) -> dict[str, Any]:
+def read_json(folder: Path, config: str, weights: str, table: Table) -> dict[str, Any]:
     """Return the object in a folder's JSON file.
 
     Args:
         config: the name of the file.
         weights: the name of the file that belongs with it, for the error.
+        table: the types of its keys, see `export.keys`.
 
     Raises:
-        ConfigError: it is missing or cannot be read.
+        ConfigError: it is missing, cannot be read, or a key in it is of another type.
     """
     path = existing(folder, config, (config, weights))
+    return checked(path, json_object(path), table)
+
+
+def json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file, with or without a byte order mark.
+
+    Raises:
+        ConfigError: it cannot be read, holds none, or has a key twice.
+    """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_twice)
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply; export the dictionary again") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not JSON ({error}); export the dictionary again") from None
+        raise ConfigError(f"{path} is not JSON ({first_line(error)}); export the dictionary again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no keys; export the dictionary again")
     return found
 
 
+def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)} is there twice")
+    return found
+
+
 def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tensor]:
-    """Return the tensors in a folder's safetensors file.
+    """Return the tensors in a folder's safetensors file, or in the files that an index in its place names.
 
     Args:
         weights: the name of the file.
@@ -42,11 +68,31 @@ def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tenso
     Raises:
         ConfigError: it is missing or cannot be read.
     """
-    path = existing(folder, weights, (config, weights))
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"{path} is not a safetensors file ({error}); export it again") from None
+    found: dict[str, Tensor] = {}
+    for path in weight_files(folder, weights, config):
+        try:
+            found |= load_file(path)
+        except (SafetensorError, OSError) as error:
+            reason = first_line(error)
+            raise ConfigError(f"{path} is not a safetensors file ({reason}); export it again") from None
+    return found
+
+
+def weight_files(folder: Path, weights: str, config: str) -> list[Path]:
+    """Return the files that hold a folder's weights.
+
+    Raises:
+        ConfigError: one is missing, or is outside of the folder.
+    """
+    index = folder / f"{weights}{INDEX}"
+    if (folder / weights).is_file() or not index.is_file():
+        return [existing(folder, weights, (config, weights))]
+    places = checked(index, json_object(index), {"weight_map": OBJECT}).get("weight_map", {})
+    names = sorted({str(name) for name in places.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ConfigError(f"{index} names a file outside of its folder, {name}; use one that you trust")
+    return [existing(folder, name, names) for name in names]
 
 
 def existing(folder: Path, name: str, needed: Sequence[str]) -> Path:
@@ -56,18 +102,28 @@ def existing(folder: Path, name: str, needed: Sequence[str]) -> Path:
         needed: the names of all files that the folder should have, for the error.
 
     Raises:
-        ConfigError: the file does not exist.
+        ConfigError: the file does not exist, or only a pointer to it.
     """
-    if not (folder / name).is_file():
-        raise ConfigError(f"{folder / name} does not exist; give a folder with {' and '.join(needed)}")
-    return folder / name
+    path = folder / name
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist; give a folder with {' and '.join(needed)}")
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(LFS)) == LFS
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+    if pointer:
+        raise ConfigError(
+            f"{path} is a pointer of Git LFS, not the file itself; fetch it: git -C {folder} lfs pull"
+        )
+    return path
 
 
 def require(path: Path, config: Mapping[str, Any], *keys: str) -> None:
     """Check that an object read from `path` has keys.
 
     Raises:
-        ConfigError: a key is missing.
+        ConfigError: a key is missing, or null.
     """
     for key in keys:
         if key not in config:
@@ -92,3 +148,14 @@ def check_shapes(
         if found != list(shape):
             turned = "; it is transposed" if found == list(shape)[::-1] else ""
             raise ConfigError(f"{path}: {name} has shape {found}, {said_by} says {list(shape)}{turned}")
+
+
+def check_k(path: Path, k: float, num_latents: int) -> int:
+    """Return the number of latents per row.
+
+    Raises:
+        ConfigError: it is no whole number, or more than there are latents.
+    """
+    if k != int(k) or not 0 < k <= num_latents:
+        raise ConfigError(f"{path}: k={k} must be a whole number from 1 to the {num_latents} latents")
+    return int(k)

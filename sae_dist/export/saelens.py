@@ -16,8 +16,9 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json, write_tensors
 from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
+from sae_dist.export.keys import SAELENS
 from sae_dist.export.names import FILES
-from sae_dist.export.reading import check_shapes, read_json, read_safetensors, require
+from sae_dist.export.reading import check_k, check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
@@ -159,12 +160,17 @@ def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor
     }
     check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D_out, D]} if skip else {}), SAE_CONFIG)
     metadata = config.get("metadata", {})
+    if metadata.get("matryoshka_prefixes", [F])[-1] != F:
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: metadata.matryoshka_prefixes={metadata['matryoshka_prefixes']} must end "
+            f"with d_sae={F}"
+        )
     return ExportedSae(
         kind=kind,
         W_enc_FD=weights["W_enc"].T,
         W_dec_FE=weights["W_dec"],
         b_dec_E=weights["b_dec"],
-        k=config["k"] if kind == "topk" else None,
+        k=check_k(folder / SAE_CONFIG, config["k"], F) if kind == "topk" else None,
         W_skip_ED=weights["W_skip"] if skip else None,
         transcoder=transcoder,
         trained_as=metadata.get("training_architecture"),
@@ -183,7 +189,7 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ConfigError: a file is missing or cannot be read.
     """
-    return read_json(folder, SAE_CONFIG, WEIGHTS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
+    return read_json(folder, SAE_CONFIG, WEIGHTS, SAELENS), read_safetensors(folder, WEIGHTS, SAE_CONFIG)
 
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import SaeDistError
+from sae_dist.core.files import remedy
 from sae_dist.core.text import first_line
 
 Shapes = dict[str, tuple[int, ...]]
@@ -151,8 +152,12 @@ def safetensors_file(path: Path, shapes: Shapes, metadata: dict[str, str] | None
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNED)
     begin = 8 + len(text)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    try:
+        with open(path, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
     reserve(path, begin + offset)
     return SlicedFile(
         path, {n: TensorSpan(begin + p.offset, p.shape, torch.float32) for n, p in places.items()}
@@ -168,8 +173,11 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
     try:
         with torch.serialization.skip_data():
             torch.save(state, path)
-    except RuntimeError as error:  # torch's writer reports a full disk so
-        path.unlink(missing_ok=True)
+    except RuntimeError as error:  # torch's writer does not say what the system said
+        try:
+            _write_at(path, sum(each.nbytes for each in state.values()))
+        finally:
+            path.unlink(missing_ok=True)
         raise OSError(first_line(error)) from error
     names, places = list(state), {}
     with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
@@ -183,6 +191,15 @@ def torch_file(path: Path, state: dict[str, Tensor]) -> SlicedFile:
     assert set(places) == set(state)
     reserve(path, path.stat().st_size)
     return TorchFile(path, places)
+
+
+def _write_at(path: Path, offset: int) -> None:
+    """Write a byte at an offset of a file, to learn why that cannot be done."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        os.pwrite(file, b"\0", offset)
+    finally:
+        os.close(file)
 
 
 @contextmanager
@@ -225,6 +242,8 @@ def writing(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        what = error.filename if isinstance(error.filename, str) else str(folder)
+        how = remedy(error)
         raise SaeDistError(
-            f"cannot write {folder}: {error.strerror or error}; make room and export again"
+            f"cannot write {what}: {error.strerror or error}; {f'{how} and ' if how else ''}export again"
         ) from None

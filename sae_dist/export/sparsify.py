@@ -10,8 +10,16 @@ from typing import Any
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.keys import SPARSIFY
 from sae_dist.export.names import FILES
-from sae_dist.export.reading import check_shapes, existing, read_json, read_safetensors, require
+from sae_dist.export.reading import (
+    check_k,
+    check_shapes,
+    read_json,
+    read_safetensors,
+    require,
+    weight_files,
+)
 from sae_dist.export.sliced import Shapes, safetensors_file, writing
 
 SAE_CONFIG, WEIGHTS = FILES["sparsify"]
@@ -72,13 +80,13 @@ def load_sparsify(folder: Path) -> ExportedSae:
     Raises:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
-    existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS))  # other formats have a cfg.json too
-    config = read_json(folder, SAE_CONFIG, WEIGHTS)
+    weight_files(folder, WEIGHTS, SAE_CONFIG)  # other formats have a cfg.json too
+    config = read_json(folder, SAE_CONFIG, WEIGHTS, SPARSIFY)
     require(folder / SAE_CONFIG, config, "d_in", "k")
-    skip, transcoder = bool(config.get("skip_connection")), bool(config.get("transcode"))
+    skip, transcoder = config.get("skip_connection", False), config.get("transcode", False)
+    activation = config.get("activation", "topk")
     refused = {
-        "activation=groupmax is not supported, only activation=topk": config.get("activation", "topk")
-        != "topk",
+        f"activation={activation} is not supported, only activation=topk": activation != "topk",
         "signed=true is not supported, only codes above zero": config.get("signed", False),
         "skip_connection=true is supported with transcode=true only": skip and not transcoder,
     }
@@ -92,6 +100,7 @@ def load_sparsify(folder: Path) -> ExportedSae:
     weights = read_safetensors(folder, WEIGHTS, SAE_CONFIG)
     shapes = {"encoder.weight": [F, D], "encoder.bias": [F], "W_dec": [F, D], "b_dec": [D]}
     check_shapes(folder / WEIGHTS, weights, shapes | ({"W_skip": [D, D]} if skip else {}), SAE_CONFIG)
+    check_k(folder / SAE_CONFIG, config["k"], F)
     return ExportedSae(
         kind="topk",
         W_enc_FD=weights["encoder.weight"].float(),
@@ -101,5 +110,5 @@ def load_sparsify(folder: Path) -> ExportedSae:
         k=config["k"],
         W_skip_ED=weights["W_skip"].float() if skip else None,
         transcoder=transcoder,
-        metadata=config.get("metadata") or {},
+        metadata=config.get("metadata", {}),
     )

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from sae_dist.config.grid import captured
 from sae_dist.config.run import RunConfig
-from sae_dist.launch.freeze import FolderKind, check_place
+from sae_dist.launch.folder_kind import FolderKind
+from sae_dist.launch.freeze import check_place
 
 
 def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:

@@ -3,62 +3,56 @@
 import errno
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_dist.config.grid import single
-from sae_dist.config.resolve import identity
-from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
+from sae_dist.config.paths import with_absolute_paths
 from sae_dist.config.run import Resolved, RunConfig, Single, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
-from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
-from sae_dist.core.text import gib
+from sae_dist.core.owner import Owner, claim, refuse_owned
+from sae_dist.core.run_folder import (
+    CHECKPOINTS,
+    LATEST,
+    PROVENANCE,
+    SUMMARY,
+    WRITTEN,
+)
+from sae_dist.launch.folder_kind import RUN, FolderKind, check_space
 from sae_dist.launch.identity import Identity, check_identity, write_identity
 from sae_dist.launch.provenance import provenance
 
 MAY_CHANGE = "train_tokens (to more), metrics, checkpoint, topology, llm.shard*, llm.offload, llm.compile"
 WORK = (f"{CHECKPOINTS}/step_*", f"*/{CHECKPOINTS}/step_*", "shards/*.tar")
-SPARE_BYTES = 64 << 20
+TAKEN = (errno.ENOTEMPTY, errno.EEXIST)
 SHOWN_DIFFERENCES = 4
 
 
 @dataclass(frozen=True)
-class FolderKind:
-    """The purpose of a folder: a run, or an activation cache.
-
-    Attributes:
-        noun: what messages call it.
-        config: the name of its frozen config.
-        identity: returns the values of a resolved config that may not change.
-        is_finished: returns whether nothing is left to do in the folder.
-        space: given a config and the width of the rows, returns the bytes that it needs, what for, and how to
-            need fewer.
-    """
-
-    noun: str
-    config: str
-    identity: Callable[[Resolved], dict[str, Any]]
-    is_finished: Callable[[Path], bool]
-    space: Callable[[Single, int], tuple[int, str, str]]
-
-
-@dataclass(frozen=True)
 class Frozen:
-    """A run folder whose config is frozen.
+    """A run folder whose config is frozen, and which this process owns until `release`.
 
     Attributes:
         finished: nothing is left to do in it.
         made: the folders that this command made for it, innermost first.
+        owner: None: nothing is left to do, or another rank is the owner.
     """
 
     folder: Path
     finished: bool = False
     made: tuple[Path, ...] = ()
+    owner: Owner | None = None
+
+    def release(self) -> None:
+        """Give the folder up: nothing more will be written."""
+        if self.owner is not None:
+            self.owner.release()
 
     def discard(self) -> None:
         """Remove what this command made, unless it holds checkpoints or shards already."""
@@ -77,7 +71,7 @@ def freeze(
     widths: Sequence[int] = (),
     data: Identity | None = None,
 ) -> Frozen:
-    """Make the folder of a resolved config, or find it.
+    """Make the folder of a resolved config, or find it, and become its owner.
 
     Args:
         width: D of the activations, D_in + D_out for a transcoder; from it follows the space that is needed.
@@ -87,19 +81,29 @@ def freeze(
         data: identity of what it reads; None: nothing that could change.
 
     Raises:
-        ConfigError: the folder belongs to another config, other data or to something else, is unfinished
-            without `resume=auto`, cannot be written, or has too little space.
+        ConfigError: the folder belongs to another config, other data or to something else, has another owner,
+            is unfinished without `resume=auto`, cannot be written, or has too little space.
     """
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
+    written: dict[str, Any] = {}
+    if kind is RUN:
+        cfg, written = with_absolute_paths(cfg)
+        members = [with_absolute_paths(each)[0] for each in members]
     try:
         if (folder / kind.config).is_file():
             return _reopen(cfg, folder, kind, members, data)
         _check_free(folder, kind)
         parts = zip(members, widths, strict=True) if members else [(single(cfg, folder), width)]
         spaces = [kind.space(each, columns) for each, columns in parts]
-        _check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
-        return Frozen(folder, made=_write_new(cfg, folder, kind, members, data))
+        check_space(cfg, folder, kind.noun, (sum(each[0] for each in spaces), *spaces[0][1:]))
+        try:
+            return _write_new(cfg, folder, kind, members, written, data)
+        except OSError as error:
+            # Another command was faster, with the same folder.
+            if error.errno not in TAKEN or not (folder / kind.config).is_file():
+                raise
+        return _reopen(cfg, folder, kind, members, data)
     except OSError as error:
         raise _cannot_write(cfg, error) from None
 
@@ -155,26 +159,50 @@ def continue_folder(
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether training and evaluation are done."""
-    return status(folder) == FINISHED
-
-
 def _reopen(
     cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
 ) -> Frozen:
-    begun = load_config(folder / kind.config)
-    _check_same(kind.identity(begun), kind.identity(cfg), folder, kind)
-    longer = kind is RUN and cfg.train_tokens != begun.train_tokens
-    if kind.is_finished(folder) and not longer:
+    if _stands(cfg, folder, kind):
         return Frozen(folder, finished=True)
     if cfg.resume != "auto":
-        what = f"was begun with train_tokens={begun.train_tokens}" if longer else "is unfinished"
-        how = "it with resume=auto"
-        if kind is RUN and not longer:
-            what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
-            how = f"with sae-dist resume {folder}"
-        raise ConfigError(f"{folder} {what}; continue {how}, or choose another name=")
+        refuse_owned(folder)
+        raise ConfigError(_needs_resume(cfg, folder, kind))
+    owner = claim(folder, kind.doing)
+    try:
+        # As it is now that nobody else writes.
+        if _stands(cfg, folder, kind):
+            owner.release()
+            return Frozen(folder, finished=True)
+        _continue(cfg, folder, kind, members, data)
+    except BaseException:
+        owner.release()
+        raise
+    return Frozen(folder, owner=owner)
+
+
+def _stands(cfg: Resolved, folder: Path, kind: FolderKind) -> bool:
+    """Check that a folder was begun with this config, and return whether nothing is left to do in it."""
+    begun = load_config(folder / kind.config)
+    same = with_absolute_paths(begun)[0] if kind is RUN else begun
+    _check_same(kind.identity(same), kind.identity(cfg), folder, kind)
+    return kind.is_finished(folder) and not (kind is RUN and cfg.train_tokens != begun.train_tokens)
+
+
+def _needs_resume(cfg: Resolved, folder: Path, kind: FolderKind) -> str:
+    begun = load_config(folder / kind.config)
+    what, how = "is unfinished", "it with resume=auto"
+    if kind is RUN and cfg.train_tokens != begun.train_tokens:
+        what = f"was begun with train_tokens={begun.train_tokens}"
+    elif kind is RUN:
+        what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+        how = f"with sae-dist resume {folder}"
+    return f"{folder} {what}; continue {how}, or choose another name="
+
+
+def _continue(
+    cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
+) -> None:
+    begun = load_config(folder / kind.config)
     if cfg.train_tokens < begun.train_tokens:
         raise ConfigError(
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "
@@ -183,10 +211,9 @@ def _reopen(
     check_identity(data, folder)
     parts = [(cfg, folder), *((member, folder / member.name) for member in members)]
     continue_folder(folder, parts, kind)
-    if longer:
+    if kind is RUN and cfg.train_tokens != begun.train_tokens:
         for _, its in parts:
             (its / SUMMARY).unlink(missing_ok=True)
-    return Frozen(folder)
 
 
 def _newest_step(folder: Path) -> int:
@@ -214,49 +241,39 @@ def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: 
 
 
 def _write_new(
-    cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
-) -> tuple[Path, ...]:
-    """Write a new folder, complete or absent, and return the folders made."""
+    cfg: Resolved,
+    folder: Path,
+    kind: FolderKind,
+    members: Sequence[Single],
+    written: dict[str, Any],
+    data: Identity | None,
+) -> Frozen:
+    """Write a new folder, complete or absent, and owned from its beginning."""
     parents = [parent for parent in folder.parents if not parent.exists()]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    # The number of a process may be another's on another host.
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    owner = None
     try:
         temporary.mkdir(parents=True)
+        owner = claim(temporary, kind.doing)
         save_config(cfg, temporary / kind.config)
-        write_json(temporary / PROVENANCE, provenance())
+        write_json(temporary / PROVENANCE, provenance() | ({WRITTEN: written} if written else {}))
         write_identity(data, temporary)
         for member in members:
             (temporary / member.name).mkdir()
             save_config(member, temporary / member.name / kind.config)
         os.rename(temporary, folder)
     except BaseException:
+        if owner is not None:
+            owner.release()
         shutil.rmtree(temporary, ignore_errors=True)
         _remove_empty(parents)
         raise
-    return folder, *parents
+    owner.moved(folder)
+    return Frozen(folder, made=(folder, *parents), owner=owner)
 
 
 def _remove_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()
-
-
-def _run_space(cfg: Single, width: int) -> tuple[int, str, str]:
-    """Return the bytes of all checkpoints (weights and two moments) and the export."""
-    kept = most_checkpoints(cfg)
-    needed = checkpoint_bytes(cfg, width) * kept + weight_bytes(cfg, width)
-    return needed, f"{kept} checkpoints and the export", "lower checkpoint.keep"
-
-
-RUN = FolderKind("run", CONFIG, identity, is_finished, _run_space)
-
-
-def _check_space(cfg: Resolved, folder: Path, noun: str, space: tuple[int, str, str]) -> None:
-    needed, what, fewer = space[0] + SPARE_BYTES, *space[1:]
-    existing = next(parent for parent in folder.absolute().parents if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed:
-        raise ConfigError(
-            f"output={cfg.output} has {gib(free)} free and this {noun} needs about {gib(needed)} for "
-            f"{what}; make room, {fewer}, or choose another output="
-        )

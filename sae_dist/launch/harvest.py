@@ -14,7 +14,8 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import gib
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
-from sae_dist.launch.freeze import FolderKind, Frozen, freeze
+from sae_dist.launch.folder_kind import FolderKind
+from sae_dist.launch.freeze import Frozen, freeze
 from sae_dist.launch.identity import identity_of
 from sae_dist.launch.settle import settle
 from sae_dist.launch.start import Role, start
@@ -78,7 +79,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
 def _cache_folder() -> FolderKind:
     from sae_dist.transport.cache_manifest import HARVEST
 
-    return FolderKind("cache", HARVEST, harvest_identity, _is_finished, _space)
+    return FolderKind("cache", "filled", HARVEST, harvest_identity, _is_finished, _space)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -2,16 +2,21 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from sae_dist.config.run import RunConfig
 from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError, SaeDistError
 
+if TYPE_CHECKING:
+    from sae_dist.export.importing import Imported
 
-def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
+
+def import_run(place: Path, layout: str | None, overrides: list[str]) -> Path:
     """Make a run folder of a dictionary: config, provenance and export. Return where it is.
 
     Args:
-        folder: where the dictionary's files are.
+        place: where the dictionary's files are, or one of them.
         layout: a format's name; None: the one whose files are there.
 
     Raises:
@@ -20,20 +25,13 @@ def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
     from sae_dist.config.validate import validate
     from sae_dist.export.importing import Imported
     from sae_dist.launch.freeze import freeze
-    from sae_dist.launch.settle import composed, settle
+    from sae_dist.launch.settle import settle
+    from sae_dist.train.export import origin
 
-    imported = Imported.read(folder, layout)
-    known = {word.partition("=")[0].lstrip("+") for word in overrides}
-    more = {key: value for key, value in imported.says().items() if key not in known}
-    cfg = composed([*(f"{key}={_written(value)}" for key, value in more.items()), *overrides])
-    if cfg.name is None:
-        raise ConfigError("name must be given: write name=..., the run folder in output=outputs")
-    if cfg.runs_llm and cfg.hook is None:
-        raise ConfigError(f"{imported.source} does not say its hook; write hook=..., such as hook=layers.10")
-    if imported.sae.transcoder and cfg.target_hook is None:
-        raise ConfigError(
-            f"{imported.source} is a transcoder and does not say where to; write target_hook=..."
-        )
+    given = {word.partition("=")[0].lstrip("+") for word in overrides}
+    imported = Imported.read(place, layout, "target_hook" in given)
+    cfg = _composed(imported, overrides, given)
+    assert cfg.name is not None, "checked as it was composed"
     run = Path(cfg.output).expanduser() / cfg.name
     if run.exists():
         raise ConfigError(f"{run} exists; choose another name= or output=")
@@ -47,14 +45,48 @@ def import_run(folder: Path, layout: str | None, overrides: list[str]) -> Path:
     settled.cfg.sae.start = str((run / run_folder.EXPORT).resolve())
     validate(settled.cfg)
     frozen = freeze(settled.cfg, settled.columns)
+    said = imported.says().get("llm.name")
     try:
-        imported.write(frozen.folder)
+        imported.write(frozen.folder, origin(settled.cfg, {}), given)
     except SaeDistError:
         frozen.discard()
         raise
-    if settled.note:
-        print(settled.note, file=sys.stderr)
+    finally:
+        frozen.release()
+    for line in (settled.note, _another_model(said, settled.cfg.llm.name)):
+        if line:
+            print(line, file=sys.stderr)
     return frozen.folder
+
+
+def _composed(imported: "Imported", overrides: list[str], given: set[str]) -> RunConfig:
+    """Return the config of what the files say and the user gave.
+
+    Raises:
+        ConfigError: the name of the run or a hook is missing.
+    """
+    from sae_dist.export.names import proposed_hook
+    from sae_dist.launch.settle import composed
+
+    source = imported.source
+    more = {key: value for key, value in imported.says().items() if key not in given}
+    cfg = composed([*(f"{key}={_written(value)}" for key, value in more.items()), *overrides])
+    if cfg.name is None:
+        raise ConfigError("name must be given: write name=..., the run folder in output=outputs")
+    if cfg.runs_llm and cfg.hook is None:
+        hook = proposed_hook(source)
+        example = f"its folder's name suggests hook={hook}" if hook else "such as hook=layers.10"
+        raise ConfigError(f"{source} does not say its hook; write hook=..., {example}")
+    if imported.sae.transcoder and cfg.target_hook is None:
+        raise ConfigError(f"{source} is a transcoder and does not say where to; write target_hook=...")
+    return cfg
+
+
+def _another_model(said: str | None, used: str) -> str | None:
+    """Return a line if a dictionary's files name another model than the one it is put on."""
+    if said is None or Path(said).name.lower() == Path(used).name.lower():
+        return None
+    return f"the files name llm.name={said}; used on llm.name={used}, whose activations may be others"
 
 
 def _written(value: object) -> str:

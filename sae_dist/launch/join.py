@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
     if where.rank == 0:
         try:
             frozen = prepare()
-            frozen = Frozen(frozen.folder.resolve(), frozen.finished, frozen.made)
+            frozen = replace(frozen, folder=frozen.folder.resolve())
         except Exception as error:
             _answer(store, where, {"exit_code": getattr(error, "exit_code", 1)})
             raise

@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sae_dist.config.grid import member_folders, varied
+from sae_dist.config.grid import member_folders, run_of, varied
 from sae_dist.config.rules.sharding import world_size_of
 from sae_dist.config.run import load_config
 from sae_dist.config.validate import validate
-from sae_dist.core.errors import Preempted
+from sae_dist.core.errors import ConfigError, Preempted
+from sae_dist.core.owner import claim
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.launch.ahead import look_ahead
-from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
+from sae_dist.launch.folder_kind import RUN, is_finished
+from sae_dist.launch.freeze import Frozen, continue_folder, freeze
 from sae_dist.launch.identity import caution, check_identity, identity_of
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.settle import (
@@ -107,10 +109,11 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
 
 
 def found(folder: Path, world_size: int | None) -> Frozen:
-    """Return a run folder as it was frozen, to be continued.
+    """Return a run folder as it was frozen, to be continued by this process, which owns it now.
 
     Raises:
-        ConfigError: it is none, or this machine or this number of ranks cannot continue it.
+        ConfigError: it is none, another process owns it, or this machine or this number of ranks cannot
+            continue it.
     """
     if world_size is not None:
         check_restarts()
@@ -120,13 +123,23 @@ def found(folder: Path, world_size: int | None) -> Frozen:
     if is_finished(folder):
         tell_finished(folder)
         return Frozen(folder, finished=True)
-    check_identity(identity_of(cfg), folder)
-    parts = [folder, *(each for each in member_folders(cfg, folder) if each != folder)]
-    configs = [load_config(each / CONFIG) for each in parts]
-    for each in configs:
-        each.resume = "auto"
-    continue_folder(folder, zip(configs, parts, strict=True))
-    return Frozen(folder)
+    try:
+        owner = claim(run_of(folder), RUN.doing)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be continued: {error.strerror or error}") from None
+    try:
+        # As it is now that nobody else writes.
+        cfg = load_config(folder / CONFIG)
+        check_identity(identity_of(cfg), folder)
+        parts = [folder, *(each for each in member_folders(cfg, folder) if each != folder)]
+        configs = [load_config(each / CONFIG) for each in parts]
+        for each in configs:
+            each.resume = "auto"
+        continue_folder(folder, zip(configs, parts, strict=True))
+    except BaseException:
+        owner.release()
+        raise
+    return Frozen(folder, owner=owner)
 
 
 def tell_finished(folder: Path) -> None:

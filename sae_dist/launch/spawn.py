@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sae_dist.core.errors import Preempted, SaeDistError
+from sae_dist.core.owner import Owner
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST, LOGS
 
 GRACE_S = 10.0
@@ -27,7 +28,7 @@ class RankFailed(SaeDistError):
         self.exit_code = exit_code
 
 
-def spawn(folder: Path, world: int, role: str) -> None:
+def spawn(folder: Path, world: int, role: str, owner: Owner | None = None) -> None:
     """Run `sae-dist rank ROLE FOLDER` in `world` processes, to their end.
 
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
@@ -35,6 +36,7 @@ def spawn(folder: Path, world: int, role: str) -> None:
 
     Args:
         role: see `commands.rank`.
+        owner: this process's claim on the folder; a successor waits for the ranks, too.
 
     Raises:
         RankFailed: the first rank that failed, with its reason; the others were stopped.
@@ -51,6 +53,8 @@ def spawn(folder: Path, world: int, role: str) -> None:
     ranks = [_start(role, folder, logs, rank, world, store.port, ours) for rank in range(world)]
     os.close(ours)
     try:
+        if owner is not None:
+            owner.add([rank.pid for rank in ranks])
         with _passing_on_signals(ranks) as passed_on:
             _watch(ranks, logs, passed_on, _how_to_go_on(role, folder))
     finally:

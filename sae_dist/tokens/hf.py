@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,8 @@ import numpy as np
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.core.text import first_line
+from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline
+from sae_dist.core.text import first_line, print_line
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.column import Column
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 SHUFFLE_BUFFER = 64
-HUB_TIMEOUT_S = 5
 EXAMPLES_LOOKED_AT = 64
 
 
@@ -159,25 +160,28 @@ def identity_of_dataset(cfg: TokensConfig) -> dict[str, list[int | str]]:
 def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     """Load the dataset; return it and the first example with a value in the column (None: it is empty)."""
     import datasets
-    from huggingface_hub.constants import HF_HUB_OFFLINE
 
     check_dataset(cfg)
     if is_saved(cfg):
         return _load_saved(cfg, field)
     check_files(cfg, field)
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
-    if remote and not HF_HUB_OFFLINE and not _hub_answers():
-        raise ConfigError(
-            f"{field} is not a local folder, and the Hugging Face Hub cannot be reached; give a folder, or "
-            "set HF_HUB_OFFLINE=1 to use what is in the local cache"
-        )
+    unreachable = remote and not is_offline() and not hub_answers()
+    if unreachable:
+        print_line(f"{field}: {UNREACHABLE}; looking in the local cache")
     try:
-        dataset = datasets.load_dataset(
-            cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
-        )
-        return dataset, _first(dataset, cfg.column)
+        with _cache_alone() if unreachable else nullcontext():
+            dataset = datasets.load_dataset(
+                cfg.dataset, cfg.subset, data_files=cfg.data_files, split=cfg.split, streaming=cfg.streaming
+            )
+            return dataset, _first(dataset, cfg.column)
     # Loaders read files of any origin, and pass on any error of their readers.
     except Exception as error:
+        if unreachable:
+            raise ConfigError(
+                f"{field} is neither a local folder nor in the local cache ({first_line(error)}), and "
+                f"{UNREACHABLE}; give a folder"
+            ) from error
         reason = culprit(cfg) or first_line(error)
         raise ConfigError(f"{field} cannot be loaded: {reason}") from error
 
@@ -205,16 +209,16 @@ def _first(dataset: Any, column: str) -> dict[str, Any] | None:
     return next((each for each in examples if each.get(column) is not None), next(iter(examples), None))
 
 
-def _hub_answers() -> bool:
-    """Try the Hub once for a few seconds: the library's own retries take half a minute."""
-    import httpx
-    from huggingface_hub import constants, get_session
+@contextmanager
+def _cache_alone() -> Iterator[None]:
+    """Have the library look in its cache at once in a `with` block; it would try the Hub for long before."""
+    from datasets import config
 
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
     try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-    except httpx.HTTPError:
-        return False
-    return True
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _falls_to_evaluation(value: Any) -> bool:

@@ -11,6 +11,7 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import single
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import Single, load_config
+from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.types import ChunkSource, Precision
 from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
@@ -111,7 +112,9 @@ def build_run(
         dictionary=dictionary,
         optimizer=build_optimizer(cfg, dictionary, topology),
         meter=RunMeter(recorder, balance, speed),
-        checkpoints=Checkpoints(folder, topology, cfg.checkpoint.keep, keep_steps, background),
+        checkpoints=Checkpoints(
+            folder, topology, cfg.checkpoint.keep, keep_steps, background, Standing.of(rank.folder)
+        ),
         agreement=Agreement(topology, rank.stop),
         device=device,
         progress=Progress(),

@@ -6,7 +6,7 @@ Letters: as core.types; N latents of a part.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ import torch
 from torch import Tensor
 
 from sae_dist.checkpoint.read import StoredRows, load_full, newest
-from sae_dist.config.grid import single
+from sae_dist.config.grid import run_of, single
 from sae_dist.config.run import Resolved, Single, load_config
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, read_summary
+from sae_dist.core.files import read_json
+from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, PROVENANCE, WRITTEN, read_summary
 from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
 from sae_dist.export.fold import tensor_names, to_exported
-from sae_dist.export.formats import FORMATS, check_format
+from sae_dist.export.formats import FORMATS, check_format, write
 from sae_dist.export.hub import check_repo, make_folder, upload
 from sae_dist.export.saelens import SAE_CONFIG, open_exported
 from sae_dist.llm.facts import whole_path
@@ -102,7 +103,7 @@ def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path
     for name in formats:
         found.append(folder / EXPORT / FORMATS[name].folder)
         if not (name == "saelens" and isinstance(latents, ExportedSae)):
-            FORMATS[name].write(found[-1], latents)
+            write(name, found[-1], latents)
     return found
 
 
@@ -122,15 +123,21 @@ def open_latents(folder: Path) -> Latents:
             return open_exported(folder / EXPORT)
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     latents = CheckpointLatents(cfg, checkpoint)
-    latents.head.metadata |= origin(cfg)
+    latents.head.metadata |= origin(cfg, as_written(folder))
     if latents.step < cfg.steps:
         print(f"{folder} is unfinished: this is its step {latents.step} of {cfg.steps}", file=sys.stderr)
     return latents
 
 
-def origin(cfg: Resolved) -> dict[str, Any]:
+def as_written(folder: Path) -> dict[str, Any]:
+    """Return the paths of a run as its command had them, by key, where its config has them absolute."""
+    return (read_json(run_of(folder) / PROVENANCE) or {}).get(WRITTEN, {})
+
+
+def origin(cfg: Resolved, written: Mapping[str, Any]) -> dict[str, Any]:
     """Return which model and text a dictionary belongs to, in SAELens' keys; {} where there is no LLM.
 
+    Paths are those that the command had: those of this machine mean nothing on another.
     `hook_name` is the path in transformers' causal model, whose modules SAELens hooks by name where
     `model_class_name` is AutoModelForCausalLM. SAELens cannot hook inputs: such a name keeps its `:in`.
     """
@@ -142,8 +149,9 @@ def origin(cfg: Resolved) -> dict[str, Any]:
     if facts.target_hook is not None:
         names["hook_name_out"] = facts.target_hook
     paths = {key: whole_path(facts, hook).removesuffix(":out") for key, hook in names.items()}
+    texts = written.get("tokens.dataset", cfg.tokens.dataset) or written.get("tokens.path", cfg.tokens.path)
     found: dict[str, Any] = {
-        "model_name": facts.path if facts.name == "embedded" else facts.name,
+        "model_name": written.get("llm.name", facts.name),
         "model_class_name": "AutoModelForCausalLM" if facts.causal else "AutoModel",
         # Evaluations unpack it; a dtype in it would meet the one that SAEBench gives.
         "model_from_pretrained_kwargs": {},
@@ -151,7 +159,7 @@ def origin(cfg: Resolved) -> dict[str, Any]:
         "context_size": cfg.tokens.context,
         "prepend_bos": bool(facts.prefix),
         "exclude_special_tokens": True,
-        "dataset_path": cfg.tokens.dataset or cfg.tokens.path or "the Python standard library",
+        "dataset_path": texts or "the Python standard library",
     }
     return found | paths | {f"hf_{key}": path for key, path in paths.items()}
 

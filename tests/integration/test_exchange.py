@@ -121,6 +121,35 @@ def test_an_imported_run_is_exported_in_other_formats(runs, tmp_path):
     assert done.returncode == 2 and "again exists; choose another name= or output=" in done.stderr
 
 
+def test_what_the_user_gives_at_import_travels_on(runs, tmp_path, monkeypatch, capfd):
+    """Files that say nothing, or another model, of a dictionary whose folder is named by its place."""
+    source = tmp_path / "theirs" / "layers.1"
+    sae = load_exported(runs / "outputs" / "topk" / "export")
+    sae.metadata = {"model_name": "someone/other", "prepend_bos": False}
+    FORMATS["sparsify"].write(source, sae)
+    monkeypatch.chdir(tmp_path)
+    small = [*TINY[2:-1], "eval.tokens=1024", "eval.ce_tokens=512"]
+    words = ["import", "theirs/layers.1", "name=mine", "llm.name=embedded", *small]
+    _, err = says(tmp_path, words, capfd, code=2)
+    assert "does not say its hook; write hook=..., its folder's name suggests hook=layers.1" in err
+    _, err = says(tmp_path, [*words, "hook=layers.1", "tokens.context=64"], capfd)
+    assert "the files name llm.name=someone/other; used on llm.name=embedded" in err
+    says(
+        tmp_path, ["export", "outputs/mine", "--format", "saelens", "--format", "dictionary_learning"], capfd
+    )
+    export = tmp_path / "outputs" / "mine" / "export"
+    said = json.loads((export / "cfg.json").read_text())["metadata"]
+    assert said["model_name"] == "embedded" and said["context_size"] == 64 and said["prepend_bos"] is False
+    assert said["hook_name"] == "model.layers.1" and said["model_class_name"] == "AutoModelForCausalLM"
+    trainer = json.loads((export / "dictionary_learning" / "config.json").read_text())["trainer"]
+    assert (trainer["lm_name"], trainer["layer"]) == ("embedded", 1)
+    assert trainer["submodule_name"] == "model.layers.1" and trainer["trainer_class"] == "TopKTrainer"
+    # From another folder; and what the files say of BOS stands beside the numbers.
+    monkeypatch.chdir(tmp_path / "theirs")
+    out, _ = says(tmp_path, ["eval", "../outputs/mine", "eval.baselines=false"], capfd)
+    assert "caution: the dictionary was trained without a token at the beginning of sequences" in out
+
+
 def test_an_unfinished_run_is_exported_as_it_stands_and_that_is_said(runs, tmp_path, capfd):
     run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
     config = OmegaConf.load(run / "config.yaml")

@@ -18,6 +18,7 @@ from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.reference import encode_topk
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.hub import resolve_name
 from sae_dist.tokens.source import open_tokens
 from tests.helpers.commands import train
 from tests.integration.test_saelens import saelens_python as saelens_python
@@ -80,7 +81,15 @@ multiple_evals(
 def exports(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("evals")
     for kind, words in KINDS.items():
-        train(folder, kind, "train_tokens=11520", "hook=layers.1", *words)
+        # By its path: SAELens knows no model of the name `embedded`.
+        train(
+            folder,
+            kind,
+            "train_tokens=11520",
+            "hook=layers.1",
+            f"llm.name={resolve_name('embedded')}",
+            *words,
+        )
     return {kind: folder / "outputs" / kind for kind in KINDS}
 
 

@@ -24,7 +24,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
 }
 DOORS = {
     "transformers": ("llm", "tokens"),
-    "huggingface_hub": ("llm", "tokens", "export"),
+    "huggingface_hub": ("core/hub", "llm", "export"),
     "datasets": ("tokens", "transport"),
     "webdataset": ("tokens", "transport"),
     "wandb": ("metrics",),

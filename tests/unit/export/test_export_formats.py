@@ -1,8 +1,11 @@
 """Exports in the layouts of three libraries: written by tiles, read back, refused where they differ."""
 
 import json
+import multiprocessing
 import pickle
+import resource
 import zipfile
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.export import exported, sliced
 from sae_dist.export.dictionary_learning import load_dictionary_learning
 from sae_dist.export.exported import OF_LATENTS
-from sae_dist.export.formats import FORMATS, check_format
+from sae_dist.export.formats import FORMATS, WRITTEN, check_format, write
 from sae_dist.export.names import format_of
 from sae_dist.export.sparsify import load_sparsify
 from tests.helpers.dictionaries import FORMS, KINDS, D, F, K, dense_codes, dense_output, random_sae
@@ -21,27 +24,37 @@ MADE = [
     *(("saelens", kind, form) for kind in KINDS for form in FORMS),
     *(("sparsify", "topk", form) for form in FORMS),
     *(("dictionary_learning", kind, "autoencoder") for kind in (*KINDS, "batchtopk", "matryoshka")),
+    *(("circuit_tracer", kind, form) for kind in ("relu", "jumprelu") for form in FORMS[1:]),
 ]
 CLASSES = {
-    "topk": "AutoEncoderTopK",
-    "relu": "AutoEncoder",
-    "jumprelu": "JumpReluAutoEncoder",
-    "gated": "GatedAutoEncoder",
-    "batchtopk": "BatchTopKSAE",
-    "matryoshka": "MatryoshkaBatchTopKSAE",
+    "topk": ("AutoEncoderTopK", "TopKTrainer"),
+    "relu": ("AutoEncoder", "StandardTrainer"),
+    "jumprelu": ("JumpReluAutoEncoder", "JumpReluTrainer"),
+    "gated": ("GatedAutoEncoder", "GatedSAETrainer"),
+    "batchtopk": ("BatchTopKSAE", "BatchTopKTrainer"),
+    "matryoshka": ("MatryoshkaBatchTopKSAE", "MatryoshkaBatchTopKTrainer"),
 }
+"""Those of dictionary_learning, and its trainers, by which SAEBench finds the class."""
+MLP = {"model_name": "gpt2", "hook_name": "h.3.mlp:in", "hook_name_out": "h.3.mlp"}
 
 
 def make(kind, form="autoencoder", **sizes):
     """A dictionary of a kind that is trained."""
     used = {"batchtopk": "jumprelu", "matryoshka": "jumprelu"}.get(kind, kind)
     sae = random_sae(used, form, **({"out": D} | sizes))
+    sae.metadata = {"hook_name": "h"} if form == "autoencoder" else dict(MLP)
     if kind != used:
         sae.trained_as, sae.metadata = kind, {"training_k": K, "hook_name": "model.layers.3"}
         sae.threshold_F.fill_(0.8)
     if kind == "matryoshka":
         sae.metadata["matryoshka_prefixes"] = [F // 4, F // 2, F]
     return sae
+
+
+def is_whole(folder, name):
+    """Whether a folder has the files of a format and no others."""
+    found, patterns = sorted(path.name for path in folder.iterdir()), sorted(FORMATS[name].files)
+    return len(found) == len(patterns) and all(map(fnmatch, found, patterns))
 
 
 @pytest.mark.parametrize(("name", "kind", "form"), MADE)
@@ -64,14 +77,14 @@ def test_what_is_written_by_tiles_computes_the_same_when_it_is_read(
     assert back.trained_as == sae.trained_as
     for key, value in sae.metadata.items():
         assert back.metadata[key] == value
-    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == sorted(FORMATS[name].files)
+    assert is_whole(tmp_path / "export", name)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
 def test_dictionary_learning_has_a_class_for_every_autoencoder(tmp_path, kind):
     FORMATS["dictionary_learning"].write(tmp_path, make(kind))
     trainer = json.loads((tmp_path / "config.json").read_text())["trainer"]
-    assert trainer["dict_class"] == CLASSES[kind]
+    assert (trainer["dict_class"], trainer["trainer_class"]) == CLASSES[kind]
     assert (trainer["activation_dim"], trainer["dict_size"]) == (D, F)
     assert ("k" in trainer) == (kind in ("topk", "batchtopk", "matryoshka"))
     if kind == "matryoshka":
@@ -83,7 +96,9 @@ def test_relu_rows_that_its_class_would_change_have_another_class(tmp_path):
     sae = make("relu")
     sae.W_dec_FE *= torch.linspace(0.5, 2, F)[:, None]
     FORMATS["dictionary_learning"].write(tmp_path, sae)
-    assert json.loads((tmp_path / "config.json").read_text())["trainer"]["dict_class"] == "AutoEncoderNew"
+    trainer = json.loads((tmp_path / "config.json").read_text())["trainer"]
+    assert trainer["dict_class"] == "AutoEncoderNew"
+    assert trainer["trainer_class"] == "StandardTrainerAprilUpdate"
     x = 2 * torch.randn(64, D)
     back = load_dictionary_learning(tmp_path)
     torch.testing.assert_close(dense_codes(back, x), dense_codes(sae, x), atol=1e-5, rtol=0)
@@ -110,8 +125,11 @@ def test_an_auto_encoder_of_theirs_gets_unit_rows_as_their_loader_gives_it(tmp_p
             "dictionary_learning",
             "jumprelu",
             "transcoder",
-            "transcoders, only autoencoders; use --format saelens$",
+            "transcoders, only autoencoders; use --format saelens or circuit_tracer$",
         ),
+        ("circuit_tracer", "relu", "autoencoder", "autoencoders, only transcoders"),
+        ("circuit_tracer", "topk", "skip", "a topk dictionary, only relu, jumprelu, batchtopk and"),
+        ("gemma_scope", "jumprelu", "autoencoder", "what this program trained: it is only read"),
     ],
 )
 def test_a_kind_that_a_format_has_not(name, kind, form, says):
@@ -201,7 +219,10 @@ def test_dictionary_learning_files_that_are_wrong_or_mean_something_else(tmp_pat
             "ae.pt has no tensor b_enc; it has W_dec",
         ),
         (state | {"W_enc": state["W_enc"].T}, r"W_enc has shape \[40, 12\].*; it is transposed"),
-        (state | {"group_sizes": torch.tensor([3, 4])}, "group_sizes must add up to dict_size=40"),
+        (
+            state | {"group_sizes": torch.tensor([3, 4])},
+            "group_sizes must be .* add up to dict_size=40",
+        ),
         ({"step": 3, "ae": state}, r"not a state dict of tensors \(step, ae\)"),
         ([1, 2], r"not a state dict of tensors \(list\)"),
     ]
@@ -222,15 +243,16 @@ def test_the_format_of_a_folder(tmp_path):
         format_of(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="contains none of sae_weights.safetensors"):
         format_of(tmp_path)
-    for name in FORMATS:
+    for name in ("saelens", "sparsify", "dictionary_learning"):
         FORMATS[name].write(tmp_path, make("topk"))
     with pytest.raises(ConfigError, match="contains the files of several formats; choose one with --format"):
         format_of(tmp_path)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_disk_that_takes_no_more_leaves_the_export_before(tmp_path, monkeypatch, name):
-    first, second = make("topk"), make("topk")
+    kind = ("relu", "transcoder") if name == "circuit_tracer" else ("topk",)
+    first, second = make(*kind), make(*kind)
     second.W_enc_FD = second.W_enc_FD + 1
     FORMATS[name].write(tmp_path, first)
 
@@ -243,7 +265,32 @@ def test_a_disk_that_takes_no_more_leaves_the_export_before(tmp_path, monkeypatc
             with pytest.raises(SaeDistError, match="No space left on device; make room and export again"):
                 FORMATS[name].write(tmp_path, second)
         assert torch.equal(FORMATS[name].read(tmp_path).W_enc_FD, first.W_enc_FD)
-        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(FORMATS[name].files)
+        assert is_whole(tmp_path, name)
+
+
+def _write_with_a_limit(name, folder, sae, limit, said):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        write(name, folder, sae)
+    except SaeDistError as error:
+        said.put(str(error))
+    else:
+        said.put("written")
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_limit_on_the_size_of_files_is_named(tmp_path, name):
+    sae = make(*(("relu", "transcoder") if name == "circuit_tracer" else ("topk",)))
+    fork = multiprocessing.get_context("fork")
+    for limit in (100, 3000):  # in the header, or among the weights
+        said = fork.Queue()
+        writer = fork.Process(target=_write_with_a_limit, args=(name, tmp_path / "out", sae, limit, said))
+        writer.start()
+        text = said.get(timeout=60)
+        writer.join()
+        assert "File too large; raise the limit on the size of files (ulimit -f) and export again" in text
+        assert text.startswith(f"cannot write {tmp_path / 'out'}") and "\n" not in text
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_torch_file_is_a_sound_archive(tmp_path):

@@ -56,7 +56,7 @@ def make_run(folder: Path, num_latents: int, width: int, kind: str, parts: int) 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no getrusage")
 @pytest.mark.parametrize(
-    ("kind", "formats"), [("topk", list(FORMATS)), ("matryoshka", ["dictionary_learning"])]
+    ("kind", "formats"), [("topk", list(FORMATS)[:3]), ("matryoshka", ["dictionary_learning"])]
 )
 def test_an_export_holds_less_than_two_thirds_of_the_dictionary(tmp_path, kind, formats):
     """1 GiB at 2^18 x 768 is two thirds of its two matrices: here, at an eighth, 128 MiB."""

@@ -11,7 +11,7 @@ from sae_dist.config.run import load_config, parse_counts
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch import freeze as module
 from sae_dist.launch.compose import compose_config
-from sae_dist.launch.freeze import freeze
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.length import as_begun, with_length
 from sae_dist.launch.provenance import provenance
 from sae_dist.launch.settle import Settled
@@ -22,6 +22,13 @@ WIDTH = 16
 def config(tmp_path, *overrides):
     base = [f"output={tmp_path}/out/deep", "name=run", "activations=file", "activations.path=a.npy"]
     return resolve(compose_config([*base, *overrides]), None, WIDTH)
+
+
+def freeze(cfg, width) -> Frozen:
+    """As a command does that ends at once."""
+    frozen = module.freeze(cfg, width)
+    frozen.release()
+    return frozen
 
 
 def finish(folder):
@@ -77,6 +84,55 @@ def test_unfinished_needs_resume_and_remembers_it(tmp_path):
     assert frozen.folder == folder and not frozen.finished
     assert load_config(folder / "config.yaml").topology.shard == 2
     assert len(json.loads((folder / "provenance.json").read_text())["resumed"]) == 1
+
+
+def test_a_folder_that_another_command_works_in_is_refused_and_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_dist.core.owner.DIES_WITHIN_S", 0.0)
+    first = module.freeze(config(tmp_path), WIDTH)
+    before = {path.name: path.read_text() for path in first.folder.iterdir()}
+    for words in ([], ["resume=auto"], ["resume=auto", "topology.shard=2"]):
+        with pytest.raises(ConfigError, match="run is being trained by pid .*; nothing was changed"):
+            freeze(config(tmp_path, *words), WIDTH)
+    assert {path.name: path.read_text() for path in first.folder.iterdir()} == before
+    first.release()
+    assert not freeze(config(tmp_path, "resume=auto"), WIDTH).finished
+
+
+def test_of_two_that_make_a_folder_at_once_the_slower_is_refused(tmp_path, monkeypatch):
+    """The faster makes it after the slower has seen that there is none."""
+    monkeypatch.setattr("sae_dist.core.owner.DIES_WITHIN_S", 0.0)
+    cfg, won = config(tmp_path), []
+
+    def meanwhile(*_):
+        monkeypatch.undo()
+        monkeypatch.setattr("sae_dist.core.owner.DIES_WITHIN_S", 0.0)
+        won.append(module.freeze(cfg, WIDTH))
+        return {}
+
+    monkeypatch.setattr(module, "provenance", meanwhile)
+    with pytest.raises(ConfigError, match="run is being trained by pid"):
+        freeze(cfg, WIDTH)
+    assert sorted(path.name for path in won[0].folder.parent.iterdir()) == ["run"]
+    won[0].release()
+    assert sorted(path.name for path in won[0].folder.iterdir()) == ["config.yaml", "provenance.json"]
+
+
+def test_paths_are_frozen_absolute_and_named_as_they_were_written(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.npy").touch()
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.chdir(tmp_path / name)
+        cfg = parse_counts(compose_config(["output=out", "activations=file", "activations.path=a.npy"]))
+        folder = freeze(resolve(cfg, None, WIDTH), WIDTH).folder.absolute()
+        found.append(folder)
+        assert load_config(folder / "config.yaml").activations.path == str(tmp_path / name / "a.npy")
+        starts = json.loads((folder / "provenance.json").read_text())
+        assert starts["written"] == {"activations.path": "a.npy"}
+        again = resolve(replace(cfg, resume="auto"), None, WIDTH)
+        assert freeze(again, WIDTH).folder.absolute() == folder
+    assert found[0].name == found[1].name
 
 
 def test_finished_is_finished_whatever_resume_says(tmp_path):

@@ -1,6 +1,7 @@
 """What W&B is given, read back from the files of offline runs."""
 
 import json
+import os
 
 import pytest
 from matplotlib.figure import Figure
@@ -172,3 +173,23 @@ def test_the_dashboard_s_panels():
     assert {panel["xAxis"] for panel in panels} == {"tokens"}
     assert {"loss/fvu"} in [set(panel["metrics"]) for panel in panels]
     assert len(panels) == sum(len(each) for _, each in SECTIONS)
+
+
+def test_folders_that_cannot_be_made_at_home_are_in_the_run_folder(tmp_path, monkeypatch, capfd):
+    """Tables and images are staged there: without them the last numbers would be lost."""
+    for name in ("WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "/proc/nohome")
+    write(WandbSink(config(), tmp_path, "abc"), range(1, 5))
+    save_config(config(), tmp_path / "config.yaml")
+    publish(config(), tmp_path, FOUND)
+    assert "failed" not in (said := capfd.readouterr().err) and "no final numbers" not in said
+    assert history(of_folder(tmp_path))[-1]["eval/fvu"] == 0.25
+    # What the environment or the home folder has is left alone.
+    monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    write(WandbSink(config(), tmp_path, "abc"), [5])
+    assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "cache") and "WANDB_DATA_DIR" not in os.environ

@@ -1,0 +1,172 @@
+"""circuit-tracer's layout: config.yaml and a file layer_<n>.safetensors for each layer, of transcoders.
+
+It has ReLU, and JumpReLU with a threshold for each latent, from the input of a layer's MLP to its output. A
+set needs every layer from 0 on: runs of several layers are put together by copying their files into a folder.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_text
+from sae_dist.core.text import first_line
+from sae_dist.export.exported import ExportedSae, Latents, tiles
+from sae_dist.export.keys import CIRCUIT_TRACER, checked
+from sae_dist.export.names import FILES, LAYER_FILE, MODULE
+from sae_dist.export.reading import check_shapes, existing, read_safetensors
+from sae_dist.export.sliced import Shapes, safetensors_file, writing
+
+SAE_CONFIG, WEIGHTS = FILES["circuit_tracer"]
+THRESHOLD = "activation_function.threshold"
+KIND = "transcoder_set"
+INPUT, OUTPUT = "mlp.hook_in", "hook_mlp_out"
+"""TransformerLens' names, within a layer, of what its MLP reads and gives."""
+NORM_BEHIND = re.compile(r"gemma-?[23]|olmo-?2")
+"""Models with a norm behind the MLP, whose output is what TransformerLens calls the MLP's."""
+PLACES = {INPUT: "layers.{}.mlp:in", OUTPUT: "layers.{}.mlp"}
+
+
+def cannot_hold(head: ExportedSae) -> str | None:
+    """Return why circuit-tracer cannot hold this dictionary; None: it can."""
+    if not head.transcoder:
+        return "autoencoders, only transcoders"
+    if head.kind not in ("relu", "jumprelu"):
+        return f"a {head.trained_as or head.kind} dictionary, only relu, jumprelu, batchtopk and matryoshka"
+    if head.width != len(head.b_dec_E):
+        return f"a transcoder from {head.width} to {len(head.b_dec_E)} dimensions, only between equal widths"
+    if _layer(head) is None:
+        hooks = f"{head.metadata.get('hook_name')} to {head.metadata.get('hook_name_out')}"
+        return f"a transcoder from {hooks}, only from the input of a layer's mlp to its output"
+    return None
+
+
+def _layer(head: ExportedSae) -> int | None:
+    """Return the layer whose MLP a transcoder replaces; None: it reads or gives something else."""
+    source, target = (
+        str(head.metadata.get(key, "")).removesuffix(":out") for key in ("hook_name", "hook_name_out")
+    )
+    numbers = [part for part in target.split(".") if part.isdigit()]
+    if len(numbers) != 1 or MODULE.fullmatch(target) is None:
+        return None
+    layer, _, part = target.rpartition(".")
+    behind = NORM_BEHIND.search(str(head.metadata.get("model_name")).lower()) is not None
+    own = source == f"{layer}.mlp:in" and part == ("post_feedforward_layernorm" if behind else "mlp")
+    lens = source == f"blocks.{numbers[0]}.{INPUT}" and part == OUTPUT
+    return int(numbers[0]) if own or lens else None
+
+
+def export_circuit_tracer(folder: Path, latents: Latents) -> None:
+    """Write the dictionary, a tile of latents at a time; each file is complete or absent.
+
+    Raises:
+        SaeDistError: the weights could not be written.
+    """
+    head, layer = latents.head, _layer(latents.head)
+    D, F = head.width, head.num_latents
+    shapes: Shapes = {"W_enc": (F, D), "W_dec": (F, D), "b_enc": (F,), "b_dec": (D,)}
+    shapes |= {THRESHOLD: (F,)} if head.kind == "jumprelu" else {}
+    shapes |= {} if head.W_skip_ED is None else {"W_skip": (D, D)}
+    path = folder / f"layer_{layer}.safetensors"
+    with writing(folder):
+        with safetensors_file(folder / f".{path.name}.tmp", shapes) as file:
+            for first, tile in tiles(latents):
+                assert tile.b_enc_F is not None
+                file.put("W_enc", tile.W_enc_FD, first)
+                file.put("W_dec", tile.W_dec_FE, first)
+                file.put("b_enc", tile.b_enc_F, first)
+                if tile.threshold_F is not None:
+                    # Its JumpReLU has no ReLU behind the threshold.
+                    file.put(THRESHOLD, tile.threshold_F.clamp(min=0), first)
+            file.put("b_dec", head.b_dec_E)
+            if head.W_skip_ED is not None:
+                file.put("W_skip", head.W_skip_ED)
+            file.publish(path)
+        write_text(folder / SAE_CONFIG, yaml.safe_dump(_config(head), sort_keys=False))
+
+
+def _config(head: ExportedSae) -> dict[str, Any]:
+    return {
+        "model_name": head.metadata.get("model_name"),
+        "model_kind": KIND,
+        "feature_input_hook": INPUT,
+        "feature_output_hook": OUTPUT,
+        "metadata": head.metadata,
+    }
+
+
+def load_circuit_tracer(place: Path) -> ExportedSae:
+    """Read one layer's transcoder; config.yaml may be missing.
+
+    Args:
+        place: the file of the layer, or a folder with one such file.
+
+    Raises:
+        ConfigError: the folder has several layers, or a tensor is missing or has the wrong shape.
+    """
+    folder, name = _file(place)
+    config = _read_config(folder / SAE_CONFIG)
+    if config.get("model_kind", KIND) != KIND:
+        raise ConfigError(
+            f"{folder / SAE_CONFIG}: model_kind={config['model_kind']} is not supported, only {KIND}"
+        )
+    weights = {key: each.float() for key, each in read_safetensors(folder, name, SAE_CONFIG).items()}
+    F, D = weights["W_enc"].shape if "W_enc" in weights and weights["W_enc"].dim() == 2 else (0, 0)
+    E = len(weights["b_dec"]) if "b_dec" in weights and weights["b_dec"].dim() == 1 else D
+    shapes = {"W_enc": [F, D], "W_dec": [F, E], "b_enc": [F], "b_dec": [E]}
+    shapes |= {"W_skip": [E, D]} if "W_skip" in weights else {}
+    threshold = weights.get(THRESHOLD)
+    if threshold is not None and threshold.numel() == 1:
+        weights[THRESHOLD] = threshold.reshape(1).expand(F).clone()
+    check_shapes(
+        folder / name, weights, shapes | ({} if threshold is None else {THRESHOLD: [F]}), "W_enc and b_dec"
+    )
+    return ExportedSae(
+        kind="relu" if threshold is None else "jumprelu",
+        W_enc_FD=weights["W_enc"],
+        W_dec_FE=weights["W_dec"],
+        b_dec_E=weights["b_dec"],
+        b_enc_F=weights["b_enc"],
+        threshold_F=weights.get(THRESHOLD),
+        W_skip_ED=weights.get("W_skip"),
+        transcoder=True,
+        metadata=_metadata(config, name),
+    )
+
+
+def _file(place: Path) -> tuple[Path, str]:
+    """Return the folder and the name of a layer's file."""
+    if place.is_file():
+        return place.parent, place.name
+    found = sorted(place.glob(WEIGHTS), key=lambda path: (len(path.name), path.name))
+    if len(found) > 1:
+        raise ConfigError(f"{place} has the files of {len(found)} layers; give one of them: {found[0]}")
+    name = found[0].name if found else WEIGHTS
+    return existing(place, name, (SAE_CONFIG, WEIGHTS)).parent, name
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} is not YAML ({first_line(error)}); export the dictionary again") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no keys; export the dictionary again")
+    return checked(path, {str(key): value for key, value in found.items()}, CIRCUIT_TRACER)
+
+
+def _metadata(config: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return where the dictionary comes from, under SAELens' names."""
+    if "metadata" in config:
+        return config["metadata"]
+    found = {"model_name": config["model_name"]} if "model_name" in config else {}
+    layer = LAYER_FILE.fullmatch(name)
+    for ours, theirs in (("hook_name", "feature_input_hook"), ("hook_name_out", "feature_output_hook")):
+        hook = config.get(theirs)
+        if hook is not None and layer is not None:
+            found[ours] = PLACES.get(hook, f"blocks.{{}}.{hook}").format(layer[1])
+    return found
