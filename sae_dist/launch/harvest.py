@@ -15,6 +15,7 @@ from sae_dist.core.text import gib
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.freeze import FolderKind, Frozen, freeze
+from sae_dist.launch.length import with_open
 from sae_dist.launch.settle import settle
 from sae_dist.launch.start import Role, start
 
@@ -61,7 +62,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
         )
     look_ahead(cfg, _cache_folder())
     name = cfg.name
-    settled = settle(cfg)
+    settled = settle(with_open(cfg, _cache_folder().config))
     resolved = settled.cfg
     validate(resolved)
     _check_devices(resolved, ranks, world_size)
