@@ -53,7 +53,7 @@ def why_no_head(cfg: LlmConfig, facts: LlmFacts) -> str | None:
 
 
 def _head_not_named(cfg: LlmConfig, facts: LlmFacts) -> str | None:
-    """Say that no weight in the checkpoint is named like the language head; None: one is, or it needs none."""
+    """Say that no weight in the checkpoint is named like the head; None: one is, or none is needed."""
     if not facts.causal or cfg.random_init or not (stored := stored_names(Path(facts.path))):
         return None
     try:
