@@ -13,7 +13,7 @@ from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
 from sae_dist.config.rules.evaluation import evaluation_problems
 from sae_dist.config.rules.sharding import sharding_problems, world_problems
-from sae_dist.config.rules.sharing import sharing_problems
+from sae_dist.config.rules.sharing import latents_are_open, sharing_problems
 from sae_dist.config.rules.synthetic import GIVEN_BY_GROUP, GROUPED, synthetic_problems
 from sae_dist.config.run import RunConfig
 from sae_dist.config.tables import (
@@ -38,6 +38,7 @@ def validate(
     *,
     submitted: bool = False,
     expansion: float | None = None,
+    again: bool = False,
 ) -> None:
     """Check a config whose counts are parsed, before or after `resolve`; fields that are null are skipped.
 
@@ -45,23 +46,26 @@ def validate(
         world_size: ranks that a launcher started; None if this command starts its own.
         submitted: the run goes to a cluster, whose devices this machine need not have.
         expansion: `sae.expansion` as it was written; `resolve` makes a number of latents of it.
+        again: it is checked again after `resolve`: what ranks share out then, if latents are open now, that
+            one line may name all that does not fit.
 
     Raises:
         ConfigError: the first rule that is broken.
     """
     there = submit_problems(cfg) if submitted else _device(cfg)
-    problems = _problems(cfg, world_size, expansion)
+    sharing = iter(()) if again and latents_are_open(cfg) else sharing_problems(cfg, expansion)
+    problems = _problems(cfg, world_size, sharing)
     for problem in itertools.chain(problems, cluster_problems(cfg), there):
         raise ConfigError(problem)
 
 
-def _problems(cfg: RunConfig, world_size: int | None, expansion: float | None = None) -> Iterator[str]:
+def _problems(cfg: RunConfig, world_size: int | None, sharing: Iterator[str]) -> Iterator[str]:
     if cfg.is_grid:
         yield from grid_problems(cfg)
-        yield from sharing_problems(cfg, expansion)
+        yield from sharing
         yield from world_problems(cfg, world_size)
         for member in members(cfg):
-            for problem in _problems(member, None):
+            for problem in _problems(member, None, iter(())):
                 yield f"{problem} (in the grid: {member.name})"
         return
     yield from _choices(cfg)
@@ -72,7 +76,7 @@ def _problems(cfg: RunConfig, world_size: int | None, expansion: float | None = 
         yield from synthetic_problems(cfg.activations)
     yield from _sae(cfg)
     yield from _target(cfg)
-    yield from sharing_problems(cfg, expansion)
+    yield from sharing
     yield from checkpoint_problems(cfg)
     yield from evaluation_problems(cfg)
     yield from sharding_problems(cfg)

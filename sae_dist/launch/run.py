@@ -113,7 +113,7 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
         ConfigError: the input is wrong.
     """
     cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
-    validate(cfg, world_size, submitted=submitted)
+    validate(cfg, world_size, submitted=submitted, again=True)
     look_ahead(cfg)
     with waiting("loading torch, and reading what the config names"):
         settled = settle(as_begun(cfg, CONFIG), submitted=submitted)
@@ -123,7 +123,7 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
             if any(get(begun, key) not in (None, get(settled.cfg, key)) for key in OPEN):
                 settled = settle(begun, submitted=submitted)
         settled = with_length(settled, cfg.train_tokens)
-    validate(settled.cfg, world_size, submitted=submitted, expansion=cfg.sae.expansion)
+    validate(settled.cfg, world_size, submitted=submitted, expansion=cfg.sae.expansion, again=True)
     for each in settled.members:
         # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
         validate(each, submitted=submitted)

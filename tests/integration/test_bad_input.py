@@ -83,7 +83,7 @@ TABLE = [
     ("sae.num_latents=64 sae.k=65", "sae.k=65", "at most 64"),
     ("sae.num_latents=24577 topology.shard=2", "sae.num_latents=24577", "use sae.num_latents=24576"),
     ("sae.num_latents=64 sae.expansion=2", "sae.expansion=2", "give one"),
-    ("topology.shard=7", "topology.shard=7", "use shuffle.lanes=7 batch=511, or topology.shard=4"),
+    ("topology.shard=7", "topology.shard=7", "use shuffle.lanes=7 batch=511 sae.num_latents="),
     ("batch=513 topology.dp=2", "batch=513", "use batch=512"),
     ("topology.producers=9", "topology.producers=9", "at most 8"),
     ("train_tokens=100", "train_tokens=100", "batch=512"),

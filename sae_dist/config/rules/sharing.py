@@ -27,6 +27,11 @@ def default_lanes(cfg: RunConfig) -> int:
     return lanes * -(-max(senders_of(cfg), 1) // lanes)
 
 
+def latents_are_open(cfg: RunConfig) -> bool:
+    """Return whether the number of latents will follow from the width of the activations."""
+    return cfg.sae.num_latents is None and not cfg.grid.num_latents
+
+
 def consumers_of(cfg: RunConfig) -> int:
     """Return the consumers of a group, which share out rows, lanes and latents."""
     return cfg.topology.shard * cfg.topology.dp

@@ -40,7 +40,10 @@ def resolved(*overrides, facts=FACTS):
         ("sae.num_latents=3 sae.k=1 topology.shard=4", "use sae.num_latents=4, or topology.shard=1$"),
         ("sae.num_latents=100 sae.k=101", "sae.k=101 .* use at most 100"),
         ("sae.num_latents=100 sae.aux_k=101", "sae.aux_k=101 .*100"),
-        ("topology.shard=5 shuffle.lanes=48", "lanes=48 and batch=2048 are .* use .*lanes=50 batch=2045, or"),
+        (
+            "topology.shard=5 shuffle.lanes=48 sae.num_latents=4096",
+            "lanes=48, batch=2048 and .*=4096 are .* use .*lanes=50 batch=2045 sae.num_latents=4095, or",
+        ),
         ("topology.shard=3", "batch=2048 .* use batch=2046, or topology.shard=2$"),
         ("topology.producers=49 shuffle.lanes=48", "=49 .* at most 48 producers, or shuffle.lanes=96"),
         ("train_tokens=100", "train_tokens=100 .* batch=2048"),

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from sae_dist.config.resolve import resolve
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.sharing import DEFAULT_LANES, default_lanes, sharing_problems
 from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
@@ -79,6 +79,7 @@ def mended(cfg, said):
 
 CASES = {
     "default": [],
+    "expansion": ["sae.expansion=5"],
     "wide": ["sae.num_latents=1048576"],
     "few": ["sae.num_latents=100", "sae.k=90", "sae.aux_k=50"],
     "lanes": ["shuffle.lanes=48", "sae.num_latents=1000"],
@@ -90,7 +91,7 @@ CASES = {
 
 @pytest.mark.parametrize("words", CASES.values(), ids=CASES)
 def test_the_line_in_a_refusal_works_on_any_number_of_ranks(words):
-    cfg, refused = composed(*words), 0
+    cfg, refused = resolved(*words), 0
     for shard in RANKS:
         cfg.topology.shard = shard
         if problem := next(sharing_problems(cfg), None):
@@ -110,6 +111,16 @@ def test_everything_that_does_not_fit_is_in_one_line():
         "shuffle.lanes=64, batch=2048 and sae.num_latents=1048576 are not divisible by topology.shard=24; "
         "use shuffle.lanes=72 batch=2040 sae.num_latents=1048584, or topology.shard=16"
     )
+
+
+def test_open_latents_are_in_the_line_once_the_width_is_known():
+    validate(composed("topology.shard=7"), again=True)
+    with pytest.raises(ConfigError, match="=1536 are .* use batch=2044 sae.num_latents=1533"):
+        validate(resolved("topology.shard=7"), again=True)
+    lists = resolved("topology.shard=7", "grid.k=[4,8]")
+    validate(lists, again=True)
+    with pytest.raises(ConfigError, match="use batch=2044 sae.num_latents=1533"):
+        validate(resolved_members(lists, FACTS, FACTS.width)[0])
 
 
 def test_latents_by_expansion_are_replaced():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sae_dist import cli
+from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.sharing import sharing_problems
 from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
@@ -17,6 +18,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.overrides import expand
 from sae_dist.launch.run import checked
+from tests.unit.config.test_config_rules import FACTS
 from tests.unit.config.test_sharing import mended
 
 ROOT = Path(__file__).parents[3]
@@ -150,14 +152,14 @@ def test_the_command_would_start(command, elsewhere, capsys):
 def test_the_command_would_start_on_1_to_64_ranks(command, elsewhere):
     """Or the refusal says, in one line, with which values it would."""
     words = [SUBSTITUTED.get(word, word) for word in command.words if "=" in word and word[0] != "-"]
-    cfg = parse_counts(compose_config(expand([each for each in words if "launcher" not in each])[0]))
-    as_written, submitted = cfg.topology.shard, command.words[0] == "submit"
-    for shard in range(1, 65):
-        cfg.topology.shard = shard
-        if problem := next(sharing_problems(cfg), None):
-            assert shard != as_written and not list(sharing_problems(mended(cfg, problem)))
-        if shard in (24, 64):
-            validate(mended(cfg, problem) if problem else cfg, submitted=submitted)
+    run = compose_config(expand([each for each in words if "launcher" not in each])[0])
+    whole = resolve(run, None if not run.runs_llm else FACTS, FACTS.width)
+    for cfg in (whole, *resolved_members(whole, None if not run.runs_llm else FACTS, FACTS.width)[:1]):
+        as_written = cfg.topology.shard
+        for shard in range(1, 65):
+            cfg.topology.shard = shard
+            if problem := next(sharing_problems(cfg), None):
+                assert shard != as_written and not list(sharing_problems(mended(cfg, problem)))
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
