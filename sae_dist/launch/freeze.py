@@ -16,7 +16,16 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints,
 from sae_dist.config.run import Resolved, RunConfig, Single, load_config, save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
-from sae_dist.core.run_folder import CHECKPOINTS, CONFIG, FINISHED, LATEST, PROVENANCE, SUMMARY, status
+from sae_dist.core.run_folder import (
+    CHECKPOINTS,
+    CONFIG,
+    FINISHED,
+    LATEST,
+    PROVENANCE,
+    SUMMARY,
+    TRAINED,
+    status,
+)
 from sae_dist.core.text import gib
 from sae_dist.launch.provenance import provenance
 
@@ -168,6 +177,7 @@ def _reopen(cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Sin
         how = "it with resume=auto"
         if kind is RUN and not longer:
             what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+            what = "is trained, and not evaluated yet" if status(folder) == TRAINED else what
             how = f"with sae-dist resume {folder}"
         raise ConfigError(f"{folder} {what}; continue {how}, or choose another name=")
     if cfg.train_tokens < begun.train_tokens:
