@@ -81,7 +81,8 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
     for folder, part in zip(folders, parts, strict=True):
         if part.trained.rows:
             export_firing_rates(folder / EXPORT, part.firing_rates())
-    own = {"eval_seconds": seconds, "eval_short": 0 < cfg.eval.tokens < DEAD_TOKENS}
+    extent = "none" if cfg.eval.tokens == 0 else "short" if cfg.eval.tokens < DEAD_TOKENS else "full"
+    own = {"eval_seconds": seconds, "eval_extent": extent}
     return [_write(folder, result | own) for folder, result in zip(folders, results, strict=True)]
 
 

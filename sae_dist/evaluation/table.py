@@ -148,7 +148,7 @@ def format_table(summary: dict[str, Any]) -> str:
     tall = max((len(value) for _, value in rows), default=0)
     lines = [f"{label:<{wide}}  {value:>{tall}}" for label, value in rows]
     lines += [f"{EXPLAINED[key]}: {why}" for key, why in missing(summary).items()]
-    if summary.get("eval_short"):
+    if summary.get("eval_extent") == "short":
         lines.append(SHORT)
     return "\n".join(lines)
 

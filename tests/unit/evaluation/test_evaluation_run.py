@@ -64,6 +64,8 @@ def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
     assert result["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_clean"] < min(result["ce_mean_ablated"], result["ce_zero_ablated"])
     assert result["eval_tokens"] == 2048 and result["dead_fraction"] is None and result["dead_reason"]
+    assert result["eval_extent"] == "short" and "a short evaluation" in format_table(result)
+    assert "a short evaluation" not in format_table(result | {"eval_extent": "full"})
     assert json.loads((tmp_path / "summary.json").read_text()) == result
     wanted = {"tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "world_size", "status"}
     assert wanted <= set(result) and result["tokens"] == 100 and result["status"] == "finished"
