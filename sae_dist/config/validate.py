@@ -39,6 +39,7 @@ def validate(
     submitted: bool = False,
     expansion: float | None = None,
     again: bool = False,
+    begun: bool = False,
 ) -> None:
     """Check a config whose counts are parsed, before or after `resolve`; fields that are null are skipped.
 
@@ -48,12 +49,13 @@ def validate(
         expansion: `sae.expansion` as it was written; `resolve` makes a number of latents of it.
         again: it is checked again after `resolve`: what ranks share out then, if latents are open now, that
             one line may name all that does not fit.
+        begun: the run continues with the values that it was begun with.
 
     Raises:
         ConfigError: the first rule that is broken.
     """
     there = submit_problems(cfg) if submitted else _device(cfg)
-    sharing = iter(()) if again and latents_are_open(cfg) else sharing_problems(cfg, expansion)
+    sharing = iter(()) if again and latents_are_open(cfg) else sharing_problems(cfg, expansion, begun=begun)
     problems = _problems(cfg, world_size, sharing)
     for problem in itertools.chain(problems, cluster_problems(cfg), there):
         raise ConfigError(problem)

@@ -22,7 +22,7 @@ from sae_dist.core.run_folder import CONFIG, EXPORT, read_summary
 from sae_dist.core.text import print_line
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze, is_finished
-from sae_dist.launch.length import OPEN, as_begun, with_length
+from sae_dist.launch.length import OPEN, as_begun, frozen_of, with_length
 from sae_dist.launch.settle import (
     Settled,
     check_devices,
@@ -113,17 +113,21 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
         ConfigError: the input is wrong.
     """
     cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
-    validate(cfg, world_size, submitted=submitted, again=True)
+    begun = frozen_of(cfg, CONFIG) is not None
+    validate(cfg, world_size, submitted=submitted, again=True, begun=begun)
     look_ahead(cfg)
     with waiting("loading torch, and reading what the config names"):
         settled = settle(as_begun(cfg, CONFIG), submitted=submitted)
         if cfg.name is None:
             # Its default name may be that of a folder that another topology began.
-            begun = as_begun(dataclasses.replace(cfg, name=settled.cfg.name), CONFIG)
-            if any(get(begun, key) not in (None, get(settled.cfg, key)) for key in OPEN):
-                settled = settle(begun, submitted=submitted)
+            named = dataclasses.replace(cfg, name=settled.cfg.name)
+            begun, there = frozen_of(named, CONFIG) is not None, as_begun(named, CONFIG)
+            if any(get(there, key) not in (None, get(settled.cfg, key)) for key in OPEN):
+                settled = settle(there, submitted=submitted)
         settled = with_length(settled, cfg.train_tokens)
-    validate(settled.cfg, world_size, submitted=submitted, expansion=cfg.sae.expansion, again=True)
+    validate(
+        settled.cfg, world_size, submitted=submitted, expansion=cfg.sae.expansion, again=True, begun=begun
+    )
     for each in settled.members:
         # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
         validate(each, submitted=submitted)

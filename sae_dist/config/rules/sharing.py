@@ -11,6 +11,7 @@ from sae_dist.config.run import RunConfig
 
 DEFAULT_LANES = 48
 MOST_LANES_EACH = 8
+MOST_RANKS = 1024
 
 
 def default_lanes(cfg: RunConfig) -> int:
@@ -51,11 +52,12 @@ class Misfit:
     counts: tuple[int, ...]
 
 
-def sharing_problems(cfg: RunConfig, expansion: float | None = None) -> Iterator[str]:
+def sharing_problems(cfg: RunConfig, expansion: float | None = None, *, begun: bool = False) -> Iterator[str]:
     """Yield one line of all values that shard x dp does not divide.
 
     Args:
         expansion: `sae.expansion`, where the number of latents was made from it.
+        begun: the run continues, and its values are fixed: only the ranks may be others.
     """
     topology, consumers = cfg.topology, consumers_of(cfg)
     if topology.shard < 1 or topology.dp < 1:
@@ -66,13 +68,19 @@ def sharing_problems(cfg: RunConfig, expansion: float | None = None) -> Iterator
     ranks = f"topology.shard={topology.shard}" + (f" x topology.dp={topology.dp}" if topology.dp > 1 else "")
     names = [each.now for each in found]
     listed = ", ".join(names[:-1]) + (" and " if len(names) > 1 else "") + names[-1]
+    refused = f"{listed} {'is' if len(names) == 1 else 'are'} not divisible by {ranks}"
+    counts = [count for each in misfits(cfg, consumers) for count in each.counts]
+    if begun:
+        most = math.gcd(*counts)
+        possible = ", ".join(str(n) for n in range(1, min(most, MOST_RANKS) + 1) if most % n == 0)
+        yield f"{refused}, and the run was begun with that; shard x dp can be {possible}"
+        return
     fits = " ".join(each.fit for each in found)
     if expansion is not None and any(each.fit.startswith("sae.num_latents") for each in found):
         fits += f" in place of sae.expansion={expansion:g}"
-    counts = [count for each in misfits(cfg, consumers) for count in each.counts]
     shards = [n for n in range(1, topology.shard) if not any(count % (n * topology.dp) for count in counts)]
     fewer = f", or topology.shard={shards[-1]}" if shards else ""
-    yield f"{listed} {'is' if len(names) == 1 else 'are'} not divisible by {ranks}; use {fits}{fewer}"
+    yield f"{refused}; use {fits}{fewer}"
 
 
 def misfits(cfg: RunConfig, consumers: int) -> Iterator[Misfit]:

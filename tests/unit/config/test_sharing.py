@@ -123,6 +123,15 @@ def test_open_latents_are_in_the_line_once_the_width_is_known():
         validate(resolved_members(lists, FACTS, FACTS.width)[0])
 
 
+def test_a_run_that_continues_may_have_other_ranks_only():
+    cfg = resolved("shuffle.lanes=50", "sae.num_latents=1000", "batch=2000", "topology.shard=3")
+    with pytest.raises(ConfigError) as found:
+        validate(cfg, begun=True)
+    assert "topology.shard=3, and the run was begun with that; shard x dp can be 1, 2, 5, 10, 25, 50" in str(
+        found.value
+    )
+
+
 def test_latents_by_expansion_are_replaced():
     cfg = resolved("sae.expansion=4", "topology.shard=7", "batch=700")
     with pytest.raises(ConfigError, match="use sae.num_latents=385 in place of sae.expansion=4, or"):
