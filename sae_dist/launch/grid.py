@@ -54,7 +54,7 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
     for each in member_folders(cfg, folder):
         summary = read_summary(each)
         found[each.name] = {key: summary.get(key) for key in ("status", "reason", *(c[1] for c in COLUMNS))}
-        found[each.name] |= {"stream_seconds": summary.get("stream_seconds")}
+        found[each.name] |= {key: summary.get(key) for key in ("stream_seconds", "fvu_reason", "ce_reason")}
     if all(each["status"] == DIVERGED for each in found.values()):
         reasons = {each["reason"] for each in found.values()}
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
@@ -110,6 +110,9 @@ def format_grid(result: dict[str, Any]) -> str:
         lines.append([name, *cells])
     table = columns(lines)
     table += [f"{name}: given up: {each['reason']}" for name, each in found.items() if each["reason"]]
+    for label, key in (("FVU", "fvu_reason"), ("CE recovered", "ce_reason")):
+        reasons = dict.fromkeys(each.get(key) for each in found.values() if each.get(key))
+        table += [f"{label}: not measured ({reason})" for reason in reasons]
     if result["cost"]:
         table.append(
             "one stream for all: {stream_seconds:.0f} s for the activations and {dictionary_seconds:.0f} s "

@@ -71,9 +71,13 @@ def sharing_problems(cfg: RunConfig, expansion: float | None = None, *, begun: b
     refused = f"{listed} {'is' if len(names) == 1 else 'are'} not divisible by {ranks}"
     counts = [count for each in misfits(cfg, consumers) for count in each.counts]
     if begun:
-        most = math.gcd(*counts)
-        possible = ", ".join(str(n) for n in range(1, min(most, MOST_RANKS) + 1) if most % n == 0)
-        yield f"{refused}, and the run was begun with that; shard x dp can be {possible}"
+        yield f"{refused}, and the run was begun with that; shard x dp can be {_divisors(math.gcd(*counts))}"
+        return
+    if cfg.reads_cache and (lanes := cfg.shuffle.lanes or 0) % consumers:
+        yield (
+            f"{refused}, and the cache was made with these lanes; shard x dp can be {_divisors(lanes)}, or "
+            f"harvest one with shuffle.lanes={math.lcm(lanes, consumers)}"
+        )
         return
     fits = " ".join(each.fit for each in found)
     if expansion is not None and any(each.fit.startswith("sae.num_latents") for each in found):
@@ -81,6 +85,10 @@ def sharing_problems(cfg: RunConfig, expansion: float | None = None, *, begun: b
     shards = [n for n in range(1, topology.shard) if not any(count % (n * topology.dp) for count in counts)]
     fewer = f", or topology.shard={shards[-1]}" if shards else ""
     yield f"{refused}; use {fits}{fewer}"
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number, MOST_RANKS) + 1) if number % n == 0)
 
 
 def misfits(cfg: RunConfig, consumers: int) -> Iterator[Misfit]:

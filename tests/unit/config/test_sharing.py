@@ -132,6 +132,13 @@ def test_a_run_that_continues_may_have_other_ranks_only():
     )
 
 
+def test_lanes_of_a_cache_are_fixed():
+    cfg = composed("sae.num_latents=4096", "topology.shard=32", "shuffle.lanes=48", "activations=cache")
+    cfg.activations.path = "outputs/cache"
+    with pytest.raises(ConfigError, match="can be 1, 2, .*, 24, 48, or harvest one with shuffle.lanes=96"):
+        validate(cfg)
+
+
 def test_latents_by_expansion_are_replaced():
     cfg = resolved("sae.expansion=4", "topology.shard=7", "batch=700")
     with pytest.raises(ConfigError, match="use sae.num_latents=385 in place of sae.expansion=4, or"):

@@ -54,6 +54,14 @@ def test_a_missing_extra_is_named_with_the_way_to_get_it(words, says, monkeypatc
         validate(composed(*words))
 
 
+def test_a_plain_install_brings_no_library_of_gpus_and_that_for_tests_does():
+    project = pytest.importorskip("tomllib").loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert not any(word in each for each in project["dependencies"] for word in ("triton", "deepspeed"))
+    assert [each.split(";")[0] for each in extras["gpu"]] == ["deepspeed", "triton>=3.6"]
+    assert extras["test"][0] == "sae-dist[gpu,minilm,slurm,dashboard]" and set(extras) > {"minilm", "slurm"}
+
+
 def test_without_triton_other_kernels_are_chosen(monkeypatch):
     monkeypatch.setitem(sys.modules, "triton", None)
     assert triton_problem() is not None
