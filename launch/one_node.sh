@@ -8,7 +8,7 @@ name=${name:-one_node}
 processes=${processes:-8} # on GPUs, one each
 producers=${producers:-0} # how many of them only run the language model; 0: all run it and train, in turn
 
-# The processes that train must divide the latents, the batch (2048) and the lanes (48): 1, 2, 4, 8 and 16 do.
+# The processes that train must divide the latents and the batch (2048): 1, 2, 4, 8, 16, 32 and 64 do.
 exec sae-dist train \
     name="$name" \
     resume=auto \

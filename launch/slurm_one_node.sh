@@ -10,7 +10,7 @@ processes=${processes:-8}                 # tasks of the job, each with the CPUs
 nodes=${nodes:-1}
 output=${output:-/shared/outputs}         # a folder that all nodes see
 
-# The processes must divide the latents, the batch (2048) and the lanes (48): 1, 2, 4, 8 and 16 do.
+# The processes must divide the latents and the batch (2048): 1, 2, 4, 8, 16, 32 and 64 do.
 exec sae-dist submit \
     cluster="$cluster" \
     cluster.nodes="$nodes" \

@@ -42,6 +42,7 @@ COMMANDS = {
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),
     "dashboard": Command("dashboard", "PROJECT", "make a W&B view with the panels to watch"),
+    "check": Command("check", "[--device cuda]", "check the stream between two processes, and its speed"),
     "bench": Command("bench", "COMMAND ...", "compare with other trainers on this machine", nested=True),
     "rank": Command("rank", "", ""),
 }

@@ -12,7 +12,7 @@ from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.run_folder import LOGS
 from sae_dist.core.text import class_and_line
 
-ROLES = ("train", "harvest", "bench")
+ROLES = ("train", "harvest", "check", "bench")
 
 
 def run(arguments: list[str]) -> None:
@@ -40,6 +40,10 @@ def _work_of(role: str) -> Callable[[Path], None]:
         from sae_dist.train.harvest import harvest_rank
 
         return harvest_rank
+    if role == "check":
+        from sae_dist.launch.check import check_rank
+
+        return check_rank
     from sae_dist.bench.stream.ranks import bench_rank
 
     return bench_rank

@@ -1,5 +1,7 @@
 """The command `sae-dist resume`: an unfinished run, continued from its folder alone."""
 
+from pathlib import Path
+
 from sae_dist.commands.arguments import one_folder
 from sae_dist.core.errors import ConfigError
 
@@ -27,7 +29,7 @@ def run(arguments: list[str]) -> None:
     if any("=" in argument for argument in arguments[1:]):
         raise ConfigError(
             f"{arguments[1]}: resume takes no keys, the run's config is frozen; to change metrics, "
-            "topology or length: sae-dist train ... name=NAME resume=auto"
+            f"topology or length: sae-dist train ... name={Path(arguments[0]).name} resume=auto"
         )
     folder = one_folder(arguments, "resume", "one run folder, such as outputs/my_run")
     from sae_dist.launch.run import resume_command

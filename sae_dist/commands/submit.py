@@ -8,7 +8,8 @@ HELP = """\
 Checks and freezes a run as sae-dist train does, writes its job submit.sbatch into the run folder and submits
 it, with one task per rank. Accepts the keys of sae-dist train (train --help).
 
-  --dry-run                 only write the job; sbatch outputs/NAME/submit.sbatch starts it
+  --dry-run                 only write the job, and print what each rank will hold; sbatch
+                            outputs/NAME/submit.sbatch starts it
 
 {cluster}
   output=...                a folder that all nodes see

@@ -1,6 +1,7 @@
 """The command `sae-dist train`: one run, or one for each combination of values."""
 
 from sae_dist.commands.arguments import without, without_cfg
+from sae_dist.core.errors import ConfigError
 
 HELP = """\
 Trains a dictionary, exports it and evaluates it on held-out data. Without arguments it uses a small language
@@ -9,6 +10,7 @@ model and text that are already on this machine.
   -m            one run for each combination of comma-separated values; hydra/launcher=slurm submits them as
                 one Slurm array (sae-dist submit --help)
   --cfg job     print the composed configuration and exit
+  --dry-run     check everything, print what each rank will hold and write, and exit
   --help KEY    explain a key and its default: --help sae.k, --help sae (a section), --help all
 
 Groups (group=option):
@@ -55,17 +57,24 @@ def help_text() -> str:
 
 
 def run(arguments: list[str]) -> None:
-    """Train one run; with -m several; with --cfg job print the config.
+    """Train one run; with -m several; with --cfg job print the config, with --dry-run what it needs.
 
     Raises:
         SaeDistError: see `launch.run.train_command`.
     """
     arguments, print_it = without_cfg(arguments)
     overrides, many = without(arguments, "-m", "--multirun")
+    overrides, only_look = without(overrides, "--dry-run")
+    if only_look and many:
+        raise ConfigError("--dry-run looks at one run; leave -m out, and give one value of each key")
     if print_it:
         from sae_dist.launch.compose import print_config
 
         print(print_config(overrides), end="")
+    elif only_look:
+        from sae_dist.launch.run import forecast_command
+
+        forecast_command(overrides)
     elif many:
         from sae_dist.launch.sweep import multirun_command
 

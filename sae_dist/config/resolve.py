@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_dist.config.grid import members
 from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
+from sae_dist.config.rules.sharing import DEFAULT_LANES, default_lanes
 from sae_dist.config.run import Resolved, RunConfig, Single, flat, narrowed, parse_counts
 from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
@@ -19,6 +20,10 @@ DEFAULT_EXPANSION = 16
 DEFAULT_CONTEXT = 256
 WARMUP_STEPS = 1000
 LARGEST_BLOCK = 8
+SHORT_RUN = 1_000_000
+"""Runs of fewer tokens are evaluated on less, unless more is asked for."""
+EVAL_TOKENS, CE_TOKENS = (500_000, 50_000), (64_000, 8_000)
+"""Of a run, and of a short one."""
 DEAD_AFTER_AT_MOST = 10_000_000
 SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
 """Sections and keys that may change when a run is continued."""
@@ -48,14 +53,38 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> Resolved:
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
             cfg.grid.hook = list(facts.hooks)
-    cfg.shuffle.block_chunks = cfg.shuffle.block_chunks or block_of(cfg)
+    named_with = fill_open(cfg)
     _resolve_machine(cfg)
     if not cfg.is_grid:
         _resolve_sae(cfg, width)
     if cfg.optim.warmup is None:
         cfg.optim.warmup = min(WARMUP_STEPS / max(cfg.steps, 1), 0.2)
-    cfg.name = cfg.name or run_name(cfg, facts)
+    cfg.name = cfg.name or run_name(cfg, facts, named_with)
     return narrowed(Resolved if cfg.is_grid else Single, cfg)
+
+
+def fill_open(cfg: RunConfig) -> dict[str, Any]:
+    """Fill in lanes, blocks and the extent of the evaluation at the end, where they are open.
+
+    Returns:
+        The values by which the run is named, by full key, of those that were open: the same ones whatever the
+        topology, so that the command with another topology finds the same folder, and whatever this release
+        chooses.
+    """
+    shuffle, extent, named_with = cfg.shuffle, cfg.eval, dict[str, Any]()
+    if shuffle.block_chunks is None:
+        named_with["shuffle.block_chunks"] = block_of(cfg, shuffle.lanes or DEFAULT_LANES)
+    if shuffle.lanes is None:
+        named_with["shuffle.lanes"] = DEFAULT_LANES
+        shuffle.lanes = default_lanes(cfg)
+    if shuffle.block_chunks is None:
+        shuffle.block_chunks = block_of(cfg, shuffle.lanes)
+    short = cfg.train_tokens < SHORT_RUN
+    for name, full, little in (("tokens", *EVAL_TOKENS), ("ce_tokens", *CE_TOKENS)):
+        if getattr(extent, name) is None:
+            named_with[f"eval.{name}"] = full
+            setattr(extent, name, little if short else full)
+    return named_with
 
 
 def resolved_members(cfg: Resolved, facts: "LlmFacts | None", width: int) -> list[Single]:
@@ -79,12 +108,15 @@ def identity(cfg: RunConfig) -> dict[str, Any]:
     }
 
 
-def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
+def run_name(cfg: RunConfig, facts: "LlmFacts | None", named_with: dict[str, Any]) -> str:
     """Return the default name of a run's folder.
 
     It is `<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, and of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
     A transcoder's hook is `<hook>-to-<target_hook>`. Without an LLM, the stem of the activations' file or
     `synthetic-<features>in<width>` stands in place of LLM and hook.
+
+    Args:
+        named_with: values that take the place of the config's in the hash; see `fill_open`.
     """
     if cfg.is_synthetic:
         source = f"synthetic-{cfg.activations.num_features}in{cfg.activations.width}"
@@ -93,7 +125,8 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None") -> str:
     else:
         hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
         source = f"{Path(facts.name).name}-{hooks}"
-    digest = hashlib.sha256(json.dumps(identity(cfg), sort_keys=True).encode()).hexdigest()[:8]
+    values = identity(cfg) | named_with
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     if cfg.is_grid:
         what = f"grid-of-{len(members(cfg))}"
     else:
@@ -121,12 +154,12 @@ def check_context(given: int | None, llm: str, longest: int | None) -> None:
         )
 
 
-def block_of(cfg: RunConfig) -> int:
-    """Return the chunks of a block that is left open.
+def block_of(cfg: RunConfig, lanes: int) -> int:
+    """Return the chunks of a block that is left open, with so many lanes.
 
     At most a fifth of the run: training begins once every lane has filled its first block.
     """
-    fifth = cfg.train_tokens // (5 * cfg.shuffle.lanes * cfg.shuffle.chunk_rows)
+    fifth = cfg.train_tokens // (5 * lanes * cfg.shuffle.chunk_rows)
     return min(max(fifth, 1), LARGEST_BLOCK)
 
 

@@ -21,8 +21,9 @@ class ResolvedLlm(LlmConfig):
 
 @dataclass(kw_only=True)
 class ResolvedShuffle(ShuffleConfig):
-    """Lanes whose blocks have a size."""
+    """Lanes, and blocks that have a size."""
 
+    lanes: int
     block_chunks: int
 
 

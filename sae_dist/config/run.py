@@ -151,10 +151,8 @@ def parse_counts(cfg: RunConfig) -> RunConfig:
     """
     cfg = copy.deepcopy(cfg)
     cfg.train_tokens = parse_count(cfg.train_tokens, "train_tokens")
-    cfg.eval.tokens = parse_count(cfg.eval.tokens, "eval.tokens")
-    cfg.eval.ce_tokens = parse_count(cfg.eval.ce_tokens, "eval.ce_tokens")
     cfg.eval.rows = parse_count(cfg.eval.rows, "eval.rows")
-    for key in ("every", "ce"):
+    for key in ("tokens", "ce_tokens", "every", "ce"):
         if (given := getattr(cfg.eval, key)) is not None:
             setattr(cfg.eval, key, parse_count(given, f"eval.{key}"))
     if cfg.checkpoint.every is not None:

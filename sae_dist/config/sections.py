@@ -86,8 +86,9 @@ class CacheConfig:
 class ShuffleConfig:
     """Lanes: the deterministic shuffle (`shuffle.lanes`)."""
 
-    # streams that documents are dealt to, each shuffled by itself; fixed per run; a multiple of shard * dp
-    lanes: int = 48
+    # streams that documents are dealt to, each shuffled by itself; fixed per run; a multiple of shard * dp;
+    # null: 48, or where these cannot be shared out what can
+    lanes: int | None = None
     chunk_rows: int = 1024  # activations per chunk, the unit of transport
     # chunks per block: larger ones mix better, hold more memory; null: 8, or what a fifth of the run fills
     block_chunks: int | None = None
@@ -189,8 +190,9 @@ class CheckpointConfig:
 class EvalConfig:
     """The extent of evaluations in training, at its end, and by `sae-dist eval`."""
 
-    tokens: Any = "500k"  # held-out activations for FVU, L0, dead latents; 0: no evaluation
-    ce_tokens: Any = "64k"  # held-out tokens for cross-entropy; 0: none
+    # held-out activations for FVU, L0, dead latents; 0: no evaluation; null: 500k, or 50k below 1M trained
+    tokens: Any = None
+    ce_tokens: Any = None  # held-out tokens for cross-entropy; 0: none; null: 64k, or 8k below 1M trained
     baselines: bool = True  # PCA with k components and the untrained dictionary, beside FVU
     every: Any = None  # tokens between evaluations in training; null: none
     rows: Any = "16k"  # held-out activations of each of those, kept on the host by the consumers

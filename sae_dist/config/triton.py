@@ -16,7 +16,10 @@ def triton_problem(device: str = "cuda") -> str | None:
     With TRITON_INTERPRET=1, a variable of Triton's own, the kernels run anywhere, very slowly, for tests.
     """
     if find_spec("triton") is None:
-        return "kernels=triton needs the package triton, which is not installed; use kernels=torch"
+        return (
+            "kernels=triton needs the package triton, which is not installed; use kernels=torch, or "
+            "pip install 'sae-dist[gpu]'"
+        )
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device == "cpu":

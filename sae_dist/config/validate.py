@@ -4,15 +4,16 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
-from sae_dist.config.counts import nearest
 from sae_dist.config.grid import grid_problems, members
 from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
 from sae_dist.config.rules.evaluation import evaluation_problems
 from sae_dist.config.rules.sharding import sharding_problems, world_problems
+from sae_dist.config.rules.sharing import latents_are_open, sharing_problems
 from sae_dist.config.rules.synthetic import GIVEN_BY_GROUP, GROUPED, synthetic_problems
 from sae_dist.config.run import RunConfig
 from sae_dist.config.tables import (
@@ -31,27 +32,42 @@ from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
 
 
-def validate(cfg: RunConfig, world_size: int | None = None, *, submitted: bool = False) -> None:
+def validate(
+    cfg: RunConfig,
+    world_size: int | None = None,
+    *,
+    submitted: bool = False,
+    expansion: float | None = None,
+    again: bool = False,
+    begun: bool = False,
+) -> None:
     """Check a config whose counts are parsed, before or after `resolve`; fields that are null are skipped.
 
     Args:
         world_size: ranks that a launcher started; None if this command starts its own.
         submitted: the run goes to a cluster, whose devices this machine need not have.
+        expansion: `sae.expansion` as it was written; `resolve` makes a number of latents of it.
+        again: it is checked again after `resolve`: what ranks share out then, if latents are open now, that
+            one line may name all that does not fit.
+        begun: the run continues with the values that it was begun with.
 
     Raises:
         ConfigError: the first rule that is broken.
     """
     there = submit_problems(cfg) if submitted else _device(cfg)
-    for problem in itertools.chain(_problems(cfg, world_size), cluster_problems(cfg), there):
+    sharing = iter(()) if again and latents_are_open(cfg) else sharing_problems(cfg, expansion, begun=begun)
+    problems = _problems(cfg, world_size, sharing)
+    for problem in itertools.chain(problems, cluster_problems(cfg), there):
         raise ConfigError(problem)
 
 
-def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
+def _problems(cfg: RunConfig, world_size: int | None, sharing: Iterator[str]) -> Iterator[str]:
     if cfg.is_grid:
         yield from grid_problems(cfg)
+        yield from sharing
         yield from world_problems(cfg, world_size)
         for member in members(cfg):
-            for problem in _problems(member, None):
+            for problem in _problems(member, None, iter(())):
                 yield f"{problem} (in the grid: {member.name})"
         return
     yield from _choices(cfg)
@@ -62,7 +78,7 @@ def _problems(cfg: RunConfig, world_size: int | None) -> Iterator[str]:
         yield from synthetic_problems(cfg.activations)
     yield from _sae(cfg)
     yield from _target(cfg)
-    yield from _sharing(cfg)
+    yield from sharing
     yield from checkpoint_problems(cfg)
     yield from evaluation_problems(cfg)
     yield from sharding_problems(cfg)
@@ -146,6 +162,11 @@ def _unread(cfg: RunConfig) -> Iterator[str]:
             if value is not None:
                 where = f"; use {GROUP_OF[key]} or" if key in GROUP_OF and group == key.split(".")[0] else ";"
                 yield f"{key}={value} is not read with {kind_key}={kind}{where} leave {key} out"
+    if cfg.metrics.upload and cfg.metrics.wandb == "off":
+        yield (
+            "metrics.upload=true uploads to W&B, and metrics.wandb=off; use metrics.wandb=auto, or leave "
+            "metrics.upload out"
+        )
     if not cfg.runs_llm and cfg.topology.producers:
         reads = {"file": "reads the file", "cache": "reads its own lanes of the cache"}
         how = reads.get(cfg.activations.kind, "makes its own activations")
@@ -176,7 +197,7 @@ def _needed(cfg: RunConfig) -> Iterator[str]:
 
 
 def _sae(cfg: RunConfig) -> Iterator[str]:
-    sae, shard, dp = cfg.sae, cfg.topology.shard, cfg.topology.dp
+    sae = cfg.sae
     yield from _kind(cfg)
     if sae.num_latents is None:
         return
@@ -184,12 +205,6 @@ def _sae(cfg: RunConfig) -> Iterator[str]:
         yield f"sae.k={sae.k} is more than sae.num_latents={sae.num_latents}; use at most {sae.num_latents}"
     if sae.aux_k is not None and sae.aux_k > sae.num_latents:
         yield f"sae.aux_k={sae.aux_k} is more than sae.num_latents={sae.num_latents}; 0 switches AuxK off"
-    if sae.num_latents % (shard * dp):
-        by = f"topology.shard={shard}" + (f" x topology.dp={dp}" if dp > 1 else "")
-        yield (
-            f"sae.num_latents={sae.num_latents} is not divisible by {by}; "
-            f"nearest: {nearest(sae.num_latents, shard * dp)}"
-        )
 
 
 def _kind(cfg: RunConfig) -> Iterator[str]:
@@ -220,17 +235,6 @@ def _kind(cfg: RunConfig) -> Iterator[str]:
         yield "optim.kind=offload has no float64; use precision=float32 or optim=adam"
 
 
-def _sharing(cfg: RunConfig) -> Iterator[str]:
-    lanes, topology = cfg.shuffle.lanes, cfg.topology
-    consumers = topology.shard * topology.dp
-    ranks = f"topology.shard={topology.shard} x topology.dp={topology.dp}"
-    if lanes % consumers:
-        possible = ", ".join(str(n) for n in range(1, lanes + 1) if lanes % n == 0)
-        yield (f"shuffle.lanes={lanes} cannot be shared out to {ranks} ranks; shard x dp can be {possible}")
-    if cfg.batch % consumers:
-        yield f"batch={cfg.batch} is not divisible by {ranks}; nearest: {nearest(cfg.batch, consumers)}"
-
-
 def _target(cfg: RunConfig) -> Iterator[str]:
     if cfg.target_hook is not None and cfg.target_hook == cfg.hook:
         yield f"target_hook={cfg.target_hook} is hook itself; leave target_hook out to train an autoencoder"
@@ -239,6 +243,13 @@ def _target(cfg: RunConfig) -> Iterator[str]:
 
 
 def _device(cfg: RunConfig) -> Iterator[str]:
+    uses = {"optim.kind=offload": cfg.optim.kind == "offload", "llm.shard=zero3": cfg.llm.shard == "zero3"}
+    for key, other in (("optim.kind=offload", "optim=adam"), ("llm.shard=zero3", "llm.shard=tp")):
+        if uses[key] and find_spec("deepspeed") is None:
+            yield (
+                f"{key} needs the package deepspeed, which is not installed; use {other}, or "
+                "pip install 'sae-dist[gpu]'"
+            )
     if cfg.device == "cuda" and not cuda_is_here():
         yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
     if cfg.kernels == "triton":

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from sae_dist.config.run import Resolved, Single
+from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import EVALUATION, EXPORT, PLOTS
@@ -20,7 +20,8 @@ from sae_dist.evaluation.plots import plot_evaluation
 from sae_dist.evaluation.subject import Subject
 from sae_dist.evaluation.summary import device_of, encode_of, evaluate_runs, half_the_cores
 from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, load_exported
-from sae_dist.llm.fit import USABLE, memory_bytes
+from sae_dist.llm.fit import memory_bytes
+from sae_dist.llm.whole import why_no_room
 from sae_dist.metrics.evaluated import MEASURED, RECOVERY, keys
 
 TRAINED = {"step": "sae_dist_step", "tokens": "training_tokens"}
@@ -43,7 +44,7 @@ def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]
     """
     cfg = check_files(folder, asked)
     device = device_of(cfg)
-    check_fits(folder / EXPORT, cfg, device)
+    check_fits(folder / EXPORT, device)
     subject = Subject(cfg, folder, load_exported(folder / EXPORT), encode_of(cfg, device), device)
     with torch.no_grad():
         check_asked(subject)
@@ -66,19 +67,16 @@ def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]
     return summary | result
 
 
-def check_fits(export: Path, cfg: Single, device: torch.device) -> None:
-    """Check that this process can hold the dictionary, and the untrained one of the same size if asked for.
+def check_fits(export: Path, device: torch.device) -> None:
+    """Check that this process can hold the dictionary.
 
     Raises:
         ConfigError: it cannot.
     """
     weights = export / WEIGHTS
-    if not weights.is_file():
-        return  # The reader of the export names the missing file.
-    untrained = cfg.eval.baselines and cfg.sae.kind == "topk" and cfg.target_hook is None
-    needed, memory = weights.stat().st_size * (2 if untrained else 1), memory_bytes(device.type)
-    if needed > USABLE * memory:
+    # The reader of the export names a missing file.
+    if weights.is_file() and why_no_room(weights.stat().st_size, device) is not None:
         raise ConfigError(
-            f"{export} needs {gib(needed)} and there are {gib(memory)}: one process "
-            "holds the dictionary" + ("; eval.baselines=false halves that" if untrained else "")
+            f"{export} needs {gib(weights.stat().st_size)} and there are {gib(memory_bytes(device.type))}: "
+            "one process holds the dictionary"
         )

@@ -16,8 +16,8 @@ from sae_dist.evaluation.synthetic import held_out
 from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.whole import why_not_held
 from sae_dist.tokens.encoder import Encoder
 from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
@@ -86,9 +86,7 @@ class Subject:
                 raise
             # Training from a cache does not need the LLM.
             return f"the cache's language model is not on this machine: {error}"
-        if self.cfg.llm.shard != "none":
-            return why_not_whole(facts, self.cfg.llm.dtype, self.device)
-        return None
+        return why_not_held(facts, self.cfg.llm.dtype, self.device)
 
     def chunks(self, llm: FrozenLlm | None = None) -> Iterator[ActivationChunk]:
         """Yield held-out chunks, computed by this run's LLM or by another."""

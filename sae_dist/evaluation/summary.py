@@ -1,7 +1,6 @@
 """The evaluation of a run from its folder alone: at the end of training, and by `sae-dist eval`."""
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,21 +14,23 @@ from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, Single, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
+from sae_dist.core.progress import reported
 from sae_dist.core.run_folder import CONFIG, EXPORT, FINISHED, METRICS, PLOTS, SUMMARY, TRAINED, read_summary
-from sae_dist.core.types import ChunkSource
+from sae_dist.core.text import print_line
+from sae_dist.core.types import ChunkSource, LlmFacts
 from sae_dist.evaluation.ahead import ahead
 from sae_dist.evaluation.cautions import cautions
 from sae_dist.evaluation.plots import plot_density
 from sae_dist.evaluation.quality import cross_entropy as ce
-from sae_dist.evaluation.quality.measure import Evaluation, evaluate
+from sae_dist.evaluation.quality.measure import DEAD_TOKENS, Evaluation, evaluate
 from sae_dist.evaluation.subject import file_rows, llm_rows
 from sae_dist.evaluation.synthetic import evaluate_recovery, held_out
 from sae_dist.export.exported import Encode
-from sae_dist.export.saelens import export_firing_rates, load_exported
+from sae_dist.export.saelens import WEIGHTS, export_firing_rates, load_exported
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.whole import EARLY_TARGET, load_to_splice, up_to_hook, why_no_room, why_not_held
 from sae_dist.metrics.plots import plot_curves
 from sae_dist.tokens.source import held_out_tokens
 
@@ -61,8 +62,15 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
     cfg = singles[0]
     device = device_of(cfg)
     encode = encode_of(cfg, device)
+    # The reader of an export names a missing file.
+    files = [folder / EXPORT / WEIGHTS for folder in folders]
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    if (reason := why_no_room(held, device)) is not None:
+        print_line(f"not evaluated: {reason}")
+        return [_write(each, ce.no_cross_entropy(reason) | {"fvu_reason": reason}) for each in folders]
     saes = [load_exported(folder / EXPORT).to(device) for folder in folders]
-    parts = [Evaluation(each, sae, encode) for each, sae in zip(singles, saes, strict=True)]
+    twice = why_no_room(2 * held, device) is None
+    parts = [Evaluation(each, sae, encode, twice=twice) for each, sae in zip(singles, saes, strict=True)]
     started = time.monotonic()
     with torch.no_grad(), half_the_cores():
         results = _measure(cfg, parts, device, encode)
@@ -76,10 +84,9 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
     for folder, part in zip(folders, parts, strict=True):
         if part.trained.rows:
             export_firing_rates(folder / EXPORT, part.firing_rates())
-    return [
-        _write(folder, result | {"eval_seconds": seconds})
-        for folder, result in zip(folders, results, strict=True)
-    ]
+    extent = "none" if cfg.eval.tokens == 0 else "short" if cfg.eval.tokens < DEAD_TOKENS else "full"
+    own = {"eval_seconds": seconds, "eval_extent": extent}
+    return [_write(folder, result | own) for folder, result in zip(folders, results, strict=True)]
 
 
 def _write(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
@@ -124,30 +131,38 @@ def _measure_llm(
     cfg: Single, parts: Sequence[Evaluation], device: torch.device, encode: Encode
 ) -> list[dict[str, Any]]:
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
-    ce_tokens = cfg.eval.ce_tokens
-    dtype = getattr(torch, cfg.llm.dtype)
-    if cfg.llm.shard != "none" and (reason := why_not_whole(facts, cfg.llm.dtype, device)):
-        print(f"not evaluated: {reason}", file=sys.stderr)
-        return [ce.no_cross_entropy(reason) for _ in parts]
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=ce_tokens > 0)
+    if reason := why_not_held(facts, cfg.llm.dtype, device):
+        print_line(f"not evaluated: {reason}")
+        return [ce.no_cross_entropy(reason) | {"fvu_reason": reason} for _ in parts]
+    llm, why_no_ce = _load(cfg, facts, device)
     source = llm_rows(cfg, cfg.tokens, llm)
     excluded: list[int] = []
-    evaluate(parts, ahead(_rows(source, device, excluded)), cfg.eval.tokens)
+    rows = reported(_rows(source, device, excluded), len, cfg.eval.tokens, "held-out activations")
+    evaluate(parts, ahead(rows), cfg.eval.tokens)
     more = {"eval_excluded": sum(excluded), "begins": bool(facts.prefix)}
     results = [part.numbers() | more for part in parts]
-    if ce_tokens == 0 or facts.target_first:
-        early = "the LLM reaches target_hook before hook, too early to splice"
-        reason = "eval.ce_tokens=0" if ce_tokens == 0 else early
-        return [result | ce.no_cross_entropy(reason) for result in results]
+    if why_no_ce is not None:
+        return [result | ce.no_cross_entropy(why_no_ce) for result in results]
+    ce_tokens = cfg.eval.ce_tokens
     names = [f"sae {number}" for number in range(len(parts))]
     saes = {name: part.sae for name, part in zip(names, parts, strict=True)}
     acts = ce.replacements(saes, parts[0].mean(), encode, cfg.tokens.max_norm_multiple)
-    chunks = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows).open(0, None)
+    tokens = held_out_tokens(cfg.tokens, facts, seed=cfg.seed, rows=cfg.shuffle.chunk_rows).open(0, None)
+    chunks = reported(tokens, lambda each: int(each.keep_NS.sum()), ce_tokens, "tokens for cross-entropy")
     if facts.causal:
         costs = ce.cross_entropy(llm, chunks, acts, ce_tokens)
     else:
         costs = ce.embedding_cosine(llm, chunks, {name: acts[name] for name in names}, ce_tokens)
     return [result | costs[name] for name, result in zip(names, results, strict=True)]
+
+
+def _load(cfg: Single, facts: LlmFacts, device: torch.device) -> tuple[FrozenLlm, str | None]:
+    """Load the whole LLM, or only what the activations need and the reason why there is no cross-entropy."""
+    if cfg.eval.ce_tokens == 0:
+        return up_to_hook(cfg.llm, facts, device), "eval.ce_tokens=0"
+    if facts.target_first:
+        return up_to_hook(cfg.llm, facts, device), EARLY_TARGET
+    return load_to_splice(cfg.llm, facts, device)
 
 
 def _rows(source: ChunkSource, device: torch.device, excluded: list[int]) -> Iterator[Tensor]:

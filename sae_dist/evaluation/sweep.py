@@ -11,6 +11,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
 from sae_dist.core.text import columns
+from sae_dist.evaluation.axes import spanned
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
@@ -48,7 +49,7 @@ def sweep_table(folder: Path) -> str:
         writer.writeheader()
         writer.writerows(rows)
     lines = [as_text(rows), str(folder / SWEEP_TABLE)]
-    if any(row["fvu"] is not None for row in rows):
+    if any(row["fvu"] and row["l0"] for row in rows):
         plot(rows, folder / SWEEP_PLOT)
         lines.append(str(folder / SWEEP_PLOT))
     return "\n".join(lines)
@@ -127,7 +128,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot FVU against L0, a line for each width, and against width, a line for each k."""
     from matplotlib.figure import Figure
 
-    done = [row for row in rows if row["fvu"] is not None]
+    # A logarithmic axis has no place for zeros.
+    done = [row for row in rows if row["fvu"] and row["l0"]]
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, across, along, label in (
@@ -138,6 +140,8 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
             points = sorted((row[across], row["fvu"]) for row in done if row[along] == value)
             axes.plot(*zip(*points, strict=True), marker="o", label=f"{along.split('.')[-1]} {value}")
         axes.set(xlabel=label, ylabel="fraction of variance unexplained", xscale="log", yscale="log")
+        axes.set_xlim(*spanned([row[across] for row in done]))
+        axes.set_ylim(*spanned([row["fvu"] for row in done]))
         axes.grid(alpha=0.3, which="both")
         axes.legend()
     figure.savefig(path, dpi=120)

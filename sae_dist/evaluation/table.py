@@ -100,6 +100,9 @@ EXPLAINED = {
     "ce_recovered": "CE recovered",
 }
 """Numbers whose absence is reported, by key, with the label of that line."""
+SHORT = (
+    "a short evaluation, for a first look; sae-dist eval RUN eval.tokens=500k eval.ce_tokens=64k is the whole"
+)
 COSTLY = ("fvu_second_corpus", "redundancy", "probes", "absorption", "controls")
 
 
@@ -146,6 +149,8 @@ def format_table(summary: dict[str, Any]) -> str:
     lines = [f"{label:<{wide}}  {value:>{tall}}" for label, value in rows]
     lines += [f"{EXPLAINED[key]}: {why}" for key, why in missing(summary).items()]
     lines += [f"caution: {each}" for each in summary.get("cautions", [])]
+    if summary.get("eval_extent") == "short":
+        lines.append(SHORT)
     return "\n".join(lines)
 
 

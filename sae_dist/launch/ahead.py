@@ -20,6 +20,7 @@ def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:
         ConfigError: something is missing, or is not what it should be.
     """
     check_place(cfg, kind)
+    _check_evaluation(cfg)
     if cfg.sae.start is not None:
         from sae_dist.export.names import start_folder
 
@@ -40,6 +41,19 @@ def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:
         hooks |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
         check_ahead(cfg.llm, hooks, cfg.tokens.context)
         _check_text(cfg)
+
+
+def _check_evaluation(cfg: RunConfig) -> None:
+    """Check the files that `sae-dist eval` will read, if the config names any."""
+    if cfg.eval.corpus and cfg.has_llm:
+        from sae_dist.tokens.text_files import text_files
+
+        text_files(Path(cfg.eval.corpus).expanduser(), f"eval.corpus={cfg.eval.corpus}")
+    if cfg.eval.probes:
+        from sae_dist.evaluation.asked import PYTHON, labelled_file
+
+        if cfg.eval.probes != PYTHON:
+            labelled_file(cfg.eval.probes)
 
 
 def _check_text(cfg: RunConfig) -> None:

@@ -6,12 +6,14 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sae_dist.config.grid import VARIES
 from sae_dist.config.run import RunConfig, register
 from sae_dist.config.secrets import check_secrets
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import first_line
+from sae_dist.launch.option_errors import in_words
 from sae_dist.launch.options import conf_folders, data_folder
 from sae_dist.launch.overrides import for_several, parse, type_in_words
 
@@ -58,7 +60,9 @@ def _compose(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(data_folder("conf").resolve()), version_base="1.3"):
             return hydra_compose("train", overrides=lines)
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        if (line := in_words(error)) is not None:
+            raise ConfigError(line) from None
         raise _explain(error, parsed) from None
 
 

@@ -17,13 +17,7 @@ from sae_dist.config.run import Resolved, RunConfig, Single, load_config, save_c
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.owner import Owner, claim, refuse_owned
-from sae_dist.core.run_folder import (
-    CHECKPOINTS,
-    LATEST,
-    PROVENANCE,
-    SUMMARY,
-    WRITTEN,
-)
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST, PROVENANCE, SUMMARY, TRAINED, WRITTEN, status
 from sae_dist.launch.folder_kind import RUN, FolderKind, check_space
 from sae_dist.launch.identity import Identity, check_identity, write_identity
 from sae_dist.launch.provenance import provenance
@@ -195,6 +189,7 @@ def _needs_resume(cfg: Resolved, folder: Path, kind: FolderKind) -> str:
         what = f"was begun with train_tokens={begun.train_tokens}"
     elif kind is RUN:
         what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
+        what = "is trained, and not evaluated yet" if status(folder) == TRAINED else what
         how = f"with sae-dist resume {folder}"
     return f"{folder} {what}; continue {how}, or choose another name="
 

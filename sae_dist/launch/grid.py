@@ -1,14 +1,16 @@
 """The end of a grid: every dictionary exported and evaluated, one table, and what one stream saved."""
 
+import os
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.counts import format_count
 from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
-from sae_dist.core.text import columns
+from sae_dist.core.text import columns, print_line
 
 EVALUATED_BYTES = 4 << 30
 """Of exports at once: each needs about twice its size, as the untrained dictionary stands beside it."""
@@ -38,6 +40,13 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
         if status(each) == TRAINED:
             export_run(each)
             by_hook.setdefault(member.hook, []).append(each)
+    number = sum(map(len, by_hook.values()))
+    if number:
+        extent = f"on {format_count(cfg.eval.tokens)} held-out activations" if cfg.eval.tokens else "(off)"
+        print_line(
+            f"trained; {number} exports written below {os.path.relpath(folder)}; evaluation {extent}; "
+            "Ctrl-C is safe, sae-dist resume goes on"
+        )
     for folders in by_hook.values():
         for together in batches(folders):
             evaluate_runs(together)
@@ -45,7 +54,7 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
     for each in member_folders(cfg, folder):
         summary = read_summary(each)
         found[each.name] = {key: summary.get(key) for key in ("status", "reason", *(c[1] for c in COLUMNS))}
-        found[each.name] |= {"stream_seconds": summary.get("stream_seconds")}
+        found[each.name] |= {key: summary.get(key) for key in ("stream_seconds", "fvu_reason", "ce_reason")}
     if all(each["status"] == DIVERGED for each in found.values()):
         reasons = {each["reason"] for each in found.values()}
         raise NumericsError(f"every dictionary of {folder} was given up: {min(reasons)}")
@@ -101,6 +110,9 @@ def format_grid(result: dict[str, Any]) -> str:
         lines.append([name, *cells])
     table = columns(lines)
     table += [f"{name}: given up: {each['reason']}" for name, each in found.items() if each["reason"]]
+    for label, key in (("FVU", "fvu_reason"), ("CE recovered", "ce_reason")):
+        reasons = dict.fromkeys(each.get(key) for each in found.values() if each.get(key))
+        table += [f"{label}: not measured ({reason})" for reason in reasons]
     if result["cost"]:
         table.append(
             "one stream for all: {stream_seconds:.0f} s for the activations and {dictionary_seconds:.0f} s "

@@ -17,6 +17,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.launch.folder_kind import FolderKind
 from sae_dist.launch.freeze import Frozen, freeze
 from sae_dist.launch.identity import identity_of
+from sae_dist.launch.length import with_open
 from sae_dist.launch.settle import settle
 from sae_dist.launch.start import Role, start
 
@@ -63,7 +64,7 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
         )
     look_ahead(cfg, _cache_folder())
     name = cfg.name
-    settled = settle(cfg)
+    settled = settle(with_open(cfg, _cache_folder().config))
     resolved = settled.cfg
     validate(resolved)
     _check_devices(resolved, ranks, world_size)

@@ -1,5 +1,6 @@
 """The steps of `sae-dist train`: compose -> facts -> resolve -> validate -> freeze -> start -> evaluate."""
 
+import dataclasses
 import os
 import signal
 import socket
@@ -8,19 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sae_dist.config.counts import format_count
 from sae_dist.config.grid import member_folders, run_of, varied
+from sae_dist.config.needs import evaluation_tokens
 from sae_dist.config.rules.sharding import world_size_of
-from sae_dist.config.run import load_config
-from sae_dist.config.validate import validate
-from sae_dist.core.errors import ConfigError, Preempted
+from sae_dist.config.run import Resolved, load_config
+from sae_dist.config.validate import get, validate
+from sae_dist.core.errors import ConfigError, DataError, Preempted, SaeDistError
 from sae_dist.core.owner import claim
 from sae_dist.core.place import launched
-from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.progress import clock, waiting
+from sae_dist.core.run_folder import CONFIG, EXPORT, read_summary
+from sae_dist.core.text import print_line
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.folder_kind import RUN, is_finished
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze
 from sae_dist.launch.identity import caution, check_identity, identity_of
-from sae_dist.launch.length import as_begun, with_length
+from sae_dist.launch.length import OPEN, as_begun, frozen_of, with_length
 from sae_dist.launch.settle import (
     Settled,
     check_devices,
@@ -39,6 +44,20 @@ def train_command(overrides: list[str]) -> None:
         SaeDistError: see `core.errors`; wrong input leaves nothing behind.
     """
     start(lambda world_size: prepare(overrides, world_size), TRAIN, finish)
+
+
+def forecast_command(overrides: list[str]) -> None:
+    """Check a run as `train_command` does, and print what it needs; nothing is written or started.
+
+    Raises:
+        ConfigError: the input is wrong.
+    """
+    from sae_dist.launch.forecast import forecast
+
+    settled = checked(overrides, None)
+    if settled.note:
+        print(settled.note, file=sys.stderr)
+    print(forecast(settled))
 
 
 def resume_command(folder: Path) -> None:
@@ -62,12 +81,15 @@ def _train_rank(folder: Path) -> None:
 TRAIN = Role("train", lambda folder: world_size_of(load_config(folder / CONFIG)), _train_rank)
 
 
-def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Frozen:
+def prepare(
+    overrides: list[str], world_size: int | None, *, submitted: bool = False, foretell: bool = False
+) -> Frozen:
     """Check everything that can be checked before a process starts, then freeze the run folder.
 
     Args:
         world_size: ranks that a launcher started; None: this command starts its own.
         submitted: the run will start on a cluster.
+        foretell: print what the run needs.
 
     Raises:
         ConfigError: the input is wrong; nothing was written.
@@ -84,6 +106,10 @@ def prepare(overrides: list[str], world_size: int | None, *, submitted: bool = F
     )
     if settled.note:
         print(settled.note, file=sys.stderr)
+    if foretell:
+        from sae_dist.launch.forecast import forecast
+
+        print(forecast(settled))
     if frozen.finished:
         tell_finished(frozen.folder)
     return frozen
@@ -96,10 +122,21 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
         ConfigError: the input is wrong.
     """
     cfg = for_cluster(composed(overrides)) if submitted else composed(overrides)
-    validate(cfg, world_size, submitted=submitted)
+    begun = frozen_of(cfg, CONFIG) is not None
+    validate(cfg, world_size, submitted=submitted, again=True, begun=begun)
     look_ahead(cfg)
-    settled = with_length(settle(as_begun(cfg, CONFIG), submitted=submitted), cfg.train_tokens)
-    validate(settled.cfg, world_size, submitted=submitted)
+    with waiting("loading torch, and reading what the config names"):
+        settled = settle(as_begun(cfg, CONFIG), submitted=submitted)
+        if cfg.name is None:
+            # Its default name may be that of a folder that another topology began.
+            named = dataclasses.replace(cfg, name=settled.cfg.name)
+            begun, there = frozen_of(named, CONFIG) is not None, as_begun(named, CONFIG)
+            if any(get(there, key) not in (None, get(settled.cfg, key)) for key in OPEN):
+                settled = settle(there, submitted=submitted)
+        settled = with_length(settled, cfg.train_tokens)
+    validate(
+        settled.cfg, world_size, submitted=submitted, expansion=cfg.sae.expansion, again=True, begun=begun
+    )
     for each in settled.members:
         # Knows nothing of other groups of consumers: how many ranks there are is no matter of its own.
         validate(each, submitted=submitted)
@@ -151,14 +188,15 @@ def finish(folder: Path) -> None:
     """Export the newest checkpoint, evaluate the export, print the table; all dictionaries of a grid.
 
     Raises:
-        Preempted: SIGTERM or SIGUSR2 asked to stop.
+        Preempted: a signal asked to stop.
+        SaeDistError: the export cannot be written, or what it is evaluated on is gone.
     """
     from sae_dist.evaluation.summary import evaluate_run
     from sae_dist.evaluation.table import format_table
     from sae_dist.train.export import export_run, publish_run
 
     cfg = load_config(folder / CONFIG)
-    with stopping_on_request(folder):
+    with stopping_on_request(folder), keeping_what_was_trained(folder):
         caution(cfg, folder)
         if varied(cfg):
             from sae_dist.launch.grid import finish_grid
@@ -166,10 +204,33 @@ def finish(folder: Path) -> None:
             table = finish_grid(cfg, folder)
         else:
             export_run(folder)
+            print_line(before_evaluation(cfg, folder))
             table = format_table(evaluate_run(folder))
         for each in member_folders(cfg, folder):
             publish_run(each)
     print(f"{os.path.relpath(folder)}\n{table}")
+
+
+def before_evaluation(cfg: Resolved, folder: Path) -> str:
+    """Say what was done, what comes now and for how long by the speed of training, and that it may stop."""
+    done = f"trained; export written to {os.path.relpath(folder / EXPORT)}"
+    if cfg.eval.tokens == 0:
+        return f"{done}; no evaluation (eval.tokens=0)"
+    rate = read_summary(folder).get("tokens_per_second")
+    about = f", about {clock(evaluation_tokens(cfg) / rate)}" if rate else ""
+    rows = format_count(cfg.eval.tokens)
+    return f"{done}; evaluating {rows} held-out activations{about}; Ctrl-C is safe, sae-dist resume goes on"
+
+
+@contextmanager
+def keeping_what_was_trained(folder: Path) -> Iterator[None]:
+    """Turn an error of the input into one that says what is there: a run that was trained is not refused."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        raise SaeDistError(
+            f"{folder} is trained, and not evaluated: {error}; when that is mended: sae-dist resume {folder}"
+        ) from error
 
 
 @contextmanager
@@ -177,9 +238,13 @@ def stopping_on_request(folder: Path) -> Iterator[None]:
     """Stop at once when a signal asks to: after training nothing is left to save."""
 
     def stop(_number: int, _frame: object) -> None:
-        raise Preempted(f"stopped after training as asked. Evaluate it: sae-dist resume {folder}")
+        raise Preempted(
+            f"stopped after training as asked; the checkpoint and what was exported are kept. Evaluate it: "
+            f"sae-dist resume {folder}"
+        )
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ from sae_dist.config.grid import captured
 from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
+from sae_dist.config.rules.sharing import default_lanes
 from sae_dist.config.run import Resolved, RunConfig, Single, parse_counts
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.place import launched, place
@@ -28,6 +29,7 @@ class Settled:
         members: configs of a grid's dictionaries; empty for another run.
         widths: width of the rows that each of `members` reads.
         note: how hooks' names were translated; None: they were not.
+        facts: of the LLM; None if there is none.
     """
 
     cfg: Resolved
@@ -35,6 +37,7 @@ class Settled:
     members: tuple[Single, ...] = ()
     widths: tuple[int, ...] = ()
     note: str | None = None
+    facts: "LlmFacts | None" = None
 
     @classmethod
     def of(
@@ -55,8 +58,8 @@ class Settled:
 
                 check_start(each, each.sae.start, its)
         if not resolved.is_grid:
-            return cls(resolved, columns, note=note)
-        return cls(resolved, columns, tuple(found), widths, note)
+            return cls(resolved, columns, note=note, facts=facts)
+        return cls(resolved, columns, tuple(found), widths, note, facts)
 
 
 def check_restarts() -> None:
@@ -122,7 +125,7 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
         from sae_dist.transport.file import FileChunkSource, open_array
 
         array = open_array(cfg.activations.path or "", cfg.activations.key)
-        lanes, rows = cfg.shuffle.lanes, cfg.shuffle.chunk_rows
+        lanes, rows = cfg.shuffle.lanes or default_lanes(cfg), cfg.shuffle.chunk_rows
         source = FileChunkSource(array, lanes=lanes, rows=rows, seed=0, held_out=False, dtype=torch.float32)
         cfg.shuffle.chunk_rows = source.rows
         note = in_passes(f"activations.path={cfg.activations.path}", source.passes(cfg.train_tokens))

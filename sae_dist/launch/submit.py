@@ -34,7 +34,7 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
         ConfigError: the input is wrong, or Slurm rejected the job; nothing is left behind.
     """
     check_slurm(only_write)
-    frozen = prepare(overrides, None, submitted=True)
+    frozen = prepare(overrides, None, submitted=True, foretell=only_write)
     if frozen.finished:
         return
     try:

@@ -88,7 +88,7 @@ def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[SweepRun]
                 f"sae.k has several values, and is not read with sae.kind={cfg.sae.kind}; "
                 "use sae=topk, or leave it out"
             )
-        validate(for_cluster(cfg) if submitted else cfg, submitted=submitted)
+        validate(for_cluster(cfg) if submitted else cfg, submitted=submitted, again=True)
         look_ahead(dataclasses.replace(cfg, name=None))
     base = configs[0]
     sweep = base.name or "sweep_" + "_".join(key.split(".")[-1] for key in keys)

@@ -10,8 +10,10 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from sae_dist.config.counts import parse_count
-from sae_dist.config.run import RunConfig
+from sae_dist.config.needs import evaluation_tokens
+from sae_dist.config.run import Resolved, RunConfig
 from sae_dist.core.files import write_text
+from sae_dist.core.progress import clock
 from sae_dist.core.run_folder import METRICS
 from sae_dist.core.text import print_line
 from sae_dist.metrics.alerts import Alerts
@@ -53,7 +55,8 @@ def make_sinks(
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
     """Make one console for all dictionaries that are trained together."""
-    console = ConsoleSink(parse_count(cfg.train_tokens, "train_tokens"), resume_step * cfg.batch)
+    after = evaluation_tokens(cfg) if isinstance(cfg, Resolved) else 0
+    console = ConsoleSink(parse_count(cfg.train_tokens, "train_tokens"), resume_step * cfg.batch, after)
     return console if dictionaries == 1 else GridConsole(console)
 
 
@@ -91,12 +94,19 @@ class ConsoleSink:
     """A progress bar on stderr; plain lines, ten seconds apart, if stderr is not a terminal.
 
     Once a minute, a run with producers prints how long they and the consumers waited for each other.
+
+    Args:
+        total_tokens: of the whole run.
+        start_tokens: trained on before this start. The first row of a continued run has waited for lanes that
+            were read again, so that the time left is estimated from there on.
+        after_tokens: tokens that take about as long as what follows training.
     """
 
-    def __init__(self, total_tokens: int, start_tokens: int):
-        self._total = total_tokens
+    def __init__(self, total_tokens: int, start_tokens: int, after_tokens: int = 0):
+        self._total, self._after = total_tokens, after_tokens
         self._started = time.monotonic()
         self._start_tokens = start_tokens
+        self._continued = start_tokens > 0
         self._last_line = -math.inf
         self._unprinted: list[dict[str, Any]] | None = None
         self._waits, self._waits_since = dict.fromkeys(WAITS, 0.0), self._started
@@ -112,6 +122,9 @@ class ConsoleSink:
     def show(self, rows: list[dict[str, Any]]) -> None:
         """Print one line, or move the bar once, for rows of one step."""
         self._say_waits(rows[0])
+        if self._continued:
+            self._continued, self._started = False, time.monotonic()
+            self._start_tokens = rows[0]["tokens"]
         if self._bar is not None:
             self._bar.set_postfix_str(_quality(rows), refresh=False)
             self._bar.update(rows[0]["tokens"] - self._bar.n)
@@ -142,16 +155,22 @@ class ConsoleSink:
         rows, self._unprinted, self._last_line = self._unprinted, None, time.monotonic()
         assert rows is not None
         row = rows[0]
-        done = row["tokens"] - self._start_tokens
-        left_s = (time.monotonic() - self._started) / max(done, 1) * (self._total - row["tokens"])
         rate = row.get("perf/tokens_per_second")
         print(
             f"step {row['step']}  tokens {row['tokens']:,} of {self._total:,}  "
             + (f"{rate:,.0f} tok/s  " if rate else "")
-            + f"ETA {_clock(left_s)}  {_quality(rows)}",
+            + f"{self._time_left(row['tokens'])}{_quality(rows)}",
             file=sys.stderr,
             flush=True,
         )
+
+    def _time_left(self, tokens: int) -> str:
+        """Estimate the time to the end, that of the evaluation included; empty: nothing to go by yet."""
+        done, left = tokens - self._start_tokens, self._total - tokens + self._after
+        if done <= 0:
+            return ""
+        seconds = (time.monotonic() - self._started) / done * left
+        return f"ETA {clock(seconds)}{' with evaluation' if self._after else ''}  "
 
 
 class GridConsole:
@@ -192,7 +211,3 @@ def _quality(rows: list[dict[str, Any]]) -> str:
         if ends:
             words.append(f"{word} " + " to ".join(f"{value:{form}}" for value in ends))
     return " ".join(words)
-
-
-def _clock(seconds: float) -> str:
-    return tqdm.format_interval(max(seconds, 0.0))

@@ -5,14 +5,20 @@ import sys
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.core.text import gib
+from sae_dist.core.types import LlmFacts
+from sae_dist.train.end import left_out
 from sae_dist.train.state import Run
 
 MEAN_SHARE = 0.5
 """The mean's share of the squared norm above which FVU is a fifth higher than with the mean subtracted."""
 
 
-def announce(runs: list[Run]) -> None:
-    """Print what was chosen, once, before the first step."""
+def announce(runs: list[Run], facts: LlmFacts | None) -> None:
+    """Print what was chosen, and what will not be measured, once, before the first step.
+
+    Args:
+        facts: of the LLM; None if there is none.
+    """
     first, cfg = runs[0], runs[0].cfg
     print(
         f"{first.folder if len(runs) == 1 else first.folder.parent}\n  {first.topology.describe()}; "
@@ -32,7 +38,12 @@ def announce(runs: list[Run]) -> None:
     print(f"  {memory_in_words(runs)}", file=sys.stderr)
     if cfg.metrics.telemetry_s is not None:
         gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
-        print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr, flush=True)
+        print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr)
+    for line in left_out(
+        [run.cfg for run in runs], [width_of_rows(run) for run in runs], facts, first.device
+    ):
+        print(f"  {line}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 def mean_in_words(share: float) -> str:
@@ -49,7 +60,10 @@ def memory_in_words(runs: list[Run]) -> str:
     waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
     parts = (sum(each.dictionary for each in held), sum(waiting.values()))
     dictionary, rows = (gib(count, 2) for count in parts)
-    said = f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations that wait"
+    said = (
+        f"each consumer holds {dictionary} of dictionary and optimizer, {rows} of activations in the "
+        "shuffle buffer"
+    )
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
         copy = gib(copies / runs[0].topology.num_consumers, 2)

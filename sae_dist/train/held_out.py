@@ -18,13 +18,13 @@ from torch import Tensor
 from sae_dist.config.grid import captured
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.types import ChunkSource, LlmFacts, Precision, TokenChunk
+from sae_dist.core.types import ChunkSource, Precision, TokenChunk
 from sae_dist.distributed.mesh import Topology
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.llm.next_token import losses, sparing_outliers, targets
+from sae_dist.llm.whole import why_not_spliced
 from sae_dist.tokens.source import held_out_tokens
 from sae_dist.transport.file import FileChunkSource, open_array
 from sae_dist.transport.ground_truth import GroundTruth
@@ -174,7 +174,7 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
     hook, more = captured(cfg)
     facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
     whole = cfg.eval.ce is not None
-    if whole and (reason := why_not_spliced(cfg, facts, device)):
+    if whole and (reason := why_not_spliced(cfg.llm, facts, device)):
         raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
     uncompiled = dataclasses.replace(cfg.llm, compile=False)
     dtype = getattr(torch, cfg.llm.dtype)
@@ -191,12 +191,3 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
         if kept >= cfg.eval.ce:
             break
     return source, Splice(llm, chunks, multiple)
-
-
-def why_not_spliced(cfg: Resolved, facts: LlmFacts, device: torch.device) -> str | None:
-    """Say why the LLM's cross-entropy with replaced activations cannot be measured; None if it can."""
-    if not facts.causal:
-        return "the LLM is an encoder: it predicts no next token"
-    if facts.target_first:
-        return "the LLM reaches target_hook before hook, too early to splice"
-    return why_not_whole(facts, cfg.llm.dtype, device)

@@ -61,7 +61,7 @@ def in_words(cfg: Resolved, held: int, llm: int, room: int, fits: list[str], rea
         room: bytes of memory that this rank has.
         fits: overrides, each of which alone would fit.
     """
-    parts = f"{gib(held, 2)} of dictionary, optimizer and waiting activations"
+    parts = f"{gib(held, 2)} of dictionary, optimizer and shuffle buffer"
     if llm:
         parts += f" and {gib(llm, 2)} of language model"
     half = f"batch={cfg.batch // 2}, or shuffle.chunk_rows={max(cfg.shuffle.chunk_rows // 2, 1)}"

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from sae_dist.config.grid import member_folders, shared_out
 from sae_dist.config.run import Resolved, load_config
 from sae_dist.core.errors import NumericsError, Preempted, TransportError
 from sae_dist.core.place import place
+from sae_dist.core.progress import waiting
 from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, status
 from sae_dist.core.types import ChunkSource
 from sae_dist.distributed import runtime
@@ -93,15 +95,18 @@ def run_role(rank: Rank) -> None:
 
 def consume(rank: Rank) -> None:
     """Build what this group of consumers trains, train it, and wait for the other groups."""
-    chunks = build_chunks(rank)
+    leads = rank.topology.leads
+    with waiting("loading the language model") if leads else nullcontext():
+        chunks = build_chunks(rank)
     folders = unfinished(rank)
     if folders:
         rank.watch.measure(rank.cfg, rank.topology, rank.device)
-    runs = build_runs(rank, folders, chunks)
+    with waiting("computing the first activations") if leads else nullcontext():
+        runs = build_runs(rank, folders, chunks)
     if runs:
         rank.control.step = lambda: runs[0].progress.step
     try:
-        train_and_summarise(runs, chunks, in_grid=rank.cfg.is_grid)
+        train_and_summarise(rank, runs, chunks)
     except Preempted:
         await_groups(rank, "stopped")
         raise
@@ -151,13 +156,13 @@ def unfinished(rank: Rank) -> list[Path]:
     return [each for each in folders if status(each) != DIVERGED]
 
 
-def train_and_summarise(runs: list[Run], chunks: ChunkSource, *, in_grid: bool) -> None:
+def train_and_summarise(rank: Rank, runs: list[Run], chunks: ChunkSource) -> None:
     """Train to the end, and write the summary of each dictionary that came there."""
     if runs and runs[0].topology.leads:
-        announce(runs)
+        announce(runs, rank.facts)
     trained_before = [run.progress.step == run.steps and (run.folder / SUMMARY).exists() for run in runs]
     try:
-        trained = train(runs, in_grid=in_grid)
+        trained = train(runs, in_grid=rank.cfg.is_grid)
         for run, before in zip(runs, trained_before, strict=True):
             if run in trained and not before:
                 write_summary(run)

@@ -1,7 +1,7 @@
 """Checks the stream between two processes, and compares its speed with bare sends of the same bytes.
 
-    torchrun --nproc-per-node 2 -m sae_dist.transport.check --device cuda     two GPUs, NCCL
-    torchrun --nproc-per-node 2 -m sae_dist.transport.check --device cpu      gloo
+    sae-dist check --device cuda                                              two GPUs of this machine, NCCL
+    torchrun --nproc-per-node 2 -m sae_dist.transport.check --device cuda     the same; or --device cpu, gloo
 
 Rank 1 produces and rank 0 consumes: order and contents of every chunk are compared with what was sent.
 Over NCCL this has not been run yet.
@@ -135,19 +135,28 @@ def check(options: argparse.Namespace) -> None:
     runtime.finish()
 
 
-def main() -> int:
-    """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m sae_dist.transport.check", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+def options_of(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Read the options of the check; None: those of this process."""
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--chunks", type=int, default=400, help="at least 16")
     parser.add_argument("--rows", type=int, default=1024, help="activations of a chunk")
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--timeout-s", type=float, default=60.0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.chunks < 2 * WARM_UP:
         parser.error(f"--chunks {options.chunks} is too few; give {2 * WARM_UP} or more")
+    for name in ("rows", "width"):
+        if getattr(options, name) < 1:
+            parser.error(f"--{name} {getattr(options, name)} must be greater than 0")
+    return options
+
+
+def main() -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m sae_dist.transport.check", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    options = options_of(parser, None)
     try:
         check(options)
     except SaeDistError as error:

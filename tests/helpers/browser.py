@@ -102,10 +102,18 @@ def watched():
 MEASURE = """<script>onload = () => {
   const wide = [...document.querySelectorAll("body *")].filter(each =>
     !each.closest(".scroll, pre, svg") && each.getBoundingClientRect().right > innerWidth + 1);
+  const leaves = each => {
+    const range = document.createRange();
+    range.selectNodeContents(each);
+    const right = each.getBoundingClientRect().right;
+    return Math.max(0, ...[...range.getClientRects()].map(line => line.right - right));
+  };
+  const lines = [...document.querySelectorAll("article.latent .text, article.latent code")].map(leaves);
   parent.postMessage({
     width: innerWidth,
     scroll: document.documentElement.scrollWidth,
     wide: wide.slice(0, 5).map(each => each.outerHTML.slice(0, 80)),
+    out: lines.filter(by => by > 1).length,
     title: document.title,
     sections: [...document.querySelectorAll("section")].map(each => each.id),
     latents: document.querySelectorAll("article.latent").length,

@@ -81,10 +81,10 @@ TABLE = [
     ("llm=gtp2", "llm=gtp2", "embedded, hf, minilm"),
     ("--batch=3", "--batch", "key"),
     ("sae.num_latents=64 sae.k=65", "sae.k=65", "at most 64"),
-    ("sae.num_latents=24577 topology.shard=2", "sae.num_latents=24577", "24576 or 24578"),
+    ("sae.num_latents=24577 topology.shard=2", "sae.num_latents=24577", "use sae.num_latents=24576"),
     ("sae.num_latents=64 sae.expansion=2", "sae.expansion=2", "give one"),
-    ("topology.shard=7", "topology.shard=7", "1, 2, 4, 8"),
-    ("batch=513 topology.dp=2", "batch=513", "512 or 514"),
+    ("topology.shard=7", "topology.shard=7", "use shuffle.lanes=7 batch=511 sae.num_latents="),
+    ("batch=513 topology.dp=2", "batch=513", "use batch=512"),
     ("topology.producers=9", "topology.producers=9", "at most 8"),
     ("train_tokens=100", "train_tokens=100", "batch=512"),
     ("optim.beta1=1", "optim.beta1=1", "below 1"),
@@ -152,6 +152,8 @@ TABLE = [
     ("eval.every=1k eval.rows=0", "eval.rows=0", "greater than 0"),
     ("eval.every=1k eval.rows=9M", "eval.rows=9000000", "use at most"),
     ("eval.ce=1k", "eval.ce=1000", "give eval.every"),
+    ("eval.corpus={inputs}/nowhere", "eval.corpus=", "folder of text"),
+    ("eval.probes={inputs}/nowhere.jsonl", "eval.probes=", "text and label, or python"),
     ("eval.every=1k eval.ce=1k activations=synthetic", "eval.ce=1000", "leave it out"),
     ("eval.every=1k eval.ce=1k grid.hook=[layers.0,layers.1]", "eval.ce=1000", "leave eval.ce out"),
     (
@@ -199,7 +201,7 @@ def test_other_commands(line, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["sae.num_latents=24577", "topology.shard=2"], "24576 or 24578"),
+        (["sae.num_latents=24577", "topology.shard=2"], "use sae.num_latents=24576"),
         (["tokens.path=nowhere"], "nowhere does not exist"),
         (["activations=file", "activations.path=nowhere.npy", "topology.shard=2"], "nowhere.npy"),
     ],

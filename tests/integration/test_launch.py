@@ -127,7 +127,7 @@ def test_ranks_stopped_before_they_can_save_are_preempted(tmp_path):
     assert process.poll() == 75 and "Go on: sae-dist resume outputs/run" in err, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_after_training_is_obeyed_and_the_handlers_come_back(number):
     before = signal.getsignal(number)
     with (

@@ -89,7 +89,7 @@ def test_a_browser_shows_all_of_it_and_nothing_is_wider_than_the_window(page, tm
     seen = measured(page, tmp_path, (390, 1280))
     assert sorted(each["width"] for each in seen) == [390, 1280]
     for each in seen:
-        assert each["scroll"] <= each["width"] and each["wide"] == []
+        assert each["scroll"] <= each["width"] and each["wide"] == [] and each["out"] == 0
         assert set(each["sections"]) == SECTIONS and each["latents"] == 30
         assert each["contexts"] > 100 and each["scripts"] == 1
         assert each["title"] == f"{NAME} – sae_dist report"

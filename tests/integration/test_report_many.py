@@ -112,7 +112,7 @@ def test_a_row_for_each_dictionary_of_a_grid(page, grid):
         its = summary["dictionaries"][row[1]]
         assert row[2:] == [
             "finished", *map(str, values), f"{its['fvu']:.4f}", f"{its['l0']:.1f}", "–",
-            f"{its['ce_recovered']:.1%}", f"{its['lr']:.2e}", "7,680",
+            f"{its['ce_recovered']:.2%}", f"{its['lr']:.2e}", "7,680",
         ]  # fmt: skip
     assert f"{summary['cost']['share']:.0%}" in text and "batch 768; adam; seed 0" in text
     assert f"<code>sae-dist report outputs/grid/{member(64, 4, 0)}</code> and so on makes them" in text

@@ -5,6 +5,10 @@ import re
 import subprocess
 import sys
 
+import pytest
+
+from sae_dist import cli
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 CHECK = ["-m", "sae_dist.transport.check", "--device", "cpu", "--rows", "256", "--width", "128"]
 
@@ -26,3 +30,26 @@ def test_order_contents_and_speed():
 def test_one_process_is_too_few():
     done = checked(1)
     assert done.returncode != 0 and "start two, with torchrun --nproc-per-node 2" in done.stderr
+
+
+def test_the_command_starts_both_processes(tmp_path, capfd, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["check", "--rows", "64", "--width", "32", "--chunks", "32"]) == 0
+    assert "32 chunks of 0.00 MB over gloo: all in order and equal" in capfd.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--chunks 3", "--chunks 3 is too few; give 16 or more; see sae-dist check --help"),
+        ("--rows 0", "--rows 0 must be greater than 0"),
+        ("--devise cpu", "unrecognized arguments: --devise cpu"),
+        ("--device cuda", "--device cuda: the check needs 2 GPUs and finds"),
+    ],
+)
+def test_wrong_options_are_one_line(words, says, capfd, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert cli.main(["check", *words.split()]) == 2
+    err = capfd.readouterr().err
+    assert says in err and err.count("\n") == 1

@@ -4,11 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.rules.sharing import DEFAULT_LANES
 from sae_dist.core.errors import ConfigError
 
 WORDS = ("ours", "saelens", "sparsify", "sparsify_adam", "dictionary_learning")
-LANES = RunConfig().shuffle.lanes
+LANES = DEFAULT_LANES
 CHUNK_ROWS = 128
 """Rows per chunk of our run: small, so that few rows lie unread ahead of the last one. The file is shuffled
 as a whole, so this changes nothing else."""

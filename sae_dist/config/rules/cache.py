@@ -13,7 +13,7 @@ from sae_dist.core.errors import ConfigError
 LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.packed", "llm.random_init")
 """Fields of the LLM that its activations depend on. `llm.trust_remote_code` is left out: whether code that
 comes with a model may run is never read from a downloaded file."""
-LEFT_OPEN = ("llm.dtype", "tokens.context", "hook")
+LEFT_OPEN = ("llm.dtype", "tokens.context", "hook", "shuffle.lanes")
 """Keys whose null means open; for the others null is a value like any."""
 OTHER_KEYS = ("hook", "target_hook", "seed", "shuffle.lanes", "shuffle.chunk_rows")
 
@@ -88,9 +88,10 @@ def check_length(cfg: RunConfig, chunks: int) -> None:
     Raises:
         ConfigError: the cache is too short; the message says how long a run it has room for.
     """
-    given, rows = cfg.shuffle.block_chunks, cfg.steps * cfg.batch
-    sizes = {"lanes": cfg.shuffle.lanes, "chunk_rows": cfg.shuffle.chunk_rows}
-    blocks = [given] if given else range(block_of(cfg), 0, -1)
+    given, rows, lanes = cfg.shuffle.block_chunks, cfg.steps * cfg.batch, cfg.shuffle.lanes
+    assert lanes is not None, "filled in from the manifest"
+    sizes = {"lanes": lanes, "chunk_rows": cfg.shuffle.chunk_rows}
+    blocks = [given] if given else range(block_of(cfg, lanes), 0, -1)
     needed = {block: chunks_needed(rows, block_chunks=block, **sizes) for block in blocks}
     for block in blocks:
         if needed[block] <= chunks:

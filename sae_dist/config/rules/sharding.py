@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from sae_dist.config.rules.sharing import default_lanes, senders_of
 from sae_dist.config.run import RunConfig
 
 
@@ -36,8 +37,7 @@ def sharding_problems(cfg: RunConfig) -> Iterator[str]:
     """Yield broken rules between llm.shard, its size and the topology."""
     llm, topology, lanes = cfg.llm, cfg.topology, cfg.shuffle.lanes
     shard = f"llm.shard={llm.shard}"
-    # With ZeRO-3 each rank of a group computes chunks of its own.
-    ranks = topology.producers * (llm.shard_size if llm.shard == "zero3" else 1)
+    ranks = senders_of(cfg)
     if llm.shard == "none" and llm.shard_size > 1:
         yield (
             f"llm.shard_size={llm.shard_size} with llm.shard=none: one rank holds the model; "
@@ -47,11 +47,11 @@ def sharding_problems(cfg: RunConfig) -> Iterator[str]:
         yield "llm.offload=true is read with llm.shard=zero3 only; use that, or leave llm.offload out"
     if llm.compile and llm.shard != "none":
         yield f"llm.compile=true is for a model that one rank holds; leave it out with {shard}"
-    if ranks > lanes:
+    if lanes is not None and ranks > lanes:
         size = f" x llm.shard_size={llm.shard_size}" if ranks > topology.producers else ""
         yield (
             f"topology.producers={topology.producers}{size} is more than shuffle.lanes={lanes}; "
-            f"use at most {lanes} producers or more lanes"
+            f"use at most {lanes} producers, or shuffle.lanes={default_lanes(cfg)}"
         )
     if topology.groups > 1 and not cfg.is_grid:
         yield (

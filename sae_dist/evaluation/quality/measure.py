@@ -56,8 +56,13 @@ class Evaluation:
                         first 64k rows; for topk autoencoders
     """
 
-    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode):
-        self.cfg, self.sae, self.encode = cfg, sae, encode
+    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode, *, twice: bool = True):
+        """Begin the part.
+
+        Args:
+            twice: there is room for a second dictionary of this size, the untrained one.
+        """
+        self.cfg, self.sae, self.encode, self.twice = cfg, sae, encode, twice
         self.trained = Reconstruction(sae, encode)
         self.moments: Moments | None = None
 
@@ -70,7 +75,7 @@ class Evaluation:
             self.moments = Moments(y_RE.mean(0), with_covariance=baselines)
             self.fidelity = Fidelity(y_RE.mean(0))
             self.per_token = PerToken(x_RD, y_RE)
-            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE)
+            self.baselines = Baselines(self.cfg, sae, self.encode, x_RD, y_RE, twice=self.twice)
         self.moments.add(y_RE)
         y_hat_RE = self.trained.add(x_RD, y_RE)
         self.fidelity.add(y_RE, y_hat_RE)
@@ -136,12 +141,21 @@ class Reconstruction:
 class Baselines:
     """The baselines that a dictionary is compared with, and the reasons for those that make no sense."""
 
-    def __init__(self, cfg: Resolved, sae: ExportedSae, encode: Encode, x_RD: Tensor, y_RE: Tensor):
-        self.cfg, self.sae = cfg, sae
+    def __init__(
+        self,
+        cfg: Resolved,
+        sae: ExportedSae,
+        encode: Encode,
+        x_RD: Tensor,
+        y_RE: Tensor,
+        *,
+        twice: bool = True,
+    ):
+        self.cfg, self.sae, self.twice = cfg, sae, twice
         wanted = cfg.eval.baselines
         self.linear = LeastSquares(x_RD.mean(0), y_RE.mean(0)) if wanted and sae.transcoder else None
         self.untrained: Reconstruction | None = None
-        if wanted and sae.kind == "topk" and not sae.transcoder:
+        if wanted and sae.kind == "topk" and not sae.transcoder and twice:
             self.untrained = Reconstruction(untrained_sae(cfg, sae, x_RD.mean(0)), encode)
         self.early = Moments(y_RE.mean(0), with_covariance=False)
 
@@ -170,6 +184,8 @@ class Baselines:
             result["fvu_untrained"] = float(error / self.early.deviations().sum())
         elif sae.transcoder:
             result["fvu_untrained_reason"] = "random decoder rows know nothing of a transcoder's target"
+        elif not self.twice:
+            result["fvu_untrained_reason"] = "there is no room for a second dictionary of this size"
         else:
             result["fvu_untrained_reason"] = "only topk dictionaries keep their L0 before training"
         return result

@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.progress import reported
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
@@ -21,8 +22,8 @@ from sae_dist.export.exported import Encode, ExportedSae
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_exported, load_firing_rates
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.fit import why_not_whole
 from sae_dist.llm.frozen import FrozenLlm
+from sae_dist.llm.whole import load_to_splice, up_to_hook, why_not_held
 from sae_dist.tokens.decoder import Decoder
 
 TOKENS = 100_000
@@ -87,10 +88,10 @@ def read_latents(cfg: Resolved, folder: Path) -> Latents:
 
 def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F: Tensor | None) -> Latents:
     if rate_F is None:
-        rate_F, _ = firing_rates(sae, encode, first(source.reads(), tokens))
+        rate_F, _ = firing_rates(sae, encode, counted(source, tokens))
     groups = choose(rate_F, tokens)
     chosen = [latent for group in groups for latent in group.latents]
-    firings, rows = collect(sae, encode, first(source.reads(), tokens), chosen)
+    firings, rows = collect(sae, encode, counted(source, tokens), chosen)
     decoder = Decoder(source.llm.facts) if source.llm else None
     found: dict[int, Effect] | None = None
     no_effects = source.no_effects
@@ -114,6 +115,12 @@ def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F:
         no_text=source.no_text,
         no_effects=no_effects,
     )
+
+
+def counted(source: Source, tokens: int) -> Iterator[Read]:
+    """Read the first so many held-out rows, and say how far that is."""
+    reads = first(source.reads(), tokens)
+    return reported(reads, lambda read: len(read.x_RD), tokens, "held-out activations read")
 
 
 def known_rates(export: Path, sae: ExportedSae) -> Tensor | None:
@@ -140,8 +147,10 @@ def open_source(cfg: Resolved, device: torch.device) -> Source:
         return Source(lambda: read_rows_of(held_out(cfg), device), no_text=reason, no_effects=reason)
     facts, _ = llm_facts(cfg.llm, cfg.hook, cfg.target_hook)
     no_effects = why_none(facts)
-    if cfg.llm.shard != "none" and (too_large := why_not_whole(facts, cfg.llm.dtype, device)):
+    if too_large := why_not_held(facts, cfg.llm.dtype, device):
         raise ConfigError(f"llm.name={cfg.llm.name} is not read: {too_large}")
-    dtype = getattr(torch, cfg.llm.dtype)
-    llm = FrozenLlm.load(cfg.llm, facts, device=device, dtype=dtype, with_head=no_effects is None)
+    if no_effects is None:
+        llm, no_effects = load_to_splice(cfg.llm, facts, device)
+    else:
+        llm = up_to_hook(cfg.llm, facts, device)
     return Source(lambda: read_text(cfg, facts, llm), llm=llm, no_effects=no_effects)

@@ -3,6 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from sae_dist.evaluation.axes import spanned
 from sae_dist.evaluation.report.figures import LINES, Figure, over_tokens, plain_log, svg
 from sae_dist.evaluation.report.members import LineStyle, Member, Points
 from sae_dist.evaluation.report.warn import RATE
@@ -59,6 +60,8 @@ def _frontier(axes: "Axes", series: dict[str, list[Member]]) -> None:
     axes.set(xlabel="L0: latents that fire on a token", ylabel="FVU", xscale="log", yscale="log")
     plain_log(axes.yaxis, [fvu for _, fvu in values])
     plain_log(axes.xaxis, [l0 for l0, _ in values])
+    axes.set_xlim(*spanned([l0 for l0, _ in values]))
+    axes.set_ylim(*spanned([fvu for _, fvu in values]))
     places = sorted({float(f"{l0:.3g}") for l0, _ in values})
     if all(b / a > DISTINCT for a, b in zip(places, places[1:], strict=False)):
         axes.set_xticks(places)

@@ -13,17 +13,27 @@ from sae_dist.core.run_folder import CONFIG, FINISHED, REPORT, SWEEP_TABLE, read
 from sae_dist.evaluation.report.compare import cost, deep, merged, shared, side_by_side, speeds, starts
 from sae_dist.evaluation.report.lines import NUMBERED, frontier, overlays
 from sae_dist.evaluation.report.members import Member, read_members
-from sae_dist.evaluation.report.numbers import Number, entries, kind, of_start, plain, results, shown, what
+from sae_dist.evaluation.report.numbers import (
+    FORMS,
+    Number,
+    entries,
+    kind,
+    of_start,
+    plain,
+    results,
+    shown,
+    what,
+)
 from sae_dist.evaluation.report.write import write_page
 from sae_dist.evaluation.sweep import ALWAYS, differing
 
 TEMPLATE = "many.html"
 RESULTS = (
-    ("FVU", "fvu", ".4f"),
-    ("L0", "l0", ".1f"),
-    ("dead", "dead_fraction", ".1%"),
-    ("CE recovered", "ce_recovered", ".1%"),
-    ("lr", "lr", ".2e"),
+    ("FVU", "fvu"),
+    ("L0", "l0"),
+    ("dead", "dead_fraction"),
+    ("CE recovered", "ce_recovered"),
+    ("lr", "lr"),
 )
 """Columns of the main table, after the values in which dictionaries differ."""
 OWN = ("name", "output", "resume", "grid")
@@ -71,7 +81,7 @@ def report_many(folder: Path, runs: dict[Path, Resolved]) -> Path:
         addresses=addresses,
         alone=[quoted(str(each.run.folder)) for each in alone],
         done=[quoted(str(each.run.folder)) for each in members if each.run.is_done],
-        result_heads=[label for label, _, _ in RESULTS],
+        result_heads=[label for label, _ in RESULTS],
         series=list({each.line.series: each.line for each in members}.values()),
         frontier=frontier(members),
         overlays=overlays(members),
@@ -103,16 +113,16 @@ def by_value(runs: dict[Path, Resolved]) -> dict[Path, Resolved]:
 def headline(members: list[Member]) -> list[Number]:
     """Return the few numbers that matter most."""
     found = [Number("dictionaries", str(len(members)))]
-    for label, key, form, best in (
-        ("lowest FVU, held out", "fvu", ".4f", min),
-        ("highest CE recovered", "ce_recovered", ".1%", max),
+    for label, key, best in (
+        ("lowest FVU, held out", "fvu", min),
+        ("highest CE recovered", "ce_recovered", max),
     ):
         known = {
             each.name: each.run.summary[key] for each in members if each.run.summary.get(key) is not None
         }
         if known:
             name = best(known, key=lambda name: known[name])
-            found.append(Number(f"{label}: {name}", shown(known[name], form)))
+            found.append(Number(f"{label}: {name}", shown(known[name], FORMS[key])))
     tokens = [each.run.tokens for each in members]
     each_of = "tokens for each" if min(tokens) == max(tokens) else "tokens for the one trained longest"
     return [*found, Number(each_of, shown(max(tokens), "count"))]
@@ -171,8 +181,8 @@ def cells(member: Member, keys: list[str]) -> list[str]:
         values["sae.k"] = None
     found = ["–" if values[key] is None else str(values[key]) for key in keys]
     known = {"lr": cfg.optim.lr} | {key: value for key, value in summary.items() if value is not None}
-    for _, key, form in RESULTS:
-        found.append("–" if known.get(key) is None else shown(known[key], form))
+    for _, key in RESULTS:
+        found.append("–" if known.get(key) is None else shown(known[key], FORMS[key]))
     tokens, wanted = member.run.tokens, cfg.train_tokens
     if member.run.status == "missing":
         return [*found, "–"]

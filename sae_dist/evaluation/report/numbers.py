@@ -24,6 +24,8 @@ SPEED = (
 )
 ENERGY = ("gpu_hours", "joules", "energy_joules", "joules_per_million_tokens")
 MANY = 12
+FORMS = {key: form for _, key, form, _ in RESULTS} | {"tokens": "count", "lr": ".2e"}
+"""The format of a number by its key: the same on cards and in tables."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +65,16 @@ def results(summary: dict[str, Any]) -> list[Number]:
 
 def headline(summary: dict[str, Any]) -> list[Number]:
     """Return the few numbers that matter most; a dash for what is not known."""
-    wanted = (
-        ("FVU, held out", "fvu", ".4f"),
-        ("L0", "l0", ".1f"),
-        ("CE recovered", "ce_recovered", ".1%"),
-        ("Dead latents", "dead_fraction", ".1%"),
-        ("Trained tokens", "tokens", "count"),
-    )
+    wanted = {
+        "FVU, held out": "fvu",
+        "L0": "l0",
+        "CE recovered": "ce_recovered",
+        "Dead latents": "dead_fraction",
+        "Trained tokens": "tokens",
+    }
     return [
-        Number(label, shown(summary[key], form) if summary.get(key) is not None else "–")
-        for label, key, form in wanted
+        Number(label, shown(summary[key], FORMS[key]) if summary.get(key) is not None else "–")
+        for label, key in wanted.items()
     ]
 
 

@@ -1,7 +1,7 @@
 """Held-out activations with the text that they belong to."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -63,10 +63,11 @@ def read_rows_of(source: ChunkSource, device: torch.device) -> Iterator[Read]:
 
 
 def first(reads: Iterator[Read], tokens: int) -> Iterator[Read]:
-    """Yield whole chunks until they have so many rows."""
+    """Yield the first so many rows, as the evaluation counts them; the last chunk is cut."""
     seen = 0
     for read in reads:
-        yield read
+        left = tokens - seen
         seen += len(read.x_RD)
+        yield read if seen <= tokens else replace(read, x_RD=read.x_RD[:left], place_R=read.place_R[:left])
         if seen >= tokens:
             return

@@ -62,8 +62,15 @@ def _dead(run: RunFiles) -> Iterator[Warning]:
     if share is not None and share > MANY_DEAD:
         yield Warning(
             f"{share:.0%} of the latents are dead ({of}).",
-            "Train longer, lower optim.lr or sae.num_latents, or raise sae.aux_coefficient.",
+            f"Train longer, lower optim.lr or sae.num_latents, or {_against_dead(run.cfg.sae.kind)}.",
         )
+
+
+def _against_dead(kind: str) -> str:
+    """Return the key of a kind that revives latents, or kills fewer."""
+    if kind in SELECTED:
+        return "raise sae.aux_coefficient"
+    return "raise sae.preact" if kind == "jumprelu" else "lower sae.sparsity"
 
 
 def _dense(run: RunFiles, rate_F: Tensor | None) -> Iterator[Warning]:
@@ -94,7 +101,8 @@ def _data(run: RunFiles) -> Iterator[Warning]:
     elif seen is not None and seen < DEAD_TOKENS:
         yield Warning(
             f"Only {seen:,} held-out tokens were read: rare latents look dead, and rates are rough.",
-            f"Raise eval.tokens to {DEAD_TOKENS:,} or more, or give more text.",
+            f"Raise eval.tokens to {DEAD_TOKENS:,} or more, or give more text: sae-dist eval "
+            f"{quote(str(run.folder))} eval.tokens=500k eval.ce_tokens=64k",
         )
     excluded = summary.get("eval_excluded")
     if seen and excluded and excluded > EXCLUDED * seen:

@@ -19,7 +19,7 @@ WRONG = [
     "train sae.kk=3",
     "train sae.k=0",
     "train sae.k=8,16",
-    "train topology.shard=7",
+    "train topology.shard=7 sae.num_latents=4096",
     "train hook=layers.9",
     "train hook=blocks.9.hook_resid_post",
     "train hook=layers.1:sideways",

@@ -36,13 +36,16 @@ def resolved(*overrides, facts=FACTS):
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        ("sae.num_latents=24577 topology.shard=2", "=24577 .* topology.shard=2; nearest: 24576 or 24578"),
-        ("sae.num_latents=3 sae.k=1 topology.shard=4", "nearest: 4$"),
+        ("sae.num_latents=24577 topology.shard=2", "=24577 is .* topology.shard=2; use .*=24576, or .*=1$"),
+        ("sae.num_latents=3 sae.k=1 topology.shard=4", "use sae.num_latents=4, or topology.shard=1$"),
         ("sae.num_latents=100 sae.k=101", "sae.k=101 .* use at most 100"),
         ("sae.num_latents=100 sae.aux_k=101", "sae.aux_k=101 .*100"),
-        ("topology.shard=5", "shuffle.lanes=48 .* 1, 2, 3, 4, 6, 8, 12, 16, 24, 48"),
-        ("topology.shard=3", "batch=2048 .* nearest: 2046 or 2049"),
-        ("topology.producers=49", "topology.producers=49 .* at most 48"),
+        (
+            "topology.shard=5 shuffle.lanes=48 sae.num_latents=4096",
+            "lanes=48, batch=2048 and .*=4096 are .* use .*lanes=50 batch=2045 sae.num_latents=4095, or",
+        ),
+        ("topology.shard=3", "batch=2048 .* use batch=2046, or topology.shard=2$"),
+        ("topology.producers=49 shuffle.lanes=48", "=49 .* at most 48 producers, or shuffle.lanes=96"),
         ("train_tokens=100", "train_tokens=100 .* batch=2048"),
         ("batch=1", "batch=1: the loss is divided by the variance of a batch, .* at least 2"),
         ("tokens.roles=[user]", "tokens.roles=.*user.* is not read with tokens.kind=text; use tokens=hf or"),
@@ -50,6 +53,10 @@ def resolved(*overrides, facts=FACTS):
         ("optim.warmup=0.5 optim.decay=0.6", "add up"),
         ("seed=4294967296", "seed"),
         ("sae.seed=4294967296", "sae.seed=4294967296 must be at most"),
+        (
+            "metrics.upload=true metrics.wandb=off",
+            "metrics.upload=true uploads to W&B.*use metrics.wandb=auto",
+        ),
         ("metrics.telemetry_s=0", "metrics.telemetry_s=0.0 must be greater than 0"),
         ("metrics.profile=[5]", r"metrics.profile=\[5\] must be the first step and how many"),
         ("metrics.profile=[0,3]", r"metrics.profile=\[0, 3\] must be .* metrics.profile=\[20,3\]"),

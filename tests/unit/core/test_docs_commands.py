@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 
 from sae_dist import cli
+from sae_dist.config.resolve import resolve, resolved_members
+from sae_dist.config.rules.sharing import sharing_problems
 from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.overrides import expand
 from sae_dist.launch.run import checked
+from tests.unit.config.test_config_rules import FACTS
+from tests.unit.config.test_sharing import mended
 
 ROOT = Path(__file__).parents[3]
 READ = (
@@ -95,6 +99,14 @@ CONFIGURED = [each for each in COMMANDS if each.words[0] in ("train", "harvest",
 OTHERS = [each for each in COMMANDS if each not in CONFIGURED]
 
 
+def is_shared(command: Command) -> bool:
+    """Whether a command says something about what is shared out to ranks."""
+    keys = re.compile(r"topology|sae\.num_latents|sae\.expansion|grid\.|batch|debug|experiment")
+    asks = {"--help", "--cfg"} & set(command.words)
+    mentions = len(command.words) == 1 or any(map(keys.match, command.words))
+    return command.words[0] in ("train", "submit") and not asks and mentions
+
+
 def check(command: Command, *, alone: bool) -> None:
     """Check the values of a command.
 
@@ -136,6 +148,20 @@ def test_the_command_would_start(command, elsewhere, capsys):
     if needs(command) and command.words[0] != "import":
         with pytest.raises(ConfigError):
             check(command, alone=False)
+
+
+@pytest.mark.parametrize("command", [each for each in CONFIGURED if is_shared(each)], ids=str)
+def test_the_command_would_start_on_1_to_64_ranks(command, elsewhere):
+    """Or the refusal says, in one line, with which values it would."""
+    words = [SUBSTITUTED.get(word, word) for word in command.words if "=" in word and word[0] != "-"]
+    run = compose_config(expand([each for each in words if "launcher" not in each])[0])
+    whole = resolve(run, None if not run.runs_llm else FACTS, FACTS.width)
+    for cfg in (whole, *resolved_members(whole, None if not run.runs_llm else FACTS, FACTS.width)[:1]):
+        as_written = cfg.topology.shard
+        for shard in range(1, 65):
+            cfg.topology.shard = shard
+            if problem := next(sharing_problems(cfg), None):
+                assert shard != as_written and not list(sharing_problems(mended(cfg, problem)))
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)

@@ -14,8 +14,8 @@ from sae_dist.evaluation.report.figures import curves, density
 from sae_dist.evaluation.report.files import RunFiles
 from sae_dist.evaluation.report.firing import BINS, DRAWN, LEFT, RIGHT, TOP, Context, Firing, Histogram
 from sae_dist.evaluation.report.logits import effects, why_none
-from sae_dist.evaluation.report.numbers import entries, results, speed
-from sae_dist.evaluation.report.read import Read, Text
+from sae_dist.evaluation.report.numbers import entries, headline, results, speed
+from sae_dist.evaluation.report.read import Read, Text, first
 from sae_dist.evaluation.report.warn import warnings
 from sae_dist.export.exported import ExportedSae
 from sae_dist.kernels.choose import choose_kernels
@@ -246,6 +246,42 @@ def test_dense_latents_and_wandb_are_warned_of(tmp_path):
     made.cfg.metrics.wandb = "off"
     found = [each.found for each in warnings(made, torch.tensor([0.2, 0.3, *[0.01] * 98]))]
     assert len(found) == 2 and "2 latents (2.0%) fire on more than 10%" in found[0] and "W&B" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "target", "dense", "dead"),
+    [
+        ("topk", None, "lower sae.k", "raise sae.aux_coefficient"),
+        ("matryoshka", None, "lower sae.k", "raise sae.aux_coefficient"),
+        ("relu", None, "raise sae.sparsity", "lower sae.sparsity"),
+        ("jumprelu", None, "raise sae.sparsity", "raise sae.preact"),
+        ("jumprelu", 32.0, "lower sae.target_l0 or raise sae.sparsity", "raise sae.preact"),
+    ],
+)
+def test_advice_names_keys_that_the_kind_reads(tmp_path, kind, target, dense, dead):
+    made = run(tmp_path, **GOOD | {"dead_fraction": 0.5})
+    made.cfg.sae.kind, made.cfg.sae.target_l0 = kind, target
+    advice = [each.advice for each in warnings(made, torch.full((100,), 0.2))]
+    assert len(advice) == 2 and f", or {dead}." in advice[0] and f": {dense}, or train" in advice[1]
+
+
+def test_rows_are_counted_as_the_evaluation_counts_them():
+    reads = (Read(torch.zeros(40, 2), np.arange(40), None) for _ in range(5))
+    found = list(first(reads, 100))
+    assert [len(each.x_RD) for each in found] == [len(each.place_R) for each in found] == [40, 40, 20]
+
+
+def test_a_card_has_the_digits_of_the_table():
+    summary = {
+        "dead_fraction": 0.0005,
+        "ce_recovered": 0.98131,
+        "fvu": 0.08351,
+        "l0": 31.9995,
+        "tokens": 2_000_000,
+    }
+    cards, table = headline(summary), {each.key: each.value for each in results(summary)}
+    assert [each.value for each in cards] == ["0.0835", "32.0", "98.13%", "0.05%", "2.00M"]
+    assert {each.value for each in cards[:4]} <= set(table.values())
 
 
 def test_missing_numbers_say_why(tmp_path):

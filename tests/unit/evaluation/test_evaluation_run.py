@@ -1,19 +1,25 @@
 """Evaluation from a run folder alone: dictionaries whose right numbers are known, on real activations."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae_dist.config.resolve import resolve
-from sae_dist.config.run import RunConfig, save_config
+from sae_dist.config.run import RunConfig, load_config, save_config
 from sae_dist.core.errors import ConfigError
+from sae_dist.evaluation.report.latents import open_source
 from sae_dist.evaluation.summary import evaluate_run
+from sae_dist.evaluation.table import format_table
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import export_saelens
 from sae_dist.metrics.sinks import JsonlSink
+from sae_dist.train.end import left_out
+from tests.helpers.tiny_llms import EMBEDDED
 
 
 def run_folder(folder: Path, cfg: RunConfig, sae: ExportedSae) -> Path:
@@ -58,6 +64,8 @@ def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
     assert result["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_clean"] < min(result["ce_mean_ablated"], result["ce_zero_ablated"])
     assert result["eval_tokens"] == 2048 and result["dead_fraction"] is None and result["dead_reason"]
+    assert result["eval_extent"] == "short" and "a short evaluation" in format_table(result)
+    assert "a short evaluation" not in format_table(result | {"eval_extent": "full"})
     assert json.loads((tmp_path / "summary.json").read_text()) == result
     wanted = {"tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "world_size", "status"}
     assert wanted <= set(result) and result["tokens"] == 100 and result["status"] == "finished"
@@ -139,6 +147,47 @@ def test_a_target_that_comes_before_the_input_has_no_cross_entropy_and_says_why(
     result = evaluate_run(run_folder(tmp_path, cfg, identity_transcoder(facts.width)))
     assert result["fvu"] > 0 and result["ce_recovered"] is None
     assert "target_hook before hook" in result["ce_reason"]
+
+
+def base_alone(folder: Path) -> Path:
+    """The embedded model as a fine-tuned base is saved: without its language head."""
+    model = shutil.copytree(EMBEDDED, folder / "base_alone")
+    weights = load_file(model / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("lm_head")}
+    kept = {name.removeprefix("model."): tensor for name, tensor in kept.items()}
+    save_file(kept, model / "model.safetensors", {"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return model
+
+
+def test_a_model_without_a_head_leaves_cross_entropy_out_alone_and_that_is_known_before(tmp_path):
+    from sae_dist.llm.facts import llm_facts
+
+    cfg = config()
+    cfg.llm.name = str(base_alone(tmp_path))
+    facts, _ = llm_facts(cfg.llm, cfg.hook)
+    folder = run_folder(tmp_path / "run", cfg, perfect(facts.width))
+    (line,) = left_out([load_config(folder / "config.yaml")], [facts.width], facts, torch.device("cpu"))
+    result = evaluate_run(folder)
+    assert result["status"] == "finished" and result["fvu"] < 1e-6 and result["eval_tokens"] == 2048
+    assert result["ce_recovered"] is None and "lm_head" in result["ce_reason"]
+    assert line.endswith(result["ce_reason"]) and "CE recovered: not measured" in format_table(result)
+    shown = open_source(load_config(folder / "config.yaml"), torch.device("cpu"))
+    assert shown.no_effects == result["ce_reason"] and next(shown.reads()).text is not None
+
+
+def test_a_dictionary_larger_than_memory_is_left_out_and_that_is_known_before(tmp_path, monkeypatch):
+    cfg = config()
+    folder = run_folder(tmp_path, cfg, perfect(8))
+    size = (folder / "export" / "sae_weights.safetensors").stat().st_size
+    monkeypatch.setattr("sae_dist.llm.whole.memory_bytes", lambda device: size // 2)
+    single = load_config(folder / "config.yaml")
+    single.sae.num_latents = 16
+    (line,) = left_out([single], [8], None, torch.device("cpu"))
+    result = evaluate_run(folder)
+    assert result["status"] == "finished" and result["fvu"] is None
+    assert "holds the dictionary in one process" in result["fvu_reason"] and result["fvu_reason"][:20] in line
 
 
 def test_a_run_on_an_activation_file_has_no_cross_entropy_and_says_why(tmp_path):

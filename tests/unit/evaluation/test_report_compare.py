@@ -1,9 +1,12 @@
 """The parts of a page of many dictionaries: how lines are told apart, tables side by side, sums."""
 
+import math
+
 import pytest
 
 from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.run import RunConfig, save_config
+from sae_dist.evaluation.axes import spanned
 from sae_dist.evaluation.report.compare import merged, shared, side_by_side
 from sae_dist.evaluation.report.figures import LINES
 from sae_dist.evaluation.report.lines import APART, apart, frontier, overlays
@@ -57,6 +60,17 @@ def test_curves_keep_few_points_and_the_last(tmp_path):
     figures = overlays([one])
     assert len(figures) == 4 and all("var(--line-0)" in each.svg for each in figures)
     assert frontier([one]) is None
+
+
+@pytest.mark.parametrize("values", [[32.0, 31.99954, 32.0], [0.0822, 0.0823], [5.0]])
+def test_an_axis_does_not_spread_rounding(values):
+    low, high = spanned(values)
+    place = [(math.log(each) - math.log(low)) / (math.log(high) - math.log(low)) for each in values]
+    assert max(place) - min(place) < 0.01 and all(0.4 < each < 0.6 for each in place)
+
+
+def test_an_axis_of_other_values_ends_near_them():
+    assert spanned([8.0, 64.0]) == pytest.approx((8 / 8**0.05, 64 * 8**0.05))
 
 
 @pytest.mark.parametrize("places", [[0.5], [0.5, 0.5, 0.5], [0.99, 0.98, 1.0], [0.0, 0.9, 0.01], [0.5] * 16])

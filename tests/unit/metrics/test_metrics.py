@@ -93,6 +93,21 @@ def test_console_prints_occasional_plain_lines_without_a_terminal(capsys):
     assert last.endswith("ETA 00:00  FVU 0.1000 L0 32.0 dead 25.0%") and "step 10" in last
 
 
+def test_time_left_counts_the_evaluation_and_waits_for_the_second_row_after_a_resume(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("sae_dist.metrics.sinks.time.monotonic", lambda: now[0])
+    sink = ConsoleSink(1000, 400, 200)
+    for seconds, tokens in ((60.0, 500), (80.0, 600), (100.0, 700)):
+        now[0] = seconds
+        sink.write({"step": tokens // 100, "tokens": tokens, "loss/fvu": 0.5})
+    sink.close()
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first == "step 5  tokens 500 of 1,000  FVU 0.5000"
+    # 100 tokens in 20 s, 400 to train and 200 to come.
+    assert second == "step 6  tokens 600 of 1,000  ETA 02:00 with evaluation  FVU 0.5000"
+    assert "ETA 01:40 with evaluation" in third
+
+
 def test_console_shows_a_bar_on_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     sink = ConsoleSink(1000, 400)
