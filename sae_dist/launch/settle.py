@@ -185,8 +185,11 @@ def check_tokens(cfg: Resolved, facts: "LlmFacts") -> list[str]:
 def _read_first(cfg: Resolved, facts: "LlmFacts") -> list[str]:
     from sae_dist.llm.batches import padding_share
     from sae_dist.llm.capture import spare_rows
+    from sae_dist.tokens.hf_files import check_files
     from sae_dist.tokens.source import held_out_tokens, open_tokens
 
+    if cfg.tokens.kind == "hf":
+        check_files(cfg.tokens, f"tokens.dataset={cfg.tokens.dataset}")
     rows = cfg.shuffle.chunk_rows + spare_rows(cfg.shuffle.chunk_rows, cfg.tokens)
     lanes = cfg.shuffle.lanes
     tokens = open_tokens(cfg.tokens, facts, lanes=lanes, seed=cfg.seed, rows=rows, held_out=False)

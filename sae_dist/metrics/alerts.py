@@ -63,7 +63,7 @@ class Alerts:
             self.alert("numbers are not finite", f"{', '.join(broken)} at step {self.step}")
         self._dead(row.get("latents/dead_fraction"))
         self._rate(row.get("perf/tokens_per_second"))
-        self._repeated(row.get("stream/repeated_rows", 0.0), row.get("tokens", 0))
+        self._repeated(row.get("stream/repeated_rows", 0.0), row.get("stream/read_rows", 0.0))
         self._gpus(row)
 
     def alert(self, title: str, text: str) -> None:
@@ -100,10 +100,10 @@ class Alerts:
             self.alert("training has become slow", text)
         self.rates.append(rate)
 
-    def _repeated(self, repeated: float, tokens: float) -> None:
-        if repeated > REPEATED * tokens:
+    def _repeated(self, repeated: float, read: float) -> None:
+        if repeated > REPEATED * read:
             text = (
-                f"{repeated / tokens:.1%} of the activations are repeats at step {self.step}: too many are "
+                f"{repeated / read:.1%} of the activations are repeats at step {self.step}: too many are "
                 "longer than tokens.max_norm_multiple allows, as the first token of each document may be; "
                 "begin anew with tokens.spare=0.25, longer documents, or a larger tokens.max_norm_multiple"
             )

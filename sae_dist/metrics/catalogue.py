@@ -14,6 +14,7 @@ from pathlib import Path
 from sae_dist.core.run_folder import METRICS
 from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.metric import ALWAYS, Metric
+from sae_dist.metrics.stream import STREAM
 
 PRODUCERS = "with producers"
 PHASES = "`device=cpu` always; on a GPU once the device has passed the first step"
@@ -46,34 +47,7 @@ ROW = (
     Metric("latents/dead_fraction", "share", "latents that have not fired for `sae.dead_after` tokens"),
     Metric("optim/lr", "1", "the decoder's learning rate at the last step"),
     Metric("optim/grad_norm", "1", "global norm of the gradient before clipping, at the last step"),
-    Metric(
-        "stream/batch_hash",
-        "1",
-        "sum of a hash of (row, token id): equal data give an equal sum on every topology",
-    ),
-    Metric(
-        "stream/excluded_rows",
-        "activations",
-        "activations left out for their norm since the run began, all ranks",
-    ),
-    Metric(
-        "stream/repeated_rows",
-        "activations",
-        "activations repeated to replace those left out, since the run began",
-    ),
-    Metric(
-        "stream/special_tokens",
-        "tokens",
-        "tokens read since the run began that are the tokenizer's special tokens, and so no activations",
-    ),
-    Metric("stream/masked_tokens", "tokens", "tokens left out since the run began for attention mask 0"),
-    Metric("stream/listed_tokens", "tokens", "tokens left out since the run began by `tokens.exclude_ids`"),
-    Metric("stream/other_roles_tokens", "tokens", "tokens left out since the run began by `tokens.roles`"),
-    Metric(
-        "stream/skipped_documents",
-        "documents",
-        "documents left out since the run began because they could not be used; stderr names the first",
-    ),
+    *STREAM,
     Metric(
         "perf/tokens_per_second", "activations/s", "activations per second of wall time since the last row"
     ),

@@ -38,9 +38,10 @@ class Counts:
         """Return the counts of one chunk."""
         return cls(1, chunk.excluded, chunk.repeated, **chunk.left_out)
 
-    def metrics(self) -> dict[str, int]:
-        """Return the counts by the names of their metrics."""
+    def metrics(self, chunk_rows: int) -> dict[str, int]:
+        """Return the counts by the names of their metrics, for chunks of so many rows."""
         return {
+            "stream/read_rows": self.chunks * chunk_rows,
             "stream/excluded_rows": self.excluded,
             "stream/repeated_rows": self.repeated,
             "stream/special_tokens": self.special,

@@ -17,7 +17,7 @@ from sae_dist.core.text import first_line, print_line
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.column import Column
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
-from sae_dist.tokens.hf_files import check_files, culprit, is_saved
+from sae_dist.tokens.hf_files import culprit, is_saved
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
 from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
 
@@ -164,7 +164,6 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     check_dataset(cfg)
     if is_saved(cfg):
         return _load_saved(cfg, field)
-    check_files(cfg, field)
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
     unreachable = remote and not is_offline() and not hub_answers()
     if unreachable:

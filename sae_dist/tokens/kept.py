@@ -55,14 +55,15 @@ class Kept:
     """A rule of which tokens are activations.
 
     Attributes:
-        prefix: special tokens before every segment. A document that begins with them is read without: packing
-            puts them there.
+        prefix, suffix: special tokens before and after every segment. A document that begins or ends with
+            them is read without: packing puts them there.
         special: every other token id that is special.
         listed: `tokens.exclude_ids`.
         pad_id: the token that pads: a run of it at either end of a document is not read. None: there is none.
     """
 
     prefix: tuple[int, ...]
+    suffix: tuple[int, ...] = ()
     special: tuple[int, ...] = ()
     listed: tuple[int, ...] = ()
     pad_id: int | None = None
@@ -80,24 +81,25 @@ class Kept:
                     f"tokens.exclude_ids has {each}, which is no token of llm.name={facts.name}; its ids are "
                     f"0 to {facts.vocab_size - 1}"
                 )
-        special = (*facts.suffix, *facts.special_ids)
-        return cls(facts.prefix, special, tuple(listed or ()), facts.pad_id)
+        return cls(facts.prefix, facts.suffix, facts.special_ids, tuple(listed or ()), facts.pad_id)
 
     def read(self, document: DocumentTokens) -> TokensOf:
         """Cut what is no text off both ends, and say of every other token whether it is kept."""
         ids_T = document.ids_T
         first, last = self._text(ids_T)
-        size = len(self.prefix)
         padding = first + len(ids_T) - last
-        if size and tuple(ids_T[first : first + size].tolist()) == self.prefix:
-            first = min(first + size, last)
+        before, after = len(self.prefix), len(self.suffix)
+        if before and tuple(ids_T[first : first + before].tolist()) == self.prefix:
+            first = min(first + before, last)
+        if after and tuple(ids_T[max(last - after, first) : last].tolist()) == self.suffix:
+            last -= after
         ids_T = ids_T[first:last]
         code_T = np.zeros(len(ids_T), np.uint8)
         if document.other_T is not None:
             code_T[document.other_T[first:last]] = CODE["roles"]
         if self.listed:
             code_T[np.isin(ids_T, self.listed)] = CODE["listed"]
-        code_T[np.isin(ids_T, (*self.prefix, *self.special))] = CODE["special"]
+        code_T[np.isin(ids_T, (*self.prefix, *self.suffix, *self.special))] = CODE["special"]
         return TokensOf(ids_T, code_T, {"masked": document.masked, "special": padding})
 
     def _text(self, ids_T: np.ndarray) -> tuple[int, int]:

@@ -58,7 +58,7 @@ class RunMeter:
         if not self.steps:
             return
         counts = run.shuffle.counts()
-        for name, count in counts.metrics().items():
+        for name, count in counts.metrics(run.cfg.shuffle.chunk_rows).items():
             self.recorder.record(name, float(count), "sum")
         self.recorder.record(self.balance.column, self.balance.spent(), "max")
         self.speed.record(self.recorder.record)

@@ -96,8 +96,8 @@ def test_the_console_says_which_dictionary_of_a_grid(capsys):
 
 
 def test_rows_that_are_repeated_are_told_above_one_in_a_hundred(alerts, heard):
-    alerts.write(row(100, stream__repeated_rows=10.0))
+    alerts.write(row(100, stream__repeated_rows=20.0, stream__read_rows=2000.0))
     assert heard.said == []
-    alerts.write(row(101, stream__repeated_rows=152.0))
+    alerts.write(row(101, stream__repeated_rows=300.0, stream__read_rows=2000.0))
     ((title, text),) = heard.said
     assert title == "activations are repeated" and "15.0% of the activations" in text

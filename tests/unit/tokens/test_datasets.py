@@ -19,6 +19,7 @@ NO_TOKENIZER = replace(FACTS, path="/nowhere", prefix=(), vocab_size=61)
 
 def opened(facts=FACTS, *, lanes=1, held_out=False, **fields):
     cfg = TokensConfig(kind="hf", context=64, **fields)
+    hf_files.check_files(cfg, f"tokens.dataset={cfg.dataset}")
     return open_tokens(cfg, facts, lanes=lanes, seed=0, rows=20, held_out=held_out)
 
 

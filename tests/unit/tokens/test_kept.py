@@ -22,7 +22,7 @@ def opened(cfg, facts=SPECIAL, *, lanes=1, rows=20, held_out=False):
 
 
 def read(ids, kept=None, **fields):
-    kept = kept or Kept((BOS,), (MARK,), (30,), PAD)
+    kept = kept or Kept((BOS,), special=(MARK,), listed=(30,), pad_id=PAD)
     return kept.read(DocumentTokens(np.array(ids, np.int64), **fields))
 
 
@@ -35,8 +35,15 @@ def test_reasons():
 def test_padding_at_either_end_is_not_read_and_within_only_not_kept():
     found = read([PAD, PAD, BOS, 20, PAD, 21, PAD])
     assert found.ids_T.tolist() == [20, PAD, 21] and found.removed["special"] == 3
-    assert read([20, PAD, 21], Kept((BOS,), (PAD,))).code_T.tolist() == [0, CODE["special"], 0]
+    assert read([20, PAD, 21], Kept((BOS,), special=(PAD,))).code_T.tolist() == [0, CODE["special"], 0]
     assert not len(read([PAD, PAD]).ids_T)
+
+
+def test_what_packing_puts_around_a_document_is_not_doubled():
+    kept = Kept((BOS,), (MARK,), pad_id=PAD)
+    assert read([BOS, 20, 21, MARK, PAD], kept).ids_T.tolist() == [20, 21]
+    assert read([20, MARK, 21], kept).ids_T.tolist() == [20, MARK, 21]
+    assert not len(read([BOS, MARK], kept).ids_T) and not len(read([MARK], kept).ids_T)
 
 
 def test_other_roles_move_with_what_is_cut_off():

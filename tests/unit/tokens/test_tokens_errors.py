@@ -9,7 +9,6 @@ from test_tokens_sources import FACTS, npy, write_tar
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.tokens import hf_files
 from sae_dist.tokens.source import open_tokens
 
 
@@ -100,10 +99,9 @@ def test_damage_that_shows_in_the_run(tmp_path, bad):
     fails(expected, (ConfigError, DataError), chunks=9, kind="webdataset", path=str(tar))
 
 
-def test_a_stream_that_breaks_in_the_run(tmp_path, monkeypatch):
+def test_a_stream_that_breaks_in_the_run(tmp_path):
     (tmp_path / "0.jsonl").write_text('{"text": "a few words of text"}\n' * 40)
     (tmp_path / "1.jsonl").write_text('{"text": "a few words of text"}\n' * 9 + "broken\n" * 40)
-    monkeypatch.setattr(hf_files, "READ_WHOLE_BYTES", 100)
     hf = dict(kind="hf", dataset="json", data_files=str(tmp_path / "*.jsonl"))
     fails(
         "tokens.dataset=json, after example .* cannot be read: .*1.jsonl, line 10 is not JSON",
