@@ -44,8 +44,10 @@ def _problems(file: Path) -> Iterator[str]:
     if not isinstance(content, dict):
         yield f"{name} holds no keys; write a line for each, such as key: value"
         return
-    section = "" if "@package _global_" in text else f"{file.parent.name}."
-    keys = schema()
+    section, keys = "" if "@package _global_" in text else f"{file.parent.name}.", schema()
+    if section and section[:-1] not in keys:
+        yield f"{name} sets keys of several sections; make its first line: # @package _global_"
+        return
     for key, value in _leaves(content, section):
         if key not in keys:
             inside, _, last = key.rpartition(".")

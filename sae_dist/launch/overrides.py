@@ -183,6 +183,8 @@ def _check_option(group: str, value: Any) -> None:
         "tokens": f"; your own text: tokens.path={value}",
         "cluster": f"; your own: conf/cluster/{value}.yaml, below the folder where you give the command",
     }
+    close = difflib.get_close_matches(str(value), options, n=1)
+    near = f"; nearest: {group}={close[0]}" if close else ""
     raise ConfigError(
-        f"{group}={value} is not an option; options: {', '.join(options)}{named.get(group, '')}"
+        f"{group}={value} is not an option; options: {', '.join(options)}{near}{named.get(group, '')}"
     )

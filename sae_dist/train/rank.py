@@ -96,12 +96,13 @@ def run_role(rank: Rank) -> None:
 def consume(rank: Rank) -> None:
     """Build what this group of consumers trains, train it, and wait for the other groups."""
     leads = rank.topology.leads
-    with waiting("loading the language model") if leads else nullcontext():
+    loads = rank.cfg.runs_llm and not rank.cfg.topology.producers
+    with waiting("loading the language model" if loads else "opening the stream") if leads else nullcontext():
         chunks = build_chunks(rank)
     folders = unfinished(rank)
     if folders:
         rank.watch.measure(rank.cfg, rank.topology, rank.device)
-    with waiting("computing the first activations") if leads else nullcontext():
+    with waiting("waiting for the first activations") if leads else nullcontext():
         runs = build_runs(rank, folders, chunks)
     if runs:
         rank.control.step = lambda: runs[0].progress.step

@@ -150,18 +150,23 @@ def test_the_command_would_start(command, elsewhere, capsys):
             check(command, alone=False)
 
 
-@pytest.mark.parametrize("command", [each for each in CONFIGURED if is_shared(each)], ids=str)
-def test_the_command_would_start_on_1_to_64_ranks(command, elsewhere):
-    """Or the refusal says, in one line, with which values it would."""
+def starts_or_says_how(command: Command) -> None:
+    """Check that a command starts on any number of ranks, or says with which values it would."""
     words = [SUBSTITUTED.get(word, word) for word in command.words if "=" in word and word[0] != "-"]
     run = compose_config(expand([each for each in words if "launcher" not in each])[0])
-    whole = resolve(run, None if not run.runs_llm else FACTS, FACTS.width)
-    for cfg in (whole, *resolved_members(whole, None if not run.runs_llm else FACTS, FACTS.width)[:1]):
+    facts = FACTS if run.runs_llm else None
+    whole = resolve(run, facts, FACTS.width)
+    for cfg in (whole, *resolved_members(whole, facts, FACTS.width)[:1]):
         as_written = cfg.topology.shard
         for shard in range(1, 65):
             cfg.topology.shard = shard
             if problem := next(sharing_problems(cfg), None):
                 assert shard != as_written and not list(sharing_problems(mended(cfg, problem)))
+
+
+@pytest.mark.parametrize("command", [each for each in CONFIGURED if is_shared(each)], ids=str)
+def test_the_command_would_start_on_1_to_64_ranks(command, elsewhere):
+    starts_or_says_how(command)
 
 
 @pytest.mark.parametrize("command", OTHERS, ids=str)
@@ -213,3 +218,4 @@ def test_a_script_is_short_and_asks_for_what_would_start(script, tmp_path, elsew
         command.words[-1] == "seed=1" and {"--hostfile", "--rdzv-id"} & set(line.split()) or launcher is None
     )
     check(Command(command.words, 8 if launcher else None), alone=False)
+    starts_or_says_how(command)

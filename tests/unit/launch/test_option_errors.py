@@ -23,6 +23,10 @@ FILES = {
         "# @package _global_\nsae:\n  nun_latents: 5\n",
         "^conf/experiment/mine.yaml: sae.nun_latents is not a key; nearest: num_latents$",
     ),
+    "experiment/bare": (
+        "sae: {k: 8}\n",
+        "sets keys of several .* first line: # @package _global_$",
+    ),
     "experiment/deep": (
         "# @package _global_\ndefaults:\n  - override /sae: top\n",
         "asks for sae=top, which is not an option; options: batchtopk, .*topk$",
