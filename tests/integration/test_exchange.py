@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from sae_dist import cli
+from sae_dist.core.owner import claim
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.saelens import load_exported
 from sae_dist.kernels.reference import encode_topk
@@ -128,7 +129,7 @@ def test_what_the_user_gives_at_import_travels_on(runs, tmp_path, monkeypatch, c
     sae.metadata = {"model_name": "someone/other", "prepend_bos": False}
     FORMATS["sparsify"].write(source, sae)
     monkeypatch.chdir(tmp_path)
-    small = [*TINY[2:-1], "eval.tokens=1024", "eval.ce_tokens=512"]
+    small = [*TINY[2:-1], "eval.tokens=512", "eval.ce_tokens=0"]
     words = ["import", "theirs/layers.1", "name=mine", "llm.name=embedded", *small]
     _, err = says(tmp_path, words, capfd, code=2)
     assert "does not say its hook; write hook=..., its folder's name suggests hook=layers.1" in err
@@ -148,6 +149,19 @@ def test_what_the_user_gives_at_import_travels_on(runs, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path / "theirs")
     out, _ = says(tmp_path, ["eval", "../outputs/mine", "eval.baselines=false"], capfd)
     assert "caution: the dictionary was trained without a token at the beginning of sequences" in out
+
+
+def test_a_run_that_another_command_works_in_is_left_alone(runs, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr("sae_dist.core.owner.DIES_WITHIN_S", 0.0)
+    run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
+    (run / "summary.json").unlink()
+    other = claim(run, "trained")
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if ".owner" not in path.name}
+    for command in ("eval", "export", "report", "resume"):
+        _, err = says(run, [command, str(run)], capfd, code=2)
+        assert f"{run} is being trained by pid " in err and err.count("\n") == 1
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if ".owner" not in path.name} == before
+    other.release()
 
 
 def test_an_unfinished_run_is_exported_as_it_stands_and_that_is_said(runs, tmp_path, capfd):

@@ -35,6 +35,7 @@ def state(run):
     return found | {name: (run / name).read_text() for name in ("config.yaml", "provenance.json")}
 
 
+@pytest.mark.long
 def test_a_second_command_is_refused_by_name_and_changes_nothing(tmp_path, monkeypatch, capfd):
     process = Command(tmp_path, "train", *LONG)
     run = tmp_path / RUN

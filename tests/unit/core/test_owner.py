@@ -206,6 +206,29 @@ def test_of_many_at_once_exactly_one_wins(tmp_path, before):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("before", "meanwhile"), [("dead", 1), ("dead", 3), ("free", 2)])
+def test_one_that_comes_while_another_decides_is_found(tmp_path, monkeypatch, before, meanwhile):
+    """Between the look at a dead claim and the claim after it, others came and went, and one stays."""
+    if before == "dead":
+        leave(tmp_path, process=dead_process())
+        leave(tmp_path, process=dead_process())
+    make = owner.create
+
+    def later(folder, number, record):
+        monkeypatch.setattr(owner, "create", make)
+        for each in numbers_of(folder):
+            path_of(folder, each).unlink()
+        file = make(folder, meanwhile, Record.mine("evaluated"))
+        assert file is not None
+        os.close(file)
+        return make(folder, number, record)
+
+    monkeypatch.setattr(owner, "create", later)
+    with pytest.raises(ConfigError, match="is being evaluated by"):
+        claim(tmp_path, "trained")
+    assert numbers_of(tmp_path) == [meanwhile]
+
+
 def _come_and_go(folder, times, log) -> None:
     for _ in range(times):
         try:

@@ -79,7 +79,7 @@ def with_value(content, path, value):
 
 
 @pytest.mark.parametrize("name", BASES)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_of_any_key_is_read_or_refused_by_name(written, name, data):
     folder, config, content = written[name]
