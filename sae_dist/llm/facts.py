@@ -42,9 +42,7 @@ def llm_facts(
     path = resolve_name(cfg.name)
     config, model = _empty(cfg, path)
     text = text_part(config)
-    base_auto, whole_auto, causal = auto_classes(config, cfg.name)
-    if causal and sees_both_ways(model):
-        whole_auto, causal = base_auto, False
+    base_auto, whole_auto, causal = _auto_classes(config, cfg.name, model)
     given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
     given |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
     depth = getattr(text, "num_hidden_layers", 0)
@@ -55,7 +53,6 @@ def llm_facts(
     lines = [line for _, line in read.values() if line is not None]
     if alone is not None:
         lines.append(f"one document in a sequence, since {cfg.name} {alone}")
-    sizes: dict[str, Any] = _sizes(model, config, hooks, causal)
     facts = LlmFacts(
         name=cfg.name,
         path=path,
@@ -73,7 +70,7 @@ def llm_facts(
         auto=(base_auto, whole_auto),
         architecture=type(model).__name__,
         tp_sizes=_tp_sizes(model, text),
-        **sizes,
+        **_sizes(model, config, hooks, causal),
         **special_tokens(cfg, path, causal, text.vocab_size),
     )
     if not has_tokenizer(path):
@@ -84,7 +81,12 @@ def llm_facts(
     return facts, "\n".join(lines) or None
 
 
-def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -> dict[str, int]:
+def _auto_classes(config: Any, name: str, model: nn.Module) -> tuple[str, str, bool]:
+    base, whole, causal = auto_classes(config, name)
+    return (base, base, False) if causal and sees_both_ways(model) else (base, whole, causal)
+
+
+def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -> dict[str, Any]:
     """Count the parameters needed up to the last hook, and those of the whole model with its head."""
     place, text = layers_of(hooks.values()), text_part(config)
     counts = [(is_needed(name, place), each.numel()) for name, each in model.named_parameters()]

@@ -57,7 +57,7 @@ def _head_not_named(cfg: LlmConfig, facts: LlmFacts) -> str | None:
     if not facts.causal or cfg.random_init or not (stored := stored_names(Path(facts.path))):
         return None
     try:
-        head = own_head(cfg, facts.path)
+        head = own_head(cfg, facts.path, facts.auto[1])
     except ConfigError:
         return None  # Code of a model that runs on no meta device; the evaluation finds out.
     if head is None or any(head in name.split(".") for name in stored):
@@ -76,14 +76,19 @@ def stored_names(folder: Path) -> list[str]:
         return []
 
 
-def own_head(cfg: LlmConfig, path: str) -> str | None:
-    """Return the name of the module that makes logits, without its parents' names; None: it is tied."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def own_head(cfg: LlmConfig, path: str, auto_name: str) -> str | None:
+    """Return the name of the module that makes logits, without its parents' names; None: it is tied.
+
+    Args:
+        auto_name: of the auto class that loads the whole model.
+    """
+    import transformers
 
     with loading(cfg.name):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=cfg.trust_remote_code)
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
+            auto: Any = getattr(transformers, auto_name)
+            model = auto.from_config(config, trust_remote_code=cfg.trust_remote_code)
         head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or getattr(head, "weight", None) is getattr(table, "weight", None):
         return None

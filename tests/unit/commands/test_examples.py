@@ -30,7 +30,9 @@ def test_an_example_starts(line, tmp_path, monkeypatch):
     site.parent.mkdir(parents=True)
     site.write_text("partition: gpu\ngpus_per_task: 1\n")
     monkeypatch.chdir(tmp_path)
-    program, command, *arguments = shlex.split(line, comments=True)
+    words = shlex.split(line, comments=True)
+    # A launcher and its options may come before.
+    program, command, *arguments = words[words.index("sae-dist") :]
     assert program == "sae-dist" and command in COMMANDS
     if not COMMANDS[command].keys:
         return

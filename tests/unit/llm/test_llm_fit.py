@@ -54,7 +54,7 @@ def test_a_machine_holds_as_many_copies_as_ranks(facts, monkeypatch):
 def test_evaluation_of_a_model_that_one_process_cannot_hold_is_skipped(facts, monkeypatch, capsys):
     overrides = ["llm.shard=zero3", "llm.shard_size=2", "topology.producers=1", "hook=layers.2"]
     cfg = resolve(compose_config(overrides), facts, facts.width)
-    monkeypatch.setattr(fit, "memory_bytes", lambda _: 8 * MIB)
+    monkeypatch.setattr("sae_dist.llm.whole.memory_bytes", lambda _: 2 * MIB)
     (found,) = analysis._measure(cfg, [None], torch.device("cpu"), None)
     assert found["ce_recovered"] is None and "in one process" in found["ce_reason"]
-    assert capsys.readouterr().err.startswith("not evaluated: evaluation holds the whole model")
+    assert capsys.readouterr().err.startswith("not evaluated: evaluation holds the model up to its hook")
