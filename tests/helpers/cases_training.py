@@ -1,4 +1,4 @@
-"""What people who train ran into elsewhere: each case returns what happened, and fails where that is wrong."""
+"""What people who train ran into elsewhere: a case returns what happened, and fails where that is wrong."""
 
 import json
 import shutil
