@@ -147,10 +147,10 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
 
     hook, more = captured(cfg)
     facts, note = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    check_plan(cfg.llm, facts)
     facts, mixed = choose_packing(cfg.llm, facts)
     note = "\n".join(filter(None, (note, mixed))) or None
     settled = Settled.of(cfg, facts, facts.width, facts.columns, note)
-    check_plan(cfg.llm, facts)
     if not submitted:
         check_memory(settled.cfg, facts, place().local_world if launched() else None)
     said = check_tokens(settled.cfg, facts)

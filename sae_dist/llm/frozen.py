@@ -77,17 +77,18 @@ class FrozenLlm:
         if with_head:
             llm = read(with_head=True, cut=False)
             llm.proof = "rows are those of the whole model"
+            alone = rows_of_whole(llm)
         else:
             reason = why_not_beside(facts, dtype, device) if witness else "another rank compares them"
             if reason is None:
                 whole = cls._read(cfg, facts, device=device, dtype=dtype, with_head=False, cut=False)
                 untouched = rows_of_whole(whole)
                 del whole
-            llm, how = cls._shortest(read, untouched, team)
+            llm, how, alone = cls._shortest(read, untouched, team)
             compared = f"were not compared with the whole model's ({reason})"
             compared = "are those of the whole model" if reason is None else compared
             llm.proof = f"rows {compared}; the model is {how}"
-        check_together(llm, untouched)
+        check_together(llm, alone if untouched is None else untouched)
         if cfg.compile and not with_head:
             llm.compiled = CompiledForward(llm.base, facts.hooks)
         return llm
@@ -95,23 +96,24 @@ class FrozenLlm:
     @classmethod
     def _shortest(
         cls, read: Callable[..., "FrozenLlm"], untouched: Tensor | None, team: Axis | None
-    ) -> tuple["FrozenLlm", str]:
+    ) -> tuple["FrozenLlm", str, Tensor]:
         """Load the model up to the last hook if its rows are then those of the whole model; else all of it.
 
         Returns:
-            The model, and how it was loaded.
+            The model, how it was loaded, and its rows of documents alone.
         """
         try:
             llm = read(with_head=False, cut=True)
-            why = difference_alone(llm, untouched, team)
+            why, rows = difference_alone(llm, untouched, team)
         except ConfigError as error:
-            why = str(error)
-        if why is None:
-            return llm, "cut after the last hook"
+            why, rows = str(error), None
+        if why is None and rows is not None:
+            return llm, "cut after the last hook", rows
         llm = read(with_head=False, cut=False)
-        if (problem := difference_alone(llm, untouched, team)) is not None:
+        problem, rows = difference_alone(llm, untouched, team)
+        if problem is not None or rows is None:
             raise ConfigError(f"llm.name={llm.facts.name}: {problem}; use llm.shard=none, or another model")
-        return llm, f"not cut after the last hook, since then {why}"
+        return llm, f"not cut after the last hook, since then {why}", rows
 
     @classmethod
     def _read(

@@ -112,7 +112,7 @@ def rows_of_whole(llm: Llm) -> Tensor:
         ) from error
 
 
-def difference_alone(llm: Llm, wanted: Tensor | None, team: Axis | None) -> str | None:
+def difference_alone(llm: Llm, wanted: Tensor | None, team: Axis | None) -> tuple[str | None, Tensor | None]:
     """Compare documents run alone with the rows that the whole model gave for them.
 
     Args:
@@ -120,9 +120,9 @@ def difference_alone(llm: Llm, wanted: Tensor | None, team: Axis | None) -> str 
         team: the ranks that hold the model together; they learn of each other's differences.
 
     Returns:
-        What is wrong; None: nothing is.
+        What is wrong, None: nothing is; and the rows that this model gave, if it gave any.
     """
-    apart, said = 0.0, ""
+    apart, said, found = 0.0, "", None
     try:
         found = rows_alone(llm)
         if wanted is not None:
@@ -133,16 +133,16 @@ def difference_alone(llm: Llm, wanted: Tensor | None, team: Axis | None) -> str 
     if team is not None:
         apart = float(team.max(torch.tensor([apart], dtype=torch.float64)))
     if apart <= TOLERANCE[llm.dtype]:
-        return None
-    return said or f"its activations differ by {apart:.1%} from those of the whole model"
+        return None, found
+    return said or f"its activations differ by {apart:.1%} from those of the whole model", found
 
 
 @torch.no_grad()
-def check_together(llm: Llm, wanted: Tensor | None) -> None:
+def check_together(llm: Llm, wanted: Tensor) -> None:
     """Compare documents run together, as training runs them, with the same documents alone.
 
     Args:
-        wanted: the whole model's rows of documents alone; None: this model's.
+        wanted: rows of the documents alone, of the whole model if it was run, else of this one.
 
     Raises:
         MixedDocuments: they differ, or the model does not run on them.
@@ -160,7 +160,6 @@ def check_together(llm: Llm, wanted: Tensor | None) -> None:
         how = "packed documents" if packed else "padded documents"
         said = first_line(error)
         raise MixedDocuments(f"llm.name={name} cannot be run on {how} ({said}); {remedy}") from error
-    wanted = rows_alone(llm) if wanted is None else wanted
     apart = difference(found, wanted, _widths(llm, found))
     if not apart <= TOLERANCE[llm.dtype]:
         how = "lets packed documents see each other, or misplaces them" if packed else "sees padding"
