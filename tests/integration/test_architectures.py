@@ -1,36 +1,32 @@
-"""Every architecture of language models in transformers, small: its rows beside the model's own."""
+"""Architectures of language models in transformers, small and random: rows beside the model's own."""
 
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from tests.helpers.architectures import IMAGES, LANGUAGE, quiet, table, try_architecture
+from tests.helpers.architectures import LANGUAGE, quiet, table, try_architecture
 
 pytestmark = pytest.mark.long
-PARTS = 4
-"""Parts of the list, which the workers of the test run share."""
-BY_IMAGES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl", "gemma4")
+SHARE = 2
+"""Every second one is tried here; `python -m tests.helpers.architectures` tries all."""
+BY_IMAGES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "idefics3", "internvl", "smolvlm")
 
 
 def tried(kinds, folder):
-    with ProcessPoolExecutor(1, initializer=quiet) as pool:
-        return list(
-            pool.map(try_architecture, kinds, [folder / kind for kind in kinds], chunksize=len(kinds))
-        )
+    with ProcessPoolExecutor(2, initializer=quiet) as pool:
+        return list(pool.map(try_architecture, kinds, [folder / kind for kind in kinds], chunksize=4))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_no_row_is_wrong_and_nearly_all_train(tmp_path, part):
-    found = [each for each in tried(LANGUAGE[part::PARTS], tmp_path) if each.how != "not built"]
+def test_no_row_is_wrong_and_nearly_all_train(tmp_path):
+    found = [each for each in tried(LANGUAGE[::SHARE], tmp_path) if each.how != "not built"]
     print(table(found))
-    assert len(found) >= 45
+    assert len(found) >= 100
     wrong = [each for each in found if each.trains and not each.apart < 1e-5]
     assert not wrong and not [each for each in found if each.how == "failed"]
     assert sum(each.trains for each in found) >= 0.9 * len(found)
 
 
 def test_text_towers_of_models_that_also_read_images(tmp_path):
-    assert set(BY_IMAGES) <= set(IMAGES)
     found = tried(BY_IMAGES, tmp_path)
     print(table(found))
     assert all(each.trains and each.apart < 1e-5 for each in found)
