@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import Gemma2Model
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
