@@ -56,6 +56,7 @@ def test_a_kind_ends_well_and_the_same_on_two_ranks(kind, tmp_path):
         assert close(tensor, weights[1][name], 1e-5), name
 
 
+@pytest.mark.long
 def test_a_row_lazy_run_continues_on_another_mesh(tmp_path):
     """Moments that two replicas own are taken up by one, and the curve goes on as if nothing had happened."""
     arguments = ["optim=row_adam", *SHORT, "checkpoint.every=960"]

@@ -56,6 +56,7 @@ def test_the_table_has_a_row_for_each_and_says_what_one_stream_saved(whole):
         assert done.returncode == 2 and "is a grid of 4 dictionaries; give the folder of one" in done.stderr
 
 
+@pytest.mark.long
 def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
     run, _ = whole
     topology = ["topology.producers=1", "topology.groups=2", "topology.shard=2"]
@@ -124,6 +125,7 @@ def test_groups_that_were_stopped_go_on_as_one(folder, whole):
         assert same_weights(stopped / name, run / name)
 
 
+@pytest.mark.long
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
     words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=2k"]
     words += ["eval.ce_tokens=512"]

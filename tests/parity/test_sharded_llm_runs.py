@@ -20,6 +20,7 @@ def alone(folder):
     return train(folder, "alone", *RUN)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("group,number", [("zero3", signal.SIGTERM), ("tp", signal.SIGKILL)])
 def test_a_run_that_was_stopped_is_the_one_of_one_process(group, number, folder, alone):
     words = [*RUN, *GROUPS[group]]

@@ -50,6 +50,7 @@ NEEDS = {
     "tokens.path=shards/{000..031}.tar": "tar files",
 }
 """Words of commands that are composed and validated alone, without opening what they name."""
+OPENED: set[frozenset[str]] = set()
 LAUNCHED = re.compile(r"torchrun .*-m sae_dist\.cli |deepspeed .*--module sae_dist\.cli ")
 
 
@@ -133,6 +134,22 @@ def needs(command: Command) -> set[str]:
     return set(NEEDS) & set(command.words) if command.words[0] != "import" else set()
 
 
+def opened(command: Command) -> frozenset[str]:
+    """The words of a command that say which model and data it opens."""
+    keys = (
+        "llm",
+        "hook",
+        "target_hook",
+        "grid.hook",
+        "tokens",
+        "activations",
+        "sae.start",
+        "debug",
+        "experiment",
+    )
+    return frozenset(word for word in command.words if word.startswith(keys))
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -144,7 +161,9 @@ def test_the_command_would_start(command, elsewhere, capsys):
     if asks:
         assert cli.main(list(command.words)) == 0
         return
-    check(command, alone=bool(needs(command)))
+    # Opening the same model and the same data once is enough: it takes most of a second.
+    check(command, alone=bool(needs(command)) or opened(command) in OPENED)
+    OPENED.add(opened(command))
     if needs(command) and command.words[0] != "import":
         with pytest.raises(ConfigError):
             check(command, alone=False)

@@ -45,6 +45,7 @@ def test_a_short_evaluation_says_how_to_ask_for_the_rest(run, capsys):
     assert "tokens: 2048" in (run / "config.yaml").read_text()
 
 
+@pytest.mark.long
 def test_in_full(run, tmp_path, capsys):
     corpus = tmp_path / "other"
     corpus.mkdir()

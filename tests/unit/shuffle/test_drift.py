@@ -199,7 +199,14 @@ def run(world: World, chunks: int, *, in_step: bool = True) -> None:
 
 
 @pytest.mark.parametrize(
-    ("producers", "consumers", "chunks"), [(3, 4, 100_000), (1, 1, 4000), (5, 2, 4000), (2, 12, 4000)]
+    ("producers", "consumers", "chunks"),
+    [
+        pytest.param(3, 4, 100_000, marks=pytest.mark.long),
+        (3, 4, 20_000),
+        (1, 1, 4000),
+        (5, 2, 4000),
+        (2, 12, 4000),
+    ],
 )
 def test_lanes_keep_in_step_and_nothing_stalls(producers, consumers, chunks):
     world = World(producers, consumers, Documents.rows_chunk)
