@@ -37,7 +37,7 @@ def test_a_run_ends_with_evaluation_and_export(folder, small, texts, kind):
     assert done.returncode == 0, done.stderr
     assert (
         f"one document in a sequence, since {kind}" in done.stderr
-        and "of the first chunk is padding" in done.stderr
+        and "is padding, in the first chunk" in done.stderr
     )
     assert "rows are those of the whole model" in done.stderr
     run = folder / "outputs" / f"run_{kind}"
