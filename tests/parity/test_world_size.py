@@ -43,7 +43,8 @@ def single(folder):
     return train(folder, "single_alone", *SINGLE)
 
 
-@pytest.mark.parametrize("topology", ["split", pytest.param("dp", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("topology", ["split", "dp"])
 def test_float64_curves_are_the_same(topology, folder, exact):
     found = train(folder, f"exact_{topology}", *EXACT, *TOPOLOGIES[topology])
     assert len(exact) == 100
