@@ -1,0 +1,71 @@
+"""Sparse autoencoders on the activations of language models: a trained dictionary in Python.
+
+    import sae_dist as sd
+    d = sd.load("outputs/my_run")
+    lm = sd.model(d)
+    d.explain(lm, "The prompt")
+
+docs/python.md explains each name. Nothing heavy is imported before it is used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sae_dist.core.errors import ConfigError, SaeDistError
+    from sae_dist.interpret.attach import Attached
+    from sae_dist.interpret.codes import Codes
+    from sae_dist.interpret.dictionary import Dictionary
+    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.interventions import Intervention, ablate, add, clamp, mean, project_out
+    from sae_dist.interpret.load import load
+    from sae_dist.interpret.model import LanguageModel, model
+    from sae_dist.interpret.steer import Steered
+
+_PLACES = {
+    "load": "load",
+    "Dictionary": "dictionary",
+    "Codes": "codes",
+    "model": "model",
+    "LanguageModel": "model",
+    "Attached": "attach",
+    "Steered": "steer",
+    "Explanation": "explanation",
+    **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
+}
+"""Public names, and the files of interpret/ that they are in."""
+
+__all__ = [
+    "Attached",
+    "Codes",
+    "ConfigError",
+    "Dictionary",
+    "Explanation",
+    "Intervention",
+    "LanguageModel",
+    "SaeDistError",
+    "Steered",
+    "ablate",
+    "add",
+    "clamp",
+    "load",
+    "mean",
+    "model",
+    "project_out",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name in ("ConfigError", "SaeDistError"):
+        return getattr(importlib.import_module("sae_dist.core.errors"), name)
+    if name not in _PLACES:
+        raise AttributeError(f"module 'sae_dist' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"sae_dist.interpret.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted(__all__)

@@ -159,10 +159,10 @@ class ExportedSae:
         }
         return replace(self, **parts)
 
-    def to(self, device: torch.device) -> "ExportedSae":
-        """Return the same dictionary on another device."""
+    def to(self, device: torch.device, dtype: torch.dtype | None = None) -> "ExportedSae":
+        """Return the same dictionary on another device, and in another dtype if one is given."""
         tensors: dict[str, Any] = {
-            each.name: value.to(device)
+            each.name: value.to(device, dtype)
             for each in fields(self)
             if isinstance(value := getattr(self, each.name), Tensor)
         }

@@ -70,7 +70,7 @@ def export_saelens(folder: Path, latents: Latents) -> None:
             if head.W_skip_ED is not None:
                 file.put("W_skip", head.W_skip_ED)
             file.publish(folder / WEIGHTS)
-        write_json(folder / SAE_CONFIG, _config(head))
+        write_json(folder / SAE_CONFIG, config_of(head))
 
 
 def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
@@ -80,7 +80,8 @@ def _shapes(head: ExportedSae) -> dict[str, tuple[int, ...]]:
     return shapes if head.W_skip_ED is None else shapes | {"W_skip": (E, D)}
 
 
-def _config(sae: ExportedSae) -> dict[str, Any]:
+def config_of(sae: ExportedSae) -> dict[str, Any]:
+    """Return the content of cfg.json, under SAELens' names."""
     metadata = sae.metadata | {"sae_lens_version": SAELENS_VERSION}
     if sae.trained_as is not None:
         metadata["training_architecture"] = sae.trained_as

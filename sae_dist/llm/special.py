@@ -34,12 +34,7 @@ def special_tokens(cfg: LlmConfig, path: str, causal: bool, vocab_size: int) -> 
         text = tokenizer("a", add_special_tokens=False)["input_ids"]
         if not text:
             raise ConfigError(f"llm.name={cfg.name} has no tokenizer in its folder; save its own there")
-    if causal:
-        prefix, suffix = (() if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)), ()
-    else:
-        whole = tokenizer("a")["input_ids"]
-        begin = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
-        prefix, suffix = tuple(whole[:begin]), tuple(whole[begin + len(text) :])
+    prefix, suffix = around(tokenizer, causal)
     if any(each >= vocab_size for each in (*prefix, *suffix)):
         raise ConfigError(
             f"llm.name={cfg.name} has embeddings for {vocab_size} tokens, and its tokenizer puts token "
@@ -52,3 +47,25 @@ def special_tokens(cfg: LlmConfig, path: str, causal: bool, vocab_size: int) -> 
         "special_ids": tuple(sorted(marks | set(tokenizer.all_special_ids))),
         "pad_id": tokenizer.pad_token_id,
     }
+
+
+def around(tokenizer: Any, causal: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the special tokens that go before and after a text: BOS, or what an encoder's tokenizer adds."""
+    if causal:
+        bos = tokenizer.bos_token_id
+        return (() if bos is None else (int(bos),)), ()
+    whole, text = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    begin = next(i for i in range(len(whole)) if whole[i : i + len(text)] == text)
+    return tuple(whole[:begin]), tuple(whole[begin + len(text) :])
+
+
+def tokenizer_of(path: str, trust_remote_code: bool = False) -> Any:
+    """Return a model's tokenizer; None: it has none that loads."""
+    if not has_tokenizer(path):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError):
+        return None

@@ -1,0 +1,167 @@
+"""Which tokens pass a model in a forward: their ids, their places in the text, and which of them are real.
+
+Letters: as core.types.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.errors import ConfigError
+
+Positions = str | int | Sequence[int] | range | Tensor | Callable[["Forward"], Tensor]
+"""Which positions are meant: a word of `WORDS`, numbers of tokens, a mask, or a function that makes one."""
+WORDS = {
+    "all": "every token but special ones and padding",
+    "every": "special tokens, too",
+    "prompt": "the tokens of the prompt that `all` names",
+    "generated": "the tokens that are generated",
+    "last": "the last token of the prompt",
+}
+
+
+@dataclass
+class Forward:
+    """The tokens of one forward.
+
+    Attributes:
+        shape: N sequences and S tokens each.
+        ids_NS: token ids; None: the model was given embeddings.
+        real_NS: false for padding; None: there is none.
+        place_NS: the number of each token in its text, padding before it not counted; BOS is 0.
+        prompt_N1: how many tokens the prompt of each sequence has.
+        special_ids: special tokens of the tokenizer.
+        passed: whether the hook was passed already: a module that runs several times counts once.
+    """
+
+    shape: tuple[int, int]
+    ids_NS: Tensor | None
+    real_NS: Tensor | None
+    place_NS: Tensor
+    prompt_N1: Tensor
+    special_ids: frozenset[int]
+    passed: bool = False
+
+    def mask(self, positions: Positions) -> Tensor | None:
+        """Return which tokens are meant [N, S]; None: all of them are.
+
+        Raises:
+            ConfigError: the words or numbers mean nothing, or a mask has another shape.
+        """
+        if isinstance(positions, str):
+            return self._named(positions)
+        if isinstance(positions, Tensor) and positions.dtype == torch.bool or callable(positions):
+            given = positions(self) if callable(positions) else positions
+            return self._of_mask(given)
+        numbers = [positions] if isinstance(positions, int) else [int(each) for each in positions]
+        at_NS = torch.zeros(self.shape, dtype=torch.bool, device=self.place_NS.device)
+        for number in numbers:
+            at_NS |= self.place_NS == (number if number >= 0 else self.prompt_N1 + number)
+        return at_NS if self.real_NS is None else at_NS & self.real_NS
+
+    def ordinary(self) -> Tensor | None:
+        """Return which tokens are real and not special [N, S]; None: all of them are."""
+        if self.ids_NS is None or not self.special_ids:
+            return self.real_NS
+        if self.ids_NS.numel() == 1 and self.ids_NS.device.type == "cpu":  # a generated token, often
+            if int(self.ids_NS) not in self.special_ids:
+                return self.real_NS
+        special = torch.tensor(sorted(self.special_ids), device=self.ids_NS.device)
+        ordinary_NS = torch.isin(self.ids_NS, special, invert=True)
+        return ordinary_NS if self.real_NS is None else ordinary_NS & self.real_NS
+
+    def _named(self, word: str) -> Tensor | None:
+        if word not in WORDS:
+            raise ConfigError(
+                f"positions={word} is none of {', '.join(WORDS)}; numbers and masks are taken, too"
+            )
+        if word == "every":
+            return self.real_NS
+        ordinary_NS = self.ordinary()
+        if word == "all":
+            return ordinary_NS
+        if word == "last":
+            at_NS = self.place_NS == self.prompt_N1 - 1
+            return at_NS if self.real_NS is None else at_NS & self.real_NS
+        within_NS = self.place_NS < self.prompt_N1
+        within_NS = ~within_NS if word == "generated" else within_NS
+        return within_NS if ordinary_NS is None else within_NS & ordinary_NS
+
+    def _of_mask(self, given: Tensor) -> Tensor:
+        N, S = self.shape
+        wide = given if given.dim() == 2 else given[None].expand(N, -1)
+        if wide.shape == (N, S):
+            found = wide
+        elif wide.shape[0] == N and int(self.place_NS.max()) < wide.shape[1]:
+            found = wide.gather(1, self.place_NS.clamp(min=0))
+        else:
+            raise ConfigError(f"positions is a mask of shape {list(given.shape)}, the tokens are {N} x {S}")
+        found = found.to(self.place_NS.device)
+        return found if self.real_NS is None else found & self.real_NS
+
+
+class ForwardReader:
+    """Reads the arguments of a model's forwards, one after the other, with or without a cache."""
+
+    def __init__(self, module: Any, special_ids: frozenset[int]):
+        self._names = list(inspect.signature(module.forward).parameters)
+        self._special_ids = special_ids
+        self._before: tuple[Tensor | None, int, Tensor] | None = None
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+        """Return the tokens of the forward that is called with these arguments.
+
+        Raises:
+            ConfigError: there are neither token ids nor embeddings.
+        """
+        given = dict(zip(self._names, args, strict=False)) | kwargs if args else kwargs
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        tokens = ids if ids is not None else embeds
+        if not isinstance(tokens, Tensor) or tokens.dim() < 2:
+            raise ConfigError("the model was called without input_ids [N, S] or inputs_embeds [N, S, D]")
+        N, S = tokens.shape[:2]
+        mask = given.get("attention_mask")
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
+        past = _past(given, mask, S)
+        place_NS = torch.arange(past, past + S, device=tokens.device)[None].expand(N, S)
+        real_NS = None
+        if mask is not None and S > 1 and not bool(mask.all()):
+            real_NS = mask[:, -S:] != 0
+        if mask is not None and (past or real_NS is not None):
+            place_NS = place_NS - (mask.cumsum(1) == 0).sum(1, keepdim=True)
+        return Forward((N, S), ids, real_NS, place_NS, self._prompt(ids, past, place_NS), self._special_ids)
+
+    def _prompt(self, ids: Tensor | None, past: int, place_NS: Tensor) -> Tensor:
+        """Return the length of each prompt: that of the first forward, which later ones continue."""
+        N, S = place_NS.shape
+        before = self._before
+        end_N1 = place_NS[:, -1:] + 1
+        # Several tokens after a cached prompt belong to the prompt: it is read in parts, or goes on.
+        further = past and S == 1
+        if before is not None and (further or _continues(ids, before[0])) and len(before[2]) == N:
+            end_N1 = before[2]
+        self._before = (ids, S, end_N1)
+        return end_N1
+
+
+def _past(given: dict[str, Any], mask: Tensor | None, S: int) -> int:
+    """Return how many tokens the model has seen in forwards before this one."""
+    cache = given.get("past_key_values")
+    if cache is not None and hasattr(cache, "get_seq_length"):
+        return int(cache.get_seq_length())
+    if mask is not None:
+        return mask.shape[1] - S
+    if isinstance(given.get("cache_position"), Tensor):
+        return int(given["cache_position"][0])
+    return 0
+
+
+def _continues(ids: Tensor | None, before: Tensor | None) -> bool:
+    """Return whether ids are those of the forward before and one more, as without a cache."""
+    if ids is None or before is None or ids.shape != (before.shape[0], before.shape[1] + 1):
+        return False
+    return bool((ids[:, :-1] == before).all())

@@ -1,0 +1,77 @@
+"""Where a dictionary was found, and what is known there of its model and its latents."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.config.run import Single
+from sae_dist.export.saelens import FIRING, WEIGHTS, load_firing_rates
+from sae_dist.export.statistics import CodeStatistics, load_statistics
+
+
+@dataclass
+class Place:
+    """The origin of a dictionary.
+
+    Attributes:
+        folder: of the files with the weights.
+        run: the config of the run that trained or imported it; None: only files are there.
+        said: what the files say of model, hook and context, under SAELens' names.
+        measured: statistics of its latents that were measured since it was opened.
+    """
+
+    folder: Path
+    run: Single | None = None
+    said: dict[str, Any] = field(default_factory=dict)
+    measured: CodeStatistics | None = None
+
+    @property
+    def hook(self) -> str | None:
+        """The hook, as the run resolved it or as the files name it."""
+        if self.run is not None:
+            return self.run.hook
+        return self.said.get("hf_hook_name") or self.said.get("hook_name")
+
+    @property
+    def target_hook(self) -> str | None:
+        """The hook of a transcoder's target."""
+        if self.run is not None:
+            return self.run.target_hook
+        return self.said.get("hf_hook_name_out") or self.said.get("hook_name_out")
+
+    @property
+    def model_name(self) -> str | None:
+        """The model that the dictionary was trained on, as the run or the files name it."""
+        return self.run.llm.name if self.run is not None else self.said.get("model_name")
+
+    @property
+    def context(self) -> int | None:
+        """The number of tokens of a sequence in training."""
+        return self.run.tokens.context if self.run is not None else self.said.get("context_size")
+
+    def statistics(self, num_latents: int) -> CodeStatistics | None:
+        """Return what was measured of each latent's codes; None: nothing was.
+
+        Raises:
+            ConfigError: the file is damaged, or of another dictionary.
+        """
+        return self.measured or load_statistics(self.folder, num_latents)
+
+    def rate(self, num_latents: int) -> Tensor | None:
+        """Return the share of tokens on which each latent fires [F]; None: it was never measured.
+
+        Raises:
+            ConfigError: a file is damaged, or of another dictionary.
+        """
+        if self.measured is not None:
+            return self.measured.rate_F
+        path = self.folder / FIRING
+        if not path.is_file() or not (self.folder / WEIGHTS).is_file():
+            return None
+        if path.stat().st_mtime < (self.folder / WEIGHTS).stat().st_mtime:
+            return None  # of an earlier export
+        rate_F = load_firing_rates(self.folder)
+        return rate_F if rate_F is not None and rate_F.shape == torch.Size([num_latents]) else None
