@@ -215,7 +215,7 @@ class Dictionary:
         again: bool = False,
         force: bool = False,
     ) -> "Steered":
-        """Change the model's activations along named latents, in a `with` block; see `interpret.steer.Steered`.
+        """Change the model's activations along named latents, in a `with` block; see `steer.Steered`.
 
         Raises:
             ConfigError: the model is not the dictionary's, or a latent or a dose is not valid.
