@@ -126,7 +126,7 @@ class ForwardReader:
         N, S = tokens.shape[:2]
         mask = given.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
-        past = _past(given, mask, S)
+        past = _past(given, mask, S, self._before[1] if self._before is not None and S == 1 else 0)
         place_NS = torch.arange(past, past + S, device=tokens.device)[None].expand(N, S)
         real_NS = None
         if mask is not None and S > 1 and not bool(mask.all()):
@@ -144,17 +144,24 @@ class ForwardReader:
         further = past and S == 1
         if before is not None and (further or _continues(ids, before[0])) and len(before[2]) == N:
             end_N1 = before[2]
-        self._before = (ids, S, end_N1)
+        self._before = (ids, past + S, end_N1)
         return end_N1
 
 
-def _past(given: dict[str, Any], mask: Tensor | None, S: int) -> int:
-    """Return how many tokens the model has seen in forwards before this one."""
+def _past(given: dict[str, Any], mask: Tensor | None, S: int, before: int) -> int:
+    """Return how many tokens the model has seen in forwards before this one.
+
+    Args:
+        before: how many it is if the forward goes on after the one before.
+    """
+    if mask is not None and mask.shape[1] > S:
+        return mask.shape[1] - S
     for cache in given.values():  # past_key_values, or cache, or cache_params
         if hasattr(cache, "get_seq_length"):
-            return int(cache.get_seq_length())
-    if mask is not None:
-        return mask.shape[1] - S
+            try:
+                return int(cache.get_seq_length())
+            except ValueError:  # one that holds states alone, which have no length
+                return before
     if isinstance(given.get("cache_position"), Tensor):
         return int(given["cache_position"][0])
     return 0
