@@ -150,9 +150,9 @@ class ForwardReader:
 
 def _past(given: dict[str, Any], mask: Tensor | None, S: int) -> int:
     """Return how many tokens the model has seen in forwards before this one."""
-    cache = given.get("past_key_values")
-    if cache is not None and hasattr(cache, "get_seq_length"):
-        return int(cache.get_seq_length())
+    for cache in given.values():  # past_key_values, or cache, or cache_params
+        if hasattr(cache, "get_seq_length"):
+            return int(cache.get_seq_length())
     if mask is not None:
         return mask.shape[1] - S
     if isinstance(given.get("cache_position"), Tensor):

@@ -1,13 +1,17 @@
 """What can be done to a latent: words such as `clamp(4.0)`, checked when they are written."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.export.statistics import CodeStatistics
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_dist.export.statistics import CodeStatistics
 
 CLAMP, ADD, ABLATE, MEAN, PROJECT_OUT = "clamp", "add", "ablate", "mean", "project_out"
 
@@ -27,7 +31,7 @@ class Intervention:
     value: float | None = None
     times: bool = False
 
-    def resolved(self, latent: int, statistics: CodeStatistics | None) -> "Intervention":
+    def resolved(self, latent: int, statistics: CodeStatistics | None) -> Intervention:
         """Return the same with its value in units of codes.
 
         Raises:
@@ -57,7 +61,7 @@ class Intervention:
         if self.how == ADD:
             assert self.value is not None
             return code + self.value
-        return torch.full_like(code, self.value if self.how in (CLAMP, MEAN) and self.value else 0.0)
+        return code.new_full(code.shape, self.value if self.how in (CLAMP, MEAN) and self.value else 0.0)
 
     def __str__(self) -> str:
         """Return the intervention as it is written."""

@@ -238,7 +238,7 @@ def _check_not_compiled(lm: Any) -> None:
     modules = list(lm.modules()) if isinstance(lm, torch.nn.Module) else []
     for each in (lm, *modules):
         wrapped = type(each).__name__ == "OptimizedModule" or getattr(each, "_compiled_call_impl", None)
-        if wrapped or hasattr(vars(each).get("forward"), "_torchdynamo_orig_callable"):
+        if wrapped or hasattr(getattr(each, "__dict__", {}).get("forward"), "_torchdynamo_orig_callable"):
             raise ConfigError(
                 f"{type(lm).__name__} is wrapped by torch.compile, which ignores hooks that are set later; "
                 "give the model as it was before (model._orig_mod), and compile nothing of it"
