@@ -3,6 +3,7 @@
 Letters: as core.types.
 """
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,18 +24,39 @@ def document_ids(session: Session, text: Any) -> Tensor:
         ConfigError: it has no token, or more than the model reads.
     """
     lm = session.lm
-    if not isinstance(text, Tensor) and len(text) == 0:
-        raise ConfigError("the text is empty; give a text with at least one token")
-    ids_S = lm.ids(text)
+    _check_kind(text)
+    ids_S = lm.ids(text) if len(text) else torch.zeros(0)
     limit = lm.facts.context if lm.facts is not None else context_of(lm.base, text_part(lm.model.config))
+    if not len(ids_S):
+        raise ConfigError("the text is empty; give a text with at least one token")
     if limit is not None and len(ids_S) > limit:
         raise ConfigError(
             f"the text has {len(ids_S):,} tokens, special ones included, and {lm.name} reads at most "
             f"{limit:,}; give a shorter text, or its parts one by one"
         )
-    if not len(ids_S):
-        raise ConfigError("the text is empty; give a text with at least one token")
     return ids_S
+
+
+def _check_kind(text: Any) -> None:
+    """Check that what is to be read is a text, messages, or token ids.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if isinstance(text, str):
+        return
+    if isinstance(text, Tensor):
+        if text.dim() == 1 and not text.is_floating_point() and text.dtype != torch.bool:
+            return
+    elif isinstance(text, Sequence) and not isinstance(text, bytes):
+        if all(isinstance(each, int) and not isinstance(each, bool) for each in text):
+            return
+        if all(isinstance(each, Mapping) and {"role", "content"} <= each.keys() for each in text):
+            return
+    raise ConfigError(
+        f"a {type(text).__name__} cannot be explained; give a text, messages with role and content, or a "
+        "list of token ids"
+    )
 
 
 @torch.no_grad()
