@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.export.names import FILES
 
 VALUES = ("--top", "--html", "--model", "--format")
 
@@ -94,6 +95,8 @@ def parsed(arguments: list[str]) -> Asked:
     top = given.get("--top", "20")
     if not top.isdecimal() or int(top) < 1:
         raise ConfigError(f"--top {top}: give the number of latents to show, at least 1")
+    if given.get("--format", "saelens") not in FILES:
+        raise ConfigError(f"--format {given['--format']} is unknown; the formats are {', '.join(FILES)}")
     html = Path(given["--html"]) if "--html" in given else None
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise ConfigError(f"--html {html}: give a file in a folder that exists")

@@ -17,7 +17,7 @@ from sae_dist.interpret.explain_parts import Parts, Tokens, parts_of
 from sae_dist.interpret.explain_rows import activations, document_ids
 from sae_dist.interpret.explanation import Explanation
 from sae_dist.interpret.session import Session
-from sae_dist.interpret.unusual import CORRELATION, LEVEL, NOT_MEASURED, Rates, holm
+from sae_dist.interpret.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates, holm
 
 MAX_NORM_MULTIPLE = 10.0
 """Activations longer than this multiple of the text's median are outliers where a run does not say it."""
@@ -234,7 +234,7 @@ def _about(
         "rates_rows": None if known is None else known.rows,
         "rates_reason": NOT_MEASURED if known is None else None,
         "effect_reason": paths.reason,
-        "correlation": CORRELATION,
+        "correlations": list(CORRELATIONS),
         "level": LEVEL,
         "top": top,
         "notes": notes,

@@ -1,10 +1,11 @@
 """A test of whether a latent fires unusually often in one text, judged by its rate on other texts.
 
 Tokens of a document are not independent: a latent that fires once is likely to fire again. The null model is
-that each document has its own rate, Beta with the latent's rate as its mean and `CORRELATION` as the
-correlation of two tokens, so that the count in a text is beta-binomial. The rate itself was measured on
-documents, too: n tokens of it count as n / (1 + (tokens per document - 1) CORRELATION) independent ones, and
-half a firing is added to them. Letters: as core.types; I some latents, J possible counts.
+that each document has its own rate, Beta with the latent's rate as its mean and c as the correlation of two
+tokens, so that the count in a text is beta-binomial. The rate itself was measured on documents, too: n tokens
+count as n / (1 + (tokens per document - 1) c) independent ones, and half a firing is added to them. What c is
+differs between latents, and a small one makes single firings likelier, a large one many: the greatest p-value
+of `CORRELATIONS` counts. Letters: as core.types; I some latents, J possible counts.
 """
 
 import math
@@ -19,8 +20,8 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.export.statistics import CodeStatistics
 from sae_dist.interpret.dictionary import Dictionary
 
-CORRELATION = 0.1
-"""The correlation of a latent's firing on two tokens of a document; docs/python.md says how it was chosen."""
+CORRELATIONS = (0.02, 0.06, 0.2)
+"""Correlations of a latent's firing on two tokens of a document; docs/python.md says how they were chosen."""
 LEVEL = 0.05
 """How often a text with nothing unusual may have a latent that is called unusual, at most."""
 DOCUMENT_TOKENS = 256
@@ -82,12 +83,15 @@ class Rates:
         return -self.expected(latent_I).log2()
 
     def tail(
-        self, latent_I: Tensor, count_I: Tensor, tokens: int, correlation: float = CORRELATION
+        self, latent_I: Tensor, count_I: Tensor, tokens: int, correlations: Sequence[float] = CORRELATIONS
     ) -> Tensor:
         """Return how likely a text of so many tokens has each latent so often, or more often [I]."""
-        rows = self.rows / (1 + (self.document_tokens - 1) * correlation)
-        rate_I = (self.rate_F[latent_I] * rows + 0.5) / (rows + 1)
-        return beta_binomial_tail(count_I, tokens, rate_I, correlation)
+        found = []
+        for each in correlations:
+            rows = self.rows / (1 + (self.document_tokens - 1) * each)
+            rate_I = (self.rate_F[latent_I] * rows + 0.5) / (rows + 1)
+            found.append(beta_binomial_tail(count_I, tokens, rate_I, each))
+        return torch.stack(found).amax(0)
 
 
 def beta_binomial_tail(count_I: Tensor, tokens: int, rate_I: Tensor, correlation: float) -> Tensor:
