@@ -60,7 +60,8 @@ def number(value: Any, digits: int = 3) -> str:
     """Return a number in few digits; None and what is not finite as a dash."""
     if value is None or isinstance(value, float) and not math.isfinite(value):
         return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+    whole = isinstance(value, int) or abs(value) >= 10**digits
+    return f"{value:,.0f}" if whole else f"{value:.{digits}g}"
 
 
 def headline(e: "Explanation") -> list[str]:
