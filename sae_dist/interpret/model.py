@@ -203,7 +203,8 @@ def model(
     found, lacking, _ = load_weights(cfg, facts, device=where, dtype=kind, with_head=True, cut=False)
     if missing := sorted(key for key in lacking if "pooler" not in key):
         raise ConfigError(f"{name} has no weights for {missing[0]} and {len(missing) - 1} more parameters")
-    found.config.use_cache = text_part(found.config).use_cache = True  # for generation
+    if facts.causal:
+        found.config.use_cache = text_part(found.config).use_cache = True  # for generation
     found.eval().requires_grad_(False)
     return LanguageModel(
         model=found,
