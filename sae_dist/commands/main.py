@@ -38,6 +38,7 @@ COMMANDS = {
     "resume": Command("resume", "RUN", "continue an unfinished run"),
     "eval": Command("evaluate", "RUN [eval.key=value ...]", "evaluate a run's dictionary", keys=True),
     "report": Command("report", "FOLDER", "write an HTML page of a run, a grid or a sweep"),
+    "explain": Command("explain", 'RUN "text"', "show which latents fire on a text"),
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),
