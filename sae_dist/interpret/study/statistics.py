@@ -1,0 +1,131 @@
+"""Intervals and tests of paired effects: prompts are the unit, resampled whole.
+
+Letters: as core.types; N prompts, C conditions, R resamples, M draws of a control.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+LEVEL = 0.05
+RESAMPLES = 10_000
+BLOCK_BYTES = 1 << 27
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The mean effect of each of C conditions, with what resampling the prompts says of its error.
+
+    Attributes:
+        mean_C: over prompts.
+        error_C: standard error of that mean; 0 where all prompts agree.
+        size_RC: the distance between a resample's mean and `mean_C`, in the resample's own standard errors.
+    """
+
+    mean_C: Floats
+    error_C: Floats
+    size_RC: NDArray[np.float32]
+
+    @property
+    def p_C(self) -> Floats:
+        """The probability of a mean this far from 0 if the true one is 0; 1 where there is no effect."""
+        size_C = np.abs(self.mean_C) / np.where(self.error_C > 0, self.error_C, np.inf)
+        further_C = (self.size_RC >= size_C).sum(0)
+        found_C = (1 + further_C) / (1 + len(self.size_RC))
+        # Prompts that agree to the last bit say nothing of others: no resample differs.
+        return np.where(self.error_C > 0, found_C, 1.0)
+
+    def intervals(self, level_C: Floats | float = LEVEL) -> tuple[Floats, Floats]:
+        """Return the lower and upper ends [C] of intervals that miss the true mean with probability `level`.
+
+        The interval at level a leaves 0 out where `p_C` is below a.
+        """
+        level_C = np.broadcast_to(level_C, self.mean_C.shape)
+        ordered_RC = np.sort(self.size_RC, axis=0)
+        R = len(ordered_RC)
+        place_C = np.clip(np.ceil((1 - level_C) * (R + 1)).astype(int) - 1, 0, R - 1)
+        reach_C = ordered_RC[place_C, np.arange(len(place_C))] * self.error_C
+        return self.mean_C - reach_C, self.mean_C + reach_C
+
+
+def estimates(effect_NC: Floats, seed: int, resamples: int = RESAMPLES) -> Estimates:
+    """Resample prompts, the same ones for every condition.
+
+    The studentised bootstrap, symmetric: percentiles cover too little with few prompts or skewed effects.
+    """
+    effect_NC = np.asarray(effect_NC, dtype=np.float64)
+    N, C = effect_NC.shape
+    mean_C = effect_NC.mean(0)
+    # Differences below the rounding of float32 are none.
+    error_C = effect_NC.std(0, ddof=1) / N**0.5 if N > 1 else np.zeros(C)
+    error_C = np.where(error_C > 1e-7 * np.abs(effect_NC).max(0, initial=0), error_C, 0.0)
+    size_RC = np.zeros((resamples, C), dtype=np.float32)
+    centred_NC = effect_NC - mean_C
+    share_RN = _shares(N, seed, resamples)
+    step = max(1, BLOCK_BYTES // (8 * resamples))
+    for first in range(0, C if N > 1 else 0, step):
+        own = slice(first, first + step)
+        off_RC = share_RN @ centred_NC[:, own]
+        spread_RC = np.maximum(share_RN @ centred_NC[:, own] ** 2 - off_RC**2, 0)
+        own_error_RC = np.sqrt(spread_RC / (N - 1))
+        # A resample of one prompt alone has no error of its own: it counts as far away as any.
+        least_C = 1e-9 * error_C[own]
+        size_RC[:, own] = np.abs(off_RC) / np.maximum(own_error_RC, np.where(least_C > 0, least_C, np.inf))
+    return Estimates(mean_C, error_C, size_RC)
+
+
+@lru_cache(maxsize=2)
+def _shares(N: int, seed: int, resamples: int) -> Floats:
+    """Return the share that each of N prompts has in each resample [R, N]."""
+    drawn_RN = np.random.default_rng([seed, N]).multinomial(N, np.full(N, 1 / N), size=resamples)
+    return drawn_RN / N
+
+
+def holm(p_C: Floats) -> Floats:
+    """Return p-values adjusted so that the chance of any false one below a level is at most that level."""
+    C = len(p_C)
+    order = np.argsort(p_C, kind="stable")
+    adjusted = np.minimum(1.0, np.maximum.accumulate(p_C[order] * (C - np.arange(C))))
+    found = np.empty(C)
+    found[order] = adjusted
+    return found
+
+
+def holm_levels(p_C: Floats, level: float = LEVEL) -> Floats:
+    """Return the level at which Holm's procedure judges each condition [C].
+
+    The smallest p-value is judged at level / C, the next at level / (C - 1); after the first that fails all
+    are judged at its level.
+    """
+    C = len(p_C)
+    order = np.argsort(p_C, kind="stable")
+    level_C = level / (C - np.arange(C))
+    failed = np.flatnonzero(p_C[order] > level_C)
+    if len(failed):
+        level_C[failed[0] :] = level_C[failed[0]]
+    found = np.empty(C)
+    found[order] = level_C
+    return found
+
+
+def reach_of_draws(drawn: Estimates, level: float = LEVEL) -> tuple[float, float]:
+    """Return an interval for what one more draw of a control would show.
+
+    It holds the interval of each draw, and the prediction of a further draw by Student's distribution: the
+    mean over draws would hide that any single direction moves something.
+
+    Args:
+        drawn: the M draws of one control.
+    """
+    from scipy.stats import t
+
+    lower_M, upper_M = drawn.intervals(level)
+    lower, upper, M = float(lower_M.min()), float(upper_M.max()), len(lower_M)
+    if M > 1:
+        centre, spread = float(drawn.mean_C.mean()), float(drawn.mean_C.std(ddof=1))
+        beyond = float(t.ppf(1 - level / 2, M - 1)) * spread * (1 + 1 / M) ** 0.5
+        lower, upper = min(lower, centre - beyond), max(upper, centre + beyond)
+    return lower, upper
