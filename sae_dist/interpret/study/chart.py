@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from markupsafe import Markup, escape
 
@@ -29,6 +30,7 @@ def chart(judgements: Sequence[Judgement], label: str) -> Markup:
     """Draw the effect of one latent at each dose, equally far apart, and the intervals of its controls."""
     values = [end for each in judgements for end in (each.lower, each.upper)]
     values += [end for each in judgements for pair in each.controls.values() for end in pair]
+    values = [each for each in values if isfinite(each)]  # an end without a bound is drawn to the edge
     low, high = min([*values, 0.0]), max([*values, 0.0])
     room = 0.06 * (high - low) or 1.0
     scale = _Scale(low - room, high + room)

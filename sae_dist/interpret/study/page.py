@@ -1,5 +1,6 @@
 """The page of a study: what is claimed, figures, effects and texts side by side. Jinja2 escapes all."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from sae_dist.interpret.study.claims import Judgement
 from sae_dist.interpret.study.conditions import CONTROLS, STEERED
 from sae_dist.interpret.study.effects import MEANS
 from sae_dist.interpret.study.statistics import LEVEL
-from sae_dist.interpret.study.study import SAID, Study, summary
+from sae_dist.interpret.study.study import SAID, Study
+from sae_dist.interpret.study.written import summary
 
 TEXTS = 12
 """Of how many prompts the page shows what is generated; the JSON file has all."""
@@ -105,18 +107,22 @@ def _rows(study: Study, judgements: list[Judgement], at: list[int]) -> list[dict
             "dose": _dose(each),
             "code": "" if each.hypothesis.value is None else f"{each.hypothesis.value:.3g}",
             "asked": each.hypothesis.asked,
-            "cells": [
-                (f"{column[n]['mean']:+.3g}", f"{column[n]['lower']:+.3g} to {column[n]['upper']:+.3g}")
-                for column in columns
-            ],
+            "cells": [_cell(column[n]) for column in columns],
             "norm": f"{study.effects.shares[at[n]]:.2f}",
             "changed": f"{study.effects.changed[at[n]]:,}",
             "p": f"{each.adjusted:.2g}",
             "claimed": each.claimed,
-            "missed": ", ".join(each.not_passed),
+            "missed": ", ".join(each.not_passed) if each.adjusted <= LEVEL else "",
         }
         for n, each in enumerate(judgements)
     ]
+
+
+def _cell(found: dict[str, float]) -> tuple[str, str]:
+    """Return a mean and its interval as text."""
+    if not isfinite(found["upper"]):
+        return f"{found['mean']:+.3g}", "few prompts differ"
+    return f"{found['mean']:+.3g}", f"{found['lower']:+.3g} to {found['upper']:+.3g}"
 
 
 def _texts(study: Study, own: list[int], at: list[int]) -> list[dict[str, Any]]:

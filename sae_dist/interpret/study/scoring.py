@@ -58,16 +58,16 @@ def _padded(rows: Sequence[Ids], value: int) -> Tensor:
 
 
 def log_probabilities(lm: LanguageModel, batch: Batch, session: Session | None = None) -> Tensor:
-    """Return the log-probabilities of all tokens at the places of those that follow [N, K, V], float32.
+    """Return the log-probabilities of all tokens at the places of those that follow [N, K, V].
 
     Args:
         session: how the model is steered; None: it is as it is.
     """
-    return logits(lm, batch, session).float().log_softmax(-1)
+    return logits(lm, batch, session).log_softmax(-1)
 
 
 def logits(lm: LanguageModel, batch: Batch, session: Session | None = None) -> Tensor:
-    """Return the logits at the places of the tokens that follow [N, K, V]; see `log_probabilities`."""
+    """Return the logits at the places of the tokens that follow [N, K, V], in float32 or better."""
     N, K = batch.tail_NK.shape
     place_NK = (batch.length_N1 - 1 + torch.arange(K, device=batch.ids_NS.device)).clamp(
         max=batch.ids_NS.shape[1] - 1
@@ -80,9 +80,14 @@ def logits(lm: LanguageModel, batch: Batch, session: Session | None = None) -> T
     if session is not None:
         session.lengths_N1 = batch.length_N1
     with torch.no_grad(), session if session is not None else nullcontext():
-        found = lm.model(**given).logits
+        found = wide(lm.model(**given).logits)
     V = found.shape[-1]
     return found.gather(1, (place_NK - first if few else place_NK)[..., None].expand(N, K, V))
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return numbers of 16 bits as float32, others as they are."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def batches(lm: LanguageModel, lengths: Sequence[int], more: int) -> Iterator[list[int]]:

@@ -41,13 +41,15 @@ class Estimates:
     def intervals(self, level_C: Floats | float = LEVEL) -> tuple[Floats, Floats]:
         """Return the lower and upper ends [C] of intervals that miss the true mean with probability `level`.
 
-        The interval at level a leaves 0 out where `p_C` is below a.
+        The interval at level a leaves 0 out where `p_C` is below a. It is infinite where so few
+        prompts differ that resamples without any of them are common.
         """
         level_C = np.broadcast_to(level_C, self.mean_C.shape)
         ordered_RC = np.sort(self.size_RC, axis=0)
         R = len(ordered_RC)
         place_C = np.clip(np.ceil((1 - level_C) * (R + 1)).astype(int) - 1, 0, R - 1)
-        reach_C = ordered_RC[place_C, np.arange(len(place_C))] * self.error_C
+        far_C = ordered_RC[place_C, np.arange(len(place_C))].astype(np.float64)
+        reach_C = np.where(self.error_C > 0, far_C, 0.0) * self.error_C
         return self.mean_C - reach_C, self.mean_C + reach_C
 
 
@@ -71,9 +73,11 @@ def estimates(effect_NC: Floats, seed: int, resamples: int = RESAMPLES) -> Estim
         off_RC = share_RN @ centred_NC[:, own]
         spread_RC = np.maximum(share_RN @ centred_NC[:, own] ** 2 - off_RC**2, 0)
         own_error_RC = np.sqrt(spread_RC / (N - 1))
-        # A resample of one prompt alone has no error of its own: it counts as far away as any.
-        least_C = 1e-9 * error_C[own]
-        size_RC[:, own] = np.abs(off_RC) / np.maximum(own_error_RC, np.where(least_C > 0, least_C, np.inf))
+        # A resample whose prompts all agree has no error of its own: it counts as far away as any. Where few
+        # prompts differ these are many, and no interval is known.
+        flat_RC = own_error_RC <= 1e-6 * error_C[own]
+        size_RC[:, own] = np.where(flat_RC, np.inf, np.abs(off_RC) / np.where(flat_RC, 1.0, own_error_RC))
+        size_RC[:, own][:, error_C[own] == 0] = 0
     return Estimates(mean_C, error_C, size_RC)
 
 
@@ -123,9 +127,26 @@ def reach_of_draws(drawn: Estimates, level: float = LEVEL) -> tuple[float, float
     from scipy.stats import t
 
     lower_M, upper_M = drawn.intervals(level)
+    # A draw that acts on few prompts has no interval of its own; its mean counts below.
+    lower_M, upper_M = (
+        np.where(np.isfinite(end_M), end_M, drawn.mean_C + side * 2 * drawn.error_C)
+        for side, end_M in ((-1, lower_M), (1, upper_M))
+    )
     lower, upper, M = float(lower_M.min()), float(upper_M.max()), len(lower_M)
     if M > 1:
         centre, spread = float(drawn.mean_C.mean()), float(drawn.mean_C.std(ddof=1))
         beyond = float(t.ppf(1 - level / 2, M - 1)) * spread * (1 + 1 / M) ** 0.5
         lower, upper = min(lower, centre - beyond), max(upper, centre + beyond)
     return lower, upper
+
+
+def agreement(predicted_C: Floats, exact_C: Floats) -> tuple[float, float]:
+    """Return the share of equal signs, and Spearman's rank correlation; nan where they are not defined."""
+    differ = exact_C != 0
+    sign = (
+        float(np.mean(np.sign(predicted_C[differ]) == np.sign(exact_C[differ]))) if differ.any() else np.nan
+    )
+    if len(exact_C) < 3:
+        return sign, float("nan")
+    ranks = [np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (predicted_C, exact_C)]
+    return sign, float(np.corrcoef(np.stack(ranks))[0, 1])
