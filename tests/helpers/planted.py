@@ -1,4 +1,4 @@
-"""A small model whose head reads one direction for one token, and a dictionary with a latent that writes it."""
+"""A small model whose head reads one direction for one token, and a dictionary whose latent writes it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sae_dist.interpret.study.prompts import Prompt
 
 WIDTH, LATENTS, VOCABULARY = 32, 24, 40
 PLANTED, TOKEN, OTHER = 3, 7, 5
-"""The latent that writes the direction, the token that the head reads it for, and a latent without a meaning."""
+"""The latent that writes the direction, the token that it is read for, and a latent without a meaning."""
 
 
 def planted(dtype=torch.float32) -> tuple[Dictionary, LanguageModel, CodeStatistics]:

@@ -131,8 +131,6 @@ def default_prompts(
         ConfigError: the model is not one that was loaded by its name, the text is not on this machine, or a
             target has no tokens.
     """
-    if lm.facts is None:
-        raise ConfigError("a model that was not loaded by its name has no default prompts; give --prompts")
     taken: list[Prompt] = []
     for ids in _held_out(dictionary, lm):
         begin = tuple(ids[: len(lm.prefix) + DEFAULT_TOKENS])
@@ -152,12 +150,28 @@ def default_prompts(
     return taken
 
 
+def held_out_texts(dictionary: "Dictionary", lm: "LanguageModel", tokens: int) -> list[list[int]]:
+    """Return held-out texts of the run, or of Python's own text, as token ids: `tokens` in all, or fewer.
+
+    Raises:
+        ConfigError: the model is not one that was loaded by its name, or the text is not on this machine.
+    """
+    found: list[list[int]] = []
+    for ids in _held_out(dictionary, lm):
+        found.append(ids)
+        tokens -= len(ids)
+        if tokens <= 0:
+            break
+    return found
+
+
 def _held_out(dictionary: "Dictionary", lm: "LanguageModel") -> Iterator[list[int]]:
     """Yield the tokens of held-out documents that are long enough."""
     from sae_dist.config.sections import TokensConfig
     from sae_dist.tokens.source import held_out_tokens
 
-    assert lm.facts is not None
+    if lm.facts is None:
+        raise ConfigError("a model that was not loaded by its name has no default prompts; give --prompts")
     run = dictionary.place.run
     tokens = run.tokens if run is not None and run.has_llm else TokensConfig(kind="text", context=128)
     for chunk in held_out_tokens(tokens, lm.facts, seed=0, rows=256).open(0, None):

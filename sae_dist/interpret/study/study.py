@@ -22,11 +22,13 @@ from sae_dist.interpret.study.asked import Asked
 from sae_dist.interpret.study.claims import FEWEST_PROMPTS, Judgement, judged
 from sae_dist.interpret.study.conditions import STEERED, Condition, Hypothesis, conditions, hypotheses
 from sae_dist.interpret.study.effects import KL, TARGET, Effects, measure
-from sae_dist.interpret.study.prompts import Prompt, default_prompts, read_prompts, tokenised
+from sae_dist.interpret.study.prompts import Prompt, default_prompts, held_out_texts, read_prompts, tokenised
 
 FOLDER, PAGE, RESULTS = "steer", "steer.html", "steer.json"
 SAID = {TARGET: "the target's log-probability", KL: "the distance (KL) from the model as it is"}
 """The measures that claims are made of: the target's where there is one."""
+MEASURED_TOKENS = 50_000
+"""On how many tokens latents are measured whose codes never were, and which no run trained."""
 SHORT_OF_MODEL = 2.0
 """The log-perplexity, in nats a token above the model's own text, from which a text is called broken."""
 
@@ -117,7 +119,12 @@ def with_statistics(dictionary: Dictionary, lm: LanguageModel) -> tuple[Dictiona
     if statistics is None:
         from sae_dist.interpret.measure import measure as measure_codes
 
-        statistics = measure_codes(dictionary, lm)
+        run = dictionary.place.run
+        if run is not None and run.has_llm:
+            statistics = measure_codes(dictionary, lm, force=True)
+        else:
+            texts = held_out_texts(dictionary, lm, MEASURED_TOKENS)
+            statistics = measure_codes(dictionary, lm, texts=texts, force=True)
     return Dictionary(dictionary.sae, replace(dictionary.place, measured=statistics)), statistics
 
 

@@ -108,7 +108,13 @@ def test_a_control_is_passed_by_the_whole_interval_in_its_direction(interval, co
     ],
 )
 def test_what_is_claimed_is_said_in_words(changed, claimed, words):
-    given = {"mean": 1.5, "interval": (1.0, 2.0), "adjusted": 0.001, "missed": (), "num_prompts": 64} | changed
+    given = {
+        "mean": 1.5,
+        "interval": (1.0, 2.0),
+        "adjusted": 0.001,
+        "missed": (),
+        "num_prompts": 64,
+    } | changed
     mean, interval = given.pop("mean"), given.pop("interval")
     found, said = claim("clamp 3 at 4x", "the target", mean, interval, **given)
     assert found is claimed and words in said
