@@ -18,7 +18,7 @@ from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.interventions import ablate
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.interpret.study.claims import FEWEST_PROMPTS, not_passed, part
-from sae_dist.interpret.study.conditions import NEAREST, STEERED, Condition
+from sae_dist.interpret.study.conditions import STEERED, Condition, equally_often
 from sae_dist.interpret.study.prompts import Prompt, default_prompts, read_prompts, tokenised
 from sae_dist.interpret.study.scoring import Batch, batches, logits, wide
 from sae_dist.interpret.study.session import Session
@@ -128,28 +128,17 @@ def ranking(
     fired = np.flatnonzero(count_F)
     if not len(fired):
         raise ConfigError("no latent fires on the prompts; give other ones")
-    order = np.argsort(-np.abs(predicted_F[fired]), kind="stable")
-    chosen = [int(each) for each in fired[order][:candidates]]
+    chosen = [int(fired[n]) for n in _largest(predicted_F[fired])[:candidates]]
     clean_N, effect_NC = removed(dictionary, lm, wanted, chosen)
     found = estimates(effect_NC, seed)
     # Those that were not chosen are part of the family: the choice looked at all that fired.
     adjusted_C = holm(np.concatenate([found.p_C, np.ones(len(fired) - len(chosen))]))[: len(chosen)]
     lower_C, upper_C = found.intervals()
-    shown = np.argsort(-np.abs(found.mean_C), kind="stable")[:top]
-    drawn = {
-        int(n): _equally_often(count_F, chosen[n], draws, np.random.default_rng([seed, chosen[n]]))
-        for n in shown
-    }
-    others = sorted({each for own in drawn.values() for each in own})
-    _, other_NC = removed(dictionary, lm, wanted, others)
-    control = estimates(other_NC, seed) if others else None
+    shown = _largest(found.mean_C)[:top]
+    reaches = _controls(dictionary, lm, wanted, count_F, [chosen[n] for n in shown], draws, seed)
     rows = []
-    for n in map(int, shown):
+    for n, reach in zip(shown, reaches, strict=True):
         interval = float(lower_C[n]), float(upper_C[n])
-        reach = (0.0, 0.0)
-        if control is not None:
-            reach = reach_of_draws(part(control, [others.index(each) for each in drawn[n]]))
-        passes = not not_passed(interval, {CONTROL: reach})
         chance = adjusted_C[n] > LEVEL or len(prompts) < FEWEST_PROMPTS
         rows.append(
             Ranked(
@@ -160,7 +149,7 @@ def ranking(
                 *interval,
                 float(adjusted_C[n]),
                 reach,
-                claimed=passes and not chance,
+                claimed=not chance and not not_passed(interval, {CONTROL: reach}),
             )
         )
     sign, rank = agreement(predicted_F[chosen], found.mean_C)
@@ -276,15 +265,26 @@ def as_json(found: Ranking) -> dict[str, Any]:
     return {name: plain(value) for name, value in asdict(found).items()} | {"rows": rows}
 
 
-def _equally_often(count_F: Floats, latent: int, draws: int, draw: np.random.Generator) -> list[int]:
-    """Draw latents that fire on about as many of the prompts."""
-    others = np.flatnonzero(count_F)
-    others = others[others != latent]
-    apart = np.abs(np.log(count_F[others] / count_F[latent]))
-    # In the order of their numbers, neighbours would be chosen where many fire as often.
-    mixed = draw.permutation(len(others))
-    nearest = others[mixed[np.argsort(apart[mixed], kind="stable")[: NEAREST * draws]]]
-    return [int(each) for each in draw.choice(nearest, min(draws, len(nearest)), replace=False)]
+def _controls(
+    dictionary: Dictionary,
+    lm: LanguageModel,
+    prompts: Sequence[Prompt],
+    count_F: Floats,
+    latents: Sequence[int],
+    draws: int,
+    seed: int,
+) -> list[tuple[float, float]]:
+    """Return, for each latent, the interval of removing latents that fire as often on the prompts."""
+    drawn = [equally_often(count_F, n, draws, np.random.default_rng([seed, n])) for n in latents]
+    others = sorted({each for own in drawn for each in own})
+    if not others:
+        return [(0.0, 0.0) for _ in latents]
+    control = estimates(removed(dictionary, lm, prompts, others)[1], seed)
+    return [reach_of_draws(part(control, [others.index(each) for each in own])) for own in drawn]
+
+
+def _largest(value_C: Floats) -> list[int]:
+    return [int(n) for n in np.argsort(-np.abs(value_C), kind="stable")]
 
 
 def _in_words(prompts: Sequence[Prompt]) -> str:

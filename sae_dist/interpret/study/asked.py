@@ -1,4 +1,4 @@
-"""What a study is asked for, as written in a shell, checked before anything heavy is loaded."""
+"""A study as it is asked for in a shell, checked before anything heavy is loaded."""
 
 import math
 from collections.abc import Sequence

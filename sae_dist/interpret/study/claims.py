@@ -1,4 +1,4 @@
-"""What may be said of a latent at a dose: an effect beyond chance, and beyond what every control does.
+"""Claims of a latent at a dose: an effect beyond chance, and beyond what every control does.
 
 Letters: as core.types; N prompts, C conditions, M draws of a control.
 """
@@ -67,7 +67,7 @@ def judged(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> list[Judgement]:
-    """Judge every hypothesis by the effects of all conditions.
+    """Return what is claimed of every hypothesis, by the effects of all conditions.
 
     Args:
         effect_NC: of the measure that claims are made of.

@@ -1,6 +1,6 @@
 """The conditions of a study: what is steered and by how much, and the controls beside each dose.
 
-Letters: as core.types; M draws of a control.
+Letters: as core.types; I named latents, M draws of a control.
 """
 
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
@@ -194,3 +195,16 @@ def equals(
     apart = np.abs(np.log(rate_F[others] / rate_F[latent]))
     nearest = others[np.argsort(apart, kind="stable")[: NEAREST * draws]]
     return [int(each) for each in draw.choice(nearest, draws, replace=False)]
+
+
+def equally_often(
+    count_F: NDArray[np.float64], latent: int, draws: int, draw: np.random.Generator
+) -> list[int]:
+    """Draw latents that fire on about as many of the prompts."""
+    others = np.flatnonzero(count_F)
+    others = others[others != latent]
+    apart = np.abs(np.log(count_F[others] / count_F[latent]))
+    # In the order of their numbers, neighbours would be chosen where many fire as often.
+    mixed = draw.permutation(len(others))
+    nearest = others[mixed[np.argsort(apart[mixed], kind="stable")[: NEAREST * draws]]]
+    return [int(each) for each in draw.choice(nearest, min(draws, len(nearest)), replace=False)]

@@ -32,7 +32,7 @@ GENERATED = (PERPLEXITY, REPETITION)
 
 @dataclass
 class Effects:
-    """What was measured.
+    """The measures of all conditions on all prompts.
 
     Attributes:
         of: by measure, steered minus not steered [N, C]; those of generated texts are nan for controls.
@@ -42,7 +42,7 @@ class Effects:
         shares: by condition, the mean change as a share of the median norm of activations.
         largest: by condition, the largest such share.
         changed: by condition, how many activations were changed in all.
-        approximate: what is said of codes that are estimated.
+        approximate: how codes are estimated, in words; None: they are exact.
     """
 
     of: dict[str, Floats]

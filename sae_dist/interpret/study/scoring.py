@@ -1,4 +1,4 @@
-"""What a model makes of given texts: the distributions of the tokens that follow prompts, teacher-forced.
+"""Distributions of the tokens that follow prompts, teacher-forced, and texts that are generated.
 
 Letters: as core.types; K the tokens that follow a prompt.
 """

@@ -54,7 +54,7 @@ class Estimates:
 
 
 def estimates(effect_NC: Floats, seed: int, resamples: int = RESAMPLES) -> Estimates:
-    """Resample prompts, the same ones for every condition.
+    """Estimate effects by resampling prompts, the same ones for every condition.
 
     The studentised bootstrap, symmetric: percentiles cover too little with few prompts or skewed effects.
     """
@@ -148,5 +148,8 @@ def agreement(predicted_C: Floats, exact_C: Floats) -> tuple[float, float]:
     )
     if len(exact_C) < 3:
         return sign, float("nan")
-    ranks = [np.argsort(np.argsort(each, kind="stable"), kind="stable") for each in (predicted_C, exact_C)]
-    return sign, float(np.corrcoef(np.stack(ranks))[0, 1])
+    one, other = (
+        np.argsort(np.argsort(each, kind="stable"), kind="stable") - (len(each) - 1) / 2
+        for each in (predicted_C, exact_C)
+    )
+    return sign, float((one * other).sum() / (one * one).sum())
