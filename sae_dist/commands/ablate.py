@@ -21,8 +21,8 @@ minus the logit of another token, at the prompt's last token, mean over prompts.
 candidates; each is then removed for real, and the table has both. RUN is a run, an export, or an imported
 dictionary. Writes nothing.
 
-An effect counts (*) where it is more than chance over prompts, by Holm over all latents that fire, and more
-than that of removing latents that fire as often on these prompts.
+An effect is marked (*) where it is more than chance over prompts, by Holm over all latents that fire, and
+outside the interval in which 95 % of latents that fire as often on these prompts would be.
 
   --prompts FILE     one prompt a line, or .jsonl with "prompt" and maybe "target" and "against"
                      (64 beginnings of held-out texts)
@@ -98,8 +98,12 @@ def table(found: "Ranking") -> str:
         control = f"{each.control[0]:+.3f} to {each.control[1]:+.3f}"
         lines.append(
             f"{each.latent:>10} {each.prompts:>8} {each.exact:>+9.3f} {interval:>20} {each.predicted:>+9.3f} "
-            f"{each.adjusted:>10.2g} {control:>20}{' *' if each.claimed else ''}"
+            f"{each.adjusted:>10.2g} {control:>20}{' *' if each.marked else ''}"
         )
-    counted = sum(each.claimed for each in found.rows)
-    lines += ["", f"* more than chance and more than the control: {counted or 'none'} of {len(found.rows)}"]
+    marked = sum(each.marked for each in found.rows)
+    lines += [
+        "",
+        f"* more than chance, and outside of where 95 % of latents that fire as often would be: "
+        f"{marked or 'none'} of {len(found.rows)}",
+    ]
     return "\n".join(lines)

@@ -39,7 +39,8 @@ class Ranked:
         lower, upper: interval of that.
         adjusted: p-value by Holm over all latents that fired on the prompts.
         control: interval of removing latents that fire as often on these prompts.
-        claimed: the effect is more than chance, and more than the control.
+        marked: the effect is more than chance, and outside the control's interval, as that of one latent in twenty
+            is.
     """
 
     latent: int
@@ -50,7 +51,7 @@ class Ranked:
     upper: float
     adjusted: float
     control: tuple[float, float]
-    claimed: bool
+    marked: bool
 
 
 @dataclass(frozen=True)
@@ -149,23 +150,12 @@ def ranking(
                 *interval,
                 float(adjusted_C[n]),
                 reach,
-                claimed=not chance and not not_passed(interval, {CONTROL: reach}),
+                marked=not chance and not not_passed(interval, {CONTROL: reach}),
             )
         )
     sign, rank = agreement(predicted_F[chosen], found.mean_C)
-    return Ranking(
-        lm.name,
-        dictionary.hook,
-        _in_words(prompts),
-        len(prompts),
-        float(clean_N.mean()),
-        len(fired),
-        len(chosen),
-        draws,
-        sign,
-        rank,
-        rows,
-    )
+    about = lm.name, dictionary.hook, _in_words(prompts), len(prompts), float(clean_N.mean())
+    return Ranking(*about, len(fired), len(chosen), draws, sign, rank, rows)
 
 
 def with_targets(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Prompt]:

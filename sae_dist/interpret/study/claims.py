@@ -54,7 +54,8 @@ class Judgement:
 
 def part(of: Estimates, at: Sequence[int]) -> Estimates:
     """Return the estimates of some conditions."""
-    return Estimates(of.mean_C[list(at)], of.error_C[list(at)], of.size_RC[:, list(at)])
+    at = list(at)
+    return Estimates(of.mean_C[at], of.error_C[at], of.size_RC[:, at], of.num_prompts)
 
 
 def judged(

@@ -4,7 +4,7 @@ Letters: as core.types; N prompts, C conditions, R resamples, M draws of a contr
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 LEVEL = 0.05
 RESAMPLES = 10_000
+FEWEST_BEYOND = 20
 BLOCK_BYTES = 1 << 27
 
 
@@ -23,20 +24,40 @@ class Estimates:
         mean_C: over prompts.
         error_C: standard error of that mean; 0 where all prompts agree.
         size_RC: the distance between a resample's mean and `mean_C`, in the resample's own standard errors.
+        num_prompts: how many prompts were resampled.
+
+    Beyond the furthest FEWEST_BEYOND resamples the tail is Student's, as far stretched as they are: a test
+    among thousands of latents asks for smaller probabilities than resamples can count.
     """
 
     mean_C: Floats
     error_C: Floats
     size_RC: NDArray[np.float32]
+    num_prompts: int
 
     @property
     def p_C(self) -> Floats:
         """The probability of a mean this far from 0 if the true one is 0; 1 where there is no effect."""
+        from scipy.stats import t
+
         size_C = np.abs(self.mean_C) / np.where(self.error_C > 0, self.error_C, np.inf)
         further_C = (self.size_RC >= size_C).sum(0)
-        found_C = (1 + further_C) / (1 + len(self.size_RC))
+        counted_C = (1 + further_C) / (1 + len(self.size_RC))
+        tail_C = 2 * t.sf(size_C / self._stretch_C, max(self.num_prompts - 1, 1))
+        found_C = np.where(further_C < FEWEST_BEYOND, np.minimum(counted_C, tail_C), counted_C)
         # Prompts that agree to the last bit say nothing of others: no resample differs.
         return np.where(self.error_C > 0, found_C, 1.0)
+
+    @cached_property
+    def _stretch_C(self) -> Floats:
+        """The factor by which the tail of the resamples reaches further than Student's, at least 1 [C]."""
+        from scipy.stats import t
+
+        R = len(self.size_RC)
+        beyond = min(FEWEST_BEYOND, R)
+        furthest_C = np.partition(self.size_RC, R - beyond, axis=0)[R - beyond].astype(np.float64)
+        usual = t.ppf(1 - beyond / R / 2, max(self.num_prompts - 1, 1)) if beyond < R else 0.0
+        return np.maximum(1.0, furthest_C / max(usual, 1e-9))
 
     def intervals(self, level_C: Floats | float = LEVEL) -> tuple[Floats, Floats]:
         """Return the lower and upper ends [C] of intervals that miss the true mean with probability `level`.
@@ -44,11 +65,15 @@ class Estimates:
         The interval at level a leaves 0 out where `p_C` is below a. It is infinite where so few
         prompts differ that resamples without any of them are common.
         """
+        from scipy.stats import t
+
         level_C = np.broadcast_to(level_C, self.mean_C.shape)
         ordered_RC = np.sort(self.size_RC, axis=0)
         R = len(ordered_RC)
         place_C = np.clip(np.ceil((1 - level_C) * (R + 1)).astype(int) - 1, 0, R - 1)
         far_C = ordered_RC[place_C, np.arange(len(place_C))].astype(np.float64)
+        tail_C = t.ppf(1 - level_C / 2, max(self.num_prompts - 1, 1)) * self._stretch_C
+        far_C = np.where(level_C * R < FEWEST_BEYOND, tail_C, far_C)
         reach_C = np.where(self.error_C > 0, far_C, 0.0) * self.error_C
         return self.mean_C - reach_C, self.mean_C + reach_C
 
@@ -78,7 +103,7 @@ def estimates(effect_NC: Floats, seed: int, resamples: int = RESAMPLES) -> Estim
         flat_RC = own_error_RC <= 1e-6 * error_C[own]
         size_RC[:, own] = np.where(flat_RC, np.inf, np.abs(off_RC) / np.where(flat_RC, 1.0, own_error_RC))
         size_RC[:, own][:, error_C[own] == 0] = 0
-    return Estimates(mean_C, error_C, size_RC)
+    return Estimates(mean_C, error_C, size_RC, N)
 
 
 @lru_cache(maxsize=2)

@@ -67,10 +67,11 @@ def test_the_planted_latent_is_first(model, asked):
     found = ranking(dictionary, lm, asked, top=5, candidates=20, draws=4)
     first = found.rows[0]
     assert first.latent == PLANTED and first.exact < 0 and first.predicted < 0
+    assert first.marked and first.upper < first.control[0] and first.adjusted < 0.01
     assert len(found.rows) == 5 and found.sign > 0.8 and found.rank > 0.8
     assert np.all(np.diff([abs(each.exact) for each in found.rows]) <= 0)
     lines = table(found).splitlines()
-    assert lines[4].split()[:2] == [str(PLANTED), str(first.prompts)]
+    assert lines[4].split()[:2] == [str(PLANTED), str(first.prompts)] and lines[4].endswith(" *")
     assert json.loads(json.dumps(as_json(found), allow_nan=False))["rows"][0]["latent"] == PLANTED
 
 

@@ -50,6 +50,14 @@ def test_holm_keeps_its_level_over_all_hypotheses():
     assert 0.02 <= some_false.mean() <= 0.085 and unadjusted.mean() > 0.2
 
 
+def test_the_tail_beyond_the_resamples_is_that_of_many_more():
+    values = np.random.default_rng(0).standard_normal((24, 60)) + 0.75
+    few, many = (estimates(values, 0, resamples=each).p_C for each in (1000, 60_000))
+    seen = (many > 3e-4) & (many < 1e-2)
+    assert seen.sum() > 10 and np.abs(np.log(few[seen] / many[seen])).mean() < 0.5
+    assert few.min() < 1e-5
+
+
 def test_holm_by_hand():
     p = np.array([0.01, 0.04, 0.03, 0.005])
     assert holm(p) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -76,7 +84,7 @@ def test_draws_reach_as_far_as_one_more_would():
     missed = 0
     for _ in range(400):
         means = draw.standard_normal(9)
-        drawn = Estimates(means[:8], np.full(8, 1e-3), np.ones((10, 8), dtype=np.float32))
+        drawn = Estimates(means[:8], np.full(8, 1e-3), np.ones((100, 8), dtype=np.float32), 64)
         lower, upper = reach_of_draws(drawn)
         missed += not lower <= means[8] <= upper
     assert 0.01 <= missed / 400 <= 0.06  # Student's, wider where the draws themselves reach further
