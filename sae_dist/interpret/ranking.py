@@ -39,8 +39,7 @@ class Ranked:
         lower, upper: interval of that.
         adjusted: p-value by Holm over all latents that fired on the prompts.
         control: interval of removing latents that fire as often on these prompts.
-        marked: the effect is more than chance, and outside the control's interval, as that of one latent in twenty
-            is.
+        marked: the effect is more than chance, and outside the control's interval, as one in twenty is.
     """
 
     latent: int

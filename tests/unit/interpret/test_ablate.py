@@ -62,9 +62,9 @@ def test_removing_a_latent_is_brute_force(model, asked):
             assert effect[row, latent] == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
-def test_the_planted_latent_is_first(model, asked):
+def test_the_planted_latent_is_first(model):
     dictionary, lm, _ = model
-    found = ranking(dictionary, lm, asked, top=5, candidates=20, draws=4)
+    found = ranking(dictionary, lm, prompts(64), top=5, candidates=20, draws=4)
     first = found.rows[0]
     assert first.latent == PLANTED and first.exact < 0 and first.predicted < 0
     assert first.marked and first.upper < first.control[0] and first.adjusted < 0.01
