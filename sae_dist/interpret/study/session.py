@@ -29,6 +29,7 @@ class Session(Steered):
     """
 
     def __init__(self, dictionary: Dictionary, lm: Any, condition: Condition, positions: str):
+        direction_E = condition.direction_E
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `approximate` is reported once, on the page
             super().__init__(
@@ -37,7 +38,7 @@ class Session(Steered):
                 {condition.latent: condition.intervention},
                 positions=self._meant,
                 force=True,
-                directions_IE=None if condition.direction_E is None else condition.direction_E[None],
+                directions_IE=None if direction_E is None else direction_E[None].to(dictionary.dtype),
             )
         self.condition, self._word = condition, positions
         self.lengths_N1: Tensor | None = None

@@ -218,6 +218,15 @@ def test_a_latent_that_never_fired_is_refused(model):
     statistics.p999_F[OTHER] = before
 
 
+def test_controls_of_other_precision(model):
+    dictionary, lm, statistics = planted(torch.float64)
+    found = hypotheses([Arm("project-out", PLANTED)], (), statistics)
+    all_of = conditions(dictionary, found, statistics, draws=2, seed=0)
+    effects = measure(dictionary, lm, prompts(2), all_of, tokens=1, positions="all")
+    means = {each.kind: effects.of[TARGET][:, n].mean() for n, each in enumerate(all_of)}
+    assert means[STEERED] * means[OPPOSED] < 0 and set(means) == {STEERED, *CONTROLS}
+
+
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4], 0), ([1] * 6, 0.75), ([1, 2], 0)])
 def test_repetition(ids, share):
     assert repetition(ids) == share
