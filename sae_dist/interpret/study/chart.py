@@ -40,7 +40,10 @@ def chart(judgements: Sequence[Judgement], label: str) -> Markup:
     for number, each in enumerate(judgements):
         x = LEFT + (number + 0.5) * step
         parts += _controls(each, x, step, scale)
-        parts.append(_bar(x, each.lower, each.upper, scale, "own", 0, f"{each.hypothesis}: {each.mean:+.3g}"))
+        if isfinite(each.upper):
+            parts.append(
+                _bar(x, each.lower, each.upper, scale, "own", 0, f"{each.hypothesis}: {each.mean:+.3g}")
+            )
         points.append(f"{x:.1f},{scale.y(each.mean)}")
         times = each.hypothesis.times
         name = each.hypothesis.how if times is None else f"{times:g}x"

@@ -20,6 +20,7 @@ from sae_dist.interpret.study.statistics import (
     reach_of_draws,
 )
 
+LEAST = 0.001
 FEWEST_PROMPTS = 16
 """With fewer prompts intervals of skewed effects are too short: nothing is claimed."""
 
@@ -150,6 +151,8 @@ def claim(
     """
     lower, upper = interval
     measured = f"{mean:+.3g} ({lower:+.3g} to {upper:+.3g})"
+    if not np.isfinite(upper):
+        measured = f"{mean:+.3g} (too few prompts differ for an interval)"
     if num_prompts < FEWEST_PROMPTS:
         return False, (
             f"Nothing is claimed of {name}: {num_prompts} prompts are too few for an interval, "
@@ -157,8 +160,8 @@ def claim(
         )
     if adjusted > level or lower <= 0 <= upper:
         return False, (
-            f"Nothing is claimed of {name}: its effect on {what}, {measured}, may be chance (p = "
-            f"{adjusted:.2g} by Holm over all latents and doses)."
+            f"Nothing is claimed of {name}: its effect on {what}, {measured}, may be chance (p "
+            f"{probability(adjusted)} by Holm over all latents and doses)."
         )
     if missed:
         return False, (
@@ -168,8 +171,13 @@ def claim(
     verb = "raises" if mean > 0 else "lowers"
     return True, (
         f"{name[:1].upper()}{name[1:]} {verb} {what} by {abs(mean):.3g} ({lower:+.3g} to {upper:+.3g}), more "
-        f"than chance (p = {adjusted:.2g} by Holm) and more than all four controls."
+        f"than chance (p {probability(adjusted)} by Holm) and more than all four controls."
     )
+
+
+def probability(p: float) -> str:
+    """Return a p-value as text with its sign; far out in a tail its size means nothing."""
+    return f"= {p:.2g}" if p >= LEAST else f"< {LEAST:g}"
 
 
 def false_alarms(

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_dist.interpret.study.asked import DOSED
 from sae_dist.interpret.study.chart import COLOURS, chart
-from sae_dist.interpret.study.claims import Judgement
+from sae_dist.interpret.study.claims import Judgement, probability
 from sae_dist.interpret.study.conditions import CONTROLS, STEERED
 from sae_dist.interpret.study.effects import MEANS
 from sae_dist.interpret.study.statistics import LEVEL
@@ -110,7 +110,7 @@ def _rows(study: Study, judgements: list[Judgement], at: list[int]) -> list[dict
             "cells": [_cell(column[n]) for column in columns],
             "norm": f"{study.effects.shares[at[n]]:.2f}",
             "changed": f"{study.effects.changed[at[n]]:,}",
-            "p": f"{each.adjusted:.2g}",
+            "p": probability(each.adjusted).removeprefix("= "),
             "claimed": each.claimed,
             "missed": ", ".join(each.not_passed) if each.adjusted <= LEVEL else "",
         }

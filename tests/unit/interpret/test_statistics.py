@@ -112,6 +112,7 @@ def test_a_control_is_passed_by_the_whole_interval_in_its_direction(interval, co
         ({"missed": ("wrong sign",)}, False, "not more than that of its control: wrong sign"),
         ({"adjusted": 0.06}, False, "may be chance"),
         ({"interval": (-0.1, 3.0)}, False, "may be chance"),
+        ({"interval": (-np.inf, np.inf)}, False, "+1.5 (too few prompts differ for an interval)"),
         ({"num_prompts": 15}, False, "15 prompts are too few"),
     ],
 )
