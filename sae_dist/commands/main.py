@@ -83,7 +83,8 @@ def dispatch(arguments: list[str]) -> None:
         print(version())
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, shown(), n=1)
+        begun = [each for each in shown() if name.startswith(each)]  # evaluate, exports
+        near = begun or difflib.get_close_matches(name, shown(), n=1)
         hint = f"nearest: {near[0]}" if near else "sae-dist --help lists the commands"
         raise ConfigError(f"there is no command {name}; {hint}")
     command = COMMANDS[name]

@@ -118,6 +118,9 @@ def generated(
 
     Prompts are padded on the left.
     """
+    if lm.dtype == torch.float64 and len({len(each) for each in prompts}) > 1:
+        # In this precision eager attention of transformers makes NaN of padding, and then of all tokens.
+        return [generated(lm, [each], tokens, session)[0] for each in prompts]
     batch = lm.batch([list(each) for each in prompts])
     if session is not None:
         session.lengths_N1, session.known = None, None

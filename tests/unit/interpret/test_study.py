@@ -6,6 +6,7 @@ import torch
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.interventions import Intervention
+from sae_dist.interpret.model import as_model
 from sae_dist.interpret.study.asked import Arm
 from sae_dist.interpret.study.claims import judged
 from sae_dist.interpret.study.conditions import (
@@ -22,7 +23,9 @@ from sae_dist.interpret.study.conditions import (
 from sae_dist.interpret.study.effects import KL, PERPLEXITY, TARGET, measure
 from sae_dist.interpret.study.scoring import Batch, generated, log_probabilities, repetition
 from sae_dist.interpret.study.session import Session
+from tests.helpers.in_use import causal
 from tests.helpers.planted import OTHER, PLANTED, TOKEN, planted, prompts
+from tests.helpers.tiny_llms import save_tiny
 
 DOSES = (-1.0, 0.5, 1.0, 2.0, 4.0)
 
@@ -225,6 +228,22 @@ def test_controls_of_other_precision(model):
     effects = measure(dictionary, lm, prompts(2), all_of, tokens=1, positions="all")
     means = {each.kind: effects.of[TARGET][:, n].mean() for n, each in enumerate(all_of)}
     assert means[STEERED] * means[OPPOSED] < 0 and set(means) == {STEERED, *CONTROLS}
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "bloom", "gemma2"])
+def test_padding_changes_no_distribution(kind, tmp_path):
+    """Texts of several lengths in a batch, against each alone in the untouched model."""
+    llm = causal(save_tiny(kind, tmp_path))
+    lm = as_model(llm)
+    texts = [list(range(10, 16)), list(range(20, 29)), [30, 31]]
+    tails = [[40, 41], [42], [43, 44, 45]]
+    found = log_probabilities(lm, Batch.of(texts, tails, lm))
+    for row, (text, tail) in enumerate(zip(texts, tails, strict=True)):
+        alone = llm(input_ids=torch.tensor([text + tail])).logits[0].log_softmax(-1)
+        own = alone[len(text) - 1 : len(text) + len(tail) - 1]
+        assert torch.allclose(found[row, : len(tail)], own, atol=1e-6)
+    together = generated(lm, texts, 3)
+    assert together == [generated(lm, [each], 3)[0] for each in texts]
 
 
 @pytest.mark.parametrize(("ids", "share"), [([1, 2, 3, 4], 0), ([1] * 6, 0.75), ([1, 2], 0)])
