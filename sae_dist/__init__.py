@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import LanguageModel, model
     from sae_dist.interpret.steer import Steered
+    from sae_dist.interpret.watch import Watched
 
 _PLACES = {
     "load": "load",
@@ -30,6 +31,7 @@ _PLACES = {
     "LanguageModel": "model",
     "Attached": "attach",
     "Steered": "steer",
+    "Watched": "watch",
     "Explanation": "explanation",
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
@@ -45,6 +47,7 @@ __all__ = [
     "LanguageModel",
     "SaeDistError",
     "Steered",
+    "Watched",
     "ablate",
     "add",
     "clamp",

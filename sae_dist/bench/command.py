@@ -1,6 +1,7 @@
 """The command `sae-dist bench`. Imports nothing heavy: help and wrong arguments are answered at once."""
 
 from sae_dist.bench.arguments import Parser, check_k, count, counts, device, some_of
+from sae_dist.bench.beside.arguments import beside
 from sae_dist.bench.quality.arguments import defaults, law, quality
 from sae_dist.bench.step.arguments import step
 from sae_dist.bench.step.plan import Shape
@@ -16,6 +17,7 @@ sae-dist bench scaling [--folder F] ...                     time per token at 4k
 sae-dist bench kernels [--folder F] ...                     each kernel beside its floor
 sae-dist bench stream [--folder F] ...                      the way from the LLM to the dictionary
 sae-dist bench mixing [--folder F] ...                      how well blocks of several sizes are mixed
+sae-dist bench beside RUN [--folder F] ...                  a dictionary's cost beside its language model
 
 quality trains SAELens, sparsify and dictionary_learning by their own trainers, and sae_dist, on the same
 activations: a sweep of the learning rate for each, then several seeds at the best. It may be stopped at any
@@ -40,6 +42,7 @@ def bench(words: list[str]) -> None:
         "kernels": kernels,
         "stream": stream,
         "mixing": mixing,
+        "beside": beside,
     }
     if command in ("--help", "-h"):
         print(USAGE, end="")

@@ -83,7 +83,9 @@ def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> 
     seconds = (time.monotonic() - started) / len(folders)
     for folder, part in zip(folders, parts, strict=True):
         if part.trained.rows:
-            export_firing_rates(folder / EXPORT, part.firing_rates())
+            statistics = part.statistics()
+            export_firing_rates(folder / EXPORT, statistics.rate_F)
+            statistics.save(folder / EXPORT)
     extent = "none" if cfg.eval.tokens == 0 else "short" if cfg.eval.tokens < DEAD_TOKENS else "full"
     own = {"eval_seconds": seconds, "eval_extent": extent}
     return [_write(folder, result | own) for folder, result in zip(folders, results, strict=True)]

@@ -18,10 +18,12 @@ from sae_dist.interpret.place import Place
 from sae_dist.interpret.some import SomeLatents
 
 if TYPE_CHECKING:
+    from sae_dist.export.statistics import CodeStatistics
     from sae_dist.interpret.attach import Attached
     from sae_dist.interpret.explanation import Explanation
     from sae_dist.interpret.interventions import Intervention
     from sae_dist.interpret.steer import Steered
+    from sae_dist.interpret.watch import Watched
 
 
 class Dictionary:
@@ -233,6 +235,26 @@ class Dictionary:
         from sae_dist.interpret.explain import explain
 
         return explain(self, lm, text, **how)
+
+    def watch(self, lm: Any, latents: Sequence[int], **how: Any) -> "Watched":
+        """Look at the codes of named latents in every forward, from their rows alone; see `watch.Watched`.
+
+        Raises:
+            ConfigError: the model is not the dictionary's, or a latent does not exist.
+        """
+        from sae_dist.interpret.watch import watch
+
+        return watch(self, lm, latents, **how)
+
+    def measure(self, lm: Any, **how: Any) -> "CodeStatistics":
+        """Measure how often each latent fires, and how strongly; see `interpret.measure.measure`.
+
+        Raises:
+            ConfigError: the model is not the dictionary's, or there is no text.
+        """
+        from sae_dist.interpret.measure import measure
+
+        return measure(self, lm, **how)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
         """Return the same dictionary on another device, or in another dtype, in memory."""

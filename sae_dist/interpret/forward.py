@@ -6,6 +6,7 @@ Letters: as core.types.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 
+CACHES = ("past_key_values", "cache")
+"""The argument with the cache: its name in earlier releases of transformers, and in later ones."""
+FEW = 256
+"""So many ids are looked up one by one."""
 Positions = str | int | Sequence[int] | range | Tensor | Callable[["Forward"], Tensor]
 """Which positions are meant: a word of `WORDS`, numbers of tokens, a mask, or a function that makes one."""
 WORDS = {
@@ -26,25 +31,43 @@ WORDS = {
 
 @dataclass
 class Forward:
-    """The tokens of one forward.
+    """The tokens of one forward. What a generated token seldom needs is computed when it is asked for.
 
     Attributes:
         shape: N sequences and S tokens each.
+        device: of the tokens.
         ids_NS: token ids; None: the model was given embeddings.
         real_NS: false for padding; None: there is none.
-        place_NS: the number of each token in its text, padding before it not counted; BOS is 0.
-        prompt_N1: how many tokens the prompt of each sequence has.
         special_ids: special tokens of the tokenizer.
+        past: how many tokens each sequence has in a cache, padding included.
+        mask_NT: true for tokens, in the cache and here, false for padding; None: there is no padding.
+        first: the forward that read the prompt; None: this one.
         passed: whether the hook was passed already: a module that runs several times counts once.
     """
 
     shape: tuple[int, int]
+    device: torch.device
     ids_NS: Tensor | None
     real_NS: Tensor | None
-    place_NS: Tensor
-    prompt_N1: Tensor
     special_ids: frozenset[int]
+    past: int = 0
+    mask_NT: Tensor | None = None
+    first: "Forward | None" = None
     passed: bool = False
+
+    @cached_property
+    def place_NS(self) -> Tensor:
+        """The number of each token in its text, padding before it not counted; BOS is 0."""
+        N, S = self.shape
+        place_NS = torch.arange(self.past, self.past + S, device=self.device)[None].expand(N, S)
+        if self.mask_NT is not None:
+            place_NS = place_NS - (self.mask_NT.cumsum(1) == 0).sum(1, keepdim=True)
+        return place_NS
+
+    @cached_property
+    def prompt_N1(self) -> Tensor:
+        """The number of tokens of each sequence's prompt."""
+        return self.place_NS[:, -1:] + 1 if self.first is None else self.first.prompt_N1
 
     def mask(self, positions: Positions) -> Tensor | None:
         """Return which tokens are meant [N, S]; None: all of them are.
@@ -58,7 +81,7 @@ class Forward:
             given = positions(self) if callable(positions) else positions
             return self._of_mask(given)
         numbers = [positions] if isinstance(positions, int) else [int(each) for each in positions]
-        at_NS = torch.zeros(self.shape, dtype=torch.bool, device=self.place_NS.device)
+        at_NS = torch.zeros(self.shape, dtype=torch.bool, device=self.device)
         for number in numbers:
             at_NS |= self.place_NS == (number if number >= 0 else self.prompt_N1 + number)
         return at_NS if self.real_NS is None else at_NS & self.real_NS
@@ -67,10 +90,10 @@ class Forward:
         """Return which tokens are real and not special [N, S]; None: all of them are."""
         if self.ids_NS is None or not self.special_ids:
             return self.real_NS
-        if self.ids_NS.numel() == 1 and self.ids_NS.device.type == "cpu":  # a generated token, often
-            if int(self.ids_NS) not in self.special_ids:
+        if self.device.type == "cpu" and self.ids_NS.numel() <= FEW:  # generated tokens, often
+            if all(map(self.special_ids.isdisjoint, self.ids_NS.tolist())):
                 return self.real_NS
-        special = torch.tensor(sorted(self.special_ids), device=self.ids_NS.device)
+        special = torch.tensor(sorted(self.special_ids), device=self.device)
         ordinary_NS = torch.isin(self.ids_NS, special, invert=True)
         return ordinary_NS if self.real_NS is None else ordinary_NS & self.real_NS
 
@@ -100,7 +123,7 @@ class Forward:
             found = wide.gather(1, self.place_NS.clamp(min=0))
         else:
             raise ConfigError(f"positions is a mask of shape {list(given.shape)}, the tokens are {N} x {S}")
-        found = found.to(self.place_NS.device)
+        found = found.to(self.device)
         return found if self.real_NS is None else found & self.real_NS
 
 
@@ -110,7 +133,9 @@ class ForwardReader:
     def __init__(self, module: Any, special_ids: frozenset[int]):
         self._names = list(inspect.signature(module.forward).parameters)
         self._special_ids = special_ids
-        self._before: tuple[Tensor | None, int, Tensor] | None = None
+        self._first: Forward | None = None
+        self._ids: Tensor | None = None
+        self._seen = 0
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
         """Return the tokens of the forward that is called with these arguments.
@@ -126,33 +151,37 @@ class ForwardReader:
         N, S = tokens.shape[:2]
         mask = given.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
-        past = _past(given, mask, S)
-        place_NS = torch.arange(past, past + S, device=tokens.device)[None].expand(N, S)
+        past = _past(given, mask, S, self._seen if S == 1 else 0)
         real_NS = None
         if mask is not None and S > 1 and not bool(mask.all()):
             real_NS = mask[:, -S:] != 0
-        if mask is not None and (past or real_NS is not None):
-            place_NS = place_NS - (mask.cumsum(1) == 0).sum(1, keepdim=True)
-        return Forward((N, S), ids, real_NS, place_NS, self._prompt(ids, past, place_NS), self._special_ids)
-
-    def _prompt(self, ids: Tensor | None, past: int, place_NS: Tensor) -> Tensor:
-        """Return the length of each prompt: that of the first forward, which later ones continue."""
-        N, S = place_NS.shape
-        before = self._before
-        end_N1 = place_NS[:, -1:] + 1
+        padded = mask if past or real_NS is not None else None
+        first, before = self._first, self._ids
         # Several tokens after a cached prompt belong to the prompt: it is read in parts, or goes on.
-        further = past and S == 1
-        if before is not None and (further or _continues(ids, before[0])) and len(before[2]) == N:
-            end_N1 = before[2]
-        self._before = (ids, S, end_N1)
-        return end_N1
+        if first is not None and not (past and S == 1 or _continues(ids, before)) or _other(first, N):
+            first = None
+        found = Forward((N, S), tokens.device, ids, real_NS, self._special_ids, past, padded, first)
+        self._first, self._ids, self._seen = first or found, ids, past + S
+        return found
 
 
-def _past(given: dict[str, Any], mask: Tensor | None, S: int) -> int:
-    """Return how many tokens the model has seen in forwards before this one."""
+def _other(first: Forward | None, N: int) -> bool:
+    """Return whether a forward read other sequences than these."""
+    return first is not None and first.shape[0] != N
+
+
+def _past(given: dict[str, Any], mask: Tensor | None, S: int, before: int) -> int:
+    """Return how many tokens the model has seen in forwards before this one.
+
+    Args:
+        before: how many it is if the forward goes on after the one before.
+    """
     for cache in given.values():  # past_key_values, or cache, or cache_params
         if hasattr(cache, "get_seq_length"):
-            return int(cache.get_seq_length())
+            try:
+                return int(cache.get_seq_length())
+            except ValueError:  # one that holds states alone, which have no length
+                return mask.shape[1] - S if mask is not None and mask.shape[1] > S else before
     if mask is not None:
         return mask.shape[1] - S
     if isinstance(given.get("cache_position"), Tensor):

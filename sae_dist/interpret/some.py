@@ -43,19 +43,21 @@ class SomeLatents:
     def scores(self, x_BD: Tensor) -> Tensor:
         """Return z = W_enc (x - b_dec), or W_enc x in a transcoder, plus the bias if there is one [B, I]."""
         sae = self.sae
-        z_BI = (x_BD if sae.transcoder else x_BD - sae.b_dec_E) @ sae.W_enc_FD.T
-        return z_BI if sae.b_enc_F is None else z_BI + sae.b_enc_F
+        x_BD = x_BD if sae.transcoder else x_BD - sae.b_dec_E
+        if sae.b_enc_F is None:
+            return x_BD @ sae.W_enc_FD.T
+        return torch.addmm(sae.b_enc_F, x_BD, sae.W_enc_FD.T)
 
     def codes(self, x_BD: Tensor, threshold: float | None = None) -> Tensor:
         """Return the codes of the latents [B, I].
 
         Args:
-            threshold: of TopK, whose selection needs all latents: scores above it count as selected.
+            threshold: of TopK, whose selection needs all latents: scores above it count as selected. At
+                least 0.
         """
         sae = self.sae
         if sae.form.codes is None:
-            score_BI = self.scores(x_BD)
-            return torch.where(score_BI > (threshold or 0.0), score_BI, 0.0).relu()
+            return torch.nn.functional.threshold(self.scores(x_BD), threshold or 0.0, 0.0)
         z_BI = (x_BD if sae.transcoder else x_BD - sae.b_dec_E) @ sae.W_enc_FD.T
         return sae.form.codes(z_BI, sae.vectors)
 

@@ -8,6 +8,7 @@ latents.
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,13 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.forward import Forward, Positions
-from sae_dist.interpret.interventions import PROJECT_OUT, Intervention
+from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
 from sae_dist.interpret.session import Session, replaced, rows_at
 from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.torch_backend import topk_rows
 
+FEW = 256
+"""So many scores are looked at one by one."""
 LARGE = 0.5
 """The share of the usual norm of activations above which a change is remarked on."""
 
@@ -31,7 +34,8 @@ class Steered(Session):
     Attributes:
         interventions: by latent, with values in units of codes.
         intervened: how many activations were changed so far.
-        largest: the largest change so far, as a share of the median norm of the forward's activations.
+        largest: the largest change so far, as a share of the median norm of activations: those of the last
+            forward of more than one token.
         approximate: None if codes are exact; of a TopK dictionary too large for memory, in words, how the
             codes of the named latents are estimated.
         again: whether a TopK dictionary selects its latents again after the change.
@@ -71,15 +75,16 @@ class Steered(Session):
         self.again, self._positions = again, positions
         self._some = dictionary.some(latents)
         self._directions_IE = self._some.W_dec_IE if directions_IE is None else directions_IE
-        self._placed: dict[torch.device, tuple[SomeLatents, Tensor]] = {}
-        self.intervened, self.largest = 0, 0.0
+        self._placed: dict[torch.device, _Moves] = {}
+        self.intervened, self.largest, self._typical = 0, 0.0, 0.0
         self.approximate = self._approximation(statistics)
         self._warned = False
 
     def _approximation(self, statistics: Any) -> str | None:
         self._threshold: float | None = None
-        needs = any(how.how not in ("add", PROJECT_OUT) for how in self.interventions.values())
-        if not self._selects or not needs or self.dictionary.fits:
+        how = [each.how for each in self.interventions.values()]
+        self._needs_codes = any(each not in (ADD, PROJECT_OUT) for each in how)
+        if not self._selects or not self._needs_codes or self.dictionary.fits:
             return None
         if self.again:
             raise ConfigError("again=True needs the whole dictionary, which does not fit into memory")
@@ -98,48 +103,50 @@ class Steered(Session):
         if not self.interventions:
             return y_NSE
         at_NS = forward.mask(self._positions)
-        x_BD, y_BE = rows_at(x_NSD, at_NS), rows_at(y_NSE, at_NS)
+        x_BD = rows_at(x_NSD, at_NS)
+        y_BE = x_BD if y_NSE is x_NSD else rows_at(y_NSE, at_NS)
         if not len(x_BD):
             return y_NSE
-        delta_BE = self._delta(x_BD.to(self.dictionary.dtype), y_BE.to(self.dictionary.dtype))
-        self.intervened += len(x_BD)
-        self._look(y_BE, delta_BE)
+        moves = self._moves_on(x_BD.device)
         # Where nothing changes, activations stay as they are to the bit.
+        delta_BE, moved_B1 = self._delta(moves, x_BD.to(self.dictionary.dtype), y_BE)
+        self.intervened += len(x_BD)
+        if delta_BE is None:
+            return y_NSE
+        self._look(forward, moves, y_BE, delta_BE)
         new_BE = (y_BE + delta_BE).to(y_BE.dtype)
-        return replaced(y_NSE, at_NS, torch.where((delta_BE != 0).any(1, keepdim=True), new_BE, y_BE))
+        return replaced(y_NSE, at_NS, new_BE if moved_B1 is None else torch.where(moved_B1, new_BE, y_BE))
 
-    def _delta(self, x_BD: Tensor, y_BE: Tensor) -> Tensor:
-        """Return by how much activations change [B, E]."""
-        some, directions_IE = self._on_device(x_BD.device)
+    def _delta(self, moves: "_Moves", x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Return by how much activations change [B, E], or [1, E]; None: not. And which do; None: all."""
         if self.again:
-            return self._selected_again(x_BD)
-        code_BI = self._codes(some, x_BD)
-        how = self.interventions.values()
-        change_BI = torch.stack(
-            [
-                torch.zeros_like(code_BI[:, n])
-                if each.how == PROJECT_OUT
-                else each.new(code_BI[:, n]) - code_BI[:, n]
-                for n, each in enumerate(how)
-            ],
-            1,
-        )
-        delta_BE = change_BI @ directions_IE
-        for n, each in enumerate(how):
-            if each.how == PROJECT_OUT:
-                unit_E = torch.nn.functional.normalize(directions_IE[n], dim=0)
-                delta_BE = delta_BE - ((y_BE + delta_BE) @ unit_E)[:, None] * unit_E
-        return delta_BE
+            delta_BE = self._selected_again(x_BD)
+            return delta_BE, (delta_BE != 0).any(1, keepdim=True)
+        code_BI = self._codes(moves.some, x_BD)
+        if code_BI is None and not moves.units:
+            return moves.silent_1E, None
+        if code_BI is None:
+            code_BI = x_BD.new_zeros(len(x_BD), len(moves.some.latents))
+        change_BI = torch.addcmul(moves.value_I, code_BI, moves.slope_I)
+        delta_BE = change_BI @ moves.directions_IE
+        if not moves.units:
+            return delta_BE, change_BI.any(1, keepdim=True)
+        y_BE = y_BE.to(delta_BE.dtype)
+        for unit_E in moves.units:
+            delta_BE = delta_BE - ((y_BE + delta_BE) @ unit_E)[:, None] * unit_E
+        return delta_BE, (delta_BE != 0).any(1, keepdim=True)
 
-    def _codes(self, some: SomeLatents, x_BD: Tensor) -> Tensor:
-        """Return the codes of the named latents [B, I]; those that no intervention asks for may be any."""
-        needed = any(each.how not in ("add", PROJECT_OUT) for each in self.interventions.values())
-        if not needed:
-            return x_BD.new_zeros(len(x_BD), len(some.latents))
+    def _codes(self, some: SomeLatents, x_BD: Tensor) -> Tensor | None:
+        """Return the codes of the named latents [B, I]; None: all are 0, or no intervention asks for them."""
+        if not self._needs_codes:
+            return None
         if not self._selects or self.approximate is not None:
             return some.codes(x_BD, self._threshold)
         # A latent whose score is not above zero is not selected, whatever the others' scores are.
         score_BI = some.scores(x_BD)
+        if score_BI.numel() <= FEW and score_BI.device.type == "cpu":
+            if max(max(row) for row in score_BI.tolist()) <= 0:
+                return None
         open_B = (score_BI > 0).any(1)
         code_BI = torch.zeros_like(score_BI)
         if bool(open_B.any()):
@@ -166,17 +173,21 @@ class Steered(Session):
             d.decode(codes, x_BD) - d.decode(codes.with_values(torch.zeros_like(codes.values)), x_BD)
         )
 
-    def _on_device(self, device: torch.device) -> tuple[SomeLatents, Tensor]:
+    def _moves_on(self, device: torch.device) -> "_Moves":
         if device not in self._placed:
-            self._placed[device] = self._some.to(device), self._directions_IE.to(device)
+            self._placed[device] = _Moves.of(self._some, self._directions_IE, self.interventions, device)
         return self._placed[device]
 
-    def _look(self, y_BE: Tensor, delta_BE: Tensor) -> None:
+    def _look(self, forward: Forward, moves: "_Moves", y_BE: Tensor, delta_BE: Tensor) -> None:
         """Note the largest change, and remark on the first that is large."""
         if y_BE.device.type != "cpu":
             return  # reading a number from a GPU would stop it
-        typical = float(y_BE.float().norm(dim=1).median())
-        share = float(delta_BE.norm(dim=1).max()) / max(typical, 1e-30)
+        if forward.shape[1] > 1 or not self._typical:
+            self._typical = float(y_BE.float().norm(dim=1).median())
+        size = moves.silent_norm
+        if delta_BE is not moves.silent_1E:
+            size = float(torch.linalg.vector_norm(delta_BE, dim=1).max())
+        share = size / max(self._typical, 1e-30)
         self.largest = max(self.largest, share)
         if share > LARGE and not self._warned:
             self._warned = True
@@ -185,6 +196,44 @@ class Steered(Session):
                 "model may leave what it was trained on",
                 stacklevel=2,
             )
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """What is done to the named latents, on a device: change = value + slope * code, along directions.
+
+    Attributes:
+        units: the unit vectors that are projected out.
+        silent_1E: the change of activations where no code counts, but for `units`; None: there is none.
+            `silent_norm`: its norm.
+    """
+
+    some: SomeLatents
+    directions_IE: Tensor
+    value_I: Tensor
+    slope_I: Tensor
+    units: list[Tensor]
+    silent_1E: Tensor | None
+    silent_norm: float
+
+    @classmethod
+    def of(
+        cls,
+        some: SomeLatents,
+        directions_IE: Tensor,
+        interventions: Mapping[int, Intervention],
+        device: torch.device,
+    ) -> "_Moves":
+        how = [each.how for each in interventions.values()]
+        value_I = directions_IE.new_tensor([each.value or 0.0 for each in interventions.values()]).to(device)
+        slope_I = directions_IE.new_tensor([0.0 if each in (ADD, PROJECT_OUT) else -1.0 for each in how])
+        directions_IE = directions_IE.to(device)
+        projected = [row_E for each, row_E in zip(how, directions_IE, strict=True) if each == PROJECT_OUT]
+        units = [torch.nn.functional.normalize(row_E, dim=0) for row_E in projected]
+        silent_1E = (value_I @ directions_IE)[None]
+        norm = float(silent_1E.norm())
+        silent = None if norm == 0 else silent_1E
+        return cls(some.to(device), directions_IE, value_I, slope_I.to(device), units, silent, norm)
 
 
 def steer(dictionary: Dictionary, lm: Any, interventions: Mapping[int, Intervention], **how: Any) -> Steered:

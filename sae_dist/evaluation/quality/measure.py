@@ -17,6 +17,7 @@ from sae_dist.core.reconstruction import Fidelity, firing_counts, firing_shares
 from sae_dist.evaluation.quality.moments import LeastSquares, Moments
 from sae_dist.evaluation.quality.per_token import PerToken
 from sae_dist.export.exported import Encode, ExportedSae
+from sae_dist.export.statistics import CodeStatistics, CodeSums
 
 DEAD_TOKENS = 500_000
 UNTRAINED_ROWS = 65_536
@@ -63,7 +64,7 @@ class Evaluation:
             twice: there is room for a second dictionary of this size, the untrained one.
         """
         self.cfg, self.sae, self.encode, self.twice = cfg, sae, encode, twice
-        self.trained = Reconstruction(sae, encode)
+        self.trained = Reconstruction(sae, encode, CodeSums(sae.num_latents, sae.W_enc_FD.device))
         self.moments: Moments | None = None
 
     def add(self, rows: Tensor) -> None:
@@ -104,9 +105,10 @@ class Evaluation:
         result |= self.baselines.results(moments, trained.l0())
         return result | _firing(trained.fired_F, moments.rows)
 
-    def firing_rates(self) -> Tensor:
-        """Return the share of the rows on which each latent fires [F], float32."""
-        return (self.trained.fired_F.double() / max(self.trained.rows, 1)).float()
+    def statistics(self) -> CodeStatistics:
+        """Return how often each latent fires, and how strongly."""
+        assert self.trained.sums is not None
+        return self.trained.sums.statistics()
 
     def mean(self) -> Tensor:
         """Return the mean of the input, or of a transcoder's target [E]."""
@@ -117,8 +119,8 @@ class Evaluation:
 class Reconstruction:
     """The errors and codes of one dictionary, summed over rows."""
 
-    def __init__(self, sae: ExportedSae, encode: Encode):
-        self.sae, self.encode, self.rows = sae, encode, 0
+    def __init__(self, sae: ExportedSae, encode: Encode, sums: CodeSums | None = None):
+        self.sae, self.encode, self.sums, self.rows = sae, encode, sums, 0
         self.error_E = torch.zeros_like(sae.b_dec_E, dtype=torch.float64)
         self.cosine = torch.zeros_like(self.error_E[0])
         self.fired_F = sae.W_enc_FD.new_zeros(sae.num_latents, dtype=torch.int64)
@@ -131,6 +133,8 @@ class Reconstruction:
         self.error_E += (y_RE - y_hat_RE).square().sum(0, dtype=torch.float64)
         self.cosine += cosine_similarity(y_RE, y_hat_RE, dim=1).sum(dtype=torch.float64)
         self.fired_F += torch.bincount(codes.latent_P, minlength=self.sae.num_latents)
+        if self.sums is not None:
+            self.sums.add(codes)
         return y_hat_RE
 
     def l0(self) -> float:
