@@ -151,7 +151,7 @@ class _Readings:
         if not alone:
             self.batches |= {name: Batch.of(begins, tails, lm) for name, tails in wanted.items()}
         self._clean = {name: log_probabilities(lm, batch) for name, batch in self.batches.items()}
-        self._codes: dict[str, dict[int, Tensor]] = {name: {} for name in self.batches}
+        self._codes: dict[str, dict[int, Tensor | None]] = {name: {} for name in self.batches}
         self._wanted = list(wanted)
         self.clean_target = self._target(self._clean)
 

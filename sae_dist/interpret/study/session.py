@@ -42,20 +42,21 @@ class Session(Steered):
             )
         self.condition, self._word = condition, positions
         self.lengths_N1: Tensor | None = None
-        self.known: dict[int, Tensor] | None = None
+        self.known: dict[int, Tensor | None] | None = None
         self.changed = 0
         self.shares: list[float] = []
 
     def _meant(self, forward: Forward) -> Tensor:
         """Return which activations are steered [N, S]."""
         if self.lengths_N1 is not None:
-            forward = replace(forward, prompt_N1=self.lengths_N1)
+            forward = replace(forward)
+            forward.prompt_N1 = self.lengths_N1  # the texts go on behind the prompts
         at_NS = forward.mask(self._word)
         if at_NS is None:
             return torch.ones(forward.shape, dtype=torch.bool, device=forward.place_NS.device)
         return at_NS
 
-    def _codes(self, some: SomeLatents, x_BD: Tensor) -> Tensor:
+    def _codes(self, some: SomeLatents, x_BD: Tensor) -> Tensor | None:
         if self.known is None:
             return super()._codes(some, x_BD)
         latent = self.condition.latent
@@ -63,11 +64,15 @@ class Session(Steered):
             self.known[latent] = super()._codes(some, x_BD)
         return self.known[latent]
 
-    def _delta(self, x_BD: Tensor, y_BE: Tensor) -> Tensor:
-        return self.condition.sign * super()._delta(x_BD, y_BE)
+    def _delta(self, moves: Any, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        delta_BE, moved_B1 = super()._delta(moves, x_BD, y_BE)
+        if delta_BE is None:
+            self.shares.append(0.0)
+            return None, moved_B1
+        return self.condition.sign * delta_BE, moved_B1
 
-    def _look(self, y_BE: Tensor, delta_BE: Tensor) -> None:
-        size_B = delta_BE.float().norm(dim=1)
+    def _look(self, forward: Forward, moves: Any, y_BE: Tensor, delta_BE: Tensor) -> None:
+        size_B = delta_BE.float().norm(dim=1).expand(len(y_BE))
         typical = float(y_BE.float().norm(dim=1).median())
         self.changed += int((size_B > 0).sum())
         self.shares.append(float(size_B.mean()) / max(typical, 1e-30))
