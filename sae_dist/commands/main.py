@@ -42,6 +42,8 @@ COMMANDS = {
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),
+    "steer": Command("steer", "RUN --clamp LATENT=DOSE ...", "measure what changing a latent does"),
+    "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
     "dashboard": Command("dashboard", "PROJECT", "make a W&B view with the panels to watch"),
     "check": Command("check", "[--device cuda]", "check the stream between two processes, and its speed"),
     "bench": Command("bench", "COMMAND ...", "compare with other trainers on this machine", nested=True),
@@ -82,7 +84,8 @@ def dispatch(arguments: list[str]) -> None:
         print(version())
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, shown(), n=1)
+        begun = [each for each in shown() if name.startswith(each)]  # evaluate, exports
+        near = begun or difflib.get_close_matches(name, shown(), n=1)
         hint = f"nearest: {near[0]}" if near else "sae-dist --help lists the commands"
         raise ConfigError(f"there is no command {name}; {hint}")
     command = COMMANDS[name]
