@@ -28,7 +28,7 @@ BEST_OF = 3
 
 @dataclass(frozen=True)
 class BesidePlan:
-    """What is measured; see `sae-dist bench beside --help`."""
+    """A list of what is measured; see `sae-dist bench beside --help`."""
 
     folder: Path
     run: str
