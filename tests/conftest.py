@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_dist.core import progress
 from tests.helpers.processor_time import ProcessorTime
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 torch.set_num_threads(1)
+# Tests count the lines of an answer: on a slow machine none says meanwhile that work goes on.
+progress.LINE_EVERY_S = 3600.0
 
 if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     # Triton reads this while it is imported, which many libraries do; the processes that tests start must

@@ -135,6 +135,7 @@ class ForwardReader:
         self._special_ids = special_ids
         self._first: Forward | None = None
         self._ids: Tensor | None = None
+        self._seen = 0
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
         """Return the tokens of the forward that is called with these arguments.
@@ -150,7 +151,7 @@ class ForwardReader:
         N, S = tokens.shape[:2]
         mask = given.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
-        past = _past(given, mask, S)
+        past = _past(given, mask, S, self._seen if S == 1 else 0)
         real_NS = None
         if mask is not None and S > 1 and not bool(mask.all()):
             real_NS = mask[:, -S:] != 0
@@ -160,7 +161,7 @@ class ForwardReader:
         if first is not None and not (past and S == 1 or _continues(ids, before)) or _other(first, N):
             first = None
         found = Forward((N, S), tokens.device, ids, real_NS, self._special_ids, past, padded, first)
-        self._first, self._ids = first or found, ids
+        self._first, self._ids, self._seen = first or found, ids, past + S
         return found
 
 
@@ -169,11 +170,18 @@ def _other(first: Forward | None, N: int) -> bool:
     return first is not None and first.shape[0] != N
 
 
-def _past(given: dict[str, Any], mask: Tensor | None, S: int) -> int:
-    """Return how many tokens the model has seen in forwards before this one."""
+def _past(given: dict[str, Any], mask: Tensor | None, S: int, before: int) -> int:
+    """Return how many tokens the model has seen in forwards before this one.
+
+    Args:
+        before: how many it is if the forward goes on after the one before.
+    """
     for cache in given.values():  # past_key_values, or cache, or cache_params
         if hasattr(cache, "get_seq_length"):
-            return int(cache.get_seq_length())
+            try:
+                return int(cache.get_seq_length())
+            except ValueError:  # one that holds states alone, which have no length
+                return mask.shape[1] - S if mask is not None and mask.shape[1] > S else before
     if mask is not None:
         return mask.shape[1] - S
     if isinstance(given.get("cache_position"), Tensor):

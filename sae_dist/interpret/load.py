@@ -47,8 +47,8 @@ def load(
     if run is not None and not (folder / SAE_CONFIG).is_file():
         raise ConfigError(f"{place} has no export yet; write one: sae-dist export {place}")
     imported = Imported.read(folder, "saelens" if run is not None else _format(folder, format), transcoder)
-    if run is None and folder.name == EXPORT:
-        run = _run_of(folder.parent)
+    if run is None and imported.source.name == EXPORT:
+        run = _run_of(imported.source.parent)
     sae = imported.sae
     if torch.device(device).type != "cpu" or dtype is not None:
         sae = sae.to(torch.device(device), dtype)

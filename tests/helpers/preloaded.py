@@ -18,7 +18,10 @@ import sae_dist.launch.run  # noqa: F401
 import sae_dist.train.export  # noqa: F401
 import sae_dist.train.harvest  # noqa: F401
 import sae_dist.train.rank  # noqa: F401
+from sae_dist.core import progress
 from sae_dist.launch.compose import compose_config
+
+progress.LINE_EVERY_S = 3600.0  # as tests/conftest.py
 
 # Hydra's grammar and a thousand regular expressions of transformers stay compiled.
 compose_config(["debug=tiny", "grid.k=[4,8]"])

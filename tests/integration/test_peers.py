@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sae_dist as sd
 from sae_dist.export.formats import FORMATS
 from sae_dist.kernels.reference import encode_topk
 from tests.helpers.dictionaries import random_sae, to_dense
@@ -153,6 +154,9 @@ def test_round_trips(request, tmp_path, peer, made, reads, saves, record_propert
         torch.testing.assert_close(result["output"], output, atol=1e-5, rtol=1e-5)
         again = FORMATS[peer].read(tmp_path / "exports" / name)
         torch.testing.assert_close(ours(again, x)[0], codes, atol=1e-5, rtol=1e-5)
+        used = sd.load(tmp_path / "exports" / name)
+        torch.testing.assert_close(used.encode(x).dense(), result["codes"], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(used(x), result["output"], atol=1e-5, rtol=1e-5)
     if peer == "dictionary_learning":
         classes = {name.partition("-")[0]: each for name, each in said.items() if name in saes}
         assert classes["free"] == "AutoEncoderNew" and classes["matryoshka"] == "MatryoshkaBatchTopKSAE"

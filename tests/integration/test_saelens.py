@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import sae_dist as sd
 from sae_dist.export.saelens import export_saelens
 from sae_dist.kernels.reference import encode_topk
 from tests.helpers.dictionaries import random_sae, to_dense
@@ -108,6 +109,9 @@ def test_saelens_encodes_and_decodes_an_export_as_we_do(read_by_saelens, kind, f
     torch.testing.assert_close(theirs["output"], sae.decode(codes, x), atol=1e-5, rtol=1e-5)
     # SAELens adds the skip in its forward alone.
     torch.testing.assert_close(theirs["decoded"], dense @ sae.W_dec_FE + sae.b_dec_E, atol=1e-5, rtol=1e-5)
+    used = sd.load(folder / "exports" / f"{kind}-{form}")
+    torch.testing.assert_close(used.encode(x).dense(), theirs["codes"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(used(x), theirs["output"], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("kind", "form"), OURS_ALONE)

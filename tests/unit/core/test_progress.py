@@ -10,6 +10,7 @@ from sae_dist.core.progress import reported, waiting
 def test_progress_is_said_every_ten_seconds_and_not_at_the_end(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 10.0)
     found = []
     for item in reported(iter([100] * 10), int, 1000, "things"):
         found.append(item)
