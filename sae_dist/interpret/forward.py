@@ -1,4 +1,4 @@
-"""Which tokens pass a model in a forward: their ids, their places in the text, and which of them are real.
+"""The tokens that pass a model in a forward: their ids, their places in the text, which of them are real.
 
 Letters: as core.types.
 """

@@ -200,7 +200,7 @@ class Steered(Session):
 
 @dataclass(frozen=True)
 class _Moves:
-    """What is done to the named latents, on a device: change = value + slope * code, along directions.
+    """The change of the named latents, on a device: change = value + slope * code, along directions.
 
     Attributes:
         units: the unit vectors that are projected out.

@@ -88,7 +88,7 @@ def _replaced(d: Dictionary, rows: Tensor, multiple: float | None) -> Tensor:
 
 
 class _Changed:
-    """How many codes rounded weights have not that the weights have."""
+    """A count of the codes that are lost when weights are rounded."""
 
     def __init__(self, d: Dictionary, rounded: Dictionary):
         self._d, self._rounded = d, rounded

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from sae_dist.bench.beside.arms import arms, by_rate
 from sae_dist.bench.beside.price import Price, price
-from sae_dist.bench.beside.table import Rates, Result, format_results, write_csv
+from sae_dist.bench.beside.rates import measured
+from sae_dist.bench.beside.table import Result, format_results, write_csv
 from sae_dist.bench.beside.timing import time_arms
-from sae_dist.bench.kernels import copy_rate, product_rate
 from sae_dist.bench.quality.plan import make_bench_folder
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.load import load
@@ -23,12 +23,10 @@ from sae_dist.interpret.watch import Watched
 from sae_dist.metrics.stolen import Stolen
 from sae_dist.tokens.source import held_out_tokens
 
-BEST_OF = 3
-
 
 @dataclass(frozen=True)
 class BesidePlan:
-    """What is measured; see `sae-dist bench beside --help`."""
+    """A list of what is measured; see `sae-dist bench beside --help`."""
 
     folder: Path
     run: str
@@ -51,8 +49,7 @@ def run_beside(plan: BesidePlan) -> str:
     lm = model(d)
     make_bench_folder(plan.folder)
     stolen = Stolen()
-    # A floor is the least time: the best of several, since other work on the machine only slows.
-    rates = Rates(*(max(measure(lm.device) for _ in range(BEST_OF)) for measure in (copy_rate, product_rate)))
+    rates = measured(lm.device)
     named = by_rate(d, min(plan.watch, d.num_latents))
     watched = watch_list(d, lm, named, plan.context)
     ways = arms(d, lm, named, watched.threshold)
@@ -61,7 +58,7 @@ def run_beside(plan: BesidePlan) -> str:
     for batch in plan.batches:
         ids_NS = prompts(d, lm, batch, plan.context, steps)
         for arm, times in zip(ways, time_arms(lm, ways, ids_NS, steps, plan.rounds), strict=True):
-            results.append(Result(arm, batch, ids_NS.shape[1], times))
+            results.append(Result(arm, batch, ids_NS.shape[1] - steps, times))
         print(f"batch {batch}: done", file=sys.stderr, flush=True)
     cost: Price | str = "--ce-tokens 0" if plan.ce_tokens == 0 else price(d, lm, plan.ce_tokens)
     write_csv(plan.folder / "beside.csv", results, lm, rates)
@@ -71,12 +68,12 @@ def run_beside(plan: BesidePlan) -> str:
 
 
 def prompts(d: Dictionary, lm: LanguageModel, batch: int, context: int, steps: int) -> Tensor:
-    """Return prompts [N, S] of the run's held-out text; without a run, of random tokens.
+    """Return prompts and the tokens after them [N, S + steps] of the run's text; without a run, random ones.
 
-    They are shorter than `context` if the model's own limit leaves no room for the tokens decoded.
+    Prompts are shorter than `context` if the model's own limit leaves no room for the tokens decoded.
     """
     limit = lm.facts.context if lm.facts is not None else None
-    context = min(context, max((limit or context + steps) - steps, 1))
+    context = max(min(context + steps, limit or context + steps), steps + 2)
     first = torch.tensor(lm.prefix, dtype=torch.int64)
     needed = batch * (context - len(first))
     run = d.place.run

@@ -9,6 +9,7 @@ import torch
 
 from sae_dist.bench.beside.arms import Arm, codes_of_a_row
 from sae_dist.bench.beside.price import CLEAN, FULL, ROUNDED, Price
+from sae_dist.bench.beside.rates import Rates
 from sae_dist.bench.beside.timing import DECODE, PREFILL, Times
 from sae_dist.core.text import columns
 from sae_dist.interpret.dictionary import Dictionary
@@ -22,14 +23,6 @@ CSV_HEAD = (
     *("way", "batch", "phase", "ms_per_token", "more", "quartiles"),
     *("processor_ms", "processor_more", "floor_ms", "floor_more", "mib"),
 )
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Bytes per second of a large copy, operations per second of a large product."""
-
-    copied: float
-    multiplied: float
 
 
 @dataclass(frozen=True)

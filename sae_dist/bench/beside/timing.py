@@ -6,8 +6,9 @@ Letters: as core.types.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from inspect import signature
-from statistics import median
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ class Times:
     """The seconds of one way at one batch, by phase: a sample per round.
 
     Attributes:
-        wall, processor: seconds of a forward; of decoding the median over the round's steps.
+        wall, processor: seconds of a forward; of decoding the mean over the round's steps.
         peak: bytes beyond what was held before, the most of a round.
     """
 
@@ -38,13 +39,14 @@ def time_arms(lm: LanguageModel, ways: list[Arm], ids_NS: Tensor, steps: int, ro
     """Time every way in turn, forwards and backwards by turns, after a round that counts for nothing.
 
     Args:
-        steps: tokens decoded after the prompt; an encoder decodes none.
+        ids_NS: prompts, and the tokens decoded after them.
+        steps: how many these are; an encoder decodes none.
     """
     found = [Times() for _ in ways]
     order = list(zip(ways, found, strict=True))
     with torch.no_grad():
         for arm in ways:
-            _round(lm, arm, Times(), ids_NS[:, :8], min(steps, 2))
+            _round(lm, arm, Times(), ids_NS, steps)
         for turn in range(rounds):
             for arm, times in order if turn % 2 == 0 else reversed(order):
                 _round(lm, arm, times, ids_NS, steps)
@@ -70,10 +72,10 @@ def _round(lm: LanguageModel, arm: Arm, times: Times, ids_NS: Tensor, steps: int
                 found = lm.model(ids, **{name: cache[0]}, use_cache=True, **last)
                 cache[0] = getattr(found, name)
 
-            _note(times, PREFILL, [_timed(lambda: forward(ids_NS), ids_NS)])
-            # The next token's value does not matter to the time.
-            each = [_timed(lambda: forward(ids_NS[:, -1:]), ids_NS) for _ in range(steps)]
-            _note(times, DECODE, each)
+            first = ids_NS.shape[1] - steps
+            _note(times, PREFILL, [_timed(partial(forward, ids_NS[:, :first]), ids_NS)])
+            following = ids_NS[:, first:].split(1, dim=1)
+            _note(times, DECODE, [_timed(partial(forward, ids_N1), ids_NS) for ids_N1 in following])
     times.peak = max(times.peak, memory.peak() - before)
 
 
@@ -87,5 +89,5 @@ def _timed(act: Callable[[], object], on: Tensor) -> tuple[float, float]:
 
 
 def _note(times: Times, phase: str, samples: list[tuple[float, float]]) -> None:
-    times.wall[phase].append(median(each[0] for each in samples))
-    times.processor[phase].append(median(each[1] for each in samples))
+    times.wall[phase].append(mean(each[0] for each in samples))
+    times.processor[phase].append(mean(each[1] for each in samples))
