@@ -38,9 +38,12 @@ COMMANDS = {
     "resume": Command("resume", "RUN", "continue an unfinished run"),
     "eval": Command("evaluate", "RUN [eval.key=value ...]", "evaluate a run's dictionary", keys=True),
     "report": Command("report", "FOLDER", "write an HTML page of a run, a grid or a sweep"),
+    "explain": Command("explain", 'RUN "text"', "show which latents fire on a text"),
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),
+    "steer": Command("steer", "RUN --clamp LATENT=DOSE ...", "measure what changing a latent does"),
+    "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
     "dashboard": Command("dashboard", "PROJECT", "make a W&B view with the panels to watch"),
     "check": Command("check", "[--device cuda]", "check the stream between two processes, and its speed"),
     "bench": Command("bench", "COMMAND ...", "compare with other trainers on this machine", nested=True),
@@ -81,7 +84,8 @@ def dispatch(arguments: list[str]) -> None:
         print(version())
         return
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, shown(), n=1)
+        begun = [each for each in shown() if name.startswith(each)]  # evaluate, exports
+        near = begun or difflib.get_close_matches(name, shown(), n=1)
         hint = f"nearest: {near[0]}" if near else "sae-dist --help lists the commands"
         raise ConfigError(f"there is no command {name}; {hint}")
     command = COMMANDS[name]

@@ -17,6 +17,7 @@ from sae_dist.llm.inputs import model_inputs
 from sae_dist.llm.names import resolve_hook
 from sae_dist.llm.special import around, tokenizer_of
 from sae_dist.llm.weights import load_weights
+from sae_dist.tokens.encoder import without_surrogates
 
 if TYPE_CHECKING:
     from sae_dist.interpret.dictionary import Dictionary
@@ -92,7 +93,7 @@ class LanguageModel:
         elif self.tokenizer is None:
             raise ConfigError(f"{self.name} has no tokenizer; give token ids in place of a text")
         elif isinstance(text, str):
-            plain = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+            plain = self._plain(text)
             ids = [*self.prefix, *plain, *self.suffix]
         else:
             if not getattr(self.tokenizer, "chat_template", None):
@@ -106,6 +107,14 @@ class LanguageModel:
                 f"token ids from {min(ids)} to {max(ids)}; those of {self.name} are 0 to {size - 1}"
             )
         return torch.tensor(ids, dtype=torch.int64, device=self.device)
+
+    def _plain(self, text: str) -> list[int]:
+        """Return the token ids of a text alone, as training reads it."""
+        # Not verbose: a text that is too long is refused, or read, without a warning.
+        found: list[int] = self.tokenizer(without_surrogates(text), add_special_tokens=False, verbose=False)[
+            "input_ids"
+        ]
+        return found
 
     def batch(self, texts: "Sequence[str | Chat | Sequence[int]]") -> dict[str, Tensor]:
         """Return texts as arguments of the model, padded on the left: input_ids and attention_mask [N, S]."""
@@ -194,7 +203,8 @@ def model(
     found, lacking, _ = load_weights(cfg, facts, device=where, dtype=kind, with_head=True, cut=False)
     if missing := sorted(key for key in lacking if "pooler" not in key):
         raise ConfigError(f"{name} has no weights for {missing[0]} and {len(missing) - 1} more parameters")
-    found.config.use_cache = text_part(found.config).use_cache = True  # for generation
+    if facts.causal:
+        found.config.use_cache = text_part(found.config).use_cache = True  # for generation
     found.eval().requires_grad_(False)
     return LanguageModel(
         model=found,

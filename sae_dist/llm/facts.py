@@ -59,7 +59,7 @@ def llm_facts(
         hook=hooks["hook"],
         width=widths["hook"],
         causal=causal,
-        context=_context(model, text),
+        context=context_of(model, text),
         vocab_size=text.vocab_size,
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
@@ -97,7 +97,7 @@ def _sizes(model: nn.Module, config: Any, hooks: dict[str, str], causal: bool) -
     return {"parameters": needed, "whole_parameters": whole + head}
 
 
-def _context(model: nn.Module, text: Any) -> int | None:
+def context_of(model: nn.Module, text: Any) -> int | None:
     """Return the model's limit on tokens in a sequence; None: it states none."""
     stated = [getattr(text, key, None) for key in LIMITS]
     lowest = min((each for each in stated if isinstance(each, int)), default=None)

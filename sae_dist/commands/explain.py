@@ -1,0 +1,128 @@
+"""The command `sae-dist explain`: which latents fired on a text."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.export.names import FILES
+
+VALUES = ("--top", "--html", "--model", "--format")
+
+
+def help_text() -> str:
+    """Return the help text."""
+    return """\
+Prints which latents of a dictionary fire on a text: for each token the most noteworthy with their codes, and
+what is not explained; for the text its latents by code times surprise, with how often each fires on it, its
+rate elsewhere, lift and p-value, its direct effect on the logits of the next tokens, and where it is
+strongest. docs/python.md explains these words.
+
+RUN is a run with an export, an export, or a folder of another library's files (or one on the Hub, as
+organisation/name). The text - is read from standard input.
+
+  --top N         show so many latents (20)
+  --json          print everything as JSON
+  --html FILE     write a page as well: no scripts, nothing fetched
+  --model NAME    a model's name or folder, where the dictionary does not say its own
+  --format F      of another library's files, where several are in the folder
+
+Examples:
+  sae-dist explain outputs/my_run "The capital of France is Paris."
+  sae-dist explain outputs/my_run - --html page.html < letter.txt
+"""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The arguments of the command."""
+
+    where: str
+    text: str
+    top: int
+    as_json: bool
+    html: Path | None
+    model: str | None
+    format: str | None
+
+
+def run(arguments: list[str]) -> None:
+    """Explain a text and print what was found.
+
+    Raises:
+        ConfigError: an argument is wrong, there is no such dictionary or model, or the text has no token.
+    """
+    asked = parsed(arguments)
+    from sae_dist.interpret.load import load
+    from sae_dist.interpret.model import model
+
+    d = load(asked.where, format=asked.format)
+    lm = model(d, asked.model)
+    # A model that was named here is meant, whatever the dictionary calls its own.
+    found = d.explain(lm, asked.text, top=asked.top, force=asked.model is not None)
+    if asked.html is not None:
+        from sae_dist.core.files import write_text
+
+        write_text(asked.html, found.to_html())
+    print(found.to_json() if asked.as_json else found)
+
+
+def parsed(arguments: list[str]) -> Asked:
+    """Return the arguments once they are known to be right.
+
+    Raises:
+        ConfigError: one is unknown, or has no value, or one is missing.
+    """
+    given, plain = {}, []
+    rest = iter(arguments)
+    for each in rest:
+        key, equals, value = each.partition("=")
+        if key in VALUES:
+            given[key] = value if equals else next(rest, "")
+            if not given[key]:
+                raise ConfigError(f"{key} needs a value; see sae-dist explain --help")
+        elif each == "--json":
+            given[each] = each
+        elif each.startswith("--"):
+            raise ConfigError(f"sae-dist explain has no option {each}; see sae-dist explain --help")
+        else:
+            plain.append(each)
+    if len(plain) != 2:
+        raise ConfigError(
+            f'sae-dist explain needs a dictionary and one text in quotes, such as outputs/my_run "The text", '
+            f"and got {len(plain)}; see sae-dist explain --help"
+        )
+    top = given.get("--top", "20")
+    if not top.isdecimal() or int(top) < 1:
+        raise ConfigError(f"--top {top}: give the number of latents to show, at least 1")
+    if given.get("--format", "saelens") not in FILES:
+        raise ConfigError(f"--format {given['--format']} is unknown; the formats are {', '.join(FILES)}")
+    html = Path(given["--html"]) if "--html" in given else None
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise ConfigError(f"--html {html}: give a file in a folder that exists")
+    return Asked(
+        plain[0],
+        _text(plain[1]),
+        int(top),
+        "--json" in given,
+        html,
+        given.get("--model"),
+        given.get("--format"),
+    )
+
+
+def _text(given: str) -> str:
+    """Return the text, read from standard input for -.
+
+    Raises:
+        ConfigError: it is empty, or not UTF-8.
+    """
+    text = given
+    if given == "-":
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"the text on standard input is not UTF-8: {error.reason}") from error
+    if not text:
+        raise ConfigError("the text is empty; give a text with at least one token")
+    return text

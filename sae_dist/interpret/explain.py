@@ -1,0 +1,246 @@
+"""The latents that fired on a text: their codes, what they add, and how unusual that is.
+
+Letters: as core.types; I latents that fired.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.dictionary import Dictionary
+from sae_dist.interpret.effects import Direct, direct
+from sae_dist.interpret.explain_parts import Parts, Tokens, parts_of
+from sae_dist.interpret.explain_rows import activations, document_ids
+from sae_dist.interpret.explanation import Explanation
+from sae_dist.interpret.session import Session
+from sae_dist.interpret.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates, holm
+
+MAX_NORM_MULTIPLE = 10.0
+"""Activations longer than this multiple of the text's median are outliers where a run does not say it."""
+
+
+def explain(
+    dictionary: Dictionary,
+    lm: Any,
+    text: Any,
+    *,
+    top: int = 20,
+    rates: Any = None,
+    labels: Mapping[int, str] | None = None,
+    force: bool = False,
+) -> Explanation:
+    """Tell which latents fired on a text, what each adds, and how unusual it is there.
+
+    The text is read as a document alone is in training and evaluation, and codes are theirs.
+
+    Args:
+        lm: `sd.model(d)`, or a model of transformers.
+        text: a text; messages, which go through the tokenizer's chat template; or token ids, taken as they
+            are.
+        top: how many latents are shown in print and in HTML; tables have all.
+        rates: share of tokens on which each latent fires elsewhere [F], or `CodeStatistics`; None: as
+            measured.
+        labels: words for latents.
+        force: go on with another model than the one that the dictionary was trained on.
+
+    Raises:
+        ConfigError: the model is not the dictionary's, or the text has no token that counts, or too many.
+        DataError: activations are not finite.
+    """
+    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
+        raise ConfigError(f"top={top}: give the number of latents to show, at least 1")
+    named = _labels(dictionary, labels)
+    known = Rates.of(dictionary, rates)
+    session = Session(dictionary, lm, force)
+    ids_S = document_ids(session, text)
+    special_S = torch.isin(ids_S.cpu(), torch.tensor(sorted(_special(session)), dtype=torch.int64))
+    if bool(special_S.all()):
+        raise ConfigError(
+            f"the text has special tokens only, {ids_S.tolist()[:8]}, which are no activations for a "
+            "dictionary; give a text"
+        )
+    x_SD, y_SE = activations(session, ids_S)
+    tokens = _tokens(session, ids_S.cpu(), special_S, x_SD)
+    d = session.on(x_SD.device)
+    codes = _codes(d, x_SD, tokens.counted_S.to(x_SD.device))
+    paths = direct(session, ids_S)
+    parts = parts_of(d, codes, x_SD, y_SE, paths.grad_SE)
+    pairs = _pairs(tokens, parts, known, named)
+    return Explanation(
+        about=_about(session, text, tokens, parts, known, paths, top),
+        codes=parts.codes,
+        error=parts.error_SE,
+        pairs=pairs,
+        tokens_seen=_token_columns(session, tokens, parts, paths),
+        latents_seen=_latents(tokens, parts, known, named),
+    )
+
+
+def _labels(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[int, str]:
+    try:
+        found = {int(latent): str(words) for latent, words in (labels or {}).items()}
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError("labels must map numbers of latents to words, such as {123: 'dates'}") from None
+    dictionary.checked(list(found))
+    return found
+
+
+def _special(session: Session) -> set[int]:
+    """Return the tokens that are no activations in training: special ones, and those excluded there."""
+    run = session.dictionary.place.run
+    return {*session.lm.special_ids, *((run.tokens.exclude_ids or ()) if run is not None else ())}
+
+
+def _multiple(session: Session) -> float:
+    """Return how many times the median an activation is an outlier's."""
+    run = session.dictionary.place.run
+    return (run.tokens.max_norm_multiple if run is not None else None) or MAX_NORM_MULTIPLE
+
+
+def _tokens(session: Session, ids_S: Tensor, special_S: Tensor, x_SD: Tensor) -> Tokens:
+    norm_S = torch.linalg.vector_norm(x_SD, dim=1, dtype=torch.promote_types(x_SD.dtype, torch.float32)).cpu()
+    run = session.dictionary.place.run
+    spared = run is not None and run.tokens.max_norm_multiple is None  # training saw outliers, too
+    outlier_S = ~special_S & (norm_S > _multiple(session) * norm_S[~special_S].median())
+    counted_S = ~special_S if spared else ~special_S & ~outlier_S
+    return Tokens(ids_S, session.lm.pieces(ids_S.tolist()), special_S, outlier_S, counted_S, norm_S)
+
+
+def _codes(d: Dictionary, x_SD: Tensor, counted_S: Tensor) -> Codes:
+    """Return the codes of all tokens; those that count are encoded together, as evaluation does."""
+    found = [(d.encode(x_SD[at_S]), at_S.nonzero()[:, 0]) for at_S in (counted_S, ~counted_S)]
+    row_P = torch.cat([row[codes.rows] for codes, row in found])
+    order = row_P.argsort(stable=True)
+    latents, values = (torch.cat([getattr(each, key) for each, _ in found]) for key in ("latents", "values"))
+    ends_S = torch.bincount(row_P, minlength=len(x_SD)).cumsum(0)
+    indptr = torch.cat([ends_S.new_zeros(1), ends_S])
+    return Codes(indptr, latents[order], values[order], d.num_latents, (len(x_SD),))
+
+
+def _pairs(tokens: Tokens, parts: Parts, known: Rates | None, labels: dict[int, str]) -> dict[str, list[Any]]:
+    codes = parts.codes
+    rows, latents = codes.rows.tolist(), codes.latents.tolist()
+    nothing = [None] * len(rows)
+    return {
+        "position": rows,
+        "token_id": tokens.ids_S[codes.rows].tolist(),
+        "token": [tokens.pieces[row] for row in rows],
+        "latent": latents,
+        "code": codes.values.tolist(),
+        "share": parts.share_P.tolist(),
+        "effect": nothing if parts.effect_P is None else parts.effect_P.tolist(),
+        "rate": nothing if known is None else known.rate_F[codes.latents].tolist(),
+        "surprise": nothing if known is None else known.surprise(codes.latents).tolist(),
+        "label": [labels.get(latent) for latent in latents],
+    }
+
+
+def _token_columns(session: Session, tokens: Tokens, parts: Parts, paths: Direct) -> dict[str, list[Any]]:
+    S = len(tokens.ids_S)
+    following: list[Any] = [None] * S
+    words, kinds = list(following), list(following)
+    if paths.next_S is not None:
+        following = paths.next_S.tolist()
+        words = session.lm.pieces(following)
+        kinds = ["text"] * (S - 1) + ["predicted"]
+    return {
+        "position": list(range(S)),
+        "token_id": tokens.ids_S.tolist(),
+        "token": tokens.pieces,
+        "special": tokens.special_S.tolist(),
+        "outlier": tokens.outlier_S.tolist(),
+        "counted": tokens.counted_S.tolist(),
+        "norm": tokens.norm_S.tolist(),
+        "latents": parts.codes.l0.tolist(),
+        "fvu": parts.fvu_S.tolist(),
+        "error_share": parts.error_share_S.tolist(),
+        "skip_share": parts.skip_share_S.tolist(),
+        "next_id": following,
+        "next_token": words,
+        "next_is": kinds,
+    }
+
+
+def _latents(
+    tokens: Tokens, parts: Parts, known: Rates | None, labels: dict[int, str]
+) -> dict[str, list[Any]]:
+    """Return the columns of the latents that fired on tokens that count, most noteworthy first."""
+    codes, T = parts.codes, int(tokens.counted_S.sum())
+    mine_P = tokens.counted_S[codes.rows]
+    row_P, value_P = codes.rows[mine_P], codes.values[mine_P].double()
+    latent_I, place_P = codes.latents[mine_P].unique(return_inverse=True)
+    count_I = torch.bincount(place_P, minlength=len(latent_I))
+    sum_I = value_P.new_zeros(len(latent_I)).index_add(0, place_P, value_P)
+    max_I = value_P.new_zeros(len(latent_I)).scatter_reduce(0, place_P, value_P, "amax")
+    at_I = torch.full_like(latent_I, len(tokens.ids_S))
+    best_P = value_P == max_I[place_P]
+    at_I = at_I.scatter_reduce(0, place_P[best_P], row_P[best_P], "amin")
+    columns: dict[str, Any] = {"sum": sum_I, "max": max_I, "at": at_I, "count": count_I}
+    score_I, order = sum_I, None
+    if known is not None:
+        surprise_I = known.surprise(latent_I)
+        tail_I = known.tail(latent_I, count_I, T)
+        p_I = holm(tail_I, len(known.rate_F))
+        score_I = sum_I * surprise_I
+        columns |= {"rate": known.rate_F[latent_I], "surprise": surprise_I}
+        columns |= {"lift": count_I / (known.expected(latent_I) * T), "p": tail_I, "p_holm": p_I}
+        columns["unusual"] = p_I <= LEVEL
+    order = score_I.argsort(descending=True, stable=True)
+    latents = latent_I[order].tolist()
+    first = {"latent": latents, "label": [labels.get(each) for each in latents]}
+    found = first | {"score": score_I[order].tolist()}
+    found |= {key: each[order].tolist() for key, each in columns.items()}
+    absent = ("rate", "surprise", "lift", "p", "p_holm", "unusual")
+    return found | {key: [None] * len(latents) for key in absent if key not in found}
+
+
+def _about(
+    session: Session,
+    text: Any,
+    tokens: Tokens,
+    parts: Parts,
+    known: Rates | None,
+    paths: Direct,
+    top: int,
+) -> dict[str, Any]:
+    lm, d = session.lm, session.dictionary
+    counted_S = tokens.counted_S
+    trained, ids = d.place.context, tokens.ids_S.tolist()
+    notes = []
+    if trained is not None and len(ids) > trained:
+        notes.append(
+            f"training read at most {trained} tokens at a time; those behind them here have seen more"
+        )
+    if not bool(counted_S.any()):
+        notes.append("every token is special or an outlier: nothing is ranked")
+    return {
+        "dictionary": repr(d),
+        "folder": str(d.place.folder),
+        "model": lm.name,
+        **session.hooks,
+        "given_as": "a text" if isinstance(text, str) else _kind(text),
+        "prefix": [{"id": each, "token": lm.pieces([each])[0]} for each in lm.prefix],
+        "suffix": [{"id": each, "token": lm.pieces([each])[0]} for each in lm.suffix],
+        "tokens": len(ids),
+        "counted": int(counted_S.sum()),
+        "special": int(tokens.special_S.sum()),
+        "outliers": int(tokens.outlier_S.sum()),
+        "max_norm_multiple": _multiple(session),
+        "fvu": parts.fvu(counted_S),
+        "rates_rows": None if known is None else known.rows,
+        "rates_reason": NOT_MEASURED if known is None else None,
+        "effect_reason": paths.reason,
+        "correlations": list(CORRELATIONS),
+        "level": LEVEL,
+        "top": top,
+        "notes": notes,
+    }
+
+
+def _kind(text: Any) -> str:
+    first = text[0] if len(text) else None
+    return "messages, by the tokenizer's chat template" if isinstance(first, Mapping) else "token ids"
