@@ -90,7 +90,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the hooks."""
+        """Remove all hooks from the model."""
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()

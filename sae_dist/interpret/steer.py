@@ -249,7 +249,7 @@ class _Moves:
 
 
 def steer(dictionary: Dictionary, lm: Any, interventions: Mapping[int, Intervention], **how: Any) -> Steered:
-    """Steer a model along named latents for a `with` block; see `Steered`.
+    """Move a model along named latents for a `with` block; see `Steered`.
 
     Raises:
         ConfigError: the model is not the dictionary's, or a latent or a dose is not valid.
