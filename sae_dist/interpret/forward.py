@@ -128,7 +128,7 @@ class Forward:
 
 
 class ForwardReader:
-    """Reads the arguments of a model's forwards, one after the other, with or without a cache."""
+    """A reader of the arguments of a model's forwards, one after the other, with or without a cache."""
 
     def __init__(self, module: Any, special_ids: frozenset[int]):
         self._names = list(inspect.signature(module.forward).parameters)

@@ -90,7 +90,7 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the hooks."""
+        """Remove all hooks from the model."""
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
@@ -112,7 +112,7 @@ class Session:
         if forward is None or forward.passed:
             return y  # a module of its own call, or one that runs several times in a forward
         forward.passed = True
-        y_NSE = per_token(y, forward.shape)
+        y_NSE = y if y.dim() == 3 and y.shape[:2] == forward.shape else per_token(y, forward.shape)
         x_NSD = y_NSE
         if self.dictionary.is_transcoder:
             if self._input is None:
@@ -126,7 +126,8 @@ class Session:
                 f"{self.hooks['hook']} of {self.lm.name} has activations of width {x_NSD.shape[-1]}, the "
                 f"dictionary is for {self.dictionary.width}; give the model that it was trained on"
             )
-        return self.act(forward, x_NSD, y_NSE).view_as(y)
+        found = self.act(forward, x_NSD, y_NSE)
+        return found if found.shape == y.shape else found.view_as(y)
 
 
 def rows_at(x_NSD: Tensor, at_NS: Tensor | None) -> Tensor:

@@ -84,6 +84,7 @@ class Steered(Session):
         self._threshold: float | None = None
         how = [each.how for each in self.interventions.values()]
         self._needs_codes = any(each not in (ADD, PROJECT_OUT) for each in how)
+        self._same = set(how) == {ADD} and not self.again
         if not self._selects or not self._needs_codes or self.dictionary.fits:
             return None
         if self.again:
@@ -103,6 +104,8 @@ class Steered(Session):
         if not self.interventions:
             return y_NSE
         at_NS = forward.mask(self._positions)
+        if at_NS is None and self._same:
+            return self._shifted(forward, y_NSE)
         x_BD = rows_at(x_NSD, at_NS)
         y_BE = x_BD if y_NSE is x_NSD else rows_at(y_NSE, at_NS)
         if not len(x_BD):
@@ -116,6 +119,15 @@ class Steered(Session):
         self._look(forward, moves, y_BE, delta_BE)
         new_BE = (y_BE + delta_BE).to(y_BE.dtype)
         return replaced(y_NSE, at_NS, new_BE if moved_B1 is None else torch.where(moved_B1, new_BE, y_BE))
+
+    def _shifted(self, forward: Forward, y_NSE: Tensor) -> Tensor:
+        """Return all activations moved by the same, as each generated token is where codes do not count."""
+        moves = self._moves_on(y_NSE.device)
+        self.intervened += forward.shape[0] * forward.shape[1]
+        if moves.silent_1E is None:
+            return y_NSE
+        self._look(forward, moves, y_NSE, moves.silent_1E)
+        return (y_NSE + moves.silent_1E).to(y_NSE.dtype)
 
     def _delta(self, moves: "_Moves", x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return by how much activations change [B, E], or [1, E]; None: not. And which do; None: all."""
@@ -183,7 +195,7 @@ class Steered(Session):
         if y_BE.device.type != "cpu":
             return  # reading a number from a GPU would stop it
         if forward.shape[1] > 1 or not self._typical:
-            self._typical = float(y_BE.float().norm(dim=1).median())
+            self._typical = float(y_BE.float().norm(dim=-1).median())
         size = moves.silent_norm
         if delta_BE is not moves.silent_1E:
             size = float(torch.linalg.vector_norm(delta_BE, dim=1).max())
@@ -237,7 +249,7 @@ class _Moves:
 
 
 def steer(dictionary: Dictionary, lm: Any, interventions: Mapping[int, Intervention], **how: Any) -> Steered:
-    """Steer a model along named latents for a `with` block; see `Steered`.
+    """Move a model along named latents for a `with` block; see `Steered`.
 
     Raises:
         ConfigError: the model is not the dictionary's, or a latent or a dose is not valid.
