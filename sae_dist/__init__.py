@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sae_dist.interpret.attach import Attached
     from sae_dist.interpret.codes import Codes
     from sae_dist.interpret.dictionary import Dictionary
-    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.explaining.explanation import Explanation
     from sae_dist.interpret.interventions import Intervention, ablate, add, clamp, mean, project_out
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import LanguageModel, model
@@ -32,7 +32,7 @@ _PLACES = {
     "Attached": "attach",
     "Steered": "steer",
     "Watched": "watch",
-    "Explanation": "explanation",
+    "Explanation": "explaining.explanation",
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
 """Public names, and the files of interpret/ that they are in."""

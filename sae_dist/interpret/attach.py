@@ -21,7 +21,7 @@ Edit = Mapping[int, Intervention] | Intervention | None
 
 
 class Attached(Session):
-    """A dictionary spliced in: activations become what its codes reconstruct, and what they do not.
+    """A dictionary spliced in: activations become what its codes reconstruct, plus the rest.
 
     With `error`, what it does not explain is kept from before the edit: without an edit the model
     computes the same to the bit, and an edit moves activations by its difference alone. With a gradient

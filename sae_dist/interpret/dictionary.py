@@ -20,7 +20,7 @@ from sae_dist.interpret.some import SomeLatents
 if TYPE_CHECKING:
     from sae_dist.export.statistics import CodeStatistics
     from sae_dist.interpret.attach import Attached
-    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.explaining.explanation import Explanation
     from sae_dist.interpret.interventions import Intervention
     from sae_dist.interpret.steer import Steered
     from sae_dist.interpret.watch import Watched
@@ -49,7 +49,7 @@ class Dictionary:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether the codes of one place reconstruct the activations at another."""
+        """The answer to: do the codes of one place reconstruct the activations at another?"""
         return self.sae.transcoder
 
     @property
@@ -115,7 +115,7 @@ class Dictionary:
 
     @property
     def threshold(self) -> Tensor | None:
-        """The thresholds [F] of JumpReLU; None: it has none."""
+        """The thresholds [F] of JumpReLU; None: other kinds."""
         return self.sae.threshold_F
 
     @cached_property
@@ -165,7 +165,7 @@ class Dictionary:
 
     @property
     def fits(self) -> bool:
-        """Whether the encoder fits into memory, so that encoding does not read it from the disk each time."""
+        """The answer to: does the encoder fit into memory, so that encoding need not read the disk?"""
         return self._encoding.fits
 
     def some(self, latents: Sequence[int]) -> SomeLatents:
@@ -232,7 +232,7 @@ class Dictionary:
         Raises:
             ConfigError: the model is not the dictionary's, or the text has no token that counts.
         """
-        from sae_dist.interpret.explain import explain
+        from sae_dist.interpret.explaining.explain import explain
 
         return explain(self, lm, text, **how)
 

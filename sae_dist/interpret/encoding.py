@@ -1,4 +1,4 @@
-"""How a dictionary in use encodes: as in evaluation where its encoder fits into memory, else in tiles.
+"""The encoding of a dictionary in use: as in evaluation where its encoder fits into memory, else in tiles.
 
 Letters: as core.types.
 """
@@ -36,7 +36,7 @@ class Encoding:
 
     @property
     def fits(self) -> bool:
-        """Whether the encoder fits into memory."""
+        """The answer to: does the encoder fit into memory?"""
         sae = self._sae
         return sae.W_enc_FD.nbytes <= IN_MEMORY * memory_bytes(sae.W_enc_FD.device.type)
 

@@ -1,4 +1,4 @@
-"""What can be done to a latent: words such as `clamp(4.0)`, checked when they are written."""
+"""Interventions on a latent: words such as `clamp(4.0)`, checked when they are written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a dictionary was found, and what is known there of its model and its latents."""
+"""The place where a dictionary was found, and what is known there of its model and its latents."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

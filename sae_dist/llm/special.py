@@ -60,7 +60,7 @@ def around(tokenizer: Any, causal: bool) -> tuple[tuple[int, ...], tuple[int, ..
 
 
 def tokenizer_of(path: str, trust_remote_code: bool = False) -> Any:
-    """Return a model's tokenizer; None: it has none that loads."""
+    """Return a model's tokenizer; None: there is none, or it does not load."""
     if not has_tokenizer(path):
         return None
     from transformers import AutoTokenizer

@@ -12,12 +12,12 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.codes import Codes
 from sae_dist.interpret.dictionary import Dictionary
-from sae_dist.interpret.effects import Direct, direct
-from sae_dist.interpret.explain_parts import Parts, Tokens, parts_of
-from sae_dist.interpret.explain_rows import activations, document_ids
-from sae_dist.interpret.explanation import Explanation
+from sae_dist.interpret.explaining.effects import Direct, direct
+from sae_dist.interpret.explaining.explanation import Explanation
+from sae_dist.interpret.explaining.parts import Parts, Tokens, parts_of
+from sae_dist.interpret.explaining.rows import activations, document_ids
+from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates, holm
 from sae_dist.interpret.session import Session
-from sae_dist.interpret.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates, holm
 
 MAX_NORM_MULTIPLE = 10.0
 """Activations longer than this multiple of the text's median are outliers where a run does not say it."""

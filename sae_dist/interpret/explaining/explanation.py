@@ -71,18 +71,18 @@ class Explanation:
 
     def to_html(self) -> str:
         """Return a page of its own with what a notebook shows, that needs nothing else."""
-        from sae_dist.interpret.explain_html import page
+        from sae_dist.interpret.explaining.html import page
 
         return page(self)
 
     def _repr_html_(self) -> str:
-        from sae_dist.interpret.explain_html import fragment
+        from sae_dist.interpret.explaining.html import fragment
 
         return fragment(self)
 
     def __str__(self) -> str:
         """Return the explanation as lines for a terminal."""
-        from sae_dist.interpret.explain_text import lines
+        from sae_dist.interpret.explaining.text import lines
 
         return "\n".join(lines(self))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.explaining.explanation import Explanation
 
 EACH = 5
 """Latents shown of a token."""

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.interpret.explain_view import HEADINGS, headline, latent_views, number, summary, token_views
+from sae_dist.interpret.explaining.view import HEADINGS, headline, latent_views, number, summary, token_views
 
 if TYPE_CHECKING:
-    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.explaining.explanation import Explanation
 
 DARKEST = 0.75
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from sae_dist.core.text import columns
-from sae_dist.interpret.explain_view import (
+from sae_dist.interpret.explaining.view import (
     HEADINGS,
     headline,
     latent_views,
@@ -13,7 +13,7 @@ from sae_dist.interpret.explain_view import (
 )
 
 if TYPE_CHECKING:
-    from sae_dist.interpret.explanation import Explanation
+    from sae_dist.interpret.explaining.explanation import Explanation
 
 
 def lines(e: "Explanation") -> list[str]:
