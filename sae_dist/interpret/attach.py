@@ -21,7 +21,7 @@ Edit = Mapping[int, Intervention] | Intervention | None
 
 
 class Attached(Session):
-    """A dictionary spliced in: activations become what its codes reconstruct, plus the rest.
+    """A model with a dictionary spliced in: activations become what its codes reconstruct, plus the rest.
 
     With `error`, what it does not explain is kept from before the edit: without an edit the model
     computes the same to the bit, and an edit moves activations by its difference alone. With a gradient
@@ -30,7 +30,7 @@ class Attached(Session):
     activations at `positions` become the reconstruction, and gradients flow to earlier layers through codes.
 
     Attributes:
-        codes: of the last forward, for every token; padding has none.
+        codes: of the last forward, for every token; padding has no codes.
         history: the codes of every forward, without gradients.
         error: what the dictionary did not explain at the last forward's tokens [B, E].
         reconstruction: at the same tokens [B, E].

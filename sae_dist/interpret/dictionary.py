@@ -102,10 +102,12 @@ class Dictionary:
         """The biases [F] of the encoder.
 
         Raises:
-            AttributeError: a gated dictionary has b_gate and b_mag in its place.
+            AttributeError: a gated dictionary has other biases in its place.
         """
         if self.sae.b_enc_F is None:
-            raise AttributeError("a gated dictionary has no b_enc; it has sae.b_gate_F, b_mag_F and r_mag_F")
+            raise AttributeError(
+                f"a {self.kind} dictionary has no b_enc; its sae has {', '.join(self.sae.vectors)}"
+            )
         return self.sae.b_enc_F
 
     @property
@@ -120,7 +122,7 @@ class Dictionary:
 
     @cached_property
     def cfg(self) -> Mapping[str, Any]:
-        """What the dictionary is, under SAELens' names: architecture, d_in, d_sae, k, metadata and more."""
+        """The description of the dictionary under SAELens' names: architecture, d_in, d_sae, k, metadata."""
         from sae_dist.export.saelens import config_of
 
         return config_of(self.sae)

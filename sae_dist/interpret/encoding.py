@@ -93,10 +93,10 @@ class Encoding:
         row_P = torch.repeat_interleave(counts_B, output_size=len(latent_P))
         z_BD = x_BD if sae.transcoder else x_BD - sae.b_dec_E
         score_P = (z_BD[row_P] * sae.W_enc_FD[latent_P]).sum(1)
-        if sae.b_mag_F is not None and sae.r_mag_F is not None:
-            return score_P * sae.r_mag_F[latent_P].exp() + sae.b_mag_F[latent_P]
-        assert sae.b_enc_F is not None
-        return score_P + sae.b_enc_F[latent_P]
+        # Of several biases, a code has the one whose ratio multiplies the score.
+        bias, ratio = max(sae.form.biases.items(), key=lambda each: each[1] is not None)
+        own = sae.vectors
+        return (score_P if ratio is None else score_P * own[ratio][latent_P].exp()) + own[bias][latent_P]
 
 
 def _unused(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ def run(tmp_path_factory):
     return evaluated_run(tmp_path_factory.mktemp("run"), tokens=300, ce_tokens=CE_TOKENS)
 
 
+@pytest.mark.long
 def test_the_table_has_every_way_in_both_phases(run, folder, capsys):
     words = [str(run), "--batch", "1,2", "--context", "6", "--decode", "2", "--rounds", "2", "--watch", "3"]
     bench(["beside", *words, "--ce-tokens", "0", "--device", "cpu", "--folder", str(folder)])
