@@ -17,12 +17,12 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.interventions import ablate
 from sae_dist.interpret.model import LanguageModel
+from sae_dist.interpret.statistics import LEVEL, Floats, agreement, estimates, holm, reach_of_draws
 from sae_dist.interpret.study.claims import FEWEST_PROMPTS, not_passed, part
 from sae_dist.interpret.study.conditions import STEERED, Condition, equally_often
 from sae_dist.interpret.study.prompts import Prompt, default_prompts, read_prompts, tokenised
 from sae_dist.interpret.study.scoring import Batch, batches, logits, wide
 from sae_dist.interpret.study.session import Session
-from sae_dist.interpret.study.statistics import LEVEL, Floats, agreement, estimates, holm, reach_of_draws
 from sae_dist.interpret.study.study import opened
 
 CONTROL = "latents that fire as often here"

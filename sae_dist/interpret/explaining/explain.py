@@ -16,8 +16,9 @@ from sae_dist.interpret.explaining.effects import Direct, direct
 from sae_dist.interpret.explaining.explanation import Explanation
 from sae_dist.interpret.explaining.parts import Parts, Tokens, parts_of
 from sae_dist.interpret.explaining.rows import activations, document_ids
-from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates, holm
+from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates
 from sae_dist.interpret.session import Session
+from sae_dist.interpret.statistics import holm
 
 MAX_NORM_MULTIPLE = 10.0
 """Activations longer than this multiple of the text's median are outliers where a run does not say it."""
@@ -184,7 +185,7 @@ def _latents(
     if known is not None:
         surprise_I = known.surprise(latent_I)
         tail_I = known.tail(latent_I, count_I, T)
-        p_I = holm(tail_I, len(known.rate_F))
+        p_I = torch.from_numpy(holm(tail_I.cpu().numpy(), len(known.rate_F)))
         score_I = sum_I * surprise_I
         columns |= {"rate": known.rate_F[latent_I], "surprise": surprise_I}
         columns |= {"lift": count_I / (known.expected(latent_I) * T), "p": tail_I, "p_holm": p_I}

@@ -117,20 +117,3 @@ def beta_binomial_tail(count_I: Tensor, tokens: int, rate_I: Tensor, correlation
 
 def _log_beta(a: Tensor, b: Tensor) -> Tensor:
     return a.lgamma() + b.lgamma() - (a + b).lgamma()
-
-
-def holm(p: Sequence[float] | Tensor, tests: int) -> Tensor:
-    """Return p-values adjusted by Holm's procedure, in the same order, float64.
-
-    Args:
-        p: of some of the tests; the others' are 1.
-        tests: how many there are in all.
-    """
-    p_I = torch.as_tensor(p, dtype=torch.float64)
-    order = p_I.argsort(stable=True)
-    factor_I = tests - torch.arange(len(p_I), dtype=torch.float64)
-    adjusted = (p_I[order] * factor_I).clamp(max=1)
-    adjusted = adjusted.cummax(0).values if len(p_I) else adjusted
-    found = torch.empty_like(adjusted)
-    found[order] = adjusted
-    return found

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sae_dist.interpret.study.conditions import CONTROLS, STEERED, Condition, Hypothesis
-from sae_dist.interpret.study.statistics import (
+from sae_dist.interpret.statistics import (
     LEVEL,
     RESAMPLES,
     Estimates,
@@ -19,6 +18,7 @@ from sae_dist.interpret.study.statistics import (
     holm_levels,
     reach_of_draws,
 )
+from sae_dist.interpret.study.conditions import CONTROLS, STEERED, Condition, Hypothesis
 
 LEAST = 0.001
 FEWEST_PROMPTS = 16

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel
+from sae_dist.interpret.statistics import Floats
 from sae_dist.interpret.study.conditions import STEERED, Condition
 from sae_dist.interpret.study.prompts import Prompt
 from sae_dist.interpret.study.scoring import Batch, batches, generated, log_probabilities, repetition
 from sae_dist.interpret.study.session import Session
-from sae_dist.interpret.study.statistics import Floats
 
 TARGET, KL, KL_END, PERPLEXITY, REPETITION = "target", "kl", "kl_end", "perplexity", "repetition"
 MEANS = {

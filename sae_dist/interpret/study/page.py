@@ -4,12 +4,12 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sae_dist.interpret.statistics import LEVEL
 from sae_dist.interpret.study.asked import DOSED
 from sae_dist.interpret.study.chart import COLOURS, chart
 from sae_dist.interpret.study.claims import Judgement, probability
 from sae_dist.interpret.study.conditions import CONTROLS, STEERED
 from sae_dist.interpret.study.effects import MEANS
-from sae_dist.interpret.study.statistics import LEVEL
 from sae_dist.interpret.study.study import SAID, Study
 from sae_dist.interpret.study.written import summary
 

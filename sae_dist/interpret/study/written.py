@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from sae_dist.interpret.statistics import LEVEL, estimates
 from sae_dist.interpret.study.claims import part
 from sae_dist.interpret.study.conditions import STEERED
 from sae_dist.interpret.study.effects import MEANS
-from sae_dist.interpret.study.statistics import LEVEL, estimates
 from sae_dist.interpret.study.study import Study
 
 

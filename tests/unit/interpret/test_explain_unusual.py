@@ -7,7 +7,8 @@ from scipy import stats
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.statistics import CodeStatistics
-from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, Rates, beta_binomial_tail, holm
+from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, Rates, beta_binomial_tail
+from sae_dist.interpret.statistics import holm
 from tests.helpers.in_use import dictionary
 
 F, TOKENS, DOCUMENTS = 60, 50, 300

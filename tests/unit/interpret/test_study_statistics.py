@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from sae_dist.interpret.study.claims import claim, false_alarms, not_passed
-from sae_dist.interpret.study.statistics import (
+from sae_dist.interpret.statistics import (
     Estimates,
     agreement,
     estimates,
@@ -12,6 +11,7 @@ from sae_dist.interpret.study.statistics import (
     holm_levels,
     reach_of_draws,
 )
+from sae_dist.interpret.study.claims import claim, false_alarms, not_passed
 
 DRAWS = {
     "normal": (lambda draw, shape: draw.standard_normal(shape), 0.0),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
 LEVEL = 0.05
@@ -113,11 +113,17 @@ def _shares(N: int, seed: int, resamples: int) -> Floats:
     return drawn_RN / N
 
 
-def holm(p_C: Floats) -> Floats:
-    """Return p-values adjusted so that the chance of any false one below a level is at most that level."""
+def holm(p_C: ArrayLike, tests: int | None = None) -> Floats:
+    """Return p-values adjusted so that the chance of any false one below a level is at most that level.
+
+    Args:
+        tests: how many there are in all; the p-values of those that are not given are 1. None: all are given.
+    """
+    p_C = np.asarray(p_C, np.float64)
     C = len(p_C)
     order = np.argsort(p_C, kind="stable")
-    adjusted = np.minimum(1.0, np.maximum.accumulate(p_C[order] * (C - np.arange(C))))
+    factor_C = (C if tests is None else tests) - np.arange(C)
+    adjusted = np.minimum(1.0, np.maximum.accumulate(p_C[order] * factor_C))
     found = np.empty(C)
     found[order] = adjusted
     return found
