@@ -43,6 +43,8 @@ def load(
     if not place.exists():
         place = fetched(str(where))
     run = _run_of(place)
+    if run is not None and format not in (None, "saelens"):
+        raise ConfigError(f"format={format}: {place} is a run, of which its export is read; leave it out")
     folder = place / EXPORT if run is not None else place
     if run is not None and not (folder / SAE_CONFIG).is_file():
         raise ConfigError(f"{place} has no export yet; write one: sae-dist export {place}")

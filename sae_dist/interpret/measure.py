@@ -5,6 +5,7 @@ Letters: as core.types.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,7 +74,9 @@ def measure(
 
 def _held_out(d: Dictionary, run: Single, lm: LanguageModel, sums: CodeSums, tokens: int) -> int:
     """Add the codes of the run's held-out text; return on how many rows."""
-    facts, _ = llm_facts(run.llm, run.hook, run.target_hook)
+    # A file never grants that code is run: what the model brings along was granted when it was loaded.
+    own = lm.facts if lm.facts is not None and lm.facts.name == run.llm.name else None
+    facts = own or llm_facts(replace(run.llm, trust_remote_code=False), run.hook, run.target_hook)[0]
     try:
         check_same(d, lm, force=False)
     except ConfigError:

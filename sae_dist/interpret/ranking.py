@@ -19,10 +19,10 @@ from sae_dist.interpret.interventions import ablate
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.interpret.statistics import LEVEL, Floats, agreement, estimates, holm, reach_of_draws
 from sae_dist.interpret.study.claims import FEWEST_PROMPTS, not_passed, part
+from sae_dist.interpret.study.conditioned import Conditioned
 from sae_dist.interpret.study.conditions import STEERED, Condition, equally_often
 from sae_dist.interpret.study.prompts import Prompt, default_prompts, read_prompts, tokenised
 from sae_dist.interpret.study.scoring import Batch, batches, logits, wide
-from sae_dist.interpret.study.session import Session
 from sae_dist.interpret.study.study import opened
 
 CONTROL = "latents that fire as often here"
@@ -217,7 +217,7 @@ def removed(
     """
     clean_N, effect_NC = np.zeros(len(prompts)), np.zeros((len(prompts), len(latents)))
     sessions = [
-        Session(dictionary, lm, Condition(n, STEERED, 0, each, ablate()), "all")
+        Conditioned(dictionary, lm, Condition(n, STEERED, 0, each, ablate()), "all")
         for n, each in enumerate(latents)
     ]
     special = torch.tensor(sorted(lm.special_ids), dtype=torch.int64, device=lm.device)

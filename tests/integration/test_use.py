@@ -83,6 +83,11 @@ def test_a_run_an_export_and_a_copy_of_it_are_the_same(run, tmp_path):
     assert int(a.codes.l0.sum()) > 0
 
 
+def test_a_format_is_not_chosen_for_a_run(run):
+    with pytest.raises(ConfigError, match="format=sparsify: .* is a run"):
+        sd.load(run, format="sparsify")
+
+
 def test_a_run_without_an_export_is_said(run, tmp_path):
     (tmp_path / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     with pytest.raises(ConfigError, match="has no export yet; write one: sae-dist export"):

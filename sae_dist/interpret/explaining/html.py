@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_dist.core.template import rendered
 from sae_dist.interpret.explaining.view import HEADINGS, headline, latent_views, number, summary, token_views
 
 if TYPE_CHECKING:
@@ -23,13 +24,7 @@ def page(e: "Explanation") -> str:
 
 
 def _rendered(e: "Explanation", whole: bool) -> str:
-    """Render the template; Jinja2 escapes all that is inserted."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters["number"] = number
+    """Render the template of an explanation."""
     views = token_views(e)
     values: dict[str, Any] = {
         "whole": whole,
@@ -42,7 +37,7 @@ def _rendered(e: "Explanation", whole: bool) -> str:
             ("what is not explained (FVU)", _shades(views, [each.fvu for each in views], 1.0)),
         ],
     }
-    return environment.get_template("explanation.html").render(**values)
+    return rendered(Path(__file__).with_name("explanation.html"), values, {"number": number})
 
 
 def _shades(views: list[Any], values: list[float], most: float | None = None) -> list[tuple[Any, str]]:

@@ -12,10 +12,10 @@ from torch import Tensor
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.interpret.statistics import Floats
+from sae_dist.interpret.study.conditioned import Conditioned
 from sae_dist.interpret.study.conditions import STEERED, Condition
 from sae_dist.interpret.study.prompts import Prompt
 from sae_dist.interpret.study.scoring import Batch, batches, generated, log_probabilities, repetition
-from sae_dist.interpret.study.session import Session
 
 TARGET, KL, KL_END, PERPLEXITY, REPETITION = "target", "kl", "kl_end", "perplexity", "repetition"
 MEANS = {
@@ -73,7 +73,7 @@ def measure(
         progress: is given how many batches of conditions are done, and how many there are.
     """
     N, C = len(prompts), len(found)
-    sessions = [Session(dictionary, lm, each, positions) for each in found]
+    sessions = [Conditioned(dictionary, lm, each, positions) for each in found]
     measures = [each for each in MEANS if each != TARGET or prompts[0].target]
     effects = Effects(
         of={each: np.full((N, C), np.nan) for each in measures},
@@ -99,7 +99,7 @@ def _measure_batch(
     lm: LanguageModel,
     prompts: list[Prompt],
     rows: list[int],
-    sessions: list[Session],
+    sessions: list[Conditioned],
     effects: Effects,
     tokens: int,
 ) -> None:
@@ -159,7 +159,7 @@ class _Readings:
         """Return the log-perplexity of the model's own text, under itself [N]."""
         return -_mean_log_probability(self._clean["after"], self.batches["after"])
 
-    def under(self, session: Session) -> dict[str, Floats]:
+    def under(self, session: Conditioned) -> dict[str, Floats]:
         """Return the measures of a condition, minus those of the model as it is, [N] each."""
         found = {}
         for name, batch in self.batches.items():

@@ -1,9 +1,10 @@
-"""The page of a study: what is claimed, figures, effects and texts side by side. Jinja2 escapes all."""
+"""The page of a study: what is claimed, figures, effects and texts side by side."""
 
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from sae_dist.core import template
 from sae_dist.interpret.statistics import LEVEL
 from sae_dist.interpret.study.asked import DOSED
 from sae_dist.interpret.study.chart import COLOURS, chart
@@ -26,34 +27,26 @@ HEADS = {
 
 def rendered(study: Study) -> str:
     """Render the page; a missing value is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     arms = [_arm(study, number) for number in range(len(study.asked.arms))]
     claimed = [each.words for each in study.judgements if each.claimed]
-    return environment.get_template("page.html").render(
-        title=", ".join(map(str, study.asked.arms)),
-        about=_about(study),
-        arms=[each for each in arms if each["judgements"]],
-        claimed=claimed,
-        refused=[each.words for each in study.judgements if not each.claimed],
-        warned=study.warned,
-        command=study.asked.command,
-        controls=[(COLOURS[name], name, means) for name, means in CONTROLS.items()],
-        measures=[(HEADS[name], means) for name, means in MEANS.items() if name in study.effects.of],
-        primary=SAID[study.primary],
-        has_target=study.primary == "target",
-        level=f"{100 * (1 - LEVEL):g} %",
-        num_hypotheses=len(study.hypotheses),
-        shown=min(TEXTS, len(study.prompts)),
-        num_prompts=len(study.prompts),
-    )
+    values = {
+        "title": ", ".join(map(str, study.asked.arms)),
+        "about": _about(study),
+        "arms": [each for each in arms if each["judgements"]],
+        "claimed": claimed,
+        "refused": [each.words for each in study.judgements if not each.claimed],
+        "warned": study.warned,
+        "command": study.asked.command,
+        "controls": [(COLOURS[name], name, means) for name, means in CONTROLS.items()],
+        "measures": [(HEADS[name], means) for name, means in MEANS.items() if name in study.effects.of],
+        "primary": SAID[study.primary],
+        "has_target": study.primary == "target",
+        "level": f"{100 * (1 - LEVEL):g} %",
+        "num_hypotheses": len(study.hypotheses),
+        "shown": min(TEXTS, len(study.prompts)),
+        "num_prompts": len(study.prompts),
+    }
+    return template.rendered(Path(__file__).with_name("page.html"), values)
 
 
 def _about(study: Study) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.interpret.model import LanguageModel
-from sae_dist.interpret.study.session import Session
+from sae_dist.interpret.study.conditioned import Conditioned
 
 BYTES = 1 << 27
 """About how large the logits of a batch may be."""
@@ -57,7 +57,7 @@ def _padded(rows: Sequence[Ids], value: int) -> Tensor:
     return found
 
 
-def log_probabilities(lm: LanguageModel, batch: Batch, session: Session | None = None) -> Tensor:
+def log_probabilities(lm: LanguageModel, batch: Batch, session: Conditioned | None = None) -> Tensor:
     """Return the log-probabilities of all tokens at the places of those that follow [N, K, V].
 
     Args:
@@ -66,7 +66,7 @@ def log_probabilities(lm: LanguageModel, batch: Batch, session: Session | None =
     return logits(lm, batch, session).log_softmax(-1)
 
 
-def logits(lm: LanguageModel, batch: Batch, session: Session | None = None) -> Tensor:
+def logits(lm: LanguageModel, batch: Batch, session: Conditioned | None = None) -> Tensor:
     """Return the logits at the places of the tokens that follow [N, K, V], in float32 or better."""
     N, K = batch.tail_NK.shape
     place_NK = (batch.length_N1 - 1 + torch.arange(K, device=batch.ids_NS.device)).clamp(
@@ -112,7 +112,7 @@ def batches(lm: LanguageModel, lengths: Sequence[int], more: int) -> Iterator[li
 
 
 def generated(
-    lm: LanguageModel, prompts: Sequence[Ids], tokens: int, session: Session | None = None
+    lm: LanguageModel, prompts: Sequence[Ids], tokens: int, session: Conditioned | None = None
 ) -> list[list[int]]:
     """Return the `tokens` most likely tokens, one after the other, after each prompt; never an end of text.
 

@@ -38,7 +38,7 @@ DOORS = {
     "scipy": ("evaluation", "interpret"),
     "submitit": ("launch",),
     "matplotlib": ("metrics", "evaluation", "bench"),
-    "jinja2": ("evaluation/report", "interpret"),
+    "jinja2": ("core/template",),
     "markupsafe": ("evaluation/report", "interpret"),
     "hydra": ("config/run", "launch"),
     "torch.distributed": (

@@ -12,9 +12,7 @@ from sae_dist.interpret import encoding
 from tests.helpers.dictionaries import KINDS
 from tests.helpers.in_use import causal, dictionary, tokens
 from tests.helpers.tiny_llms import TinyLlms
-from tests.unit.interpret.test_attach import hidden, hooks_of
-
-FAMILIES = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral")
+from tests.unit.interpret.test_attach import FAMILIES, hidden, hooks_of
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ from sae_dist.interpret.interventions import Intervention
 from sae_dist.interpret.model import as_model
 from sae_dist.interpret.study.asked import Arm
 from sae_dist.interpret.study.claims import judged
+from sae_dist.interpret.study.conditioned import Conditioned
 from sae_dist.interpret.study.conditions import (
     CONTROLS,
     EQUAL,
@@ -22,7 +23,6 @@ from sae_dist.interpret.study.conditions import (
 )
 from sae_dist.interpret.study.effects import KL, PERPLEXITY, TARGET, measure
 from sae_dist.interpret.study.scoring import Batch, generated, log_probabilities, repetition
-from sae_dist.interpret.study.session import Session
 from tests.helpers.in_use import causal
 from tests.helpers.planted import OTHER, PLANTED, TOKEN, planted, prompts
 from tests.helpers.tiny_llms import save_tiny
@@ -166,7 +166,9 @@ def test_several_tokens_of_a_target_count_together(model):
 def test_positions_are_counted_from_the_prompt(model, positions, changed):
     """Of the places after the prompt: its own end, and two tokens that follow."""
     dictionary, lm, _ = model
-    session = Session(dictionary, lm, Condition(0, STEERED, 0, PLANTED, Intervention("add", 3.0)), positions)
+    session = Conditioned(
+        dictionary, lm, Condition(0, STEERED, 0, PLANTED, Intervention("add", 3.0)), positions
+    )
     prompt, tail = prompts(1)[0].ids, [4, 5, 6]
     batch = Batch.of([prompt[:-1], prompt], [tail, tail], lm)
     seen = {}
@@ -187,7 +189,9 @@ def test_known_codes_change_nothing(model):
     dictionary, lm, _ = model
     asked = prompts(3)
     batch = Batch.of([each.ids for each in asked], [[4], [5], [6]], lm)
-    session = Session(dictionary, lm, Condition(0, STEERED, 0, PLANTED, Intervention("clamp", 2.0)), "all")
+    session = Conditioned(
+        dictionary, lm, Condition(0, STEERED, 0, PLANTED, Intervention("clamp", 2.0)), "all"
+    )
     without = log_probabilities(lm, batch, session)
     session.known = {}
     assert torch.equal(log_probabilities(lm, batch, session), without) and PLANTED in session.known
@@ -196,7 +200,9 @@ def test_known_codes_change_nothing(model):
 
 def test_generation_in_a_batch_is_that_of_each_prompt_alone(model):
     dictionary, lm, _ = model
-    session = Session(dictionary, lm, Condition(0, STEERED, 0, OTHER, Intervention("add", 2.0)), "generated")
+    session = Conditioned(
+        dictionary, lm, Condition(0, STEERED, 0, OTHER, Intervention("add", 2.0)), "generated"
+    )
     asked = [each.ids for each in prompts(5)]
     together = generated(lm, asked, 4, session)
     assert together == [generated(lm, [each], 4, session)[0] for each in asked]

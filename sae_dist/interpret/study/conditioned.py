@@ -17,7 +17,7 @@ from sae_dist.interpret.steer import Steered
 from sae_dist.interpret.study.conditions import Condition
 
 
-class Session(Steered):
+class Conditioned(Steered):
     """A model that is steered in one way.
 
     Attributes:
