@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from tests.helpers.cases_desk import SHORT, Desk
-from tests.helpers.commands import sae_dist
+from tests.helpers.commands import answer, sae_dist
 
 
 def without_a_network(desk: Desk) -> str:
@@ -18,8 +18,9 @@ def without_a_network(desk: Desk) -> str:
     os.environ.pop("HF_HUB_OFFLINE", None)
     try:
         done = sae_dist(desk.folder, "train", *SHORT, "llm.name=some/model", "name=hub")
-        assert done.returncode == 2 and done.stderr.count("\n") <= 2, done.stderr[-500:]
-        return done.stderr.splitlines()[-1]
+        said = answer(done.stderr)
+        assert done.returncode == 2 and said.count("\n") <= 2, done.stderr[-500:]
+        return said.splitlines()[-1]
     finally:
         os.environ.clear()
         os.environ |= before

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -45,6 +46,12 @@ def sae_dist(
         out, err = process.communicate()
         raise AssertionError(f"no end within {timeout_s} s:\n{out}\n{err}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def answer(err: str) -> str:
+    """What a command wrote to stderr, without the lines that a slow machine gets while work goes on."""
+    meanwhile = re.compile(r" \.\.\.$|, about [\d:]+ left$")
+    return "".join(line for line in err.splitlines(keepends=True) if not meanwhile.search(line.rstrip("\n")))
 
 
 def train(folder: Path, name: str, *overrides: str) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.commands import TINY, rows, train
+from tests.helpers.commands import TINY, answer, rows, train
 from tests.helpers.runs import results, same_weights
 
 pytestmark = pytest.mark.long
@@ -213,7 +213,8 @@ def test_what_slurm_does_not_take_leaves_nothing(cluster, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "invalid partition" in done.stderr
+    said = answer(done.stderr)
+    assert done.returncode == 2 and said.count("\n") == 1 and "invalid partition" in said
     assert list(tmp_path.iterdir()) == []
 
 
