@@ -178,6 +178,13 @@ class Dictionary:
         """
         return SomeLatents.of(self.sae, self.checked(latents))
 
+    def codes_of(self, some: SomeLatents, x_BD: Tensor) -> Tensor | None:
+        """Return the codes of a few latents [B, I], those of `encode`; None: all are 0.
+
+        Of TopK, all latents are encoded only for rows where that may find another code than 0.
+        """
+        return self._encoding.codes_of(some, x_BD)
+
     def checked(self, latents: Sequence[int]) -> list[int]:
         """Return latent numbers that exist.
 

@@ -1,6 +1,6 @@
 """The encoding of a dictionary in use: as in evaluation where its encoder fits into memory, else in tiles.
 
-Letters: as core.types.
+Letters: as core.types; I a few latents.
 """
 
 from dataclasses import replace
@@ -9,10 +9,12 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sae_dist.config.triton import triton_problem
 from sae_dist.export.exported import ExportedSae, SparseCodes
 from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.kernels.torch_backend import topk_rows
 from sae_dist.llm.fit import memory_bytes
@@ -20,6 +22,8 @@ from sae_dist.llm.fit import memory_bytes
 IN_MEMORY = 0.25
 """The share of the machine's memory that a copy of the encoder may take."""
 TILE_BYTES = 64 << 20
+FEW_SCORES = 1 << 20
+"""So many scores, a latent of a row each, are made at once."""
 
 
 class Encoding:
@@ -59,6 +63,42 @@ class Encoding:
         # The values are those of the selection to the bit; only their gradient is that of the formula.
         smooth_P = self._formula(x_BD, found)
         return replace(found, value_P=found.value_P + (smooth_P - smooth_P.detach()))
+
+    def codes_of(self, some: SomeLatents, x_BD: Tensor) -> Tensor | None:
+        """Return the codes of a few latents [B, I]; None: all are 0. See `Dictionary.codes_of`."""
+        if self._sae.form.codes is not None:
+            return some.codes(x_BD)
+        # A latent whose score is not above zero is not selected, whatever the others' scores are.
+        best_B = some.scores(x_BD).amax(1)
+        open_B = best_B > 0
+        if not bool(open_B.any()):
+            return None
+        open_B[open_B.clone()] = ~self._surpassed(x_BD[open_B], best_B[open_B])
+        if not bool(open_B.any()):
+            return None
+        codes = Codes.of(self._exact(x_BD[open_B]), self._sae.num_latents, (-1,))
+        code_BI = x_BD.new_zeros(len(x_BD), len(some.latents))
+        code_BI[open_B] = torch.stack([codes.of_latent(each) for each in some.latents], 1)
+        return code_BI
+
+    def _surpassed(self, x_BD: Tensor, score_B: Tensor) -> Tensor:
+        """Return in which rows at least k latents' scores are above a score by more than rounding [B].
+
+        A product and a comparison tell it for few rows, as generated tokens are; else it is not known.
+        """
+        held = self._held
+        if held is None or held.k is None or len(x_BD) * held.num_latents > FEW_SCORES:
+            return torch.zeros_like(score_B, dtype=torch.bool)
+        z_BD = x_BD if held.transcoder else x_BD - held.b_dec_E
+        score_BF = linear(z_BD, held.W_enc_FD, held.b_enc_F)
+        # Each of the two scores is off by so much at most, in whatever order its sum was taken.
+        off_B = torch.finfo(x_BD.dtype).eps * (held.width * self._norm * z_BD.norm(dim=1) + score_B)
+        return (score_BF > (score_B + 2 * off_B)[:, None]).sum(1) >= held.k
+
+    @cached_property
+    def _norm(self) -> float:
+        """The norm of the encoder's longest row."""
+        return float(self._sae.W_enc_FD.norm(dim=1).max())
 
     def decoded(self, codes: Codes, x_BD: Tensor) -> Tensor:
         """Return the reconstruction of codes [B, E]; `x_BD` counts only with a skip connection."""

@@ -136,6 +136,7 @@ class ForwardReader:
         self._first: Forward | None = None
         self._ids: Tensor | None = None
         self._seen = 0
+        self._cache = ""
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
         """Return the tokens of the forward that is called with these arguments.
@@ -151,7 +152,7 @@ class ForwardReader:
         N, S = tokens.shape[:2]
         mask = given.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
-        past = _past(given, mask, S, self._seen if S == 1 else 0)
+        past = self._past(given, mask, S)
         real_NS = None
         if mask is not None and S > 1 and not bool(mask.all()):
             real_NS = mask[:, -S:] != 0
@@ -164,29 +165,27 @@ class ForwardReader:
         self._first, self._ids, self._seen = first or found, ids, past + S
         return found
 
+    def _past(self, given: dict[str, Any], mask: Tensor | None, S: int) -> int:
+        """Return how many tokens the model has seen in forwards before this one."""
+        cache = given.get(self._cache)
+        if not hasattr(cache, "get_seq_length"):  # it is past_key_values, or cache, or cache_params
+            self._cache = next((key for key in given if hasattr(given[key], "get_seq_length")), "")
+            cache = given.get(self._cache)
+        if cache is not None:
+            try:
+                return int(cache.get_seq_length())
+            except ValueError:  # one that holds states alone, which have no length: it goes on
+                return mask.shape[1] - S if mask is not None and mask.shape[1] > S else self._seen * (S == 1)
+        if mask is not None:
+            return mask.shape[1] - S
+        if isinstance(given.get("cache_position"), Tensor):
+            return int(given["cache_position"][0])
+        return 0
+
 
 def _other(first: Forward | None, N: int) -> bool:
     """Return whether a forward read other sequences than these."""
     return first is not None and first.shape[0] != N
-
-
-def _past(given: dict[str, Any], mask: Tensor | None, S: int, before: int) -> int:
-    """Return how many tokens the model has seen in forwards before this one.
-
-    Args:
-        before: how many it is if the forward goes on after the one before.
-    """
-    for cache in given.values():  # past_key_values, or cache, or cache_params
-        if hasattr(cache, "get_seq_length"):
-            try:
-                return int(cache.get_seq_length())
-            except ValueError:  # one that holds states alone, which have no length
-                return mask.shape[1] - S if mask is not None and mask.shape[1] > S else before
-    if mask is not None:
-        return mask.shape[1] - S
-    if isinstance(given.get("cache_position"), Tensor):
-        return int(given["cache_position"][0])
-    return 0
 
 
 def _continues(ids: Tensor | None, before: Tensor | None) -> bool:

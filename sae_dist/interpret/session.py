@@ -40,6 +40,7 @@ class Session:
                     f"sae-dist import {dictionary.place.folder} name=NAME {key}=..."
                 )
         self.hooks = {key: self.lm.resolve(name, key) for key, name in given.items() if name is not None}
+        self._width, self._is_transcoder = dictionary.width, dictionary.is_transcoder
         self._on: dict[torch.device, Dictionary] = {dictionary.device: dictionary}
         self._stack: ExitStack | None = None
         self._forward: Forward | None = None
@@ -54,6 +55,10 @@ class Session:
             y_NSE: activations at a transcoder's target; of an autoencoder those at the hook.
         """
         raise NotImplementedError
+
+    def quick(self, forward: Forward, y_NSE: Tensor) -> Tensor | None:
+        """Return what activations of one token become where that is simple to tell; None: see `act`."""
+        return None
 
     def on(self, device: torch.device) -> Dictionary:
         """Return the dictionary on the device of the activations."""
@@ -112,22 +117,25 @@ class Session:
         if forward is None or forward.passed:
             return y  # a module of its own call, or one that runs several times in a forward
         forward.passed = True
-        y_NSE = y if y.dim() == 3 and y.shape[:2] == forward.shape else per_token(y, forward.shape)
+        shape = y.shape
+        y_NSE = y if len(shape) == 3 and shape[:2] == forward.shape else per_token(y, forward.shape)
         x_NSD = y_NSE
-        if self.dictionary.is_transcoder:
+        if self._is_transcoder:
             if self._input is None:
                 raise ConfigError(
                     f"the model reaches target_hook={self.hooks['target_hook']} before "
                     f"hook={self.hooks['hook']}: nothing can be spliced there"
                 )
             x_NSD = per_token(self._input, forward.shape)
-        if x_NSD.shape[-1] != self.dictionary.width:
+        if x_NSD.shape[-1] != self._width:
             raise ConfigError(
                 f"{self.hooks['hook']} of {self.lm.name} has activations of width {x_NSD.shape[-1]}, the "
                 f"dictionary is for {self.dictionary.width}; give the model that it was trained on"
             )
-        found = self.act(forward, x_NSD, y_NSE)
-        return found if found.shape == y.shape else found.view_as(y)
+        found = None if self._is_transcoder or forward.shape[1] > 1 else self.quick(forward, y_NSE)
+        if found is None:
+            found = self.act(forward, x_NSD, y_NSE)
+        return found if y_NSE is y else found.view_as(y)
 
 
 def rows_at(x_NSD: Tensor, at_NS: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sae_dist.export.exported import ExportedSae
 
@@ -41,12 +42,12 @@ class SomeLatents:
         return self.sae.W_dec_FE
 
     def scores(self, x_BD: Tensor) -> Tensor:
-        """Return z = W_enc (x - b_dec), or W_enc x in a transcoder, plus the bias if there is one [B, I]."""
+        """Return z = W_enc (x - b_dec), or W_enc x in a transcoder, plus the bias if there is one [B, I].
+
+        In place of B there may be any number of axes.
+        """
         sae = self.sae
-        x_BD = x_BD if sae.transcoder else x_BD - sae.b_dec_E
-        if sae.b_enc_F is None:
-            return x_BD @ sae.W_enc_FD.T
-        return torch.addmm(sae.b_enc_F, x_BD, sae.W_enc_FD.T)
+        return linear(x_BD if sae.transcoder else x_BD - sae.b_dec_E, sae.W_enc_FD, sae.b_enc_F)
 
     def codes(self, x_BD: Tensor, threshold: float | None = None) -> Tensor:
         """Return the codes of the latents [B, I].

@@ -8,22 +8,21 @@ latents.
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.forward import Forward, Positions
 from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
+from sae_dist.interpret.moves import Moves
 from sae_dist.interpret.session import Session, replaced, rows_at
 from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.torch_backend import topk_rows
 
-FEW = 256
-"""So many scores are looked at one by one."""
 LARGE = 0.5
 """The share of the usual norm of activations above which a change is remarked on."""
 
@@ -75,8 +74,10 @@ class Steered(Session):
         self.again, self._positions = again, positions
         self._some = dictionary.some(latents)
         self._directions_IE = self._some.W_dec_IE if directions_IE is None else directions_IE
-        self._placed: dict[torch.device, _Moves] = {}
-        self.intervened, self.largest, self._typical = 0, 0.0, 0.0
+        self._placed: dict[torch.device, Moves] = {}
+        self._moves: Moves | None = None
+        self._dtype = dictionary.dtype
+        self.intervened, self.largest, self._typical, self._looked_at = 0, 0.0, 0.0, 0.0
         self.approximate = self._approximation(statistics)
         self._warned = False
 
@@ -85,10 +86,12 @@ class Steered(Session):
         how = [each.how for each in self.interventions.values()]
         self._needs_codes = any(each not in (ADD, PROJECT_OUT) for each in how)
         self._same = set(how) == {ADD} and not self.again
+        self._screens = self._needs_codes and self._selects and not self.again and PROJECT_OUT not in how
         if not self._selects or not self._needs_codes or self.dictionary.fits:
             return None
         if self.again:
             raise ConfigError("again=True needs the whole dictionary, which does not fit into memory")
+        self._screens = False
         self._threshold = statistics.threshold if statistics is not None else 0.0
         known = (
             f"{self._threshold:.4g}, the median of the k-th code"
@@ -112,7 +115,7 @@ class Steered(Session):
             return y_NSE
         moves = self._moves_on(x_BD.device)
         # Where nothing changes, activations stay as they are to the bit.
-        delta_BE, moved_B1 = self._delta(moves, x_BD.to(self.dictionary.dtype), y_BE)
+        delta_BE, moved_B1 = self._delta(moves, x_BD.to(self._dtype), y_BE)
         self.intervened += len(x_BD)
         if delta_BE is None:
             return y_NSE
@@ -121,15 +124,37 @@ class Steered(Session):
         return replaced(y_NSE, at_NS, new_BE if moved_B1 is None else torch.where(moved_B1, new_BE, y_BE))
 
     def _shifted(self, forward: Forward, y_NSE: Tensor) -> Tensor:
-        """Return all activations moved by the same, as each generated token is where codes do not count."""
+        """Return all activations moved by the same, where codes do not count."""
         moves = self._moves_on(y_NSE.device)
         self.intervened += forward.shape[0] * forward.shape[1]
         if moves.silent_1E is None:
             return y_NSE
         self._look(forward, moves, y_NSE, moves.silent_1E)
-        return (y_NSE + moves.silent_1E).to(y_NSE.dtype)
+        moved_NSE = y_NSE + moves.silent_1E
+        return moved_NSE if moved_NSE.dtype == y_NSE.dtype else moved_NSE.to(y_NSE.dtype)
 
-    def _delta(self, moves: "_Moves", x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def quick(self, forward: Forward, y_NSE: Tensor) -> Tensor | None:
+        """Return generated tokens moved by the same; None: codes may count, or it is not that simple.
+
+        It is for most tokens, and a small model takes little more time for one than some calls of Python do.
+        """
+        moves = self._moves
+        if moves is None or y_NSE.dtype != self._dtype or self._screens and not y_NSE.is_cpu:
+            return None
+        if self._positions == "all" and forward.ordinary() is not None:
+            return None
+        if self._screens:
+            score_N1I = linear(y_NSE, moves.some.W_enc_ID, moves.screen_I)
+            if not (score_N1I if score_N1I.numel() == 1 else score_N1I.max()).item() <= 0:
+                return None
+        self.intervened += forward.shape[0]
+        if moves.silent_1E is None:
+            return y_NSE
+        if moves.silent_norm > self._looked_at:
+            self._look(forward, moves, y_NSE, moves.silent_1E)
+        return y_NSE + moves.silent_1E
+
+    def _delta(self, moves: Moves, x_BD: Tensor, y_BE: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return by how much activations change [B, E], or [1, E]; None: not. And which do; None: all."""
         if self.again:
             delta_BE = self._selected_again(x_BD)
@@ -154,17 +179,7 @@ class Steered(Session):
             return None
         if not self._selects or self.approximate is not None:
             return some.codes(x_BD, self._threshold)
-        # A latent whose score is not above zero is not selected, whatever the others' scores are.
-        score_BI = some.scores(x_BD)
-        if score_BI.numel() <= FEW and score_BI.device.type == "cpu":
-            if max(max(row) for row in score_BI.tolist()) <= 0:
-                return None
-        open_B = (score_BI > 0).any(1)
-        code_BI = torch.zeros_like(score_BI)
-        if bool(open_B.any()):
-            codes = self.on(x_BD.device).encode(x_BD[open_B])
-            code_BI[open_B] = torch.stack([codes.of_latent(each) for each in some.latents], 1)
-        return code_BI
+        return self.on(x_BD.device).codes_of(some, x_BD)
 
     def _selected_again(self, x_BD: Tensor) -> Tensor:
         """Return the change if k latents are selected again, the named ones by their new codes [B, E]."""
@@ -185,20 +200,24 @@ class Steered(Session):
             d.decode(codes, x_BD) - d.decode(codes.with_values(torch.zeros_like(codes.values)), x_BD)
         )
 
-    def _moves_on(self, device: torch.device) -> "_Moves":
+    def _moves_on(self, device: torch.device) -> Moves:
         if device not in self._placed:
-            self._placed[device] = _Moves.of(self._some, self._directions_IE, self.interventions, device)
+            self._placed[device] = Moves.of(self._some, self._directions_IE, self.interventions, device)
+            simple = self._positions in ("all", "every") and (self._same or self._screens)
+            self._moves = self._placed[device] if simple and len(self._placed) == 1 else None
         return self._placed[device]
 
-    def _look(self, forward: Forward, moves: "_Moves", y_BE: Tensor, delta_BE: Tensor) -> None:
+    def _look(self, forward: Forward, moves: Moves, y_BE: Tensor, delta_BE: Tensor) -> None:
         """Note the largest change, and remark on the first that is large."""
         if y_BE.device.type != "cpu":
             return  # reading a number from a GPU would stop it
         if forward.shape[1] > 1 or not self._typical:
             self._typical = float(y_BE.float().norm(dim=-1).median())
+            self._looked_at = 0.0
         size = moves.silent_norm
         if delta_BE is not moves.silent_1E:
             size = float(torch.linalg.vector_norm(delta_BE, dim=1).max())
+        self._looked_at = max(self._looked_at, size)
         share = size / max(self._typical, 1e-30)
         self.largest = max(self.largest, share)
         if share > LARGE and not self._warned:
@@ -208,44 +227,6 @@ class Steered(Session):
                 "model may leave what it was trained on",
                 stacklevel=2,
             )
-
-
-@dataclass(frozen=True)
-class _Moves:
-    """The change of the named latents, on a device: change = value + slope * code, along directions.
-
-    Attributes:
-        units: the unit vectors that are projected out.
-        silent_1E: the change of activations where no code counts, but for `units`; None: there is none.
-            `silent_norm`: its norm.
-    """
-
-    some: SomeLatents
-    directions_IE: Tensor
-    value_I: Tensor
-    slope_I: Tensor
-    units: list[Tensor]
-    silent_1E: Tensor | None
-    silent_norm: float
-
-    @classmethod
-    def of(
-        cls,
-        some: SomeLatents,
-        directions_IE: Tensor,
-        interventions: Mapping[int, Intervention],
-        device: torch.device,
-    ) -> "_Moves":
-        how = [each.how for each in interventions.values()]
-        value_I = directions_IE.new_tensor([each.value or 0.0 for each in interventions.values()]).to(device)
-        slope_I = directions_IE.new_tensor([0.0 if each in (ADD, PROJECT_OUT) else -1.0 for each in how])
-        directions_IE = directions_IE.to(device)
-        projected = [row_E for each, row_E in zip(how, directions_IE, strict=True) if each == PROJECT_OUT]
-        units = [torch.nn.functional.normalize(row_E, dim=0) for row_E in projected]
-        silent_1E = (value_I @ directions_IE)[None]
-        norm = float(silent_1E.norm())
-        silent = None if norm == 0 else silent_1E
-        return cls(some.to(device), directions_IE, value_I, slope_I.to(device), units, silent, norm)
 
 
 def steer(dictionary: Dictionary, lm: Any, interventions: Mapping[int, Intervention], **how: Any) -> Steered:

@@ -1,0 +1,68 @@
+"""The change that steering makes of a model's activations: a part that is the same for all, one by code.
+
+Letters: as core.types; I the named latents.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
+from sae_dist.interpret.some import SomeLatents
+
+
+@dataclass(frozen=True)
+class Moves:
+    """The change of the named latents, on a device: change = value + slope * code, along directions.
+
+    Attributes:
+        units: the unit vectors that are projected out.
+        silent_1E: the change of activations where no code counts, but for `units`; None: there is none.
+        silent_norm: its norm.
+        screen_I: a bias of the encoder's rows without b_dec: activations whose product with the rows, plus
+            this, is not above 0 have no score above 0.
+    """
+
+    some: SomeLatents
+    directions_IE: Tensor
+    value_I: Tensor
+    slope_I: Tensor
+    units: list[Tensor]
+    silent_1E: Tensor | None
+    silent_norm: float
+    screen_I: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        some: SomeLatents,
+        directions_IE: Tensor,
+        interventions: Mapping[int, Intervention],
+        device: torch.device,
+    ) -> "Moves":
+        how = [each.how for each in interventions.values()]
+        value_I = directions_IE.new_tensor([each.value or 0.0 for each in interventions.values()]).to(device)
+        slope_I = directions_IE.new_tensor([0.0 if each in (ADD, PROJECT_OUT) else -1.0 for each in how])
+        directions_IE = directions_IE.to(device)
+        projected = [row_E for each, row_E in zip(how, directions_IE, strict=True) if each == PROJECT_OUT]
+        units = [torch.nn.functional.normalize(row_E, dim=0) for row_E in projected]
+        silent_1E = (value_I @ directions_IE)[None]
+        norm = float(silent_1E.norm())
+        silent = None if norm == 0 else silent_1E
+        some = some.to(device)
+        screen_I = screen(some)
+        return cls(some, directions_IE, value_I, slope_I.to(device), units, silent, norm, screen_I)
+
+
+def screen(some: SomeLatents) -> Tensor:
+    """Return b_enc - W_enc b_dec, larger by what rounding makes of the product [I]."""
+    sae, W_ID = some.sae, some.W_enc_ID
+    bias_I = W_ID.new_zeros(len(W_ID)) if sae.b_enc_F is None else sae.b_enc_F
+    if sae.transcoder:
+        return bias_I
+    # W x - W b differs from W (x - b) by the rounding of both products, at most D eps |W| |b| of each beyond
+    # that of W (x - b) itself.
+    off_I = 4 * W_ID.shape[1] * torch.finfo(W_ID.dtype).eps * W_ID.norm(dim=1) * sae.b_dec_E.norm()
+    return bias_I - W_ID @ sae.b_dec_E + off_I
