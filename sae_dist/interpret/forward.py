@@ -90,7 +90,7 @@ class Forward:
         """Return which tokens are real and not special [N, S]; None: all of them are."""
         if self.ids_NS is None or not self.special_ids:
             return self.real_NS
-        if self.device.type == "cpu" and self.ids_NS.numel() <= FEW:  # generated tokens, often
+        if self.ids_NS.is_cpu and self.ids_NS.numel() <= FEW:  # generated tokens, often
             if all(map(self.special_ids.isdisjoint, self.ids_NS.tolist())):
                 return self.real_NS
         special = torch.tensor(sorted(self.special_ids), device=self.device)
@@ -149,7 +149,7 @@ class ForwardReader:
         tokens = ids if ids is not None else embeds
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             raise ConfigError("the model was called without input_ids [N, S] or inputs_embeds [N, S, D]")
-        N, S = tokens.shape[:2]
+        N, S, *_ = tokens.shape
         mask = given.get("attention_mask")
         mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
         past = self._past(given, mask, S)
@@ -159,8 +159,9 @@ class ForwardReader:
         padded = mask if past or real_NS is not None else None
         first, before = self._first, self._ids
         # Several tokens after a cached prompt belong to the prompt: it is read in parts, or goes on.
-        if first is not None and not (past and S == 1 or _continues(ids, before)) or _other(first, N):
-            first = None
+        if first is not None:
+            goes_on = past and S == 1 or _continues(ids, before)
+            first = first if goes_on and first.shape[0] == N else None
         found = Forward((N, S), tokens.device, ids, real_NS, self._special_ids, past, padded, first)
         self._first, self._ids, self._seen = first or found, ids, past + S
         return found
@@ -181,11 +182,6 @@ class ForwardReader:
         if isinstance(given.get("cache_position"), Tensor):
             return int(given["cache_position"][0])
         return 0
-
-
-def _other(first: Forward | None, N: int) -> bool:
-    """Return whether a forward read other sequences than these."""
-    return first is not None and first.shape[0] != N
 
 
 def _continues(ids: Tensor | None, before: Tensor | None) -> bool:

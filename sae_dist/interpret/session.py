@@ -117,8 +117,8 @@ class Session:
         if forward is None or forward.passed:
             return y  # a module of its own call, or one that runs several times in a forward
         forward.passed = True
-        shape = y.shape
-        y_NSE = y if len(shape) == 3 and shape[:2] == forward.shape else per_token(y, forward.shape)
+        N, *seq = y.shape
+        y_NSE = y if len(seq) == 2 and (N, seq[0]) == forward.shape else per_token(y, forward.shape)
         x_NSD = y_NSE
         if self._is_transcoder:
             if self._input is None:

@@ -26,7 +26,11 @@ def attach(base: nn.Module, hook: str, act: Callable[[Tensor], Tensor], key: str
     module = base.get_submodule(path)
     name = f"{key}={hook}"
     if direction == "out":
-        return module.register_forward_hook(lambda _module, _args, output: _apply(output, act, name))
+        return module.register_forward_hook(
+            lambda _module, _args, output: (
+                act(output) if isinstance(output, Tensor) else _apply(output, act, name)
+            )
+        )
     return module.register_forward_pre_hook(
         lambda _module, args, kwargs: _apply_to_inputs(args, kwargs, act, name), with_kwargs=True
     )
@@ -47,9 +51,7 @@ def per_token(x: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def _apply(output: Any, act: Callable[[Tensor], Tensor], name: str) -> Any:
-    """Apply `act` to a module's output: a tensor, or a tuple or list whose first element is one."""
-    if isinstance(output, Tensor):
-        return act(output)
+    """Apply `act` to a module's output that is a tuple or list whose first element is a tensor."""
     if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
         return type(output)([act(output[0]), *output[1:]])
     raise ConfigError(
