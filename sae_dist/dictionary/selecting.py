@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.types import Codes, LossTerms
-from sae_dist.dictionary.base import Dictionary
+from sae_dist.dictionary.base import Dictionary, Setting
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs, decode, encode
 
@@ -24,7 +24,15 @@ Found = tuple[Tensor, Tensor]
 
 
 class SelectedDictionary(Dictionary):
-    """A dictionary with few codes per row. A kind defines `select`, and may override `reconstruct`."""
+    """A dictionary with few codes per row. A kind defines `select`, and may override `reconstruct`.
+
+    Attributes:
+        redone: rows of this step whose selection had to be scored again; see `reference.encode_topk`.
+    """
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting)
+        self.redone = torch.zeros((), dtype=torch.int64, device=setting.device)
 
     def select(self, x_BD: Tensor, dead_F: Tensor | None) -> tuple[Codes, Found | None]:
         """Return the selected codes of this shard, and with `dead_F` AuxK's candidates among dead latents."""
@@ -34,9 +42,9 @@ class SelectedDictionary(Dictionary):
         """Return each row's `k` best of this shard's latents, and with `dead_F` the aux_k best dead ones."""
         with self.clock("encode"):
             if dead_F is None:
-                return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k), None
+                return self.kernels.encode_topk(x_BD, self.W_enc, self.b_enc, k, self.redone), None
             aux_k = min(self.cfg.aux_k, self.F)
-            return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k)
+            return self.kernels.encode_topk_dead(x_BD, self.W_enc, self.b_enc, k, dead_F, aux_k, self.redone)
 
     def reconstruct(self, rows_bC: Tensor, code_P: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return the error of this rank's rows [b, E], and the sum of squares that enters the loss."""
@@ -46,6 +54,7 @@ class SelectedDictionary(Dictionary):
     def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
         """Return one step's loss over the rows that this rank drew; see `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
+        self.redone.zero_()
         with torch.no_grad(), self.clock("select"):
             dead_F = self.dead.mask(tokens)
             codes, dead = self.select(x_BD, dead_F if with_aux and self.cfg.aux_k else None)
@@ -57,6 +66,7 @@ class SelectedDictionary(Dictionary):
 
         fired_P = code_P.detach() > 0
         parts = self.parts(rows_bC, error_bE.detach().square().sum(), fired_P.sum(), dead_F)
+        parts["num_redone"] = self.redone.double()
         if dead is not None:
             aux = self.aux_loss(x_BD, error_bE.detach(), dead_F, dead)
             parts["aux"] = aux.detach()
