@@ -172,7 +172,8 @@ class RowTerm:
 class LossTerms:
     """The scalars of one step, on the device; backward() starts from `total`.
 
-    Every value is this rank's share of a sum over all consumer ranks.
+    Every value is this rank's share of a sum over all consumer ranks, but for `most_dead`: an upper bound of
+    the number of this shard's latents that are dead two steps later.
     """
 
     total: Tensor

@@ -202,13 +202,14 @@ class Dictionary(torch.nn.Module):
             "num_dead": dead_F.sum() / self.dp.size,
         }
 
-    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
+    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool, most_dead: int | None = None) -> LossTerms:
         """Return one step's loss over the rows that this rank drew; the run's loss is the sum over ranks.
 
         Args:
             rows_bC: scaled activations [b, D], or [b, D + E] for a transcoder.
             tokens: rows seen by the run at the end of this step.
             with_aux: whether any latent was dead after the step before; agreed by all ranks.
+            most_dead: no shard has more dead latents than that; agreed by all ranks. None: not known.
         """
         raise NotImplementedError
 

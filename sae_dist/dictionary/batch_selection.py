@@ -48,6 +48,7 @@ def select_batch(
     topology: Topology,
     kernels: ModuleType,
     found: tuple[Tensor, Tensor] | None = None,
+    redone: Tensor | None = None,
 ) -> BatchCodes:
     """Return the k * rows largest positive scores x W^T + b of the whole batch.
 
@@ -55,10 +56,11 @@ def select_batch(
         x_BD: rows of this replica, as gathered over the shard axis.
         rows: rows of the batch, over all replicas.
         found: the first candidates, values and latents [B, slots]; None: computed here.
+        redone: rows that are scored again are added to it, also those that lacked candidates.
     """
     F = len(W_FD)
     slots = slots_for(k, F, topology)
-    val_BK, idx_BK = found or kernels.encode_topk(x_BD, W_FD, b_F, slots)
+    val_BK, idx_BK = found or kernels.encode_topk(x_BD, W_FD, b_F, slots, redone)
     order_B = row_of_batch(len(x_BD), topology, x_BD.device)
     num_latents = F * topology.num_shards
     while True:
@@ -70,6 +72,8 @@ def select_batch(
         short_B = won_BK[:, -1] if slots < F else torch.zeros_like(won_BK[:, 0])
         if not topology.consumers.max(short_B.any().long()):
             return BatchCodes(Codes(idx_BK, val_BK, won_BK.sum(1)), threshold)
+        if redone is not None:
+            redone += short_B.sum()
         slots = min(F, 2 * slots)
         val_BK = torch.cat([val_BK, val_BK.new_full((len(val_BK), slots - val_BK.shape[1]), -torch.inf)], 1)
         idx_BK = torch.cat([idx_BK, idx_BK.new_zeros(len(idx_BK), slots - idx_BK.shape[1])], 1)

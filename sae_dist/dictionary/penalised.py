@@ -47,7 +47,7 @@ class TiledDictionary(Dictionary):
         """Return the contribution of a tile of latents, from z and the tile's part of each vector by name."""
         raise NotImplementedError
 
-    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool) -> LossTerms:
+    def loss(self, rows_bC: Tensor, tokens: int, with_aux: bool, most_dead: int | None = None) -> LossTerms:
         """Return one step's loss over the rows that this rank drew; see `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
         tiles = self.tiles(x_BD)

@@ -19,13 +19,26 @@ def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return val_BF[:, :k], idx_BF[:, :k]
 
 
-def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return `topk_rows(x W^T + b, k)`, the best latents of each row."""
+def encode_topk(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, redone: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return `topk_rows(x W^T + b, k)`, the best latents of each row.
+
+    Args:
+        redone: a number on the device; rows that had to be scored more than once are added to it. Here and
+            in other backends without a first guess there are none.
+    """
     return topk_rows(x_BD @ W_FD.T + b_F, k)
 
 
 def encode_topk_dead(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return `encode_topk`, and the same for the `dead_k` best latents with `dead_F` (AuxK's selection).
 

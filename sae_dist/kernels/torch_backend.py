@@ -43,18 +43,23 @@ def topk_rows(scores_BF: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return val, idx
 
 
-def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, redone: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the best latents of each row (`reference.encode_topk`), through `kernels.screen` if it pays."""
     if not screen.is_worth(x_BD, W_FD, k):
         return _encode_all(x_BD, W_FD, b_F, k)
     val = x_BD.new_empty(len(x_BD), k)
     idx = torch.empty(len(x_BD), k, dtype=torch.int64)
     rows = torch.arange(len(x_BD))
-    for count in screen.wanted(k, x_BD.shape[1]):
+    few, more = screen.wanted(k, x_BD.shape[1])
+    for count in (few, more):
         val[rows], idx[rows], certain = _encode_candidates(x_BD[rows], W_FD, b_F, k, count)
         rows = rows[~certain]
         if not len(rows):
             return val, idx
+        if redone is not None and count == few:
+            redone += len(rows)
     val[rows], idx[rows] = _encode_all(x_BD[rows], W_FD, b_F, k)
     return val, idx
 
@@ -96,20 +101,28 @@ def _encode_all(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor
 
 
 def encode_topk_dead(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the best and the best dead latents (`reference.encode_topk_dead`), by two selections."""
-    return encode_topk(x_BD, W_FD, b_F, k), encode_topk_of(x_BD, W_FD, b_F, dead_F, dead_k)
+    return encode_topk(x_BD, W_FD, b_F, k, redone), encode_topk_of(x_BD, W_FD, b_F, dead_F, dead_k, redone)
 
 
-def encode_topk_of(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk_of(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, mask_F: Tensor, k: int, redone: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the `k` best latents with `mask_F`; if there are fewer, values end in -inf, with index 0."""
     latents = mask_F.nonzero().squeeze(1)
     found = min(k, len(latents))
     val_BK = x_BD.new_full((len(x_BD), k), -torch.inf)
     idx_BK = torch.zeros(val_BK.shape, dtype=torch.int64, device=x_BD.device)
     if found:
-        val, position = encode_topk(x_BD, W_FD[latents], b_F[latents], found)
+        val, position = encode_topk(x_BD, W_FD[latents], b_F[latents], found, redone)
         val_BK[:, :found], idx_BK[:, :found] = val, latents[position]
     return val_BK, idx_BK
 

@@ -3,6 +3,7 @@
 With TRITON_INTERPRET=1 the same programs run on the CPU, slowly, which is how they are tested without a GPU.
 """
 
+from sae_dist.kernels.keys import topk_rows
 from sae_dist.kernels.triton_ops import (
     bias_gradient,
     decode,
@@ -11,7 +12,6 @@ from sae_dist.kernels.triton_ops import (
     latent_gradient,
     weight_gradient,
 )
-from sae_dist.kernels.triton_select import topk_rows
 
 __all__ = [
     "bias_gradient",

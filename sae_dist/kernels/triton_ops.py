@@ -56,38 +56,58 @@ def _(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
     return coeff_P.new_empty(F, dtype=summed(coeff_P.dtype))
 
 
-@torch.library.custom_op(f"{LIBRARY}::encode_topk", mutates_args=())
-def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+@torch.library.custom_op(f"{LIBRARY}::encode_topk", mutates_args={"redone"})
+def encode_topk(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, redone: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the best latents of each row; see `reference.encode_topk`."""
-    return triton_select.encode_topk(x_BD, W_FD, b_F, k)
+    return triton_select.encode_topk(x_BD, W_FD, b_F, k, redone)
 
 
 @encode_topk.register_fake
-def _(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, redone: Tensor | None = None) -> tuple[Tensor, Tensor]:
     return _candidates(x_BD, W_FD, k)
 
 
-@torch.library.custom_op(f"{LIBRARY}::encode_topk_dead", mutates_args=())
+@torch.library.custom_op(f"{LIBRARY}::encode_topk_dead", mutates_args={"redone"})
 def encode_two(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the tensors of `encode_topk_dead` in one flat tuple, as operations must."""
-    live, dead = triton_select.encode_topk_dead(x_BD, W_FD, b_F, k, dead_F, dead_k)
+    live, dead = triton_select.encode_topk_dead(x_BD, W_FD, b_F, k, dead_F, dead_k, redone)
     return *live, *dead
 
 
 @encode_two.register_fake
 def _(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return *_candidates(x_BD, W_FD, k), *_candidates(x_BD, W_FD, dead_k)
 
 
 def encode_topk_dead(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the best and the best dead latents; see `reference.encode_topk_dead`."""
-    val, idx, dead_val, dead_idx = encode_two(x_BD, W_FD, b_F, k, dead_F, dead_k)
+    val, idx, dead_val, dead_idx = encode_two(x_BD, W_FD, b_F, k, dead_F, dead_k, redone)
     return (val, idx), (dead_val, dead_idx)
 
 

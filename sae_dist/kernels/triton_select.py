@@ -3,11 +3,13 @@
 1. Screen: bfloat16 products (sums in float32) of a chunk of latents, few enough that the scores stay in the
    GPU's second-level cache; a filter appends to each row's candidates those above the row's floor.
 2. The floor: the score that every 64th latent reaches with some to spare. It is a guess, and costs only time.
-3. The candidates that screen best, a quarter more than wanted, get exact scores; those decide.
+3. The candidates that screen best, half more than wanted, get exact scores; those decide.
 4. Certificate of a row: all its candidates fitted, and the last winner beats what was left out by three times
-   the largest error of the screen among the row's exact scores. Rows without it are redone in full precision.
+   the largest error of the screen among the row's exact scores.
+5. A row without it gets a second chance: exact scores of all its candidates, so that only what is below the
+   floor is left out. Where that is not enough either, the row is redone in full precision.
 
-The one host sync is the question whether any row must be redone.
+The host sync of a step is the question whether any row must be scored again; only then are there others.
 
 Letters: as core.types; C latents of a chunk, S latents of the sample or slots for candidates, M candidates
 with exact scores.
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.kernels import torch_backend, triton_jit
+from sae_dist.kernels.keys import EMPTY, Found, latents_of, scores_of, select_in_full, sort_keys
 from sae_dist.kernels.triton_plan import power_of_two, screen_plan
 from sae_dist.kernels.triton_sparse import latent_gradient, ready
 
@@ -36,33 +39,24 @@ ROWS = 8192
 """Most rows in one product."""
 TRUST = 3.0
 """The margin that the certificate demands, in largest errors seen of the screen."""
-EMPTY = -(2**63)
-LOW = 2**31 - 1
-
-Found = tuple[Tensor, Tensor]
 
 
-def topk_rows(scores_BF: Tensor, k: int) -> Found:
-    """Return the `k` largest scores of each row (`reference.topk_rows`), by keys of value and index."""
-    if scores_BF.dtype == torch.float64:
-        val, idx = scores_BF.sort(dim=1, descending=True, stable=True)
-        return val[:, :k], idx[:, :k]
-    idx_F = torch.arange(scores_BF.shape[1], device=scores_BF.device)
-    key = sort_keys(scores_BF, idx_F).topk(k, dim=1).values
-    idx = LOW - (key & LOW)
-    return scores_BF.gather(1, idx), idx
-
-
-def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int) -> Found:
+def encode_topk(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, redone: Tensor | None = None) -> Found:
     """Return the best latents (`reference.encode_topk`); float64 and few latents use torch operations."""
-    return _encode(x_BD, W_FD, b_F, k, None, 0)[0]
+    return _encode(x_BD, W_FD, b_F, [Wanted(k)], redone)[0]
 
 
 def encode_topk_dead(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor, dead_k: int
+    x_BD: Tensor,
+    W_FD: Tensor,
+    b_F: Tensor,
+    k: int,
+    dead_F: Tensor,
+    dead_k: int,
+    redone: Tensor | None = None,
 ) -> tuple[Found, Found]:
     """Return the best and the best dead latents (`reference.encode_topk_dead`), in one sweep."""
-    live, dead = _encode(x_BD, W_FD, b_F, k, dead_F, dead_k)
+    live, dead = _encode(x_BD, W_FD, b_F, [Wanted(k), Wanted(dead_k, dead_F)], redone)
     return live, dead
 
 
@@ -88,7 +82,7 @@ class Room:
         The sample has fewer than `rank` of a row's `exact` best latents, and at least `rank` of its
         `capacity` best ones: each but for a probability of `UNLIKELY`.
         """
-        exact = k + max(16, k // 4)
+        exact = k + max(16, k // 2)
         rank = 1
         while tail(exact, rank) > UNLIKELY:
             rank += 1
@@ -105,31 +99,54 @@ def tail(number: int, rank: int) -> float:
     return 1 - math.fsum(below)
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """A selection to make: the `k` best latents, of all or of those with `mask_F` (bool)."""
+
+    k: int
+    mask_F: Tensor | None = None
+
+    @property
+    def room(self) -> Room:
+        """The numbers of candidates with which it works."""
+        return Room.of(self.k)
+
+
 def _encode(
-    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, dead_F: Tensor | None, dead_k: int
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[Wanted], redone: Tensor | None
 ) -> list[Found]:
     x_BD, W_FD, b_F = ready(x_BD, W_FD, b_F)
-    wanted: list[tuple[Room, Tensor | None]] = [(Room.of(k), None)]
-    if dead_F is not None:
-        wanted.append((Room.of(dead_k), dead_F))
-    fit = [len(W_FD) >= 4 * room.capacity for room, _ in wanted]
+    fit = [len(W_FD) >= 4 * each.room.capacity for each in wanted]
     if W_FD.dtype == torch.float64 or not fit[0] or not len(x_BD):
-        return [_in_full(x_BD, W_FD, b_F, room.k, mask_F) for room, mask_F in wanted]
+        return [_in_full(x_BD, W_FD, b_F, each) for each in wanted]
     if not all(fit):
-        return [*_encode(x_BD, W_FD, b_F, k, None, 0), _in_full(x_BD, W_FD, b_F, dead_k, dead_F)]
+        return [*_encode(x_BD, W_FD, b_F, wanted[:1], redone), _in_full(x_BD, W_FD, b_F, wanted[1])]
     # A power of two, so that every block's rows are aligned alike: alignment is compiled in.
-    block = 1 << (KEYS // sum(room.capacity for room, _ in wanted)).bit_length() - 1
-    parts = [_sweep(x_BD[first : first + block], W_FD, b_F, wanted) for first in range(0, len(x_BD), block)]
+    block = 1 << (KEYS // sum(each.room.capacity for each in wanted)).bit_length() - 1
+    parts = [
+        _sweep(x_BD[first : first + block], W_FD, b_F, wanted, redone) for first in range(0, len(x_BD), block)
+    ]
     return [(torch.cat([part[i][0] for part in parts]), torch.cat([part[i][1] for part in parts]))
             for i in range(len(wanted))]  # fmt: skip
 
 
-def _sweep(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[tuple[Room, Tensor | None]]) -> list[Found]:
+def chunk_of(rows: int, F: int) -> int:
+    """Return how many latents a chunk has where a product has so many rows.
+
+    A multiple of 256, so that every row of scores but the last chunk's is aligned to 16 bytes and more.
+    """
+    most = max(512, min(SCORES // rows, 16384))
+    return min(most, -(-F // 256) * 256) // 256 * 256
+
+
+def _sweep(
+    x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[Wanted], redone: Tensor | None
+) -> list[Found]:
     x16_BD, F = x_BD.bfloat16(), len(W_FD)
-    picks = [Candidates.start(room, mask_F, x16_BD, W_FD, b_F) for room, mask_F in wanted]
+    picks = [Candidates.start(each, x16_BD, W_FD, b_F) for each in wanted]
     rows = min(ROWS, power_of_two(len(x_BD)))
-    chunk = max(512, min(SCORES // rows, 16384, F // 32))
-    plan = screen_plan(picks[0].room.capacity, picks[1].room.capacity if len(picks) > 1 else 0)
+    chunk = chunk_of(rows, F)
+    plan = screen_plan(picks[0].wanted.room.capacity, picks[1].wanted.room.capacity if len(picks) > 1 else 0)
     other = picks[-1]
     for first in range(0, F, chunk):
         W16_CD, b_C = W_FD[first : first + chunk].bfloat16(), b_F[first : first + chunk]
@@ -141,22 +158,23 @@ def _sweep(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[tuple[Room, Ten
                 score_RC, b_C, *picks[0].of_rows(mine), dead_C, *other.of_rows(mine), first, len(b_C),
                 **plan.options,
             )  # fmt: skip
-    return [pick.finish(x_BD, W_FD, b_F) for pick in picks]
+    return [pick.finish(x_BD, W_FD, b_F, redone) for pick in picks]
 
 
 @dataclass
 class Candidates:
     """The candidates of one selection in some rows: sort keys, in the order of the latents."""
 
-    room: Room
+    wanted: Wanted
     mask_F: Tensor | None
     floor_B: Tensor
     key_BS: Tensor
     count_B: Tensor
 
     @staticmethod
-    def start(room: Room, mask_F: Tensor | None, x16_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> "Candidates":
+    def start(wanted: Wanted, x16_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> "Candidates":
         """Return no candidates yet, and floors from a sample of the latents (-inf if it is too small)."""
+        room, mask_F = wanted.room, wanted.mask_F
         rows, W16_SD, b_S = len(x16_BD), W_FD[::STRIDE].bfloat16(), b_F[::STRIDE]
         floor_B = torch.full((rows,), -torch.inf, device=x16_BD.device)
         tile = max(16, SCORES // len(b_S))
@@ -168,46 +186,66 @@ class Candidates:
         key_BS = torch.full((rows, room.capacity), EMPTY, device=x16_BD.device)
         mask_F = None if mask_F is None else mask_F.to(torch.int8)
         count_B = torch.zeros(rows, dtype=torch.int32, device=x16_BD.device)
-        return Candidates(room, mask_F, floor_B, key_BS, count_B)
+        return Candidates(wanted, mask_F, floor_B, key_BS, count_B)
 
     def of_rows(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
         """Return the rows' floors, keys and counts, which the filter reads and writes."""
         return self.floor_B[rows], self.key_BS[rows], self.count_B[rows]
 
-    def finish(self, x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> Found:
+    def finish(self, x_BD: Tensor, W_FD: Tensor, b_F: Tensor, redone: Tensor | None) -> Found:
         """Return the selection: compute exact scores, check the certificate, redo the rows without it."""
-        exact, k = self.room.exact, self.room.k
-        key_BM = self.key_BS.topk(exact, dim=1).values
+        key_BM = self.key_BS.topk(self.wanted.room.exact, dim=1).values
+        # What was left out screened at most at the last candidate with an exact score, or below the floor.
+        last_B = torch.where(key_BM[:, -1] != EMPTY, scores_of(key_BM[:, -1]), -torch.inf)
+        given = x_BD, W_FD, b_F
+        val_BK, idx_BK, sure_B = self._decide(key_BM, torch.maximum(last_B, self.floor_B), *given)
+        sure_B &= self.count_B <= self.wanted.room.capacity
+        if redone is not None:
+            redone += (~sure_B).sum()
+        if not bool(sure_B.all()):
+            again_B = (~sure_B).nonzero().squeeze(1)
+            val_BK[again_B], idx_BK[again_B] = self._again(again_B, *given)
+        return val_BK, idx_BK
+
+    def _decide(
+        self, key_BM: Tensor, left_out_B: Tensor, x_BD: Tensor, W_FD: Tensor, b_F: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the best of some candidates by their exact scores, and whether nothing else can be better.
+
+        Args:
+            left_out_B: the most that a latent that is not among the candidates has screened at.
+        """
         filled_BM = key_BM != EMPTY
-        idx_BM = torch.where(filled_BM, LOW - (key_BM & LOW), 0)
-        screened_BM = torch.where(filled_BM, scores_of(key_BM), -torch.inf)
-        first_B = torch.arange(0, idx_BM.numel(), exact, device=x_BD.device)
+        idx_BM = torch.where(filled_BM, latents_of(key_BM), 0)
+        first_B = torch.arange(0, idx_BM.numel(), idx_BM.shape[1], device=x_BD.device)
         score_BM = latent_gradient(idx_BM.flatten(), first_B, x_BD, W_FD).view(idx_BM.shape) + b_F[idx_BM]
-        error_B = torch.where(filled_BM, (score_BM - screened_BM).abs(), 0.0).amax(1)
+        error_B = torch.where(filled_BM, (score_BM - scores_of(key_BM)).abs(), 0.0).amax(1)
         score_BM = torch.where(filled_BM, score_BM.float(), -torch.inf)
         by_score = sort_keys(score_BM, idx_BM).sort(dim=1, descending=True).indices
-        best_BK = by_score[:, :k]
+        best_BK = by_score[:, : self.wanted.k]
         val_BK, idx_BK = score_BM.gather(1, best_BK), idx_BM.gather(1, best_BK)
-        # What was left out screened at most at the last candidate with an exact score, or below the floor.
-        left_out_B = torch.maximum(screened_BM[:, -1], self.floor_B)
-        sure_B = (self.count_B <= self.room.capacity) & (val_BK[:, -1] >= left_out_B + TRUST * error_B)
-        if not bool(sure_B.all()):
-            redo_B = (~sure_B).nonzero().squeeze(1)
-            val, idx = _in_full(x_BD[redo_B], W_FD, b_F, k, self.mask_F)
-            val_BK[redo_B], idx_BK[redo_B] = val.float(), idx
+        return val_BK, idx_BK, val_BK[:, -1] >= left_out_B + TRUST * error_B
+
+    def _again(self, again_B: Tensor, x_BD: Tensor, W_FD: Tensor, b_F: Tensor) -> Found:
+        """Return the selection of some rows: from all their candidates, or else from all latents."""
+        x_BD, count_B, floor_B = x_BD[again_B], self.count_B[again_B], self.floor_B[again_B]
+        fits_B = count_B <= self.wanted.room.capacity
+        most = max(self.wanted.k, int(torch.where(fits_B, count_B, 0).max()))
+        val_BK, idx_BK, sure_B = self._decide(self.key_BS[again_B, :most], floor_B, x_BD, W_FD, b_F)
+        full_B = (~(sure_B & fits_B)).nonzero().squeeze(1)
+        if len(full_B):
+            val_BK[full_B], idx_BK[full_B] = _in_full(x_BD[full_B], W_FD, b_F, self.wanted)
         return val_BK, idx_BK
 
 
-def _in_full(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, k: int, mask_F: Tensor | None) -> Found:
-    """Select by torch operations, by tiles of latents, in the weights' precision (bfloat16: float32)."""
-    if W_FD.dtype == torch.bfloat16 or x_BD.dtype != W_FD.dtype:
-        dtype = torch.promote_types(torch.promote_types(x_BD.dtype, W_FD.dtype), torch.float32)
-        x_BD, W_FD, b_F = x_BD.to(dtype), W_FD.to(dtype), b_F.to(dtype)
-    if mask_F is None:
-        val, idx = torch_backend.encode_topk(x_BD, W_FD, b_F, k)
-    else:
-        val, idx = torch_backend.encode_topk_of(x_BD, W_FD, b_F, mask_F.bool(), k)
-    return val.contiguous(), idx.contiguous()
+def _in_full(x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: Wanted) -> Found:
+    """Select without a screen: in float32 by products, in float64 by the other backend."""
+    if torch.float64 not in (x_BD.dtype, W_FD.dtype):
+        return select_in_full(x_BD, W_FD, b_F, wanted.k, wanted.mask_F)
+    x_BD, W_FD, b_F = x_BD.double(), W_FD.double(), b_F.double()
+    if wanted.mask_F is None:
+        return torch_backend.encode_topk(x_BD, W_FD, b_F, wanted.k)
+    return torch_backend.encode_topk_of(x_BD, W_FD, b_F, wanted.mask_F, wanted.k)
 
 
 def screen(x16_BD: Tensor, W16_CD: Tensor) -> Tensor:
@@ -215,18 +253,3 @@ def screen(x16_BD: Tensor, W16_CD: Tensor) -> Tensor:
     if x16_BD.device.type == "cpu":
         return x16_BD.float() @ W16_CD.float().T
     return torch.mm(x16_BD, W16_CD.T, out_dtype=torch.float32)
-
-
-def sort_keys(score: Tensor, latent: Tensor) -> Tensor:
-    """Return the keys of `triton_jit.sort_key`, also for bfloat16 scores."""
-    score = score.float()
-    bits = torch.where(score == 0, 0.0, score).view(torch.int32)
-    bits = torch.where(score.isnan(), 0x7FC00000, bits)
-    ordered = torch.where(bits < 0, bits ^ LOW, bits)
-    return (ordered.long() << 32) | (LOW - latent)
-
-
-def scores_of(key: Tensor) -> Tensor:
-    """Return the scores from which sort keys were made."""
-    ordered = (key >> 32).int()
-    return torch.where(ordered < 0, ordered ^ LOW, ordered).view(torch.float32)

@@ -16,6 +16,7 @@ from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.metric import ALWAYS, Metric
 from sae_dist.metrics.stream import STREAM
 
+SELECTS = "with `sae.kind=topk`, `batchtopk`, `matryoshka`"
 PRODUCERS = "with producers"
 PHASES = "`device=cpu` always; on a GPU once the device has passed the first step"
 SAMPLED = "with `metrics.telemetry_s`, in rows that follow a new sample"
@@ -98,6 +99,12 @@ ROW = (
         "share",
         "perf/dictionary_tflops / the rate of square matrix products, measured on these devices at the start",
         PHASES,
+    ),
+    Metric(
+        "perf/redone_rows",
+        "rows/step",
+        "rows that a first selection left uncertain or, in a batch's selection, short: they are scored again",
+        SELECTS,
     ),
     Metric(
         "perf/peak_memory_gib",

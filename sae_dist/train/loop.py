@@ -91,7 +91,7 @@ def advance(run: Run) -> bool:
         batch = run.next_batch()
     began = time.perf_counter()
     progress.tokens += cfg.batch
-    terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead)
+    terms = run.dictionary.loss(batch.x_BD, progress.tokens, agreement.any_dead, agreement.most_dead)
     lr = run.lr * factor(progress.step, run.steps, cfg.optim.warmup, cfg.optim.decay)
     norm, not_finite = run.optimizer.step(terms.total, lr)
     progress.step += 1

@@ -44,7 +44,7 @@ class RunMeter:
         record("deviation", parts["deviation"], "sum")
         record("codes", parts["num_codes"], "sum")
         record("latents/dead_fraction", parts["num_dead"] * consumers / run.cfg.sae.num_latents, "mean")
-        for name in ("aux", "sparsity"):
+        for name in ("aux", "sparsity", "num_redone"):
             if name in parts:
                 record(name, parts[name], "sum")
         record("optim/grad_norm", norm, "last")
@@ -75,6 +75,8 @@ class RunMeter:
             "perf/tokens_per_second": rows / max(seconds, 1e-9),
             "perf/wall_ms": 1000 * seconds / self.steps,
         }
+        if "num_redone" in sums:
+            row["perf/redone_rows"] = sums.pop("num_redone") / self.steps
         row |= self.speed.row(sums) | sums
         row |= self.balance.row(sums[self.balance.column]) | self.added
         self.added = {}

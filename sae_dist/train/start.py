@@ -108,5 +108,6 @@ def resume(run: Run, checkpoint: Path) -> None:
     run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
     run.meter.speed.before = scalars["spent"]
     run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
-    run.agreement.restore(scalars["any_dead"], scalars["pending"])
+    known = scalars.get("most_dead"), scalars.get("shards")
+    run.agreement.restore(scalars["any_dead"], scalars["pending"], *known)
     run.shuffle.restore(scalars["lanes"])

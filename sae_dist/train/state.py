@@ -82,13 +82,15 @@ class Agreement:
         self.posted: tuple[int, Tensor] | None = None
         self.event: torch.cuda.Event | None = None
         self.any_dead = False
+        self.most_dead: int | None = None
 
     def post(self, step: int, terms: LossTerms, not_finite: Tensor) -> None:
         """Reduce the facts of this step; this rank's own squared error tells whether it broke here."""
         own, num_dead = terms.parts["squared_error"], terms.parts["num_dead"]
         broken = torch.where(torch.isfinite(own), 0, self.topology.rank + 1)
         wish = torch.full_like(broken, int(self.stop.wanted))
-        facts = torch.stack([broken, not_finite.to(broken), wish, num_dead.ceil().to(broken)])
+        most = terms.parts.get("most_dead", torch.zeros_like(broken))
+        facts = torch.stack([broken, not_finite.to(broken), wish, num_dead.ceil().to(broken), most])
         self.posted = step, self.topology.consumers.max(facts).to("cpu", non_blocking=True)
         self.event = torch.cuda.Event() if own.is_cuda else None
         if self.event:
@@ -102,12 +104,24 @@ class Agreement:
             self.event.synchronize()
         return self.posted[0], self.posted[1].tolist()
 
-    def restore(self, any_dead: bool, pending: list[Any] | None) -> None:
-        """Restore what a checkpoint holds, except for a wish to stop."""
-        self.any_dead = any_dead
+    def restore(
+        self,
+        any_dead: bool,
+        pending: list[Any] | None,
+        most_dead: int | None = None,
+        shards: int | None = None,
+    ) -> None:
+        """Restore what a checkpoint holds, except for a wish to stop.
+
+        Args:
+            shards: the number of shards that wrote it. With another number now, a shard may have all of the
+                dead latents of theirs.
+        """
+        factor = 1 if shards in (None, self.topology.num_shards) else shards
+        self.any_dead, self.most_dead = any_dead, None if most_dead is None else most_dead * factor
         if pending is not None:
-            step, (broken, not_finite, _, dead) = pending
-            self.posted = step, torch.tensor([broken, not_finite, 0, dead])
+            step, (broken, not_finite, _, dead, *most) = pending
+            self.posted = step, torch.tensor([broken, not_finite, 0, dead, *(m * factor for m in most)])
 
     def read(self) -> bool:
         """Return whether to stop, as agreed one step ago.
@@ -121,6 +135,7 @@ class Agreement:
         step, facts = posted
         self.posted = None
         self.any_dead = facts[3] > 0
+        self.most_dead = facts[4] if len(facts) > 4 else None
         if facts[0] or facts[1]:
             where = f"on rank {facts[0] - 1}" if facts[0] else "in the gradient only"
             raise NumericsError(
@@ -206,6 +221,8 @@ class Run:
             "updates": self.optimizer.updates,
             "scales": self.scales,
             "any_dead": self.agreement.any_dead,
+            "most_dead": self.agreement.most_dead,
+            "shards": self.topology.num_shards,
             "pending": self.agreement.pending(),
             "wandb_id": self.wandb_id,
             "spent": self.meter.speed.spent(),

@@ -95,8 +95,9 @@ def test_rows_that_cannot_be_certified_are_redone(monkeypatch):
     found = redone(monkeypatch)
     x, W, b = draw(0, 5, 16), draw(1, 900, 16), torch.zeros(900)
     W[:] = W[0]  # all scores are equal: no bound can tell them apart
-    val, idx = torch_backend.encode_topk(x, W, b, 8)
-    assert found == [5]
+    again = torch.ones((), dtype=torch.int64)
+    val, idx = torch_backend.encode_topk(x, W, b, 8, again)
+    assert found == [5] and int(again) == 1 + 5
     assert torch.equal(idx, torch.arange(8).expand(5, 8))
     torch.testing.assert_close(val, (x @ W[0])[:, None].expand(5, 8))
 

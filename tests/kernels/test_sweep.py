@@ -6,6 +6,7 @@ import torch
 from sae_dist.kernels import reference
 from tests.kernels.backends import DEVICE, backend, draw, needs_triton
 from tests.unit.dictionary.test_memory import LargestOutput
+from tests.unit.dictionary.test_syncs import HostReads
 
 pytestmark = needs_triton()
 LATENTS, WIDTH = 8200, 19
@@ -109,13 +110,57 @@ def test_a_sample_that_misleads_is_found_out(redone):
     assert redone == [1]
 
 
-def test_a_screen_too_coarse_is_found_out(redone):
-    """Latents that bfloat16 cannot tell apart: more than get exact scores."""
-    x, W, b = problem(2)
+def test_a_screen_too_coarse_gets_a_second_chance(redone):
+    """Latents that bfloat16 cannot tell apart: more than get exact scores at first, but all kept."""
+    x, W, b = problem(3)
     W[1000:1400] = W[1000] * 10 + 1e-4 * W[1000:1400]
     x[0] = W[1000]
-    check(backend("triton").encode_topk(x, W, b, 4), reference.encode_topk(x, W, b, 4))
-    assert redone == [1]
+    again = torch.ones((), dtype=torch.int64, device=DEVICE)
+    check(backend("triton").encode_topk(x, W, b, 4, again), reference.encode_topk(x, W, b, 4))
+    assert redone == [] and int(again) == 1 + 1
+
+
+def test_rows_scored_again_are_counted(redone):
+    """Where the second chance is none, and in both selections of a sweep."""
+    x, W, b = problem(2)
+    again = torch.zeros((), dtype=torch.int64, device=DEVICE)
+    dead = torch.arange(LATENTS, device=DEVICE) % 2 == 0
+    got = backend("triton").encode_topk_dead(x, W * 0, b * 0, 5, dead, 4, again)
+    assert redone == [2, 2] and int(again) == 4
+    assert got[0][1].tolist() == [[0, 1, 2, 3, 4]] * 2 and got[1][1].tolist() == [[0, 2, 4, 6]] * 2
+
+
+@pytest.mark.parametrize("number", [0, 3, 40])
+def test_a_selection_in_full_is_the_definition(number, monkeypatch):
+    """By products of 4 rows and 64 latents at most; nothing is read on the host; ties and NaN included."""
+    from sae_dist.kernels import keys
+
+    monkeypatch.setattr(keys, "FULL_ROWS", 4)
+    monkeypatch.setattr(keys, "FULL_SCORES", 256)
+    x, W, b = draw(0, 9, 5, levels=1), draw(1, 301, 5, levels=1), draw(2, 301, levels=1)
+    x, W, b = x.float(), W.float(), b.float()
+    mask = torch.zeros(301, dtype=torch.bool, device=DEVICE)
+    mask[5 : 5 + 7 * number : 7] = True
+    with LargestOutput() as seen, HostReads() as reads:
+        every = keys.select_in_full(x, W, b, 8, None)
+        some = keys.select_in_full(x, W, b, 8, mask)
+    assert reads.found == [] and seen.largest <= 301 * 5
+    live, dead = reference.encode_topk_dead(x, W, b, 8, mask, 8)
+    for got, want in ((every, live), (some, dead)):
+        assert torch.equal(got[0], want[0]) and torch.equal(got[1], want[1])
+    x[2, 0] = torch.nan
+    assert keys.select_in_full(x, W, b, 3, None)[0].isnan().sum(1).tolist() == [0, 0, 3] + [0] * 6
+
+
+@pytest.mark.parametrize("latents", [8200, 50_000, 2**20 + 8])
+@pytest.mark.parametrize("rows", [1, 64, 4096, 8192])
+def test_chunks_are_aligned_and_as_large_as_the_cache_allows(rows, latents):
+    """Scores of 4 bytes in rows of a multiple of 1 KiB; a small product is not divided for its own sake."""
+    from sae_dist.kernels.triton_select import SCORES, chunk_of
+
+    chunk = chunk_of(rows, latents)
+    assert chunk % 256 == 0 and rows * chunk <= SCORES
+    assert chunk >= min(latents, SCORES // rows, 16384)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -142,9 +187,12 @@ def test_rows_in_blocks_and_no_rows(monkeypatch):
     assert backend("triton").encode_topk(x[:0], W, b, 2)[1].shape == (0, 2)
 
 
-def test_no_output_is_near_rows_times_latents():
+def test_no_output_is_near_rows_times_latents(monkeypatch):
     """What every operation puts out, the programs' own buffers included, stays below a sixteenth of B * F."""
+    from sae_dist.kernels import triton_select
+
     rows, latents = 6, 65536
+    monkeypatch.setattr(triton_select, "SCORES", rows * latents // 16)
     shapes = ((rows, 3), (latents, 3), (latents,))
     x, W, b = (draw(seed, *shape, dtype=torch.float32) for seed, shape in enumerate(shapes))
     with LargestOutput() as seen:
@@ -162,3 +210,19 @@ def test_room_for_candidates_fits_the_chances(k):
     assert room.exact >= k + 16 and room.capacity >= room.rank * STRIDE
     trials = torch.distributions.Binomial(room.exact, torch.tensor(1 / STRIDE)).sample((20000,))
     assert float((trials >= room.rank).double().mean()) < 1e-3
+
+
+def test_hardly_any_row_of_even_scores_lacks_its_certificate():
+    """The best of 2^20 Gaussian scores by exact order statistics, the screen's error as of 2304 products."""
+    from sae_dist.kernels.triton_select import TRUST, Room
+
+    latents, k, error = 2**20, 64, 0.0023
+    exact, made = Room.of(k).exact, torch.Generator().manual_seed(0)
+    rank = torch.empty(20_000, exact + 40, dtype=torch.float64).exponential_(generator=made).cumsum(1)
+    score = -torch.special.ndtri(rank / latents)
+    noise = torch.randn(score.shape, dtype=torch.float64, generator=made)
+    screened, place = (score + error * noise).topk(exact, dim=1)
+    found = score.gather(1, place)
+    margin = TRUST * (found - screened).abs().amax(1)
+    last = found.sort(dim=1, descending=True).values[:, k - 1]
+    assert int((last < screened[:, -1] + margin).sum()) == 0

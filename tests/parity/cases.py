@@ -82,11 +82,18 @@ def plant(model) -> None:
 
 
 def train(
-    kind: str, optim: str, dp: int, shard: int, transcoder: bool = False, drop: str | None = None
+    kind: str,
+    optim: str,
+    dp: int,
+    shard: int,
+    transcoder: bool = False,
+    drop: str | None = None,
+    most_dead: int | None = None,
 ) -> dict:
     """Five steps; losses, norms, last gradients, weights, moments and dead counters, gathered.
 
-    `drop` names a reduction to leave out, to see that it shows.
+    `drop` names a reduction to leave out, to see that it shows. AuxK goes by pairs, or with `most_dead` by
+    products over so many columns.
     """
     topology, model, engine = build(kind, optim, dp, shard, transcoder)
     rank, world = topology.rank, topology.num_consumers
@@ -100,7 +107,7 @@ def train(
         model.dp.max = lambda value: value
     found: dict = {"loss": [], "norm": [], "aux": [], "codes": []}
     for step in range(STEPS):
-        terms = model.loss(batch(step, columns)[rank::world], (step + 1) * ROWS, with_aux=step >= 2)
+        terms = model.loss(batch(step, columns)[rank::world], (step + 1) * ROWS, step >= 2, most_dead)
         found["codes"].append(topology.consumers.sum(terms.parts["num_codes"].clone()).item())
         norm, _ = engine.step(terms.total, lr=0.01)
         found["loss"].append(topology.consumers.sum(terms.total.detach().clone()).item())

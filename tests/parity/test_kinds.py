@@ -41,6 +41,37 @@ def test_sharded_equals_unsharded(kind, optim, transcoder, dp, shard):
             )
 
 
+def train_by_products(kind: str, dp: int, shard: int, transcoder: bool) -> tuple[dict, int]:
+    """`train` with columns for all latents of a shard, in tiles of 7 rows; how often products were made."""
+    from sae_dist.dictionary import auxiliary
+
+    made, dense_codes = [], auxiliary.dense
+
+    def counted(codes, columns):
+        made.append(columns)
+        return dense_codes(codes, columns)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auxiliary, "dense", counted)
+        patch.setattr(auxiliary, "TERMS", {"cpu": LATENTS})
+        patch.setattr(auxiliary, "TILE_ELEMENTS", {"cpu": 7 * LATENTS // shard})
+        found = train(kind, "adam", dp, shard, transcoder, None, LATENTS // shard)
+    return found, len(made)
+
+
+@pytest.mark.parametrize("dp,shard", [(1, 1), *MESHES[:4]])
+@pytest.mark.parametrize("kind,transcoder", [(kind, False) for kind in SPARSE] + [("topk", True)])
+def test_auxk_by_products_is_auxk_by_pairs(kind, transcoder, dp, shard):
+    """Whole steps under any mesh, up to rounding."""
+    want = alone(kind, "adam", transcoder)
+    for found, products in run_ranks(train_by_products, dp * shard, kind, dp, shard, transcoder):
+        assert products == 2 * (STEPS - 2), "forward and backward of the steps with AuxK"
+        found.pop("moment bytes")
+        for name, value in found.items():
+            got, expected = torch.as_tensor(value), torch.as_tensor(want[name])
+            torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-12, msg=name)
+
+
 @pytest.mark.parametrize("kind,optim,transcoder", CASES)
 def test_the_case_is_worth_comparing(kind, optim, transcoder):
     found = alone(kind, optim, transcoder)

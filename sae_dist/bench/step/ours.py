@@ -87,7 +87,8 @@ class Ours:
         dead.last_fired_F.fill_(tokens)
         if dead_F is not None:
             dead.last_fired_F[dead_F] = tokens - dead.dead_after - 1
-        self.run_state.agreement.restore(dead_F is not None, None)
+        most = 0 if dead_F is None else int(dead_F.sum())
+        self.run_state.agreement.restore(dead_F is not None, None, most)
 
     def num_dead(self) -> int:
         """Count the dead latents at the end of the last step."""

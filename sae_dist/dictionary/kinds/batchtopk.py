@@ -40,7 +40,15 @@ class BatchTopK(SelectedDictionary):
         topology = self.setting.topology
         first, dead = self.candidates(x_BD, slots_for(self.cfg.k, self.F, topology), dead_F)
         found = select_batch(
-            x_BD, self.W_enc, self.b_enc, self.cfg.k, self.setting.rows, topology, self.kernels, first
+            x_BD,
+            self.W_enc,
+            self.b_enc,
+            self.cfg.k,
+            self.setting.rows,
+            topology,
+            self.kernels,
+            first,
+            self.redone,
         )
         beta = self.cfg.threshold_beta
         assert beta is not None

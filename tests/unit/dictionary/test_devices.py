@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_dist.config.kinds import KINDS
+from sae_dist.config.kinds import KINDS, SELECTED
 from sae_dist.config.resolve import resolve
 from sae_dist.dictionary import batch_selection
 from sae_dist.dictionary.base import Setting, dictionary_class
@@ -33,12 +33,17 @@ ONE = SimpleNamespace(num_shards=1, num_replicas=1, num_consumers=1, index=0, ra
 AXES = SimpleNamespace(**vars(ONE), shard=Axis(), dp=Axis(), consumers=Axis())
 
 
-def step(kind, kernels):
-    """Run the loss of one step, AuxK included, and its gradients."""
+def made(kind, kernels):
+    """A small dictionary."""
     sizes = ["sae.num_latents=64", "sae.k=4", f"batch={ROWS}", "train_tokens=1600", "sae.dead_after=1"]
     cfg = resolve(compose_config([f"sae={kind}", "device=cpu", "metrics.wandb=off", *sizes]), None, WIDTH)
     setting = Setting(cfg.sae, (WIDTH,), ROWS, 1600, 0, AXES, kernels, HOST, torch.float32)
-    dictionary = dictionary_class(kind)(setting)
+    return dictionary_class(kind)(setting)
+
+
+def step(kind, kernels):
+    """Run the loss of one step, AuxK included, and its gradients."""
+    dictionary = made(kind, kernels)
     rows = torch.randn(ROWS, WIDTH)
     with torch.device("meta"):
         dictionary.start_from(rows)
@@ -60,3 +65,24 @@ def test_a_tensor_of_the_host_shows(monkeypatch):
     monkeypatch.setattr(batch_selection, "row_of_batch", lambda *given: honest(*given[:2], None))
     with pytest.raises(RuntimeError, match="same device|expected device"):
         step("batchtopk", reference)
+
+
+@pytest.mark.parametrize("kind", SELECTED)
+def test_rows_scored_again_are_counted_in_each_step(kind):
+    def encode_topk(x_BD, W_FD, b_F, k, redone):
+        redone += 3
+        return reference.encode_topk(x_BD, W_FD, b_F, k)
+
+    dictionary = made(kind, SimpleNamespace(**vars(torch_backend) | {"encode_topk": encode_topk}))
+    for seed in (0, 1):
+        rows = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
+        found = dictionary.loss(rows, ROWS, False).parts["num_redone"]
+        assert found == 3 or kind != "topk" and found > 3 and found % 1 == 0
+
+
+def test_rows_that_a_batch_leaves_short_are_counted():
+    """One row takes all codes of the batch: it has too few candidates at first."""
+    dictionary = made("batchtopk", reference)
+    rows = torch.zeros(ROWS, WIDTH)
+    rows[3] = 1.0
+    assert dictionary.loss(rows, ROWS, False).parts["num_redone"] >= 1

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sae_dist.config.kinds import SELECTED
 from sae_dist.config.resolve import resolve
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.place import Place
@@ -103,6 +104,7 @@ def reads_by_step(kind: str, shard: int = 1) -> list[list[str]]:
             advance(run)
         found.append(reads.found)
     assert [row["step"] for row in written] == [EVERY, 2 * EVERY]
+    assert all(("perf/redone_rows" in row) == (kind in SELECTED) for row in written)
     assert all(row["perf/encode_ms"] > 0 and row["perf/record_ms"] > 0 for row in written)
     return found
 
