@@ -114,8 +114,8 @@ class Agreement:
         """Restore what a checkpoint holds, except for a wish to stop.
 
         Args:
-            shards: the number of shards that wrote it. With another number now, a shard may have all of the
-                dead latents of theirs.
+            shards: the number of shards that wrote it. With another number now, one shard may have the dead
+                latents of all of them.
         """
         factor = 1 if shards in (None, self.topology.num_shards) else shards
         self.any_dead, self.most_dead = any_dead, None if most_dead is None else most_dead * factor

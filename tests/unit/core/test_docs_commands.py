@@ -30,7 +30,7 @@ READ = (
     "sae_dist/evaluation/README.md",
 )
 PAGES = [ROOT / each for each in READ] + sorted((ROOT / "docs").glob("*.md"))
-SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+SCRIPTS = sorted(each for each in (ROOT / "launch").glob("*.sh") if "gpu" not in each.name)
 SUBSTITUTED = {
     "device=cuda": "device=cpu",
     "cluster=mysite": "cluster=example_gpu",

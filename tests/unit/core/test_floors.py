@@ -48,6 +48,7 @@ DOORS = {
         "launch",
         "train/state",
         "bench/stream/raw_wire",
+        "bench/first/right",
     ),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
