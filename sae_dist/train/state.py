@@ -114,8 +114,8 @@ class Agreement:
         """Restore what a checkpoint holds, except for a wish to stop.
 
         Args:
-            shards: the number of shards that wrote it. With another number now, a shard may have all of the
-                dead latents of theirs.
+            shards: the number of shards that wrote it. If another number reads it, one shard may have all the
+                latents that were dead in several.
         """
         factor = 1 if shards in (None, self.topology.num_shards) else shards
         self.any_dead, self.most_dead = any_dead, None if most_dead is None else most_dead * factor
