@@ -61,6 +61,7 @@ class RunConfig:
     resume: str = "never"  # never | auto: continue the newest complete checkpoint
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)
+    matmul: str = "float32"  # float32 | tf32 (products of kinds without selection, and of AuxK, on a GPU)
     kernels: str = "auto"  # auto (triton on a GPU, else torch) | triton | torch | reference
     llm: LlmConfig = field(default_factory=LlmConfig)
     tokens: TokensConfig = field(default_factory=TokensConfig)

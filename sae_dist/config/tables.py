@@ -7,6 +7,7 @@ CHOICES = {
     "resume": ("never", "auto"),
     "device": ("auto", "cpu", "cuda"),
     "precision": ("float32", "float64", "bfloat16"),
+    "matmul": ("float32", "tf32"),
     "kernels": ("auto", "triton", "torch", "reference"),
     "llm.dtype": ("float32", "float64", "bfloat16", "float16"),
     "llm.attn": ("sdpa", "eager"),

@@ -252,6 +252,9 @@ def _device(cfg: RunConfig) -> Iterator[str]:
             )
     if cfg.device == "cuda" and not cuda_is_here():
         yield "device=cuda: torch finds no CUDA device here; use device=cpu, or install torch with CUDA"
+    if cfg.matmul == "tf32" and (cfg.device == "cpu" or cfg.precision == "float64"):
+        other = "device=cpu" if cfg.device == "cpu" else "precision=float64"
+        yield f"matmul=tf32 is for float32 on a GPU, and {other} has no TF32; use matmul=float32"
     if cfg.kernels == "triton":
         problem = triton_problem(cfg.device)
         if problem is not None:

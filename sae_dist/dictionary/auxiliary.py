@@ -20,21 +20,22 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.core.types import Codes
+from sae_dist.kernels.products import products
 
-TERMS = {"cpu": 3, "cuda": 25}
-"""How many terms a dense product sums in the time in which pairs take one, by the type of device."""
+TERMS = {"cpu": 3, "cuda": 25, "tf32": 150}
+"""How many terms a dense product sums in the time in which pairs take one; `tf32` is a GPU too."""
 TILE_ELEMENTS = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Most scores at once."""
 
 Found = tuple[Tensor, Tensor]
 
 
-def pays(most_dead: int, aux_k: int, device: torch.device) -> bool:
+def pays(most_dead: int, aux_k: int, device: torch.device, tf32: bool) -> bool:
     """Return whether products over as many latents take less time than `aux_k` pairs in each row.
 
-    On a GPU the break-even is a prediction from bytes and operations: 25 columns a pair in float32.
+    The break-even is measured on a CPU; on a GPU it is a prediction from bytes and operations.
     """
-    return most_dead < TERMS[device.type] * aux_k
+    return most_dead < TERMS["tf32" if tf32 and device.type == "cuda" else device.type] * aux_k
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,16 @@ def reconstruct(
     W_dec_FE: Parameter,
     dead: DeadColumns,
     codes: Codes,
+    tf32: bool = False,
 ) -> Tensor:
     """Return what this shard's selected dead latents reconstruct, [B, E], with all gradients but that of x.
 
     Args:
         centre_E: what has been subtracted from x; see `sparse.encode`.
         codes: columns of `dead`, and scores.
+        tf32: see `products`.
     """
-    out: Tensor = _Dense.apply(W_enc_FD, b_F, centre_E, W_dec_FE, x_BD, dead, codes)
+    out: Tensor = _Dense.apply(W_enc_FD, b_F, centre_E, W_dec_FE, x_BD, dead, codes, tf32)
     return out
 
 
@@ -99,11 +102,13 @@ class _Dense(torch.autograd.Function):
         x_BD: Tensor,
         dead: DeadColumns,
         codes: Codes,
+        tf32: bool,
     ) -> Tensor:
         ctx.save_for_backward(W_enc_FD, W_dec_FE, x_BD)
-        ctx.dead, ctx.codes = dead, codes
+        ctx.dead, ctx.codes, ctx.tf32 = dead, codes, tf32
         W_UE = W_dec_FE[dead.latent_U]
-        return torch.cat([code_bU @ W_UE for _, code_bU in dense(codes, len(W_UE))])
+        with products(tf32=tf32):
+            return torch.cat([code_bU @ W_UE for _, code_bU in dense(codes, len(W_UE))])
 
     @staticmethod
     def backward(ctx: Any, grad_BE: Tensor) -> tuple[Tensor | None, ...]:
@@ -112,17 +117,18 @@ class _Dense(torch.autograd.Function):
         W_UE = W_dec_FE[latent_U]
         grad_enc_UD, grad_dec_UE = x_BD.new_zeros(len(W_UE), x_BD.shape[1]), torch.zeros_like(W_UE)
         grad_b_U = x_BD.new_zeros(len(W_UE))
-        for rows, code_bU in dense(ctx.codes, len(W_UE)):
-            grad_bU = (grad_BE[rows] @ W_UE.T).masked_fill_(code_bU <= 0, 0.0)
-            grad_dec_UE.addmm_(code_bU.T, grad_BE[rows])
-            grad_enc_UD.addmm_(grad_bU.T, x_BD[rows])
-            grad_b_U += grad_bU.sum(0)
+        with products(tf32=ctx.tf32):
+            for rows, code_bU in dense(ctx.codes, len(W_UE)):
+                grad_bU = (grad_BE[rows] @ W_UE.T).masked_fill_(code_bU <= 0, 0.0)
+                grad_dec_UE.addmm_(code_bU.T, grad_BE[rows])
+                grad_enc_UD.addmm_(grad_bU.T, x_BD[rows])
+                grad_b_U += grad_bU.sum(0)
         grad_centre = -(grad_b_U @ W_enc_FD[latent_U]) if ctx.needs_input_grad[2] else None
         # Columns that stand for no latent add 0 to latent 0.
         grad_enc_FD = torch.zeros_like(W_enc_FD).index_add_(0, latent_U, grad_enc_UD)
         grad_b_F = grad_enc_FD.new_zeros(len(W_enc_FD)).index_add_(0, latent_U, grad_b_U)
         grad_dec_FE = torch.zeros_like(W_dec_FE).index_add_(0, latent_U, grad_dec_UE)
-        return grad_enc_FD, grad_b_F, grad_centre, grad_dec_FE, None, None, None
+        return grad_enc_FD, grad_b_F, grad_centre, grad_dec_FE, None, None, None, None
 
 
 def dense(codes: Codes, columns: int) -> Iterator[tuple[slice, Tensor]]:

@@ -31,6 +31,7 @@ class Setting:
     rows    rows per step, over all replicas
     tokens  rows of the whole run
     clock   times the phases encode, select and decode
+    tf32    products of all latents, and of AuxK, in TF32 on a GPU
     """
 
     cfg: ResolvedSae
@@ -43,6 +44,7 @@ class Setting:
     device: torch.device
     dtype: torch.dtype
     clock: Clock = untimed
+    tf32: bool = False
 
 
 class Dictionary(torch.nn.Module):

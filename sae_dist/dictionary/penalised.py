@@ -17,9 +17,18 @@ from torch import Tensor
 
 from sae_dist.core.types import Clock, LossTerms, untimed
 from sae_dist.dictionary.base import Dictionary
+from sae_dist.kernels.products import products
 
 TILE_ELEMENTS = 1 << 22
 """Most scores in a tile: 16 MB in fp32."""
+CUDA_TILE_ELEMENTS = 1 << 26
+"""The same on a GPU, 256 MB: few launches, and products large enough for all of its processors."""
+
+
+def tile_size(rows: int, device: torch.device) -> int:
+    """Return how many latents a tile of so many rows has."""
+    most = CUDA_TILE_ELEMENTS if device.type == "cuda" else TILE_ELEMENTS
+    return max(1, most // rows)
 
 
 @dataclass
@@ -100,8 +109,8 @@ class TiledDictionary(Dictionary):
             with clock("decode"):
                 return self.tile(z_Bf, W_dec_fE, dict(zip(names, vectors, strict=True)))
 
-        size = max(1, TILE_ELEMENTS // len(x_BD))
-        return Tile(*_Tiles.apply(one, self.clock, size, self.centre(), *weights))
+        size = tile_size(len(x_BD), x_BD.device)
+        return Tile(*_Tiles.apply(one, self.clock, self.setting.tf32, size, self.centre(), *weights))
 
 
 class _Tiles(torch.autograd.Function):
@@ -113,14 +122,21 @@ class _Tiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, one: Callable[..., Tile], clock: Clock, size: int, centre_D: Tensor | None, *weights: Tensor
+        ctx: Any,
+        one: Callable[..., Tile],
+        clock: Clock,
+        tf32: bool,
+        size: int,
+        centre_D: Tensor | None,
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
-        ctx.one, ctx.size, ctx.centred = one, size, centre_D is not None
+        ctx.one, ctx.tf32, ctx.size, ctx.centred = one, tf32, size, centre_D is not None
         ctx.save_for_backward(*weights, *([] if centre_D is None else [centre_D]))
         sums: list[Tensor] = []
         fired: list[Tensor] = []
         for parts in zip(*(weight.split(size) for weight in weights), strict=True):
-            tile = one(clock, centre_D, *parts)
+            with products(tf32=tf32):
+                tile = one(clock, centre_D, *parts)
             new = [tile.partial_BN, tile.penalty, tile.extra, tile.num_codes]
             sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
             fired.append(tile.fired_f)
@@ -140,18 +156,19 @@ class _Tiles(torch.autograd.Function):
             zip(*(w.split(ctx.size) for w in weights), strict=True), targets, strict=True
         ):
             leaves = [part.detach().requires_grad_() for part in parts]
-            with torch.enable_grad():
+            with torch.enable_grad(), products(tf32=ctx.tf32):
                 # What is computed again belongs to the backward pass.
                 tile = ctx.one(untimed, centre_D, *leaves)
                 outs = [tile.partial_BN, tile.penalty, tile.extra]
                 pulled = [(out, grad) for out, grad in zip(outs, grads, strict=False) if out.requires_grad]
             wanted = [*leaves, centre_D] if centre_D is not None else leaves
-            given = torch.autograd.grad([o for o, _ in pulled], wanted, [g for _, g in pulled])
+            with products(tf32=ctx.tf32):
+                given = torch.autograd.grad([o for o, _ in pulled], wanted, [g for _, g in pulled])
             for place, value in zip(places, given, strict=False):
                 place.copy_(value)
             if grad_centre is not None:
                 grad_centre += given[-1]
-        return None, None, None, grad_centre, *grad_weights
+        return None, None, None, None, grad_centre, *grad_weights
 
 
 class _Scores(torch.autograd.Function):

@@ -19,6 +19,7 @@ from sae_dist.dictionary import auxiliary
 from sae_dist.dictionary.base import Dictionary, Setting
 from sae_dist.dictionary.selection import select
 from sae_dist.dictionary.sparse import Pairs, decode, encode
+from sae_dist.kernels.products import products
 
 Found = tuple[Tensor, Tensor]
 """Scores and latents of candidates, [B, K] each, best first."""
@@ -91,7 +92,7 @@ class SelectedDictionary(Dictionary):
         """Return whether AuxK goes by products: where it pays, and gradients need not be pairs."""
         if most_dead is None or self.row_terms is not None:
             return False
-        return auxiliary.pays(most_dead, self.cfg.aux_k, self.W_enc.device)
+        return auxiliary.pays(most_dead, self.cfg.aux_k, self.W_enc.device, self.setting.tf32)
 
     def aux_by_pairs(self, x_BD: Tensor, dead: Found) -> Tensor:
         """Return what AuxK's codes of this shard reconstruct, [B, E], from the best dead latents."""
@@ -105,11 +106,14 @@ class SelectedDictionary(Dictionary):
         """Return what AuxK's codes of this shard reconstruct, [B, E], by products over the dead latents."""
         with torch.no_grad(), self.clock("encode"):
             dead = auxiliary.DeadColumns.of(dead_F, most_dead)
-            found = dead.candidates(x_BD, self.W_enc, self.b_enc, self.cfg.aux_k, self.kernels)
+            with products(tf32=self.setting.tf32):
+                found = dead.candidates(x_BD, self.W_enc, self.b_enc, self.cfg.aux_k, self.kernels)
         with torch.no_grad(), self.clock("select"):
             codes = select(*found, self.cfg.aux_k, self.shard, self.kernels, padded=True)
         with self.clock("decode"):
-            return auxiliary.reconstruct(x_BD, self.W_enc, self.b_enc, self.centre(), self.W_dec, dead, codes)
+            return auxiliary.reconstruct(
+                x_BD, self.W_enc, self.b_enc, self.centre(), self.W_dec, dead, codes, self.setting.tf32
+            )
 
     def aux_loss(self, error_bE: Tensor, dead_F: Tensor, partial_BE: Tensor) -> Tensor:
         """Return AuxK: how badly the best dead latents explain the error that the live ones leave.

@@ -6,6 +6,7 @@ The interpreter also runs programs that do not compile: this is the check, witho
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,11 @@ WIDTHS = (33, 768, 2304, 12288, 16384)
 KS = (1, 64, 512)
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
 INTEGERS = ("latent", "index", "key", "start", "middle", "touched", "dead_key")
-NUMBERS = ("num_pairs", "segments", "rows", "first", "width")
+NUMBERS = ("num_pairs", "segments", "rows", "first", "width", "sixteens")
+
+INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)")
+BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
+"""What an instruction loads, by its last word; 4 bytes without one."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,14 @@ class Build:
 
 @dataclass(frozen=True)
 class Resources:
-    """The resources of a program: registers per thread; shared memory and spilled registers in bytes."""
+    """The resources of a program, and its machine code in numbers.
+
+    registers     per thread
+    shared        bytes of shared memory
+    stack         bytes of registers that were spilled
+    instructions  of the whole program
+    loads         instructions that load from memory, by bytes per thread
+    """
 
     build: Build
     capability: int
@@ -90,6 +102,8 @@ class Resources:
     registers: int
     shared: int
     stack: int
+    instructions: int
+    loads: dict[int, int]
 
 
 def builds() -> Iterator[Build]:
@@ -121,10 +135,16 @@ def compiled(build: Build, capability: int) -> Resources:
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "program.cubin"
         cubin.write_bytes(made.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        listing = subprocess.run(
-            [tool, "--dump-resource-usage", cubin], check=True, capture_output=True, text=True
-        )
-    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing.stdout)}
+        tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+        usage = _output(tools / "cuobjdump", "--dump-resource-usage", cubin)
+        code = _output(tools / "nvdisasm", "-c", cubin)
+    found = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
     threads, stack = 32 * build.plan.num_warps, found["STACK"] + found["LOCAL"]
-    return Resources(build, capability, threads, found["REG"], made.metadata.shared, stack)
+    names = [name for name in INSTRUCTION.findall(code) if name != "NOP"]
+    loads = Counter(BYTES.get(name.split(".")[-1], 4) for name in names if name.startswith("LDG"))
+    shared = made.metadata.shared
+    return Resources(build, capability, threads, found["REG"], shared, stack, len(names), dict(loads))
+
+
+def _output(*words: str | Path) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -141,49 +141,56 @@ def sort_key(score, latent):
     bits = tl.where(score == 0, 0.0, score).to(tl.int32, bitcast=True)
     bits = tl.where(score == score, bits, 0x7FC00000)
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (ordered.to(tl.int64) << 32) | (LOW - latent)
+    return (ordered.to(tl.int64) << 32) | (LOW - latent.to(tl.int64))
 
 
 @triton.jit
-def keep_above(taken, score, latent, key_S, count, CAPACITY: tl.constexpr):
-    """Append the sort keys of the `taken` scores to the `count` before them; return the new count."""
-    number = tl.sum(taken.to(tl.int32), 0)
+def keep_above(on, score, latent, floor, key_S, count, CAPACITY: tl.constexpr):
+    """Append the keys of scores at or above the floor to the `count` before them; return the new count."""
+    # A NaN is above every floor, as torch sorts it.
+    taken = (on & ~(score < floor)).to(tl.int32)
+    number = tl.sum(taken, 0)
     if number > 0:
-        place = count + tl.cumsum(taken.to(tl.int32), 0) - 1
-        tl.store(key_S + place, sort_key(score, latent), mask=taken & (place < CAPACITY))
+        place = count + tl.cumsum(taken, 0) - 1
+        tl.store(key_S + place, sort_key(score, latent), mask=(taken > 0) & (place < CAPACITY))
     return count + number
 
 
-@triton.jit(do_not_specialize=["first", "width"])
+@triton.jit(do_not_specialize=["first", "width", "sixteens"])
 def screen_filter(
-    score_RC, b_C, floor_R, key_RS, count_R, dead_C, dead_floor_R, dead_key_RS, dead_count_R, first, width,
+    score_RC, b_C, floor_R, key_RS, count_R, dead_C, dead_floor_R, dead_key_RS, dead_count_R,
+    first, width, sixteens,
     CAPACITY: tl.constexpr, DEAD_CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Append to each row's candidates the latents of a chunk with score + b at or above the row's floor.
 
-    One program owns a row and walks its latents upwards, so the order of the candidates is fixed.
-    With DEAD_CAPACITY > 0 the dead latents are filtered a second time, by a floor of their own.
+    One warp owns a row and walks its latents upwards, so the order of the candidates is fixed. Few scores
+    are candidates: where none of a block is, it costs a load and a comparison. With DEAD_CAPACITY > 0 the
+    dead latents are filtered a second time, by a floor of their own.
+
+    A row of scores, b_C and dead_C have 16 * `sixteens` numbers, of which `width` count: then the compiler
+    knows that loads may take 16 bytes.
     """
     row = tl.program_id(0).to(tl.int64)
+    stride = sixteens * 16
     floor = tl.load(floor_R + row)
     count = tl.load(count_R + row)
     if DEAD_CAPACITY > 0:
         dead_floor = tl.load(dead_floor_R + row)
         dead_count = tl.load(dead_count_R + row)
-    for left in range(0, width, BLOCK):
+    for left in range(0, stride, BLOCK):
         col = left + tl.arange(0, BLOCK)
+        there = col < stride
+        score = tl.load(score_RC + row * stride + col, mask=there, other=0)
+        score += tl.load(b_C + col, mask=there, other=0)
         on = col < width
-        score = tl.load(score_RC + row * width + col, mask=on, other=0)
-        score += tl.load(b_C + col, mask=on, other=0)
-        latent = (first + col).to(tl.int64)
-        # A NaN is above every floor, as torch sorts it.
-        taken = on & ((score >= floor) | (score != score))
-        count = keep_above(taken, score, latent, key_RS + row * CAPACITY, count, CAPACITY)
+        latent = first + col
+        count = keep_above(on, score, latent, floor, key_RS + row * CAPACITY, count, CAPACITY)
         if DEAD_CAPACITY > 0:
-            dead = tl.load(dead_C + col, mask=on, other=0) != 0
-            taken = on & dead & ((score >= dead_floor) | (score != score))
+            dead = tl.load(dead_C + col, mask=there, other=0) != 0
+            dead_key_S = dead_key_RS + row * DEAD_CAPACITY
             dead_count = keep_above(
-                taken, score, latent, dead_key_RS + row * DEAD_CAPACITY, dead_count, DEAD_CAPACITY
+                on & dead, score, latent, dead_floor, dead_key_S, dead_count, DEAD_CAPACITY
             )
     tl.store(count_R + row, count)
     if DEAD_CAPACITY > 0:

@@ -8,7 +8,8 @@ WINDOW = 512
 """Sorted pairs in a window. A latent with more than two windows is shared among programs."""
 WIDEST_ROW = 16384
 """Widest row that the update can hold in registers without spilling."""
-SCREEN_BLOCK = 1024
+SCREEN_BLOCK = 128
+"""Scores that the filter looks at together: so few that half of the times none is taken."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def sums_plan(dtype: torch.dtype) -> Plan:
 
 
 def screen_plan(capacity: int, dead_capacity: int) -> Plan:
-    """Return the plan of `screen_filter`: few warps, for one row per program."""
+    """Return the plan of `screen_filter`: one warp owns a row, so that it waits for no other."""
     constants = {"CAPACITY": capacity, "DEAD_CAPACITY": dead_capacity, "BLOCK": SCREEN_BLOCK}
-    return Plan(constants, 4)
+    return Plan(constants, 1)
 
 
 def update_plan(D: int, dtype: torch.dtype, *, decoder: bool, unit: bool, momentum: bool, move: bool) -> Plan:

@@ -149,16 +149,23 @@ def _sweep(
     plan = screen_plan(picks[0].wanted.room.capacity, picks[1].wanted.room.capacity if len(picks) > 1 else 0)
     other = picks[-1]
     for first in range(0, F, chunk):
-        W16_CD, b_C = W_FD[first : first + chunk].bfloat16(), b_F[first : first + chunk]
-        dead_C = b_C if other.mask_F is None else other.mask_F[first : first + chunk]
+        part = slice(first, first + chunk)
+        W16_CD, b_C = aligned(W_FD[part].bfloat16()), aligned(b_F[part])
+        dead_C = b_C if other.mask_F is None else aligned(other.mask_F[part])
         for top in range(0, len(x_BD), rows):
             mine = slice(top, top + rows)
             score_RC = screen(x16_BD[mine], W16_CD)
             triton_jit.screen_filter[(len(score_RC),)](
-                score_RC, b_C, *picks[0].of_rows(mine), dead_C, *other.of_rows(mine), first, len(b_C),
-                **plan.options,
+                score_RC, b_C, *picks[0].of_rows(mine), dead_C, *other.of_rows(mine), first,
+                min(chunk, F - first), len(b_C) // 16, **plan.options,
             )  # fmt: skip
     return [pick.finish(x_BD, W_FD, b_F, redone) for pick in picks]
+
+
+def aligned(values: Tensor) -> Tensor:
+    """Return values of a chunk's latents, with zeros up to a multiple of 16, as the filter's loads need."""
+    missing = -len(values) % 16
+    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
 
 
 @dataclass

@@ -143,6 +143,7 @@ def build_dictionary(
             device=device,
             dtype=Precision.of(cfg.precision).master,
             clock=topology.clock,
+            tf32=cfg.matmul == "tf32",
         )
     )
 

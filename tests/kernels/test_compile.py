@@ -72,6 +72,31 @@ def test_shared_memory_and_registers_leave_room(programs):
         assert each["threads"] % LANES == 0
 
 
+def test_the_filter_is_short_and_loads_are_wide(programs):
+    """It meets every score of a step: four in one load, and four of the bias; nothing waits for a warp."""
+    found = [each for each in programs if each["build"].startswith("screen_filter")]
+    assert len(found) == 6
+    for each in found:
+        dead = "DEAD_CAPACITY" in each["build"]
+        assert each["threads"] == LANES
+        assert each["loads"]["16"] == 2, each
+        assert sum(each["loads"].values()) <= (7 if dead else 4), each
+        assert each["instructions"] <= (500 if dead else 260), each
+        assert each["registers"] <= 64, each
+
+
+def test_rows_of_weights_are_loaded_16_bytes_at_a_time(programs):
+    """In float32, where the width is a multiple of four."""
+    for each in programs:
+        name, dtype, *constants = each["build"].split()
+        if (
+            name in ("bag", "dots", "window_sums", "update_rows")
+            and dtype == "fp32"
+            and "D=33" not in constants
+        ):
+            assert each["loads"].get("16", 0) > 0, each
+
+
 def test_no_size_is_specialised():
     """Whatever is neither a pointer nor a constant of the plan: another batch size builds no new program."""
     assert run_compiler(SPECIALISED).split() == []

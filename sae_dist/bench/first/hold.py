@@ -59,7 +59,7 @@ def widest(device: torch.device, small: bool) -> Found:
 
 
 def resumed(device: torch.device, small: bool) -> Found:
-    """Compare the losses of a run that is killed after its first checkpoint and continued with one left alone.
+    """Compare a run that is killed after its first checkpoint and goes on with one left alone, by its losses.
 
     Raises:
         NumericsError: the losses differ.

@@ -90,6 +90,8 @@ def resolved(*overrides, facts=FACTS):
         ("sae.k=0", "sae.k=0 must be greater than 0"),
         ("optim.lr=-1", "optim.lr=-1.0 must be greater than 0"),
         ("optim.lr=nan", "optim.lr=nan"),
+        ("matmul=tf16", "matmul=tf16 is not one of float32, tf32"),
+        ("matmul=tf32 device=cpu", "matmul=tf32 is for float32 on a GPU, and device=cpu has no TF32"),
         ("precision=fp16", "precision=fp16 is not one of .* nearest: precision=bfloat16"),
         ("metrics.wandb=false", "is not one of auto, online, offline, off; nearest: metrics.wandb=off"),
         ("device=gpu", "nearest: device=cuda"),

@@ -60,9 +60,11 @@ def test_products_read_nothing_on_the_host_and_fill_no_more_than_a_tile(monkeypa
 
 
 def test_products_are_made_where_they_pay():
-    """Twenty-five columns a pair on a GPU; never where the number of dead latents is not known."""
+    """Twenty-five columns a pair on a GPU, in TF32 150; never where their number is not known."""
     gpu = torch.device("cuda")
-    assert auxiliary.pays(24 * 1152, 1152, gpu) and not auxiliary.pays(25 * 1152, 1152, gpu)
+    assert auxiliary.pays(24 * 1152, 1152, gpu, False) and not auxiliary.pays(25 * 1152, 1152, gpu, False)
+    assert auxiliary.pays(149 * 1152, 1152, gpu, True) and not auxiliary.pays(150 * 1152, 1152, gpu, True)
+    assert not auxiliary.pays(3 * 1152, 1152, torch.device("cpu"), True), "a CPU has no TF32"
     dictionary = made("topk", reference)
     assert dictionary.is_dense(AUX_K) and not dictionary.is_dense(LATENTS)
     assert not dictionary.is_dense(None)
