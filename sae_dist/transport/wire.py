@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.moving import moved
 from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed.control import Control
@@ -103,8 +104,8 @@ class Stream:
         if chunk is None:
             self.control.set(f"size/{group}/{number}", "0")
             return transfer
-        rows = chunk.rows_RD.to(self.device, self.dtype).contiguous()
-        packed = _pack(chunk).to(self.device)
+        rows = moved(chunk.rows_RD, self.device).to(self.dtype).contiguous()
+        packed = moved(_pack(chunk), self.device)
         self.control.set(f"size/{group}/{number}", str(len(packed)))
         pair = self.topology.stream_groups[self.topology.producer_index, consumer]
         transfer.tensors = [packed, rows]
