@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from sae_dist.core.place import Place
+from sae_dist.core.process import pause
 from sae_dist.distributed.control import Control
 
 LEAVE_WITHIN_S = 60.0
@@ -53,7 +54,7 @@ def finish() -> None:
     left = control.add("left", 1)
     until = time.monotonic() + LEAVE_WITHIN_S
     while dist.get_rank() == 0 and left < world and time.monotonic() < until:
-        time.sleep(0.01)
+        pause(0.01)
         left = control.add("left", 0)
     dist.destroy_process_group()
 

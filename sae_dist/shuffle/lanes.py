@@ -220,7 +220,7 @@ class Shuffle:
         parts = []
         for turn in range(min(count, self.rows_per_step)):
             parts += self.lanes[(first + turn) % count].take(-(-(self.rows_per_step - turn) // count))
-        # Each lane's rows side by side, and then in turn: two launches on a GPU, however many lanes there are.
+        # Lane by lane, and then in turn: two launches on a GPU, however many lanes there are.
         rows, ids = torch.cat([rows for rows, _ in parts]), torch.cat([ids for _, ids in parts])
         return self._in_turn(rows), self._in_turn(ids)
 

@@ -193,8 +193,8 @@ class Run:
     def scale_C(self) -> Tensor:
         """Return the scale of each column of a row, [C], one value per hook."""
         if self._scaled is None or self._scaled[0] != self.scales:
-            kept = {"dtype": Precision.of(self.cfg.precision).master, "device": self.device}
-            parts = [torch.full((n,), s, **kept) for n, s in zip(self.widths, self.scales, strict=True)]
+            master, each = Precision.of(self.cfg.precision).master, zip(self.widths, self.scales, strict=True)
+            parts = [torch.full((n,), scale, dtype=master, device=self.device) for n, scale in each]
             self._scaled = list(self.scales), torch.cat(parts)
         return self._scaled[1]
 

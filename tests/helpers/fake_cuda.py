@@ -287,7 +287,7 @@ def fake_cuda(**changes: Any) -> Iterator[Counts]:
 
 
 def moving(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Return torch.tensor, which passes by dispatch modes, such that the dispatch sees its copy to the GPU."""
+    """Return torch.tensor, which dispatch modes do not see, such that they see its copy to the GPU."""
 
     def made(data, dtype=None, device=None, **more):
         if device is None or torch.device(device).type == "cpu":
