@@ -2,6 +2,7 @@
 
 import sys
 
+from sae_dist.checkpoint.staging import STAGING_BYTES
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.core.text import gib
@@ -66,7 +67,8 @@ def memory_in_words(runs: list[Run]) -> str:
     )
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
-        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        staging = STAGING_BYTES if runs[0].device.type == "cuda" else 0
+        copy = gib(copies / runs[0].topology.num_consumers + staging, 2)
         said += f", {copy} more on the host while a checkpoint is written"
     return said
 
