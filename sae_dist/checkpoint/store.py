@@ -23,7 +23,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.checkpoint.background import Background, SaveJob
 from sae_dist.checkpoint.read import check_shape, complete, first_cause, step_of
-from sae_dist.checkpoint.staging import Staging
 from sae_dist.checkpoint.storage import (
     SafetensorsWriter,
     damage,
@@ -35,6 +34,7 @@ from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_text
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST
+from sae_dist.core.staging import Staging
 from sae_dist.core.text import MIB, print_line
 
 LEAVE_S = 10.0

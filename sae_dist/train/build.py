@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from sae_dist.checkpoint.background import Background
-from sae_dist.checkpoint.staging import Staging
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import single
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import Single, load_config
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.staging import Staging
 from sae_dist.core.types import ChunkSource, Precision
 from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.mesh import Topology

@@ -129,6 +129,13 @@ class Event:
         return 1000 * (last.moment - self.moment)
 
 
+class Generator(torch.Generator):
+    """A generator of the fake GPU, whose numbers are the host's."""
+
+    def __new__(cls, device=None):
+        return super().__new__(cls, HOST)
+
+
 class Counts:
     """The numbers of one stretch of the program.
 
@@ -278,6 +285,7 @@ def fake_cuda(**changes: Any) -> Iterator[Counts]:
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for name in ("tensor", "as_tensor"):
             stack.enter_context(mock.patch.object(torch, name, moving(getattr(torch, name))))
+        stack.enter_context(mock.patch.object(torch, "Generator", Generator))
         stack.enter_context(FakeCuda())
         try:
             yield counts

@@ -1,9 +1,9 @@
-"""Copies of a checkpoint from a GPU that is not there: pinned memory of a fixed size, and every byte."""
+"""Copies from and to a GPU that is not there: pinned memory of a fixed size, and every byte."""
 
 import pytest
 import torch
 
-from sae_dist.checkpoint.staging import STAGING_BYTES, Staging
+from sae_dist.core.staging import STAGING_BYTES, Staging
 from tests.helpers.fake_cuda import OnDevice, counting, fake_cuda, is_pinned
 
 SHAPES = [((), torch.float32), ((3, 5), torch.float64), ((1000, 7), torch.float32), ((0,), torch.int64)]
@@ -20,8 +20,11 @@ def test_every_byte_arrives_through_the_buffer(num_bytes):
         assert sum(each.nbytes for each in staging.halves) == num_bytes and is_pinned(staging.halves[1])
         with counting() as counts:
             staging.copy([(OnDevice(a), b) for a, b in zip(sources, targets, strict=True)])
+            back = [OnDevice(torch.empty_like(each)) for each in targets]
+            staging.copy_back(zip(targets, back, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(sources, targets, strict=True))
-    assert dict(counts.reads) == {}, "no copy but into the pinned buffer, without a wait"
+    assert all(torch.equal(a, b.inner) for a, b in zip(sources, back, strict=True))
+    assert dict(counts.reads) == dict(counts.copies) == {}, "none but through pinned memory, without a wait"
 
 
 def test_the_buffer_is_not_rounded_up():

@@ -1,4 +1,4 @@
-"""Copies from a GPU to ordinary memory of the host, through a pinned buffer of fixed size.
+"""Copies between a GPU and ordinary memory of the host, through a pinned buffer of fixed size.
 
 Only pinned memory is copied at the full rate of the bus. But torch's allocator of pinned memory rounds each
 block up to a power of two, which for copies of large tensors is up to twice what they need.
@@ -32,6 +32,20 @@ class Staging:
             filling.append((done, half, target))
         while filling:
             _empty(*filling.popleft())
+
+    def copy_back(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Copy each source on the host to its contiguous target on the GPU, whose stream then has them."""
+        read: deque[torch.cuda.Event] = deque()
+        for number, (source, target) in enumerate(self._pieces(pairs)):
+            if len(read) == len(self.halves):
+                read.popleft().synchronize()
+            half = self.halves[number % len(self.halves)][: len(source)]
+            half.copy_(source)
+            target.copy_(half, non_blocking=True)
+            read.append(torch.cuda.Event())
+            read[-1].record()
+        while read:
+            read.popleft().synchronize()
 
     def _pieces(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield sources and targets as bytes, in pieces that fit a half."""
