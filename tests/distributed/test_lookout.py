@@ -13,7 +13,8 @@ from sae_dist.core.process import pause
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.lookout import Lookout
 from sae_dist.transport.wire import Stream, Transfer
-from tests.helpers.fake_cuda import CUDA, fake_cuda
+from tests.helpers.fake_cuda import fake_cuda
+from tests.helpers.fake_device import CUDA
 from tests.helpers.ranks import run_ranks
 
 TIMEOUT_S = 2.0

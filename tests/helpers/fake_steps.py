@@ -30,7 +30,8 @@ from sae_dist.train.start import begin
 from sae_dist.train.state import Rank, Run
 from sae_dist.train.stream import Columns, SharedStream
 from sae_dist.transport.timed import Timed
-from tests.helpers.fake_cuda import CUDA, HOST, OnDevice, counting, fake_cuda
+from tests.helpers.fake_cuda import counting, fake_cuda
+from tests.helpers.fake_device import CUDA, HOST, OnDevice
 
 ROWS, WIDTH, LATENTS, LANES, CHUNK = 64, 16, 128, 4, 32
 EVERY, STEPS = 4, 8

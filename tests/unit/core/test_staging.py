@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from sae_dist.core.staging import STAGING_BYTES, Staging
-from tests.helpers.fake_cuda import OnDevice, counting, fake_cuda, is_pinned
+from tests.helpers.fake_cuda import counting, fake_cuda
+from tests.helpers.fake_device import OnDevice, is_pinned
 
 SHAPES = [((), torch.float32), ((3, 5), torch.float64), ((1000, 7), torch.float32), ((0,), torch.int64)]
 

@@ -1,6 +1,7 @@
 """A GPU for each process, and the groups that a topology makes."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from sae_dist.core.place import Place
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import ALLOCATOR, gpu_of
-from tests.helpers.fake_cuda import HOST
+from tests.helpers.fake_device import HOST
 from tests.helpers.ranks import run_ranks
 
 
@@ -64,3 +65,22 @@ def test_axes_of_the_same_ranks_share_a_group(shard, dp, shared):
     """With NCCL each group has buffers of its own on the device. All pairs meet, in one order."""
     found = run_ranks(groups, 3, shard, dp, 1)
     assert found == [shared, shared, None]
+
+
+@pytest.mark.parametrize("check", ["train", "harvest"])
+def test_a_launcher_that_starts_too_many_is_told_before_anything_is_written(monkeypatch, check):
+    from sae_dist.launch import harvest, settle
+
+    for name, value in {"RANK": 0, "WORLD_SIZE": 4, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 4}.items():
+        monkeypatch.setenv(name, str(value))
+    cfg = SimpleNamespace(device="cuda")
+
+    def checked():
+        return settle.check_devices(cfg, 4) if check == "train" else harvest._check_devices(cfg, 4, 4)
+
+    for found in (4, 1):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda found=found: found)
+        checked()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    with pytest.raises(ConfigError, match="4 processes on this machine need a GPU each, and there are 3"):
+        checked()

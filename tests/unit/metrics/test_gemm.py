@@ -4,7 +4,8 @@ import torch
 
 from sae_dist.metrics import gemm
 from sae_dist.metrics.gemm import REPEATS, gemm_rate
-from tests.helpers.fake_cuda import CUDA, HOST, fake_cuda
+from tests.helpers.fake_cuda import fake_cuda
+from tests.helpers.fake_device import CUDA, HOST
 
 
 def test_a_gpu_times_many_launches_by_itself(monkeypatch):

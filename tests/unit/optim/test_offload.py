@@ -11,7 +11,8 @@ from sae_dist.config.sections import OptimConfig
 from sae_dist.core import staging
 from sae_dist.optim.offload import HostAdam
 from sae_dist.train.announce import offload_in_words
-from tests.helpers.fake_cuda import OnDevice, counting, fake_cuda
+from tests.helpers.fake_cuda import counting, fake_cuda
+from tests.helpers.fake_device import OnDevice
 
 
 class Descent:

@@ -13,7 +13,8 @@ from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.evaluator import Evaluator, shard_of
 from sae_dist.train.held_out import HeldOut, Shares
-from tests.helpers.fake_cuda import CUDA, HOST, OnDevice, counting, fake_cuda, on_device
+from tests.helpers.fake_cuda import counting, fake_cuda, on_device
+from tests.helpers.fake_device import CUDA, HOST, OnDevice
 from tests.helpers.fake_steps import CASES, WIDTH, make_run, steps
 from tests.helpers.ranks import run_ranks
 
@@ -48,6 +49,12 @@ def test_no_copy_from_the_host_holds_a_step_up(case):
     assert copies == {} and error < 1e-3
     if case[0] in ("relu", "gated", "jumprelu"):
         assert reads == {}
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu"])
+def test_rows_on_the_host_are_moved_without_a_wait(kind):
+    ((copies, _, error),) = run_ranks(counted, 1, kind, "adam", (), "cpu")
+    assert copies == {} and error < 1e-3
 
 
 def evaluated(kind, words):

@@ -8,11 +8,14 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from sae_dist.core.errors import TransportError
+from sae_dist.core.errors import DataError, TransportError
 from sae_dist.transport import collective
+from sae_dist.transport.ahead import Ahead
 from sae_dist.transport.collective import RemoteChunks, produce
+from sae_dist.transport.file import FileChunkSource
 from sae_dist.transport.wire import Stream
-from tests.helpers.fake_cuda import CUDA, FakeCuda, OnDevice, fake_cuda
+from tests.helpers.fake_cuda import FakeCuda, fake_cuda
+from tests.helpers.fake_device import CUDA, OnDevice
 from tests.helpers.fake_steps import CHUNK, LANES, WIDTH, Chunks
 from tests.helpers.ranks import run_ranks
 
@@ -109,3 +112,33 @@ def test_a_receiving_thread_that_stands_still_is_told():
     assert said == (
         "the thread that receives chunks stands still: none came for 0.75 s, in a wait for one of lane 0"
     )
+
+
+def test_rows_of_a_file_are_read_ahead_and_moved_without_a_wait():
+    """In the dtype of the wire; the same rows, ids and positions, from any start, to the end of a lane."""
+    rows = torch.randn(40 * LANES, WIDTH, generator=torch.Generator().manual_seed(0))
+    kept = {"lanes": LANES, "rows": 5, "seed": 0, "dtype": torch.bfloat16}
+    plain = FileChunkSource(rows, held_out=True, **kept)
+    asked, read = [], plain._read
+    plain._read = lambda *place: asked.append(place) or read(*place)
+    expected = [*plain.open(0, {"chunk": 1})]
+    asked.clear()
+    with fake_cuda() as counts:
+        ahead = Ahead(plain, CUDA)
+        lane = ahead.open(0, {"chunk": 1})
+        found = [next(lane)]
+        ahead.reader.submit(lambda: None).result(5)
+        assert len(asked) == 2, "the next one is read while this one is used"
+        found += lane
+    assert len(found) == len(expected) > 2
+    for chunk, own in zip(found, expected, strict=True):
+        assert isinstance(chunk.rows_RD, OnDevice) and torch.equal(chunk.rows_RD.inner, own.rows_RD)
+        assert torch.equal(chunk.ids_R, own.ids_R) and chunk.start == own.start and chunk.number == own.number
+    assert dict(counts.copies) == {}
+
+
+def test_what_the_reader_meets_is_raised_where_the_chunk_is_taken():
+    rows = torch.full((16 * LANES, WIDTH), torch.nan)
+    plain = FileChunkSource(rows, lanes=LANES, rows=5, seed=0, held_out=False, dtype=torch.float32)
+    with fake_cuda(), pytest.raises(DataError, match="NaN or inf in row"):
+        next(Ahead(plain, CUDA).open(0, None))
