@@ -1,6 +1,10 @@
 """A GPU for each process, and the groups that a topology makes."""
 
 import os
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +15,7 @@ from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import Place
 from sae_dist.distributed import runtime
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import ALLOCATOR, gpu_of
 from tests.helpers.fake_device import HOST
@@ -84,3 +89,30 @@ def test_a_launcher_that_starts_too_many_is_told_before_anything_is_written(monk
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     with pytest.raises(ConfigError, match="4 processes on this machine need a GPU each, and there are 3"):
         checked()
+
+
+def asked_meanwhile():
+    """Seconds that an answer of the store takes while torch waits for a key of its own."""
+    default = dist.distributed_c10d._get_default_store()
+
+    def wait():
+        with suppress(RuntimeError):
+            default.wait(["of a communicator"], timedelta(seconds=3))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    control = Control(10.0, "meanwhile")
+    time.sleep(0.2)
+    began = time.monotonic()
+    control.set("beat", "1")
+    found = control.get("beat")
+    seconds = time.monotonic() - began
+    assert waiting.is_alive(), "torch still waits"
+    waiting.join()
+    return found, seconds
+
+
+def test_control_does_not_wait_for_torchs_own_questions():
+    """As while NCCL makes a communicator, whose other side is late."""
+    ((found, seconds), _) = run_ranks(asked_meanwhile, 2, timeout_s=30)
+    assert found == "1" and seconds < 2
