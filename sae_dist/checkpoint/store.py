@@ -34,6 +34,7 @@ from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_text
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST
+from sae_dist.core.staging import Staging
 from sae_dist.core.text import MIB, print_line
 
 LEAVE_S = 10.0
@@ -66,6 +67,7 @@ class Checkpoints:
         keep_steps: checkpoints at its multiples are kept too; None: no others.
         background: writes while training goes on; None: `save` returns when all is written.
         standing: asked before each write whether the folder still is this run's; None: it is nobody else's.
+        staging: copies from a GPU at its full rate; None: as torch copies.
     """
 
     def __init__(
@@ -76,12 +78,14 @@ class Checkpoints:
         keep_steps: int | None = None,
         background: Background | None = None,
         standing: Standing | None = None,
+        staging: Staging | None = None,
     ):
         self._folder, self._topology = folder / CHECKPOINTS, topology
         self._keep, self._keep_steps, self._background = keep, keep_steps, background
         self._group, self._leads, self._standing = topology.checkpoint_group, topology.leads, standing
         self._job: SaveJob | None = None
         self._copies: dict[str, Tensor] = {}
+        self._staging = staging
         self._waited = False
 
     def save(self, step: int, tensors: Tensors, scalars: dict[str, Any]) -> Path:
@@ -184,12 +188,16 @@ class Checkpoints:
 
     def _copy(self, tensors: Tensors) -> Tensors:
         """Copy the tensors as they are now to the host, into memory that every checkpoint uses again."""
+        staged = []
         for name, (tensor, _) in tensors.items():
             if name not in self._copies:
-                self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-            self._copies[name].copy_(tensor.detach(), non_blocking=True)
-        if any(tensor.is_cuda for tensor, _ in tensors.values()):
-            torch.cuda.current_stream().synchronize()
+                self._copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if self._staging is not None and tensor.is_cuda:
+                staged.append((tensor, self._copies[name]))
+            else:
+                self._copies[name].copy_(tensor.detach())
+        if self._staging is not None:
+            self._staging.copy(staged)
         return {name: (self._copies[name], how) for name, (_, how) in tensors.items()}
 
     def _label(self, tensors: Tensors) -> dict[str, Tensor]:

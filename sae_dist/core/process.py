@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,11 @@ ENDED = "ZXx"
 PS_TIMEOUT_S = 10
 HIDDEN = "hidden"
 """The start of a process that is there, and that this user may not look at."""
+
+
+def pause(seconds: float) -> None:
+    """Sleep, between two looks of a wait that has an end: `distributed.lookout` knows it by this function."""
+    time.sleep(seconds)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from sae_dist.config.kinds import KINDS
 from sae_dist.config.resolved import ResolvedSae
 from sae_dist.core.types import Clock, LossTerms, RowTerm, untimed
-from sae_dist.dictionary.latents import DeadLatents, unit_rows
+from sae_dist.dictionary.latents import DeadLatents, fill, unit_blocks
 from sae_dist.distributed.mesh import Topology
 
 State = dict[str, tuple[Tensor, str]]
@@ -83,12 +83,15 @@ class Dictionary(torch.nn.Module):
         self.first = self.shard.rank * self.F
         device, dtype = setting.device, setting.dtype
 
-        decoder_FE = unit_rows(setting.seed, self.first, self.first + self.F, self.E)
-        encoder_FD = decoder_FE
+        decoder_FE = torch.empty(self.F, self.E, device=device, dtype=dtype)
+        encoder_FD = torch.empty(self.F, self.D, device=device, dtype=dtype)
+        place = (setting.seed, self.first, self.first + self.F)
+        decoder, encoder = (decoder_FE, 1.0), (encoder_FD, cfg.encoder_scale)
+        # An autoencoder's encoder begins as its decoder's transpose.
+        fill([decoder] if self.transcoder else [decoder, encoder], unit_blocks(*place, self.E))
         if self.transcoder:
-            encoder_FD = unit_rows(setting.seed, self.first, self.first + self.F, self.D, stream=1)
-        self.W_dec = Parameter(decoder_FE.to(device, dtype))
-        self.W_enc = Parameter((cfg.encoder_scale * encoder_FD).to(device, dtype))
+            fill([encoder], unit_blocks(*place, self.D, stream=1))
+        self.W_dec, self.W_enc = Parameter(decoder_FE), Parameter(encoder_FD)
         self.b_dec = Parameter(torch.zeros(self.E, device=device, dtype=dtype))
         for name in self.vectors():
             self.register_parameter(name, Parameter(torch.zeros(self.F, device=device, dtype=dtype)))

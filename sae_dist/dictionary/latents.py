@@ -9,9 +9,12 @@ not fired for `sae.dead_after` tokens, over all replicas.
 Letters: as core.types; N latents to mark, some of them several times.
 """
 
+from collections.abc import Iterable, Iterator, Sequence
+
 import torch
 from torch import Tensor
 
+from sae_dist.core.moving import moved
 from sae_dist.distributed.collectives import Axis
 
 BLOCK = 256
@@ -24,14 +27,31 @@ def unit_rows(seed: int, first: int, last: int, width: int, stream: int = 0) -> 
     Args:
         stream: number of the matrix, for several independent ones from one seed.
     """
-    drawn = []
+    return torch.cat(list(unit_blocks(seed, first, last, width, stream)))
+
+
+def unit_blocks(seed: int, first: int, last: int, width: int, stream: int = 0) -> Iterator[Tensor]:
+    """Yield the rows that `unit_rows` returns, a block at a time: all of them would be fp64 at once."""
     for block in range(first // BLOCK, (last + BLOCK - 1) // BLOCK):
         generator = torch.Generator().manual_seed((seed + stream * 2**33) * 1_000_003 + block)
         rows = torch.randn(BLOCK, width, dtype=torch.float64, generator=generator)
         start = block * BLOCK
-        drawn.append(rows[max(first - start, 0) : last - start])
-    rows_FD = torch.cat(drawn)
-    return rows_FD / rows_FD.norm(dim=1, keepdim=True)
+        rows_fD = rows[max(first - start, 0) : last - start]
+        yield rows_fD / rows_fD.norm(dim=1, keepdim=True)
+
+
+def fill(targets: Sequence[tuple[Tensor, float]], blocks: Iterable[Tensor]) -> None:
+    """Write rows into matrices, each times the matrix's factor and in its dtype, on its device.
+
+    Args:
+        targets: matrices with as many rows as there are in all blocks, and factors.
+    """
+    at = 0
+    for rows_fD in blocks:
+        for matrix_FD, factor in targets:
+            part_fD = (factor * rows_fD).to(matrix_FD.dtype)
+            matrix_FD[at : at + len(rows_fD)] = moved(part_fD, matrix_FD.device)
+        at += len(rows_fD)
 
 
 GOLDEN = 0.6180339887498949

@@ -35,7 +35,10 @@ class Control:
 
     def __init__(self, timeout_s: float, name: str = "run"):
         self.timeout_s = timeout_s
-        self.store = dist.PrefixStore(name, dist.distributed_c10d._get_default_store())
+        # A connection of its own: torch holds the default one while it waits for the other side of a new
+        # communicator, and signs of life and credits would wait with it.
+        default: Any = dist.distributed_c10d._get_default_store()
+        self.store = dist.PrefixStore(name, default.clone())
         self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]]] = (
             queue.SimpleQueue()
         )
@@ -82,6 +85,8 @@ class Control:
             self.beats += 1
             # Nobody waits for the answer.
             self.asked.put(("set", (f"beat/{rank}", f"{self.beats} {self.place()}"), queue.SimpleQueue()))
+        # A rank that has ended is no rank that stands still.
+        self.asked.put(("delete_key", (f"beat/{rank}",), queue.SimpleQueue()))
 
     def place(self) -> str:
         """Return where this process is, as `host a, step 12`."""

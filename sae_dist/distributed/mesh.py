@@ -72,9 +72,11 @@ class Topology:
         # A group made without a timeout gets torch's default, not the timeout of the world.
         timeout = timedelta(seconds=cfg.timeout_s)
         for group, ranks in enumerate(torch.arange(all_consumers).view(-1, cfg.dp, cfg.shard)):
-            everyone = dist.new_group(ranks.flatten().tolist(), timeout=timeout)
-            shards = [dist.new_group(row.tolist(), timeout=timeout) for row in ranks]
-            replicas = [dist.new_group(column.tolist(), timeout=timeout) for column in ranks.t()]
+            # Equal axes share a group: with NCCL each has buffers of 100 MB and more on the device.
+            made: dict[tuple[int, ...], dist.ProcessGroup] = {}
+            everyone = _made(made, ranks.flatten().tolist(), timeout)
+            shards = [_made(made, row.tolist(), timeout) for row in ranks]
+            replicas = [_made(made, column.tolist(), timeout) for column in ranks.t()]
             writers = dist.new_group(ranks.flatten().tolist(), timeout=timeout, backend="gloo")
             mesh = DeviceMesh("cpu", ranks.t().contiguous(), mesh_dim_names=("shard", "dp"))
             if self.is_consumer and group == self.group:
@@ -89,6 +91,22 @@ class Topology:
             for consumer in range(all_consumers)
         }
         self.team = self._team(cfg.producers, timeout) if team_size > 1 else None
+
+    def meet(self, device: torch.device) -> None:
+        """Move one number between each producer and each consumer, in one order on all ranks.
+
+        With NCCL the first transfer of a pair makes its communicator, which waits for the other side. So
+        none is made in the middle of a run, where a consumer may be busy with another producer's chunk.
+        """
+        for (producer, consumer), pair in self.stream_groups.items():
+            sender = self.producer_rank(producer)
+            if self.rank not in (consumer, sender):
+                continue
+            one = torch.zeros(1, device=device)
+            send = self.rank == sender
+            work = dist.isend(one, consumer, group=pair) if send else dist.irecv(one, sender, group=pair)
+            assert work is not None, "both ranks are in the group"
+            work.wait()
 
     def _team(self, teams: int, timeout: timedelta) -> Axis | None:
         mine = None
@@ -130,6 +148,15 @@ class Topology:
         if self.num_producers:
             return f"{self.num_producers} producers, {consumers}"
         return f"{consumers}, each makes or reads the activations of its own lanes"
+
+
+def _made(
+    made: dict[tuple[int, ...], dist.ProcessGroup], ranks: list[int], timeout: timedelta
+) -> dist.ProcessGroup:
+    """Return the group of these ranks, made now unless there is one."""
+    if tuple(ranks) not in made:
+        made[tuple(ranks)] = dist.new_group(ranks, timeout=timeout)
+    return made[tuple(ranks)]
 
 
 def team_mesh(team: Axis, device_type: str) -> DeviceMesh:

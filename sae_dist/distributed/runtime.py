@@ -9,22 +9,31 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import Place
+from sae_dist.core.process import pause
 from sae_dist.distributed.control import Control
 
 LEAVE_WITHIN_S = 60.0
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Variables of torch that configure its allocator; the second is the older name."""
 
 
 def start(where: Place, device: str, timeout_s: float) -> torch.device:
     """Join the process group (gloo on CPU; on CUDA also NCCL) and return this rank's device.
 
     A single process gets a group of one, so that the same code runs at every world size.
+
+    Raises:
+        ConfigError: two processes of this machine would share a GPU.
     """
     timeout = timedelta(seconds=timeout_s)
-    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
-    # A Slurm step may show each task only its own GPU.
-    index = where.local_rank % max(torch.cuda.device_count(), 1)
+    backend, index = "gloo", 0
     if device == "cuda":
+        backend, index = "cpu:gloo,cuda:nccl", gpu_of(where, torch.cuda.device_count())
+        if not any(name in os.environ for name in ALLOCATOR):
+            # Tensors whose size differs from step to step otherwise leave holes that nothing fits.
+            os.environ[ALLOCATOR[0]] = "expandable_segments:True"
         torch.cuda.set_device(index)
     if where.world == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
@@ -32,6 +41,22 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
         slurm_rendezvous()
         dist.init_process_group(backend, rank=where.rank, world_size=where.world, timeout=timeout)
     return torch.device(device, index) if device == "cuda" else torch.device("cpu")
+
+
+def gpu_of(where: Place, found: int) -> int:
+    """Return the number of this process's GPU, of those that it sees.
+
+    A Slurm step may show each task only its own; so one that sees a single GPU has that.
+
+    Raises:
+        ConfigError: there are fewer than processes on this machine. NCCL may hang where two share one.
+    """
+    if where.local_world > found > 1:
+        raise ConfigError(
+            f"device=cuda: {where.local_world} processes on this machine need a GPU each, and there are "
+            f"{found}; start at most {found} here, or use device=cpu"
+        )
+    return where.local_rank % max(found, 1)
 
 
 def slurm_rendezvous() -> None:
@@ -53,7 +78,7 @@ def finish() -> None:
     left = control.add("left", 1)
     until = time.monotonic() + LEAVE_WITHIN_S
     while dist.get_rank() == 0 and left < world and time.monotonic() < until:
-        time.sleep(0.01)
+        pause(0.01)
         left = control.add("left", 0)
     dist.destroy_process_group()
 

@@ -78,5 +78,5 @@ def bias_gradient(latent_P: Tensor, coeff_P: Tensor, F: int) -> Tensor:
 
 def pair_rows(offsets_B: Tensor, num_pairs: int) -> Tensor:
     """Return the row of each pair, [P]."""
-    counts = torch.diff(offsets_B, append=offsets_B.new_tensor([num_pairs]))
+    counts = torch.diff(offsets_B, append=offsets_B.new_full((1,), num_pairs))
     return torch.repeat_interleave(counts, output_size=num_pairs)

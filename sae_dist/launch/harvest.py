@@ -11,6 +11,7 @@ from sae_dist.config.rules.cache import harvest_identity
 from sae_dist.config.run import Resolved, RunConfig, load_config, parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.place import place
 from sae_dist.core.text import gib
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
@@ -114,11 +115,16 @@ def _name(cfg: Resolved) -> str:
 
 
 def _check_devices(cfg: Resolved, ranks: int, world_size: int | None) -> None:
-    if cfg.device != "cuda" or world_size is not None:
+    if cfg.device != "cuda":
         return
     import torch
 
     found = torch.cuda.device_count()
+    if world_size is not None:
+        from sae_dist.distributed.runtime import gpu_of
+
+        gpu_of(place(), found)
+        return
     if ranks > found:
         raise ConfigError(
             f"device=cuda: topology.producers={ranks} processes need a GPU each, and there are {found}; "

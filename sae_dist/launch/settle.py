@@ -213,15 +213,20 @@ def _read_first(cfg: Resolved, facts: "LlmFacts") -> list[str]:
 
 
 def check_devices(cfg: Resolved, world_size: int | None) -> None:
-    """Check that each rank which this command starts has a GPU of its own.
+    """Check that each rank on this machine has a GPU of its own, whoever starts it.
 
     Raises:
         ConfigError: there are fewer.
     """
-    if cfg.device != "cuda" or world_size is not None:
+    if cfg.device != "cuda":
         return
     import torch
 
+    if world_size is not None:
+        from sae_dist.distributed.runtime import gpu_of
+
+        gpu_of(place(), torch.cuda.device_count())
+        return
     needed, found = world_size_of(cfg), torch.cuda.device_count()
     if needed > found:
         raise ConfigError(

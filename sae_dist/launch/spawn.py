@@ -18,6 +18,8 @@ from sae_dist.core.run_folder import CHECKPOINTS, LATEST, LOGS
 GRACE_S = 10.0
 POLL_S = 0.05
 PARENT_PIPE = "--parent-pipe"
+FOLLOWS = r"rank \d+ failed: |a rank that rank \d+ exchanges data with is gone"
+"""The beginning of reasons that follow from the failure of another rank."""
 
 
 class RankFailed(SaeDistError):
@@ -112,17 +114,21 @@ def _watch(ranks: list[subprocess.Popen[bytes]], logs: Path, passed_on: set[int]
 def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
     """Return the rank that failed first: one that was killed, else the one that wrote its reason first.
 
-    A rank informs the others before it writes its reason; one that only repeats another's reason is later.
+    A rank informs the others before it writes its reason; one that only repeats another's reason is later,
+    and so is one that only misses another. A rank that aborted may have been ended by torch's watchdog,
+    because another failed: a reason of its own, written by any rank, comes before that.
     """
 
     def order(rank: int) -> tuple[int, float]:
         code, reason = ranks[rank].poll(), _reason(logs, rank)
-        if code is not None and code < 0:
+        if code is not None and code < 0 and code != -signal.SIGABRT:
             return 0, 0.0
         if reason.exists():
-            told = re.match(r"rank \d+ failed: ", reason.read_text(encoding="utf-8"))
-            return (2 if told else 1), reason.stat().st_mtime_ns
-        return (3, 0.0) if code else (4, 0.0)
+            told = re.match(FOLLOWS, reason.read_text(encoding="utf-8"))
+            return (3 if told else 1), reason.stat().st_mtime_ns
+        if code == -signal.SIGABRT:
+            return 2, 0.0
+        return (4, 0.0) if code else (5, 0.0)
 
     return min(range(len(ranks)), key=order)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from sae_dist.core.moving import moved
 from sae_dist.core.types import TokenChunk
 
 TRIM_BELOW = 0.75
@@ -44,7 +45,7 @@ def by_length(chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
 
 def in_reading_order(rows_RD: Tensor, batches: Sequence[tuple[Tensor, ...]]) -> Tensor:
     """Put the rows of the batches that `by_length` made into reading order."""
-    return rows_RD[torch.cat([batch[-1] for batch in batches]).argsort().to(rows_RD.device)]
+    return rows_RD[moved(torch.cat([batch[-1] for batch in batches]).argsort(), rows_RD.device)]
 
 
 def padding_share(chunk: TokenChunk, *, packed: bool) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.moving import moved
 from sae_dist.core.types import ActivationChunk, Position, TokenChunk
 from sae_dist.llm.frozen import FrozenLlm
 
@@ -80,45 +81,46 @@ class LlmChunkSource:
         x_RD = self.llm.activations(chunk)
         facts = self.llm.facts
         norms = [_norms(part) for part in x_RD.split(facts.widths, 1)]
-        for hook, norm_R in zip(facts.hooks, norms, strict=True):
-            if not torch.isfinite(norm_R).all():
+        # A transcoder's target does not exclude rows; it is the last of two. A grid of hooks has no target.
+        index_R, found = self._choose(norms[:1] if facts.target_hook else norms)
+        # One wait for the device in each chunk, for all that the host must know of it.
+        fits, last, *finite = torch.stack([*found, *(torch.isfinite(each).all() for each in norms)]).tolist()
+        for hook, is_finite in zip(facts.hooks, finite, strict=True):
+            if not is_finite:
                 raise DataError(
                     f"the activations at {hook} of chunk {chunk.number} (lane {chunk.lane}) are not finite; "
                     "try llm.dtype=float32"
                 )
-        # A transcoder's target does not exclude rows; it is the last of two. A grid of hooks has no target.
-        inputs = norms[:1] if facts.target_hook else norms
-        index_R, excluded, repeated = self._choose(inputs)
-        ids_R = chunk.ids_NS[chunk.keep_NS].to(x_RD.device)
+        repeated = max(self.rows - fits, 0)
+        ids_R = moved(chunk.ids_NS[chunk.keep_NS], x_RD.device)
         return ActivationChunk(
             number=chunk.number,
             lane=chunk.lane,
             rows_RD=x_RD[index_R].to(self.wire),
             ids_R=ids_R[index_R],
             start=chunk.start,
-            excluded=excluded,
+            excluded=len(x_RD) - fits if repeated else last + 1 - self.rows,
             repeated=repeated,
             left_out=chunk.left_out,
         )
 
-    def _choose(self, norms: list[Tensor]) -> tuple[Tensor, int, int]:
+    def _choose(self, norms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Choose the rows of a chunk by their norms at each hook.
 
+        Those that fit, in order; if they are too few, again from the first on.
+
         Returns:
-            The row numbers [rows], how many rows before the last of them were excluded, and how many rows
-            had to be repeated because too many were excluded.
+            The row numbers [rows], and on the device how many rows fit, and the last number; int64 each.
         """
-        rows, device = len(norms[0]), norms[0].device
+        order_R = torch.arange(self.rows, device=norms[0].device)
         if self.max_norm_multiple is None:
-            return torch.arange(self.rows, device=device), 0, 0
+            return order_R, [torch.full_like(order_R[0], self.rows), order_R[-1]]
         fits = [norm_R <= self.max_norm_multiple * norm_R.median() for norm_R in norms]
-        fit = torch.nonzero(torch.stack(fits).all(0)).squeeze(1)
-        repeated = max(self.rows - len(fit), 0)
-        if repeated:
-            index_R = fit[torch.arange(self.rows, device=fit.device) % len(fit)]
-            return index_R, rows - len(fit), repeated
-        index_R = fit[: self.rows]
-        return index_R, int(index_R[-1]) + 1 - self.rows, 0
+        fit = torch.stack(fits).all(0)
+        num_fit = fit.sum()
+        # Not by `nonzero`, for whose size the host would wait.
+        index_R = (~fit).to(torch.uint8).argsort(stable=True)[order_R % num_fit.clamp(min=1)]
+        return index_R, [num_fit, index_R[-1]]
 
 
 def _norms(x_RD: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.moving import moved
 from sae_dist.core.types import LlmFacts, TokenChunk
 from sae_dist.distributed.collectives import Axis
 from sae_dist.llm.architecture import reader, text_part
@@ -144,8 +145,10 @@ class FrozenLlm:
         run = self.compiled.run if self.compiled else self._capture
         parts = []
         for batch in batches:
-            ids, segment, position, keep = (each.to(self.device) for each in batch[:4])
-            parts.append(run(self.inputs(ids, segment, position))[keep])
+            # The places of kept tokens, found on the host: a mask as an index is read there, after a wait.
+            places = batch[3].flatten().nonzero().squeeze(1)
+            ids, segment, position, kept = (moved(each, self.device) for each in (*batch[:3], places))
+            parts.append(run(self.inputs(ids, segment, position)).flatten(0, 1).index_select(0, kept))
         self._pad(padding)
         rows = torch.cat(parts)
         return rows if self.facts.packed or self.compiled else in_reading_order(rows, batches)
@@ -183,7 +186,7 @@ class FrozenLlm:
     @torch.no_grad()
     def _spliced(self, chunk: TokenChunk, replace: Callable[[Tensor], Tensor] | None) -> Any:
         tensors = (chunk.ids_NS, chunk.segment_NS, chunk.position_NS, chunk.keep_NS)
-        ids, segment, position, keep = (each.to(self.device) for each in tensors)
+        ids, segment, position, keep = (moved(each, self.device) for each in tensors)
         inputs = self.inputs(ids, segment, position)
         if replace is None:
             return self.whole(**inputs)

@@ -40,5 +40,5 @@ def packed_masks(
 
 
 def _additive(seen_NSS: Tensor, dtype: torch.dtype) -> Tensor:
-    zero, low = torch.tensor([0.0, torch.finfo(dtype).min], dtype=dtype, device=seen_NSS.device)
-    return torch.where(seen_NSS, zero, low)[:, None]
+    zeros_NSS = torch.zeros_like(seen_NSS, dtype=dtype)
+    return zeros_NSS.masked_fill_(~seen_NSS, torch.finfo(dtype).min)[:, None]

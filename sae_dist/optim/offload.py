@@ -1,7 +1,9 @@
 """The Adam with its state and arithmetic on the host, DeepSpeed's CPUAdam (`optim=offload`).
 
 It is for dictionaries whose moments do not fit the device. Each step copies weights and gradients to the
-host, makes one fused update there, and copies the weights back. On a CPU run nothing is copied.
+host, makes one fused update there, and copies the weights back: three times the weights' bytes over the bus.
+They go through pinned memory by slabs: while the bus moves one, the host copies another. The update itself
+begins when all are there. On a CPU run nothing is copied.
 """
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sae_dist.config.sections import OptimConfig
+from sae_dist.core.staging import Staging
 
 
 class HostAdam:
@@ -19,6 +22,10 @@ class HostAdam:
 
         self.device_parameters, self.factors = parameters, factors
         self.host = [p if p.device.type == "cpu" else Parameter(p.detach().cpu()) for p in parameters]
+        self.moved = [(d, h) for d, h in zip(parameters, self.host, strict=True) if h is not d]
+        for _, host in self.moved:
+            host.grad = torch.empty_like(host)
+        self.staging = Staging() if self.moved else None
         self.adam = DeepSpeedCPUAdam(
             [{"params": [p]} for p in self.host],
             lr=0.0,
@@ -37,18 +44,15 @@ class HostAdam:
         """Make one update, unless `not_finite` is 1. Waits for the gradients, which the host needs."""
         if not_finite:
             return
-        for device, host in zip(self.device_parameters, self.host, strict=True):
-            if host is not device:
-                # The device's weights count: they were constrained after the last update.
-                assert device.grad is not None
-                host.data.copy_(device.data)
-                host.grad = device.grad.cpu()
+        if self.staging is not None:
+            # The device's weights count: they were constrained after the last update.
+            self.staging.copy((device.data, host.data) for device, host in self.moved)
+            self.staging.copy((_grad(device), _grad(host)) for device, host in self.moved)
         for group, factor in zip(self.adam.param_groups, self.factors, strict=True):
             group["lr"] = lr * factor
         self.adam.step()
-        for device, host in zip(self.device_parameters, self.host, strict=True):
-            if host is not device:
-                device.data.copy_(host.data)
+        if self.staging is not None:
+            self.staging.copy_back((host.data, device.data) for device, host in self.moved)
 
     def moments(self, parameter: Parameter) -> dict[str, Tensor]:
         """Return the moments of one parameter's owned rows, on the host."""
@@ -65,3 +69,8 @@ class HostAdam:
     def step_count(self, value: int) -> None:
         for parameter in self.host:
             self.adam.state[parameter]["step"] = value
+
+
+def _grad(parameter: Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad

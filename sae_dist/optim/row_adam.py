@@ -45,6 +45,7 @@ class RowAdam:
         like = {name: weight.data[: self.rows] for name, weight in self.weights.items()}
         self.moment1 = {n: torch.zeros_like(w) for n, w in like.items()} if cfg.beta1 else {}
         self.moment2 = {n: torch.zeros_like(w) for n, w in like.items()}
+        self.number = 0
         self.touched_F = torch.zeros(self.rows, dtype=torch.int64, device=like["W_enc"].device)
 
     def step(self, total: Tensor, lr: float) -> tuple[Tensor, Tensor]:
@@ -69,8 +70,11 @@ class RowAdam:
             for parameter in self.replicated.values():
                 _grad(parameter).mul_(scale)
         rates = {name: lr * self.factors[name] for name in self.weights}
-        step = AdamStep(rates, self.cfg.beta1, self.cfg.beta2, self.cfg.eps, self.updates + 1)
+        step = AdamStep(rates, self.cfg.beta1, self.cfg.beta2, self.cfg.eps, self.number + 1)
         squares = rows.move(step, bad, scale)
+        # Counted on the host, which would wait for Adam's own counter. That leaves out a step whose gradients
+        # are not finite, and this does not; but such a step is the run's last but one, and is not kept.
+        self.number += 1
         if scale is None:
             norm = (self.topology.consumers.sum(squares) + small).sqrt()
         self.adam.update(lr, bad.float())
@@ -97,7 +101,7 @@ class RowAdam:
 
     @updates.setter
     def updates(self, value: int) -> None:
-        self.adam.step_count = value
+        self.adam.step_count = self.number = value
 
     def _collect(self) -> tuple[list[PairTerm], list[PairTerm]]:
         """Return all replicas' pairs of this step whose latents this replica owns, of W_enc and of W_dec."""
@@ -128,7 +132,7 @@ class RowAdam:
 
 def _gathered(term: RowTerm, dp: Axis, first: int, last: int) -> PairTerm:
     """Return the pairs of all replicas for owned latents only, numbered from `first`."""
-    counts = torch.diff(term.offsets_B, append=term.offsets_B.new_tensor([len(term.latent_P)]))
+    counts = torch.diff(term.offsets_B, append=term.offsets_B.new_full((1,), len(term.latent_P)))
     row_P = torch.repeat_interleave(counts, output_size=len(term.latent_P)) + dp.rank * len(counts)
     latent_P, coeff_P, row_P = (dp.gather_ragged(t) for t in (term.latent_P, term.coeff_P, row_P))
     rows_BD = dp.gather_rows(term.rows_BD)

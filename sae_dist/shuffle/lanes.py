@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import DataError
+from sae_dist.core.moving import moved
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 
 
@@ -110,8 +111,8 @@ class Lane:
         self._build()
         self.offset = offset
 
-    def take(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return the next `count` rows [count, D] and their ids."""
+    def take(self, count: int) -> list[tuple[Tensor, Tensor]]:
+        """Return the next `count` rows and their ids, as one or more stretches of the lane's blocks."""
         parts = []
         while count:
             assert self.rows is not None, "filled when the shuffle was opened"
@@ -125,7 +126,7 @@ class Lane:
             self.handed += taken
             count -= taken
         self._pull_ahead()
-        return torch.cat([rows for rows, _ in parts]), torch.cat([ids for _, ids in parts])
+        return parts
 
     def _pull_ahead(self) -> None:
         """Fill the next group in step with the rows handed out, but not past the end of the run."""
@@ -156,10 +157,7 @@ class Lane:
         stay, later = (torch.from_numpy(np.flatnonzero(mask)) for mask in (stays, ~stays))
         self.group = []
         self.group_number += 1
-        self.deferred, kept = (
-            (rows[later], ids[later]),
-            (rows[stay], ids[stay]),
-        )
+        self.deferred, kept = _chosen(rows, ids, later), _chosen(rows, ids, stay)
         return kept
 
     def _build(self) -> None:
@@ -171,13 +169,19 @@ class Lane:
             rows, ids = torch.cat([before[0], rows]), torch.cat([before[1], ids])
         drawn = self._draw("permute", self.block, len(rows))
         order = torch.from_numpy(np.argsort(drawn, kind="stable"))
-        self.rows, self.ids, self.offset = rows[order], ids[order], 0
+        (self.rows, self.ids), self.offset = _chosen(rows, ids, order), 0
         self.starts = {g: start for g, start in self.starts.items() if g >= self.block - 1}
 
     def _draw(self, purpose: str, number: int, count: int) -> np.ndarray:
         """Return raw random uint64 [count], the one stream that numpy keeps the same across versions."""
         tag = {"split": 1, "permute": 2}[purpose]
         return np.random.Philox(seed=[self.seed, self.lane, number, tag]).random_raw(count)
+
+
+def _chosen(rows: Tensor, ids: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return some rows and their ids, each on its own device, chosen by an index on the host."""
+    at = moved(index, rows.device)
+    return rows.index_select(0, at), ids.index_select(0, at if ids.device == at.device else index)
 
 
 class Shuffle:
@@ -199,6 +203,7 @@ class Shuffle:
         block_chunks: int,
     ):
         self.rows_per_step, self.opened = rows_per_step, False
+        self.turns: dict[torch.device, Tensor] = {}
         # Lanes differ by at most one row over the whole run; one more never costs more than a chunk.
         total = -(-rows_per_step * steps // len(lanes))
         self.lanes = [
@@ -212,15 +217,21 @@ class Shuffle:
             self._open()
         count = len(self.lanes)
         first = step * self.rows_per_step % count
-        takes = []
+        parts = []
         for turn in range(min(count, self.rows_per_step)):
-            rows, ids = self.lanes[(first + turn) % count].take(-(-(self.rows_per_step - turn) // count))
-            takes.append((turn, rows, ids))
-        out = takes[0][1].new_empty(self.rows_per_step, takes[0][1].shape[1])
-        out_ids = takes[0][2].new_empty(self.rows_per_step)
-        for turn, rows, ids in takes:
-            out[turn::count], out_ids[turn::count] = rows, ids
-        return out, out_ids
+            parts += self.lanes[(first + turn) % count].take(-(-(self.rows_per_step - turn) // count))
+        # Lane by lane, and then in turn: two launches on a GPU, however many lanes there are.
+        rows, ids = torch.cat([rows for rows, _ in parts]), torch.cat([ids for _, ids in parts])
+        return self._in_turn(rows), self._in_turn(ids)
+
+    def _in_turn(self, values: Tensor) -> Tensor:
+        """Return values that stand lane by lane in the order of q, in which the lanes take turns."""
+        count, device = len(self.lanes), values.device
+        if device not in self.turns:
+            turns = torch.arange(self.rows_per_step)
+            by_lane = torch.cat([turns[turn::count] for turn in range(min(count, len(turns)))])
+            self.turns[device] = moved(by_lane.argsort(), device)
+        return values.index_select(0, self.turns[device])
 
     def _open(self) -> None:
         """Open all lanes, then fill them, in the order of where they start.

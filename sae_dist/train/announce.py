@@ -4,6 +4,7 @@ import sys
 
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
+from sae_dist.core.staging import STAGING_BYTES
 from sae_dist.core.text import gib
 from sae_dist.core.types import LlmFacts
 from sae_dist.train.end import left_out
@@ -36,6 +37,8 @@ def announce(runs: list[Run], facts: LlmFacts | None) -> None:
             if share > MEAN_SHARE:
                 print(f"  {name}{mean_in_words(share)}", file=sys.stderr)
     print(f"  {memory_in_words(runs)}", file=sys.stderr)
+    if cfg.optim.kind == "offload" and first.device.type != "cpu":
+        print(f"  {offload_in_words(runs)}", file=sys.stderr)
     if cfg.metrics.telemetry_s is not None:
         gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
         print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr)
@@ -66,9 +69,19 @@ def memory_in_words(runs: list[Run]) -> str:
     )
     if runs[0].cfg.checkpoint.background:
         copies = sum(checkpoint_bytes(run.cfg, width_of_rows(run)) for run in runs)
-        copy = gib(copies / runs[0].topology.num_consumers, 2)
+        staging = STAGING_BYTES if runs[0].device.type == "cuda" else 0
+        copy = gib(copies / runs[0].topology.num_consumers + staging, 2)
         said += f", {copy} more on the host while a checkpoint is written"
     return said
+
+
+def offload_in_words(runs: list[Run]) -> str:
+    """Say what each step moves over the bus: weights and gradients to the host, weights back."""
+    owned = sum(p.numel() * p.element_size() for run in runs for p in run.dictionary.parameters())
+    return (
+        f"optim=offload: each step moves {gib(3 * owned, 2)} between this GPU and the host, and updates "
+        f"{gib(owned, 2)} of weights there; optim=row_adam needs neither, where its moments fit"
+    )
 
 
 def width_of_rows(run: Run) -> int:

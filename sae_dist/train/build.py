@@ -13,6 +13,7 @@ from sae_dist.config.needs import step_flops
 from sae_dist.config.run import Single, load_config
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.staging import Staging
 from sae_dist.core.types import ChunkSource, Precision
 from sae_dist.dictionary.base import Dictionary, Setting, dictionary_class
 from sae_dist.distributed.mesh import Topology
@@ -56,13 +57,16 @@ def build_runs(rank: Rank, folders: Sequence[Path], chunks: ChunkSource) -> list
     )
     stream = SharedStream(shuffle)
     background = Background() if cfg.checkpoint.background else None
+    # Pinned now: to pin memory in a step would wait for all that the GPU does.
+    staging = Staging() if background is not None and rank.device.type == "cuda" else None
     runs = []
     for folder in folders:
         member = single(load_config(folder / CONFIG), folder)
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
-        runs.append(build_run(rank, member, folder, Columns(stream, columns, widths), balance, background))
+        draw = Columns(stream, columns, widths)
+        runs.append(build_run(rank, member, folder, draw, balance, background, staging))
     if not runs:
         return runs
     start(runs)
@@ -88,13 +92,20 @@ def profile_first(run: Run, watch: Watch) -> None:
 
 
 def build_run(
-    rank: Rank, cfg: Single, folder: Path, draw: Columns, balance: Balance, background: Background | None
+    rank: Rank,
+    cfg: Single,
+    folder: Path,
+    draw: Columns,
+    balance: Balance,
+    background: Background | None,
+    staging: Staging | None = None,
 ) -> Run:
     """Build one dictionary with all that it has for itself.
 
     Args:
         cfg: of the dictionary; `folder` too.
         background: writes the checkpoints of all dictionaries; None: training waits for them.
+        staging: copies for it from the GPU, where there is one.
     """
     topology, device, widths = rank.topology, rank.device, draw.widths
     dictionary = build_dictionary(cfg, widths, topology, device)
@@ -113,7 +124,7 @@ def build_run(
         optimizer=build_optimizer(cfg, dictionary, topology),
         meter=RunMeter(recorder, balance, speed),
         checkpoints=Checkpoints(
-            folder, topology, cfg.checkpoint.keep, keep_steps, background, Standing.of(rank.folder)
+            folder, topology, cfg.checkpoint.keep, keep_steps, background, Standing.of(rank.folder), staging
         ),
         agreement=Agreement(topology, rank.stop),
         device=device,

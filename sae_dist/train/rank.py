@@ -1,21 +1,25 @@
 """One process of a run, once the run folder is frozen: it trains, or produces activations."""
 
+import os
 import sys
-import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from sae_dist.config.grid import member_folders, shared_out
 from sae_dist.config.run import Resolved, load_config
-from sae_dist.core.errors import NumericsError, Preempted, TransportError
+from sae_dist.core.errors import NumericsError, Preempted, SaeDistError, TransportError
 from sae_dist.core.place import place
+from sae_dist.core.process import pause
 from sae_dist.core.progress import waiting
-from sae_dist.core.run_folder import CONFIG, DIVERGED, SUMMARY, status
+from sae_dist.core.run_folder import CONFIG, DIVERGED, LOGS, SUMMARY, status
+from sae_dist.core.text import print_line
 from sae_dist.core.types import ChunkSource
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
+from sae_dist.distributed.lookout import start_lookout
 from sae_dist.distributed.mesh import Topology
 from sae_dist.metrics.clock import PhaseClock
 from sae_dist.train.announce import announce
@@ -43,6 +47,7 @@ def run_rank(folder: Path) -> None:
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
+    start_lookout(control, where.rank, device.type == "cuda", partial(leave, folder / LOGS, where.rank))
     try:
         run_role(make_rank(cfg, folder, device, stop, control))
     except Preempted:
@@ -59,6 +64,15 @@ def run_rank(folder: Path) -> None:
     runtime.finish()
 
 
+def leave(logs: Path, rank: int, error: Exception) -> None:
+    """Exit for a main thread that stands still, with the reason where the parent process reads it."""
+    if logs.is_dir():
+        (logs / f"rank_{rank}.error").write_text(str(error), encoding="utf-8")
+    print_line(str(error))
+    sys.stdout.flush()
+    os._exit(error.exit_code if isinstance(error, SaeDistError) else 1)
+
+
 def make_rank(
     cfg: Resolved, folder: Path, device: torch.device, stop: runtime.StopRequest, control: Control
 ) -> Rank:
@@ -72,6 +86,7 @@ def make_rank(
         in_step=cfg.llm.shard == "zero3",
         clock=clock,
     )
+    topology.meet(device)
     facts = build_facts(cfg)
     watch = Watch(clock, start_telemetry(cfg, where, topology, device, control))
     return Rank(cfg, folder, facts, where, topology, device, stop, control, watch)
@@ -140,7 +155,7 @@ def await_groups(rank: Rank, how: str) -> None:
             ended = [word for word in ("trained", "stopped") if control.check(f"{word}/{group}")]
             waiting -= {group} if ended else set()
             stopped |= "stopped" in ended
-        time.sleep(POLL_S)
+        pause(POLL_S)
     if stopped and how == "trained" and topology.rank == 0:
         raise Preempted(
             "another group of consumers stopped as asked; checkpoints saved. "

@@ -15,6 +15,7 @@ from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
 from sae_dist.tokens.source import open_tokens
 from sae_dist.train.state import Rank
+from sae_dist.transport.ahead import Ahead
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.collective import RemoteChunks, produce
@@ -125,7 +126,8 @@ def build_chunks(rank: Rank) -> ChunkSource:
     """Open a consumer's source of chunks: its own, or the producers."""
     cfg, topology = rank.cfg, rank.topology
     if topology.num_producers == 0:
-        return build_source(cfg, rank.facts, rank.device, witness=topology.reads_first)
+        source = build_source(cfg, rank.facts, rank.device, witness=topology.reads_first)
+        return Ahead(source, rank.device) if rank.device.type == "cuda" and not cfg.runs_llm else source
     return RemoteChunks(
         build_stream(rank),
         lanes=topology.lanes_of_consumer(topology.index, cfg.shuffle.lanes),

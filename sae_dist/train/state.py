@@ -14,6 +14,7 @@ from torch import Tensor
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import NumericsError
+from sae_dist.core.moving import moved
 from sae_dist.core.place import Place
 from sae_dist.core.types import Batch, LlmFacts, LossTerms, Precision
 from sae_dist.dictionary.base import Dictionary
@@ -181,6 +182,7 @@ class Run:
     seconds: float = 0.0
     pauses: list[float] = field(default_factory=list)
     evaluator: "Evaluator | None" = None
+    _scaled: tuple[list[float], Tensor] | None = None
 
     @property
     def steps(self) -> int:
@@ -197,14 +199,19 @@ class Run:
         return (self.to_master(raw) - self.shift_C) * self.scale_C()
 
     def to_master(self, raw: Tensor) -> Tensor:
-        """Return rows [b, C] from the wire on the device, in the dtype of the weights."""
-        return raw.to(self.device, Precision.of(self.cfg.precision).master)
+        """Return rows [b, C] from the wire on the device, in the dtype of the weights.
+
+        They are moved as they are and converted there: torch would convert them on the host first.
+        """
+        return moved(raw, self.device).to(Precision.of(self.cfg.precision).master)
 
     def scale_C(self) -> Tensor:
         """Return the scale of each column of a row, [C], one value per hook."""
-        master = Precision.of(self.cfg.precision).master
-        parts = [torch.full((n,), s, dtype=master) for n, s in zip(self.widths, self.scales, strict=True)]
-        return torch.cat(parts).to(self.device)
+        if self._scaled is None or self._scaled[0] != self.scales:
+            master, each = Precision.of(self.cfg.precision).master, zip(self.widths, self.scales, strict=True)
+            parts = [torch.full((n,), scale, dtype=master, device=self.device) for n, scale in each]
+            self._scaled = list(self.scales), torch.cat(parts)
+        return self._scaled[1]
 
     def save(self) -> None:
         """Begin to checkpoint the state after the current step; every consumer rank calls this.

@@ -110,6 +110,7 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"{where.world} processes: start two, with torchrun --nproc-per-node 2")
     device = runtime.start(where, options.device, options.timeout_s)
     topology = Topology(TopologyConfig(producers=1, timeout_s=options.timeout_s), where, device.type)
+    topology.meet(device)
     stream = Stream(
         topology,
         lanes=LANES,

@@ -9,15 +9,21 @@ On CUDA each thread has a stream of its own, with events between them; that has 
 
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 
 import torch
 
+from sae_dist.core.errors import TransportError
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.sender import Sender, side_stream
 from sae_dist.transport.timed import Timed
 from sae_dist.transport.wire import NEVER, Stream, Transfer
+
+LOOK_S = 1.0
+PATIENCE = 1.5
+"""How many times `topology.timeout_s` the main thread waits for the thread that receives."""
 
 
 def produce(stream: Stream, source: ChunkSource, in_flight: int) -> int:
@@ -97,6 +103,7 @@ class RemoteChunks:
         self.granted: deque[int] = deque()
         self.arriving: deque[Transfer] = deque()
         self.failure: Exception | None = None
+        self.arrivals = 0
         self.thread = threading.Thread(target=self._run, name="receive", daemon=True)
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
@@ -110,7 +117,7 @@ class RemoteChunks:
             assert len(self.index) == len(self.lanes), "all lanes are opened before any is read"
             self.thread.start()
         while True:
-            chunk = self.arrived[lane].get()
+            chunk = self._arrived(lane)
             if isinstance(chunk, Exception):
                 raise chunk
             if chunk is None:
@@ -120,6 +127,28 @@ class RemoteChunks:
                 # Its memory belongs to the receiving stream, which must not reuse it before it is read here.
                 chunk.rows_RD.record_stream(torch.cuda.current_stream(chunk.rows_RD.device))
             yield chunk
+
+    def _arrived(self, lane: int) -> ActivationChunk | Exception | None:
+        """Wait for a lane's next chunk, its end, or the failure of the thread that receives.
+
+        Raises:
+            TransportError: a rank failed, or nothing at all came for a time in which that thread, whose own
+                waits are shorter, would have said so.
+        """
+        arrivals, limit_s = self.arrivals, PATIENCE * self.stream.timeout_s
+        until = time.monotonic() + limit_s
+        while True:
+            try:
+                return self.arrived[lane].get(timeout=LOOK_S)
+            except queue.Empty:
+                self.stream.look_out()
+            if arrivals != self.arrivals:
+                arrivals, until = self.arrivals, time.monotonic() + limit_s
+            elif time.monotonic() > until:
+                raise TransportError(
+                    f"the thread that receives chunks stands still: none came for {limit_s:g} s, in a wait "
+                    f"for one of lane {lane}"
+                )
 
     def close(self) -> None:
         """Tell the producers to stop, and receive the chunks that were already granted.
@@ -211,7 +240,9 @@ class RemoteChunks:
     def _take_in(self, transfer: Transfer) -> None:
         """Put a chunk that has arrived, or the end of its lane, into the lane's queue."""
         arrived = self.arrived[transfer.number % self.stream.lanes]
-        if self.stream.finish(transfer).tensors:
+        finished = self.stream.finish(transfer)
+        self.arrivals += 1
+        if finished.tensors:
             arrived.put(self.stream.unpack(transfer))
         else:
             self.room.release()

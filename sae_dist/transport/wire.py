@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sae_dist.core.errors import TransportError
+from sae_dist.core.moving import moved
+from sae_dist.core.process import pause
 from sae_dist.core.text import first_line
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed.control import Control
@@ -69,13 +71,13 @@ class Stream:
         Raises:
             TransportError: `whom` did not set it within `timeout_s`, or a rank failed; the message names it.
         """
-        until, pause = time.monotonic() + self.timeout_s, FIRST_POLL_S
+        until, wait_s = time.monotonic() + self.timeout_s, FIRST_POLL_S
         while not self._looking_out().check(key):
             if time.monotonic() > until:
                 raise TransportError(f"{whom} was silent for {self._limit()}, in a wait for {key}")
             # A blocking wait would hold the store's only connection, which other threads use too.
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_POLL_S)
+            pause(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_POLL_S)
         return self.control.get(key)
 
     def starts(self, lane: int) -> list[Position | None]:
@@ -103,8 +105,8 @@ class Stream:
         if chunk is None:
             self.control.set(f"size/{group}/{number}", "0")
             return transfer
-        rows = chunk.rows_RD.to(self.device, self.dtype).contiguous()
-        packed = _pack(chunk).to(self.device)
+        rows = moved(chunk.rows_RD, self.device).to(self.dtype).contiguous()
+        packed = moved(_pack(chunk), self.device)
         self.control.set(f"size/{group}/{number}", str(len(packed)))
         pair = self.topology.stream_groups[self.topology.producer_index, consumer]
         transfer.tensors = [packed, rows]
@@ -149,20 +151,36 @@ class Stream:
         Raises:
             TransportError: its peer was silent for `timeout_s`, or is gone; the message names peer and chunk.
         """
+        where = f"in the middle of chunk {transfer.number}"
+        if self.device.type == "cuda":
+            self._await(transfer, where)
         try:
             for work in transfer.works:
                 work.wait()
-            if self.device.type == "cuda":
-                # NCCL's wait blocks the current stream, not this thread; the memory is free only after this.
-                torch.cuda.current_stream(self.device).synchronize()
         except RuntimeError as error:
             self._raise_failure()
             first = first_line(error)[:200]
             silent = "timed out" in first.lower()
             what = f"was silent for {self._limit()}" if silent else f"is gone ({first})"
-            where = f"in the middle of chunk {transfer.number}"
             raise TransportError(f"{transfer.peer} {what}, {where}") from None
         return transfer
+
+    def _await(self, transfer: Transfer, where: str) -> None:
+        """Wait until the device has moved a chunk, or until it fails.
+
+        NCCL's own wait has no end: it holds up the current stream, not this thread, and so would a wait for
+        that stream.
+
+        Raises:
+            TransportError: it took longer than `timeout_s`, or a rank failed; the message names it.
+        """
+        until, wait_s = time.monotonic() + self.timeout_s, FIRST_POLL_S
+        while not all(work.is_completed() for work in transfer.works):
+            self._looking_out()
+            if time.monotonic() > until:
+                raise TransportError(f"{transfer.peer} was silent for {self._limit()}, {where}")
+            pause(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_POLL_S)
 
     def unpack(self, transfer: Transfer) -> ActivationChunk:
         """Build the activation chunk from the bytes that arrived."""
@@ -180,6 +198,14 @@ class Stream:
             self._raise_failure()
             self.look_at = time.monotonic() + LOOK_S
         return self.control
+
+    def look_out(self) -> None:
+        """Look whether a rank has failed.
+
+        Raises:
+            TransportError: one has.
+        """
+        self._looking_out()
 
     def _raise_failure(self) -> None:
         """Raise the reason of the rank that failed first, if one has."""

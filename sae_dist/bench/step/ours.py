@@ -120,17 +120,17 @@ def start_not_drawn() -> Iterator[None]:
 
     For 2^20 latents the host would take minutes to draw them in float64.
     """
-    drawing = base.unit_rows
-    base.unit_rows = undrawn
+    drawing = base.unit_blocks
+    base.unit_blocks = undrawn
     try:
         yield
     finally:
-        base.unit_rows = drawing
+        base.unit_blocks = drawing
 
 
-def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Tensor:
-    """Return rows without values, in place of `dictionary.latents.unit_rows`."""
-    return torch.empty(last - first, width)
+def undrawn(seed: int, first: int, last: int, width: int, stream: int = 0) -> Iterator[Tensor]:
+    """Yield no rows, in place of `dictionary.latents.unit_blocks`: the matrices keep what they have."""
+    return iter(())
 
 
 def make_ours(words: list[str]) -> Callable[[Problem], Ours]:

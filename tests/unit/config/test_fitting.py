@@ -69,7 +69,10 @@ def test_a_grid_is_fitted_as_a_whole():
 def test_the_announcement_counts_the_copy_of_a_checkpoint():
     """2^20 latents of width 1024 are 24 GiB with their moments; each of two consumers copies its half."""
     run = SimpleNamespace(cfg=config(2**20), widths=(1024,), topology=SimpleNamespace(num_consumers=2))
-    assert "12.01 GiB more on the host while a checkpoint is written" in memory_in_words([run])
+    # And on a GPU the buffer through which they are copied.
+    for device, copy in (("cpu", "12.01"), ("cuda", "12.26")):
+        run.device = torch.device(device)
+        assert f"{copy} GiB more on the host while a checkpoint is written" in memory_in_words([run])
     run.cfg.checkpoint.background = False
     assert "more on the host" not in memory_in_words([run])
 
