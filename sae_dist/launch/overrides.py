@@ -94,7 +94,7 @@ def parse(text: str) -> Override:
     _check_key(name, value)
     if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD):
         raise ConfigError(f"{text} adds or removes a key; every key exists: write {name}={value or 'null'}")
-    if not _is_value(name) and not override.is_sweep_override():
+    if not is_value(override) and not override.is_sweep_override():
         _check_option(name, override.value())
     return override
 
@@ -105,8 +105,12 @@ def _by_grammar(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-def _is_value(key: str) -> bool:
-    """Return whether a key takes a value, and is no section and no group of options."""
+def is_value(override: Override) -> bool:
+    """Return whether an override gives a key its value, and does not choose an option of a group."""
+    return override.package is None and _takes_value(override.key_or_group)
+
+
+def _takes_value(key: str) -> bool:
     return key in schema() and not dataclasses.is_dataclass(schema()[key])
 
 
@@ -164,7 +168,7 @@ def for_several(override: Override) -> str:
 
 
 def _check_key(key: str, value: str) -> None:
-    if _is_value(key) or key in groups():
+    if _takes_value(key) or key in groups():
         return
     keys = schema()
     if key in keys and dataclasses.is_dataclass(keys[key]):

@@ -24,9 +24,10 @@ from sae_dist.tokens.documents import python_documents
 
 progress.LINE_EVERY_S = 3600.0  # as tests/conftest.py
 
-# Hydra's grammar and a thousand regular expressions of transformers stay compiled; the files of Python's own
-# text stay listed.
-compose_config(["debug=tiny", "grid.k=[4,8]"])
+# Hydra's grammar and a thousand regular expressions of transformers stay compiled, the usual options
+# composed, the files of Python's own text listed.
+for options in (["grid.k=[4,8]"], ["debug=tiny"]):
+    compose_config(options)
 get_checkpoint_conversion_mapping("llama")
 python_documents()
 gc.collect()
