@@ -12,6 +12,7 @@ import torch
 
 from sae_dist.core import progress
 from tests.helpers.processor_time import ProcessorTime
+from tests.helpers.small_llm import save_small_llm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -39,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the tests of a file share, where they give commands."""
-    return tmp_path_factory.mktemp("folder")
+    """A folder that the tests of a file share, where they give commands; in it are `small_llm`'s files."""
+    return save_small_llm(tmp_path_factory.mktemp("folder"))
 
 
 @pytest.fixture(scope="session")

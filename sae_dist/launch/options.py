@@ -1,6 +1,7 @@
 """The keys of a run, and the config groups with the options that there are."""
 
 import dataclasses
+import functools
 import typing
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def groups() -> dict[str, list[str]]:
     return {group: list(options) for group, options in option_files().items()}
 
 
+@functools.cache
 def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Return every key of a run, dotted, with its type; a section has its dataclass."""
+    """Return every key of a run, dotted, with its type; a section has its dataclass. For reading only."""
     found: dict[str, Any] = {}
     for name, kind in typing.get_type_hints(node).items():
         found[prefix + name] = kind

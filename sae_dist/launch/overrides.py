@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 import itertools
 import typing
 from typing import Any
@@ -76,7 +77,7 @@ def parse(text: str) -> Override:
     if key != key.strip() or value != value.lstrip():
         raise ConfigError(f"{text} has spaces beside its =; write {key.strip()}={value.strip()}")
     try:
-        override = OverridesParser.create().parse_override(text)
+        override = _by_grammar(text)
     except HydraException:
         if list in kinds_of(key) or str not in kinds_of(key):
             _check_key(key.lstrip("+~"), value)
@@ -88,14 +89,29 @@ def parse(text: str) -> Override:
                 fix = f"""quote the value: {key}='"..."'"""
             raise ConfigError(f"{key}={value} cannot be read; {fix}") from None
         quoted = value.replace("'", "\\'")
-        override = OverridesParser.create().parse_override(f"{key}='{quoted}'")
+        override = _by_grammar(f"{key}='{quoted}'")
     name = override.key_or_group
     _check_key(name, value)
     if override.type not in (OverrideType.CHANGE, OverrideType.FORCE_ADD):
         raise ConfigError(f"{text} adds or removes a key; every key exists: write {name}={value or 'null'}")
-    if name in groups() and not override.is_sweep_override():
+    if not is_value(override) and not override.is_sweep_override():
         _check_option(name, override.value())
     return override
+
+
+@functools.lru_cache(maxsize=1024)
+def _by_grammar(text: str) -> Override:
+    """Read one override; kept, since a command reads its words several times, at milliseconds each."""
+    return OverridesParser.create().parse_override(text)
+
+
+def is_value(override: Override) -> bool:
+    """Return whether an override gives a key its value, and does not choose an option of a group."""
+    return override.package is None and _takes_value(override.key_or_group)
+
+
+def _takes_value(key: str) -> bool:
+    return key in schema() and not dataclasses.is_dataclass(schema()[key])
 
 
 def kinds_of(key: str) -> list[Any]:
@@ -152,14 +168,12 @@ def for_several(override: Override) -> str:
 
 
 def _check_key(key: str, value: str) -> None:
-    keys = schema()
-    if key in groups():
+    if _takes_value(key) or key in groups():
         return
+    keys = schema()
     if key in keys and dataclasses.is_dataclass(keys[key]):
         inside = [name for name in keys if name.startswith(f"{key}.")]
         raise ConfigError(f"{key}={value} gives a value to a section; its keys: {', '.join(inside)}")
-    if key in keys:
-        return
     last = key.split(".")[-1]
     leaves = [name for name in keys if not dataclasses.is_dataclass(keys[name])]
     if last in PEER_NAMES:

@@ -5,6 +5,7 @@ reading what lies before it. Long files are cut into pieces: a lane reads whole 
 file of 10 GB must feed every lane.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -129,11 +130,13 @@ def pieces(key: str, path: Path, piece_bytes: int = PIECE_BYTES) -> list[Documen
     ]
 
 
-def python_documents() -> list[Document]:
+@functools.cache
+def python_documents() -> tuple[Document, ...]:
     """List the documents that every Python has: the standard library's sources and `pydoc_data.topics`.
 
     Encoding tables (tables of numbers), the source form of the topics (the topics themselves are read
-    instead) and packages installed next to the standard library are left out.
+    instead) and packages installed next to the standard library are left out. A run asks for them several
+    times before its first step; they are listed once, as thousands of files are looked at.
     """
     from pydoc_data.topics import topics
 
@@ -141,7 +144,7 @@ def python_documents() -> list[Document]:
     for key, path in python_sources():
         found += pieces(key, path)
     found += [Document(f"pydoc_data/{name}", None, 0, len(topics[name])) for name in sorted(topics)]
-    return found
+    return tuple(found)
 
 
 def python_sources() -> list[tuple[str, Path]]:

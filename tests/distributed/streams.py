@@ -12,7 +12,7 @@ from sae_dist.transport.collective import RemoteChunks
 from sae_dist.transport.wire import Stream
 from tests.helpers.sources import Numbers
 
-LANES, ROWS, BATCH, STEPS, BLOCK = 24, 8, 96, 30, 2
+LANES, ROWS, BATCH, STEPS, BLOCK = 24, 8, 96, 18, 2
 
 
 def topology_of(cfg: TopologyConfig) -> Topology:

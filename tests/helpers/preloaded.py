@@ -20,11 +20,15 @@ import sae_dist.train.harvest  # noqa: F401
 import sae_dist.train.rank  # noqa: F401
 from sae_dist.core import progress
 from sae_dist.launch.compose import compose_config
+from sae_dist.tokens.documents import python_documents
 
 progress.LINE_EVERY_S = 3600.0  # as tests/conftest.py
 
-# Hydra's grammar and a thousand regular expressions of transformers stay compiled.
-compose_config(["debug=tiny", "grid.k=[4,8]"])
+# Hydra's grammar and a thousand regular expressions of transformers stay compiled, the usual options
+# composed, the files of Python's own text listed.
+for options in (["grid.k=[4,8]"], ["debug=tiny"]):
+    compose_config(options)
 get_checkpoint_conversion_mapping("llama")
+python_documents()
 gc.collect()
 gc.freeze()

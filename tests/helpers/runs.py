@@ -8,9 +8,11 @@ import psutil
 from safetensors.torch import load_file
 
 from tests.helpers.commands import rows
+from tests.helpers.small_llm import SMALL
 
-LENGTH = ["train_tokens=76800", "checkpoint.every=7680", "activations.scaling=centred", "hook=layers.0"]
-"""A hundred steps, a checkpoint every ten."""
+LENGTH = ["train_tokens=19200", "checkpoint.every=1920", "activations.scaling=centred", "hook=layers.0"]
+LENGTH += SMALL
+"""A hundred steps on the small model, a checkpoint every ten."""
 SPLIT = ["topology.producers=1", "topology.shard=2", "topology.timeout_s=300"]
 TIMES = ("perf/", "gpu/", "host/")
 

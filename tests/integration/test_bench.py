@@ -145,7 +145,7 @@ def test_stream_measures_transport_capture_split_topology_and_grid(tmp_path):
 
 
 def test_mixing_counts_rows_of_one_document_by_block_size(tmp_path):
-    words = "--blocks 1,8 --chunk-rows 64 --tokens 60k --device cpu"
+    words = "--blocks 1,8 --chunk-rows 64 --tokens 24k --device cpu"
     done = warm(tmp_path, "bench", "mixing", "--folder", "out", *words.split())
     assert done.returncode == 0, done.stderr
     with open(tmp_path / "out" / "mixing.csv", newline="") as file:

@@ -6,15 +6,15 @@ import pytest
 
 from tests.helpers.commands import TINY, train
 from tests.helpers.runs import results, wait_for_checkpoint
+from tests.helpers.small_llm import SMALL
 from tests.helpers.warm import Command, warm
 
 EXACT = [
+    *SMALL,
     "precision=float64",
     "optim.warmup=0",
     "optim.decay=0",
     "sae.num_latents=512",
-    "batch=192",
-    "shuffle.chunk_rows=64",
     "train_tokens=3840",
     "sae.dead_after=1000",
 ]
@@ -75,8 +75,15 @@ def test_every_topology_gives_the_same_numbers(topology, folder, alone):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_last_evaluation_is_that_of_the_export(kind, folder):
-    words = [*KINDS[kind], "eval.every=7680", "eval.rows=2048", "eval.tokens=2048", "eval.ce_tokens=0"]
-    words += ["train_tokens=7680", "topology.shard=2", "eval.baselines=false"]
+    words = [
+        *SMALL,
+        *KINDS[kind],
+        "eval.every=1920",
+        "eval.rows=2048",
+        "eval.tokens=2048",
+        "eval.ce_tokens=0",
+    ]
+    words += ["train_tokens=1920", "topology.shard=2", "eval.baselines=false"]
     (last,) = evaluations(train(folder, f"export_{kind}", *words))
     summary = json.loads((folder / "outputs" / f"export_{kind}" / "summary.json").read_text())
     assert summary["eval_tokens"] == 2048
@@ -85,7 +92,7 @@ def test_the_last_evaluation_is_that_of_the_export(kind, folder):
 
 
 def test_a_resumed_run_evaluates_the_same(folder):
-    words = ["train_tokens=15360", "checkpoint.every=7680", "eval.every=3840", "eval.rows=500"]
+    words = [*SMALL, "train_tokens=3840", "checkpoint.every=960", "eval.every=960", "eval.rows=500"]
     whole = train(folder, "whole", *words)
     process = Command(folder, "train", *TINY, *words, "name=killed")
     wait_for_checkpoint(process, folder / "outputs" / "killed")
@@ -97,7 +104,7 @@ def test_a_resumed_run_evaluates_the_same(folder):
 
 
 def test_the_dictionaries_of_a_grid_are_evaluated_each(folder):
-    words = ["train_tokens=3840", "eval.every=3840", "eval.rows=500", "grid.hook=[layers.0,layers.1]"]
+    words = [*SMALL, "train_tokens=960", "eval.every=960", "eval.rows=500", "grid.hook=[layers.0,layers.1]"]
     done = warm(folder, "train", *TINY, *words, "name=grid", "tokens.max_norm_multiple=null")
     assert done.returncode == 0, done.stderr
     found = []

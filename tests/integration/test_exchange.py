@@ -18,7 +18,8 @@ from tests.helpers.commands import TINY, train
 from tests.helpers.dictionaries import to_dense
 from tests.helpers.warm import warm
 
-SHORT = ["train_tokens=3072", "hook=layers.1", "activations.scaling=centred"]
+SHORT = ["batch=192", "shuffle.chunk_rows=64", "train_tokens=768", "hook=layers.1"]
+SHORT += ["activations.scaling=centred"]
 KINDS = {
     "topk": ["topology.shard=2"],
     "matryoshka": ["sae=matryoshka", "topology.shard=2"],
@@ -167,7 +168,7 @@ def test_a_run_that_another_command_works_in_is_left_alone(runs, tmp_path, monke
 def test_an_unfinished_run_is_exported_as_it_stands_and_that_is_said(runs, tmp_path, capfd):
     run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
     config = OmegaConf.load(run / "config.yaml")
-    config.train_tokens = 7680
+    config.train_tokens = 1920
     OmegaConf.save(config, run / "config.yaml")
     out, err = says(run, ["export", str(run)], capfd)
     assert out == f"{run / 'export'}\n" and err == f"{run} is unfinished: this is its step 4 of 10\n"

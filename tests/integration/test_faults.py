@@ -24,6 +24,7 @@ from sae_dist.checkpoint.read import complete, load_full, newest
 from sae_dist.checkpoint.storage import damage
 from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import LENGTH, SPLIT, rank_process, wait_for_checkpoint
+from tests.helpers.small_llm import SMALL, save_small_llm
 from tests.helpers.tiny_llms import save_tiny
 from tests.helpers.warm import Command, context, warm
 from tests.soak import kills, saves
@@ -117,7 +118,7 @@ def test_kills_during_a_save(times, tmp_path):
 
 def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
     words = ["train", *TINY, *LENGTH[1:], "train_tokens=50M", "name=preempted", "topology.shard=2"]
-    process = Command(tmp_path, *words, ranks=2)
+    process = Command(save_small_llm(tmp_path), *words, ranks=2)
     run = tmp_path / "outputs" / "preempted"
     wait_for_checkpoint(process, run)
     os.kill(process.processes[1].pid, signal.SIGUSR2)
@@ -133,7 +134,7 @@ def test_a_signal_to_one_rank_stops_all_and_saves(tmp_path):
 def test_a_rank_that_stands_still_is_named(tmp_path, victim):
     """A consumer, whom all others wait for in the end, and a producer."""
     words = [*LENGTH[1:], *SPLIT[:2], "topology.timeout_s=12", "train_tokens=50M", "name=still"]
-    process = Command(tmp_path, "train", *TINY, *words)
+    process = Command(save_small_llm(tmp_path), "train", *TINY, *words)
     wait_for_checkpoint(process, tmp_path / "outputs" / "still")
     ranks = psutil.Process(process.pid).children(recursive=True)
     rank_process(process, victim).send_signal(signal.SIGSTOP)
@@ -164,7 +165,7 @@ def small_disk(folder, mebibytes):
 @pytest.mark.long
 def test_a_disk_that_fills_up(tmp_path):
     with small_disk(tmp_path / "outputs", 128):
-        words = [*LENGTH[:1], "checkpoint.every=7680", "name=full"]
+        words = ["train_tokens=76800", "checkpoint.every=7680", "name=full"]
         process = Command(tmp_path, "train", *TINY, *words)
         wait_for_checkpoint(process, tmp_path / "outputs" / "full")
         with open(tmp_path / "outputs" / "filler", "wb") as filler:
@@ -183,9 +184,9 @@ def test_a_disk_that_fills_up(tmp_path):
 def test_wandb_that_cannot_be_reached(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    words = [*TINY, "train_tokens=38400", "metrics.wandb=online", "name=unreachable"]
+    words = [*TINY, *SMALL, "train_tokens=9600", "metrics.wandb=online", "name=unreachable"]
     began = time.monotonic()
-    done = warm(tmp_path, "train", *words)
+    done = warm(save_small_llm(tmp_path), "train", *words)
     assert done.returncode == 0, done.stderr
     assert len(rows(tmp_path / "outputs" / "unreachable")) == 50
     assert "wandb (online) failed, the run goes on" in done.stderr

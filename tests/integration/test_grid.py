@@ -8,10 +8,11 @@ import pytest
 
 from tests.helpers.commands import TINY, ranks_of, rows, train
 from tests.helpers.runs import same_weights, wait_for_checkpoint
+from tests.helpers.small_llm import SMALL
 from tests.helpers.warm import Command, warm
 
-LENGTH = "train_tokens=11520"
-WORDS = ["train", *TINY, LENGTH, "name=grid"]
+LENGTH = [*SMALL, "train_tokens=3840"]
+WORDS = ["train", *TINY, *LENGTH, "name=grid"]
 GRID = ["grid.num_latents=[512,1024]", "grid.k=[8,16]"]
 OF_GRID = [word for word in WORDS[:-1] if not word.startswith(("sae.num_latents=", "sae.k="))] + GRID
 CURVE = (
@@ -35,9 +36,9 @@ def test_each_dictionary_is_the_one_trained_alone(folder, whole):
     run, _ = whole
     for latents, k in ((512, 16), (1024, 8)):
         name = f"num_latents={latents},k={k}"
-        train(folder, f"alone{k}", LENGTH, f"sae.num_latents={latents}", f"sae.k={k}")
+        train(folder, f"alone{k}", *LENGTH, f"sae.num_latents={latents}", f"sae.k={k}")
         alone = folder / "outputs" / f"alone{k}"
-        assert len(curve(alone)) == 15 and curve(run / name) == curve(alone)
+        assert len(curve(alone)) == 20 and curve(run / name) == curve(alone)
         assert same_weights(run / name, alone)
     assert curve(run / "num_latents=512,k=16") != curve(run / "num_latents=512,k=8")
 
@@ -73,7 +74,7 @@ def test_a_producer_and_groups_of_consumers_train_the_same_grid(folder, whole):
 
 def test_a_killed_grid_goes_on_from_a_step_that_all_have(folder, whole):
     run, _ = whole
-    words = [*OF_GRID, "name=killed", "checkpoint.every=3840"]
+    words = [*OF_GRID, "name=killed", "checkpoint.every=768"]
     process = Command(folder, *words)
     killed = folder / "outputs" / "killed"
     wait_for_checkpoint(process, killed / "num_latents=512,k=8")
@@ -102,13 +103,13 @@ def test_a_rate_that_breaks_one_dictionary_leaves_the_others(topology, folder, w
 
 @pytest.fixture(scope="module")
 def without_clip(folder):
-    train(folder, "lr", LENGTH, "sae.num_latents=512", "optim.lr=5e-3", "optim.clip=null")
+    train(folder, "lr", *LENGTH, "sae.num_latents=512", "optim.lr=5e-3", "optim.clip=null")
     return folder / "outputs" / "lr"
 
 
 def test_groups_that_were_stopped_go_on_as_one(folder, whole):
     run, _ = whole
-    words = [*OF_GRID, "name=regrouped", "checkpoint.every=1536", "checkpoint.keep=20"]
+    words = [*OF_GRID, "name=regrouped", "checkpoint.every=384", "checkpoint.keep=20"]
     process = Command(folder, *words, "topology.producers=1", "topology.groups=2", ranks=3)
     stopped = folder / "outputs" / "regrouped"
     for name in ("num_latents=512,k=8", "num_latents=1024,k=16"):

@@ -10,10 +10,11 @@ import pytest
 from sae_dist import cli
 from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import wait_for_checkpoint
+from tests.helpers.small_llm import SMALL_LLM
 from tests.helpers.sources import served
 from tests.helpers.warm import Command, warm
 
-SHAPE = ["train_tokens=19200"]
+SHAPE = [*SMALL_LLM, "train_tokens=19200"]
 HARVEST = [
     "harvest",
     "shuffle.lanes=8",
@@ -84,7 +85,7 @@ def test_a_killed_run_goes_on_in_the_middle_of_lanes_on_other_ranks(folder, live
     # The hook, the model and the seed of the cache, the hook by another of its names.
     words += [
         "hook=blocks.1.hook_resid_post",
-        "llm=embedded",
+        SMALL_LLM[0],
         "seed=0",
         "name=killed",
         "checkpoint.every=3840",
@@ -209,7 +210,7 @@ TABLE = [
     ("path={short}", "shards/lane_7_00000.tar (chunks 7 to 31 of lane 7", "is missing"),
     ("path={good}/nowhere", "nowhere is not a cache", "sae-dist harvest"),
     ("path={good} train_tokens=1M", "train_tokens=1000000 needs", "at most train_tokens="),
-    ("path={good} llm=minilm", "llm.name=minilm", "llm.name=embedded; leave llm.name out"),
+    ("path={good} llm=minilm", "llm.name=minilm", "llm.name=llm; leave llm.name out"),
     ("path={good} hook=layers.2", "hook=layers.2", "hook=layers.1:out; leave hook out"),
     ("path={good} target_hook=layers.2", "target_hook=layers.2", "leave target_hook out"),
     ("path={good} tokens.path=mine", "tokens.path=mine", "leave tokens.path out"),

@@ -13,9 +13,11 @@ import pytest
 from sae_dist.core.errors import Preempted
 from sae_dist.launch.run import stopping_on_request
 from tests.helpers.commands import rows
+from tests.helpers.small_llm import SMALL_LLM, save_small_llm
 from tests.helpers.warm import Command, warm
 
 QUICK = ["debug=tiny", "eval.tokens=0"]
+ON_TEXT = [*QUICK, *SMALL_LLM]
 TWO = ["activations=synthetic", "topology.shard=2"]
 """Ranks that start in half the time: they need no language model."""
 EMBEDDED = Path(__file__).parents[2] / "sae_dist" / "llm" / "embedded"
@@ -29,18 +31,19 @@ def our_line(done) -> str:
 
 
 def test_a_run_is_found_again(tmp_path):
-    first = warm(tmp_path, "train", *QUICK)
+    save_small_llm(tmp_path)
+    first = warm(tmp_path, "train", *ON_TEXT)
     assert first.returncode == 0, first.stderr
     (run,) = (tmp_path / "outputs").iterdir()
-    assert run.name.startswith("embedded-layers.1-topk-512-k8-")
+    assert run.name.startswith("llm-layers.1-topk-128-k8-")
     assert json.loads((run / "summary.json").read_text())["status"] == "finished"
     written = (run / "metrics.jsonl").read_text()
 
-    again = warm(tmp_path, "train", *QUICK)
+    again = warm(tmp_path, "train", *ON_TEXT)
     assert (again.returncode, again.stderr) == (0, "") and f"{run.name} is finished" in again.stdout
     assert (run / "metrics.jsonl").read_text() == written
 
-    other = warm(tmp_path, "train", *QUICK, "sae.k=4", f"name={run.name}")
+    other = warm(tmp_path, "train", *ON_TEXT, "sae.k=4", f"name={run.name}")
     assert other.returncode == 2 and "sae.k is 8 there and 4 here" in our_line(other)
 
     shutil.rmtree(run / "export")
@@ -50,7 +53,7 @@ def test_a_run_is_found_again(tmp_path):
 
 @pytest.mark.long
 def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
-    done = warm(tmp_path, "train", *QUICK, "name=run", "topology=split")
+    done = warm(save_small_llm(tmp_path), "train", *ON_TEXT, "name=run", "topology=split")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "outputs" / "run"
     assert [path.name for path in sorted((run / "logs").iterdir())] == [f"rank_{n}.log" for n in range(3)]
@@ -59,7 +62,16 @@ def test_spawned_ranks_log_and_leave_one_summary(tmp_path):
 
 
 def test_a_multirun_runs_every_combination(tmp_path):
-    words = ["-m", *QUICK, "sae.k=4,8", "name=widths", "train_tokens=4096", "checkpoint.every=null"]
+    save_small_llm(tmp_path)
+    words = [
+        "-m",
+        *ON_TEXT,
+        "sae.num_latents=512",
+        "sae.k=4,8",
+        "name=widths",
+        "train_tokens=4096",
+        "checkpoint.every=null",
+    ]
     done = warm(tmp_path, "train", *words, "eval.tokens=1024", "eval.ce_tokens=0")
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "outputs" / "widths"
@@ -72,7 +84,7 @@ def test_a_multirun_runs_every_combination(tmp_path):
     done = warm(tmp_path, "report", "outputs/widths")
     assert done.returncode == 0 and (sweep / "report.html").read_text().count("<td>finished</td>") == 2
     for wrong in (["sae.num_latents=64", "sae.k=4,65"], ["hook=layers.0,layers.9"]):
-        refused = warm(tmp_path, "train", *QUICK, "-m", *wrong)
+        refused = warm(tmp_path, "train", *ON_TEXT, "-m", *wrong)
         key, last = wrong[-1].split("=")[0], wrong[-1].split(",")[-1]
         assert refused.returncode == 2 and f"{key}={last}" in our_line(refused)
         assert not (tmp_path / "outputs" / f"sweep_{key.split('.')[-1]}").exists(), refused.stderr

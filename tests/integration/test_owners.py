@@ -13,10 +13,11 @@ import pytest
 from sae_dist import cli
 from tests.helpers.commands import TINY, rows, sae_dist, start
 from tests.helpers.runs import rank_process, wait_for_checkpoint
+from tests.helpers.small_llm import SMALL, save_small_llm
 from tests.helpers.warm import Command, warm
 
-LONG = [*TINY, "train_tokens=50M", "checkpoint.every=7680", "name=run"]
-SHORT = [*TINY, "train_tokens=76800", "checkpoint.every=7680", "name=run"]
+LONG = [*TINY, *SMALL, "train_tokens=50M", "checkpoint.every=1920", "name=run"]
+SHORT = [*LONG, "train_tokens=19200"]
 RUN = "outputs/run"
 SECONDS = [
     ["train", *LONG, "resume=auto"],
@@ -25,6 +26,11 @@ SECONDS = [
     ["export", RUN],
     ["report", RUN],
 ]
+
+
+@pytest.fixture(autouse=True)
+def small_llm(tmp_path):
+    save_small_llm(tmp_path)
 
 
 def state(run):

@@ -18,6 +18,7 @@ from sae_dist.export.exported import ExportedSae
 from sae_dist.export.saelens import export_saelens
 from tests.helpers.browser import Tags, browse, is_light, measured, needs_browser, watched
 from tests.helpers.commands import TINY
+from tests.helpers.small_llm import SMALL, save_small_llm
 from tests.helpers.warm import warm
 
 PLANTED = "<script>document.title='taken'</script>"
@@ -42,13 +43,15 @@ def trained(tmp_path_factory) -> Path:
         (folder / "text" / f"{number}.txt").write_text(" ".join(draw.choice(words, 1200)))
     words = [
         *TINY[:-1],
-        "train_tokens=15360",
+        *SMALL,
+        "train_tokens=3840",
         "eval.tokens=4000",
         "eval.ce_tokens=1000",
         "eval.baselines=false",
     ]
+    save_small_llm(folder)
     done = warm(
-        folder, "train", *words, "name=page", f"tokens.path={folder / 'text'}", "checkpoint.every=7680"
+        folder, "train", *words, "name=page", f"tokens.path={folder / 'text'}", "checkpoint.every=1920"
     )
     assert done.returncode == 0, done.stderr
     run = folder / "outputs" / "page"

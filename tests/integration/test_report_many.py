@@ -13,6 +13,7 @@ from sae_dist.cli import main
 from sae_dist.config.run import load_config, save_config
 from tests.helpers.browser import Tags, browse, is_light, measured, needs_browser, watched
 from tests.helpers.commands import TINY
+from tests.helpers.small_llm import SMALL_LLM, save_small_llm
 from tests.helpers.warm import warm
 
 PLANTED = "<script>document.title='taken'</script>"
@@ -32,7 +33,7 @@ def grid(tmp_path_factory) -> Path:
     words = ["train_tokens=7680", "eval.tokens=2000", "eval.ce_tokens=512", "checkpoint.every=null"]
     lists = ["grid.num_latents=[64,128]", "grid.k=[4,8]", "grid.seed=[0,1]"]
     tiny = [word for word in TINY if not word.startswith(("sae.num_latents=", "sae.k="))]
-    done = warm(folder, "train", *tiny, *words, *lists, "name=grid")
+    done = warm(save_small_llm(folder), "train", *tiny, *SMALL_LLM, *words, *lists, "name=grid")
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "grid"
 

@@ -14,6 +14,7 @@ from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.config.run import load_config
 from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import LENGTH, SPLIT, rank_process, results, same_weights, wait_for_checkpoint
+from tests.helpers.small_llm import WIDTH
 from tests.helpers.warm import Command, warm
 
 
@@ -24,7 +25,7 @@ def whole(folder):
 
 def test_a_checkpoint_is_as_large_as_was_counted(folder, whole):
     run = folder / "outputs" / "whole"
-    counted = checkpoint_bytes(load_config(run / "config.yaml"), 256)
+    counted = checkpoint_bytes(load_config(run / "config.yaml"), WIDTH)
     for checkpoint in complete(run / "checkpoints"):
         assert abs(sum(file.stat().st_size for file in checkpoint.iterdir()) / counted - 1) < 0.02
     pauses = json.loads((run / "summary.json").read_text())["checkpoint_pauses"]
@@ -102,11 +103,11 @@ def test_sigterm_saves_and_exits_75(folder):
 
 def test_a_finished_run_becomes_longer(folder, whole):
     """It goes on with the batches that follow; settings that came from its first length stay."""
-    longer = ["train_tokens=92160", *LENGTH[1:]]
+    longer = ["train_tokens=23040", *LENGTH[1:]]
     run = shutil.copytree(folder / "outputs" / "whole", folder / "outputs" / "longer")
     refused = warm(folder, "train", *TINY, *longer, "name=longer")
-    assert refused.returncode == 2 and "begun with train_tokens=76800" in refused.stderr
+    assert refused.returncode == 2 and "begun with train_tokens=19200" in refused.stderr
     found = train(folder, "longer", *longer, "resume=auto")
     assert [row["step"] for row in found] == list(range(1, 121))
     assert results(run)[:100] == results(folder / "outputs" / "whole")
-    assert json.loads((run / "summary.json").read_text())["tokens"] == 92160
+    assert json.loads((run / "summary.json").read_text())["tokens"] == 23040

@@ -16,7 +16,7 @@ from sae_dist.cli import main
 from sae_dist.config.secrets import check_secrets
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError, SaeDistError
-from sae_dist.export.saelens import load_exported
+from sae_dist.export.saelens import export_saelens, load_exported
 from sae_dist.launch.compose import compose_config
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -26,6 +26,8 @@ from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import read_manifest
 from sae_dist.transport.file import open_array
 from tests.helpers.commands import TINY
+from tests.helpers.dictionaries import random_sae
+from tests.helpers.small_llm import SMALL, SMALL_LLM, save_small_llm
 from tests.helpers.tiny_llms import save_tiny
 from tests.helpers.warm import warm
 
@@ -104,8 +106,8 @@ def test_text(tmp_path, planted, facts):
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
-    words = ["llm=embedded", "train_tokens=2000", "batch=100", "shuffle.lanes=2", "shuffle.chunk_rows=64"]
-    done = warm(folder, "harvest", *words, "name=cache")
+    words = [*SMALL_LLM, "train_tokens=2000", "batch=100", "shuffle.lanes=2", "shuffle.chunk_rows=64"]
+    done = warm(save_small_llm(folder), "harvest", *words, "name=cache")
     assert done.returncode == 0, done.stderr
     return folder / "outputs" / "cache"
 
@@ -133,9 +135,9 @@ def test_a_manifest_names_files_of_its_folder_only(tmp_path, cache):
 
 @pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
 def test_an_export(tmp_path, planted, name):
-    done = warm(tmp_path, "train", *TINY, "activations=synthetic", "experiment=toy_tutorial", "name=e")
-    export = tmp_path / "outputs" / "e" / "export"
-    assert export.is_dir(), done.stderr
+    export = tmp_path / "export"
+    export_saelens(export, random_sae("topk", F=48, D=16, k=5))
+    assert load_exported(export).k == 5 and (export / name).is_file()
     (export / name).write_bytes(planted)
     with pytest.raises(SaeDistError) as refusal:
         load_exported(export)
@@ -199,8 +201,9 @@ def test_the_environment_stays_out_of_the_run_folder(tmp_path, monkeypatch):
     secrets = {"WANDB_API_KEY": "a1b2" * 10, "HF_TOKEN": "hf_" + "x9" * 17}
     for name, value in secrets.items():
         monkeypatch.setenv(name, value)
-    words = [*TINY[:-2], "metrics.wandb=offline", "eval.tokens=0", "train_tokens=3840", "topology.shard=2"]
-    done = warm(tmp_path, "train", *words, "name=run", ranks=2)
+    words = [*TINY[:-2], *SMALL, "metrics.wandb=offline", "eval.tokens=0", "train_tokens=960"]
+    words += ["topology.shard=2"]
+    done = warm(save_small_llm(tmp_path), "train", *words, "name=run", ranks=2)
     assert done.returncode == 0, done.stderr
     files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in files) and any(path.name == "config.yaml" for path in files)

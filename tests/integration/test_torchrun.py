@@ -8,6 +8,7 @@ import pytest
 
 from tests.helpers.commands import TINY, rows, sae_dist, start
 from tests.helpers.runs import wait_for_checkpoint
+from tests.helpers.small_llm import SMALL, save_small_llm
 
 pytestmark = pytest.mark.long
 
@@ -16,7 +17,14 @@ TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-po
 
 def test_joins_as_a_rank(tmp_path):
     done = sae_dist(
-        tmp_path, "train", *TINY, "train_tokens=15360", "name=joined", "topology.shard=2", launcher=TORCHRUN
+        save_small_llm(tmp_path),
+        "train",
+        *TINY,
+        *SMALL,
+        "train_tokens=3840",
+        "name=joined",
+        "topology.shard=2",
+        launcher=TORCHRUN,
     )
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(tmp_path / "outputs" / "joined")] == list(range(1, 21))
@@ -33,7 +41,8 @@ def test_wrong_world_size_is_one_line(tmp_path):
 
 def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path, monkeypatch):
     """By torchrun itself, within its job: the command with resume=auto is all that it needs."""
-    length = ["train_tokens=76800", "checkpoint.every=7680", "topology.shard=2", "resume=auto"]
+    save_small_llm(tmp_path)
+    length = [*SMALL, "train_tokens=19200", "checkpoint.every=1920", "topology.shard=2", "resume=auto"]
     words, again = ["train", *TINY, *length, "name=again"], (*TORCHRUN, "--max-restarts", "1")
     refused = sae_dist(tmp_path, *words, launcher=again)
     ours = [line for line in refused.stderr.splitlines() if line.startswith("sae-dist: error:")]

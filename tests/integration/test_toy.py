@@ -9,7 +9,7 @@ from tests.helpers.warm import warm
 
 
 def test_four_named_features_are_found_in_two_dimensions(tmp_path):
-    done = warm(tmp_path, "train", "experiment=toy_tutorial", "name=toy")
+    done = warm(tmp_path, "train", "experiment=toy_tutorial", "name=toy", plots=True)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "outputs" / "toy"
     summary = json.loads((folder / "summary.json").read_text())

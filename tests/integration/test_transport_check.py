@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from sae_dist import cli
+from sae_dist.transport.check import main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 CHECK = ["-m", "sae_dist.transport.check", "--device", "cpu", "--rows", "256", "--width", "128"]
@@ -27,9 +28,9 @@ def test_order_contents_and_speed():
     assert found and all(int(rate) > 0 for rate in found.groups()), done.stdout
 
 
-def test_one_process_is_too_few():
-    done = checked(1)
-    assert done.returncode != 0 and "start two, with torchrun --nproc-per-node 2" in done.stderr
+def test_one_process_is_too_few(capfd, monkeypatch):
+    monkeypatch.setattr(sys, "argv", CHECK[1:])
+    assert main() == 2 and "start two, with torchrun --nproc-per-node 2" in capfd.readouterr().err
 
 
 def test_the_command_starts_both_processes(tmp_path, capfd, monkeypatch):

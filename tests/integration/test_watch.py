@@ -9,11 +9,12 @@ import pytest
 from sae_dist.metrics.catalogue import ALWAYS, EVAL, PHASES, SUMMARY, known, names
 from sae_dist.metrics.clock import PHASES as OF_A_STEP
 from tests.helpers.commands import TINY, rows
+from tests.helpers.small_llm import SMALL_LLM
 from tests.helpers.wandb_files import history, of_folder, of_kind, summary
 from tests.helpers.warm import warm
 
 SHORT = [word for word in TINY if not word.startswith(("metrics.wandb", "eval."))]
-SHORT += ["train_tokens=15360", "metrics.telemetry_s=0.05", "checkpoint.every=7680"]
+SHORT += [*SMALL_LLM, "train_tokens=15360", "metrics.telemetry_s=0.05", "checkpoint.every=7680"]
 
 
 def run(folder, name, *words, ranks=1, plots=False):
@@ -23,9 +24,9 @@ def run(folder, name, *words, ranks=1, plots=False):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def whole(folder):
     words = ["metrics.wandb=offline", "metrics.profile=[3,2]", "eval.tokens=4096", "eval.ce_tokens=2048"]
-    return run(tmp_path_factory.mktemp("watch"), "whole", *words, plots=True)
+    return run(folder, "whole", *words, plots=True)
 
 
 def unknown(found):
@@ -81,9 +82,9 @@ def test_wandb_has_the_rows_and_at_the_end_the_evaluation(whole):
     assert whole[1].count("wandb sync") == 1
 
 
-def test_producers_and_consumers(tmp_path):
-    folder, _ = run(
-        tmp_path,
+def test_producers_and_consumers(folder):
+    split, _ = run(
+        folder,
         "split",
         "metrics.wandb=off",
         "eval.tokens=0",
@@ -91,7 +92,7 @@ def test_producers_and_consumers(tmp_path):
         "topology.shard=2",
         ranks=3,
     )
-    found = rows(folder)
+    found = rows(split)
     assert not unknown(found)
     for row in found:
         assert set(names(ALWAYS)) | set(names(PHASES)) | {"perf/wait_for_chunks_s"} <= set(row)
@@ -100,10 +101,10 @@ def test_producers_and_consumers(tmp_path):
     assert any("host/cpu" in row for row in found)
 
 
-def test_telemetry_can_be_switched_off(tmp_path):
+def test_telemetry_can_be_switched_off(folder):
     words = [word for word in SHORT if "telemetry" not in word]
     done = warm(
-        tmp_path,
+        folder,
         "train",
         *words,
         "metrics.telemetry_s=null",
@@ -112,15 +113,13 @@ def test_telemetry_can_be_switched_off(tmp_path):
         "name=off",
     )
     assert done.returncode == 0 and "telemetry" not in done.stderr
-    assert not [
-        name for row in rows(tmp_path / "outputs" / "off") for name in row if name.startswith("host/")
-    ]
+    assert not [name for row in rows(folder / "outputs" / "off") for name in row if name.startswith("host/")]
 
 
-def test_numbers_that_break_are_an_alert(tmp_path):
+def test_numbers_that_break_are_an_alert(folder):
     words = ["metrics.wandb=offline", "eval.tokens=0", "optim.lr=1e30", "optim.clip=null", "name=broken"]
-    done = warm(tmp_path, "train", *SHORT, *words)
+    done = warm(folder, "train", *SHORT, *words)
     assert done.returncode == 1 and "the loss is not finite" in done.stderr
     assert "alert: training has ended: step" in done.stderr
-    alerts = of_kind(of_folder(tmp_path / "outputs" / "broken"), "alert")
+    alerts = of_kind(of_folder(folder / "outputs" / "broken"), "alert")
     assert "training has ended" in {alert.title for alert in alerts}

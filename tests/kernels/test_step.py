@@ -15,7 +15,7 @@ from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 from tests.kernels.backends import DEVICE, draw, needs_triton
 
-ROWS, WIDTH, LATENTS, STEPS = 6, 10, 48, 2
+ROWS, WIDTH, LATENTS, STEPS = 3, 10, 40, 2
 pytestmark = needs_triton()
 
 

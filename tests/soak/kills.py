@@ -22,11 +22,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.helpers.commands import TINY, warm  # noqa: E402
 from tests.helpers.runs import results, same_weights  # noqa: E402
+from tests.helpers.small_llm import SMALL, save_small_llm  # noqa: E402
 from tests.helpers.warm import Command  # noqa: E402
 
 RUN = [
-    "train_tokens=38400",
-    "checkpoint.every=3840",
+    *SMALL,
+    "train_tokens=14400",
+    "checkpoint.every=960",
     "hook=layers.0",
     "topology.producers=1",
     "topology.shard=2",
@@ -36,7 +38,7 @@ END_S, GRACE_S = 300, 3
 
 
 def words(name: str) -> list[str]:
-    """The command of a run: a producer and two consumers, 50 steps, a checkpoint every five."""
+    """The command of a run: a producer and two consumers, 75 steps, a checkpoint every five."""
     return ["train", *TINY, *RUN, f"name={name}", "resume=auto"]
 
 
@@ -52,6 +54,7 @@ def left_alone(folder: Path, name: str) -> float:
     """The run that nobody kills; how long it took, once it has been measured."""
     known = folder / f"{name}.json"
     if not known.exists():
+        save_small_llm(folder)
         # The first process of all waits for imports that no other one does: kills would come after most ends.
         assert warm(folder, "--version").returncode == 0
         began = time.monotonic()

@@ -14,6 +14,23 @@ from sae_dist import cli
 code = cli.main(sys.argv[2:])
 print(code, *(name for name in sys.argv[1].split(",") if name in sys.modules))
 """
+FORKED = """
+import json, os, sys
+import sae_dist.launch.compose
+from sae_dist import cli
+for number, line in enumerate(sys.argv[2:]):
+    if not (child := os.fork()):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(f"said_{number}.txt", os.O_WRONLY | os.O_CREAT), 2)
+        code = cli.main(line.split())
+        found = [name for name in sys.argv[1].split(",") if name in sys.modules]
+        with open(f"answer_{number}.json", "w") as file:
+            json.dump([code, found], file)
+        sys.stderr.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+"""
+"""Many commands, each in a process forked from one that has imported what composes a configuration."""
 WRONG = [
     "trian",
     "train sae.kk=3",
@@ -79,7 +96,18 @@ def test_help_of_keys_needs_no_torch(line, folder):
     assert imported(folder, line, LARGE)[:2] == (0, [])
 
 
+@pytest.fixture(scope="module")
+def answers(folder):
+    """Of each line of WRONG: its exit code, what it imported, what it said."""
+    subprocess.run([sys.executable, "-c", FORKED, ",".join(LARGE), *WRONG], cwd=folder, check=True)
+    answers = {}
+    for number, line in enumerate(WRONG):
+        code, found = json.loads((folder / f"answer_{number}.json").read_text())
+        answers[line] = code, found, (folder / f"said_{number}.txt").read_text()
+    return answers
+
+
 @pytest.mark.parametrize("line", WRONG)
-def test_wrong_input_needs_no_torch(line, folder):
-    code, found, err = imported(folder, line, LARGE)
+def test_wrong_input_needs_no_torch(line, answers):
+    code, found, err = answers[line]
     assert (code, found) == (2, []) and err.startswith("sae-dist: error: ") and err.count("\n") == 1, err

@@ -1,6 +1,7 @@
 """Composition: every group and experiment, and what the command line may say."""
 
 import itertools
+import os
 
 import pytest
 
@@ -196,3 +197,16 @@ def test_your_own_conf_adds_options(tmp_path, monkeypatch):
     assert {"mysite", "default"} <= set(
         groups()["cluster"]
     ) and "    mysite: A partition." in groups_in_words()
+
+
+def test_nothing_stays_of_the_config_before(tmp_path, monkeypatch):
+    """Neither a value that it was given, nor a file that has changed since."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "conf" / "cluster" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    for number, partition in enumerate(("first", "second")):
+        file.write_text(f"partition: {partition}\n")
+        os.utime(file, ns=(number, number))
+        found = composed("cluster=mine", "sae.k=4")
+        assert (found.cluster.partition, found.sae.k) == (partition, 4)
+        assert composed("cluster=mine").sae.k == 32

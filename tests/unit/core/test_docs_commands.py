@@ -1,5 +1,7 @@
 """The commands of the documentation and of launch/: each would start."""
 
+import copy
+import functools
 import os
 import re
 import shlex
@@ -12,7 +14,7 @@ import pytest
 from sae_dist import cli
 from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.sharing import sharing_problems
-from sae_dist.config.run import parse_counts
+from sae_dist.config.run import RunConfig, parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
@@ -100,6 +102,21 @@ CONFIGURED = [each for each in COMMANDS if each.words[0] in ("train", "harvest",
 OTHERS = [each for each in COMMANDS if each not in CONFIGURED]
 
 
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> RunConfig:
+    return compose_config(list(overrides))
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    """What several tests compose, composed once: it takes a third of a second."""
+    return copy.deepcopy(_composed(tuple(overrides)))
+
+
+@pytest.fixture(autouse=True)
+def composed_once(monkeypatch):
+    monkeypatch.setattr("sae_dist.launch.settle.compose_config", composed)
+
+
 def is_shared(command: Command) -> bool:
     """Whether a command says something about what is shared out to ranks."""
     keys = re.compile(r"topology|sae\.num_latents|sae\.expansion|grid\.|batch|debug|experiment")
@@ -123,9 +140,9 @@ def check(command: Command, *, alone: bool) -> None:
     every = expand([word for word in overrides if word != "hydra/launcher=slurm"])
     for each in every[:: max(len(every) - 1, 1)]:
         if command.words[0] == "import":
-            compose_config(each)
+            composed(each)
         elif alone:
-            validate(parse_counts(compose_config(each)), command.ranks, submitted=submitted)
+            validate(parse_counts(composed(each)), command.ranks, submitted=submitted)
         else:
             checked(each, command.ranks, submitted=submitted)
 
@@ -172,7 +189,7 @@ def test_the_command_would_start(command, elsewhere, capsys):
 def starts_or_says_how(command: Command) -> None:
     """Check that a command starts on any number of ranks, or says with which values it would."""
     words = [SUBSTITUTED.get(word, word) for word in command.words if "=" in word and word[0] != "-"]
-    run = compose_config(expand([each for each in words if "launcher" not in each])[0])
+    run = composed(expand([each for each in words if "launcher" not in each])[0])
     facts = FACTS if run.runs_llm else None
     whole = resolve(run, facts, FACTS.width)
     for cfg in (whole, *resolved_members(whole, facts, FACTS.width)[:1]):

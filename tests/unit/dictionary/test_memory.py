@@ -19,7 +19,7 @@ from sae_dist.distributed.mesh import Topology
 from sae_dist.train.build import build_dictionary, build_optimizer
 from tests.helpers.ranks import close_worlds, run_ranks
 
-ROWS, WIDTH = 4096, 16
+ROWS, WIDTH = 1024, 16
 M_MMAP_THRESHOLD = -3
 
 
@@ -113,7 +113,7 @@ def largest_output_in_tiles(kind: str, latents: int, tile: int) -> int:
 @pytest.mark.parametrize("kind", PENALISED)
 def test_kinds_without_selection_hold_one_tile(kind):
     """Outputs are as large as a tile, a reconstruction or a weight, whatever the number of latents."""
-    latents, tile = 16384, 1 << 20
+    latents, tile = 16384, 1 << 18
     allowed = max(tile, 2 * ROWS * WIDTH, latents * WIDTH)
     assert run_ranks(largest_output_in_tiles, 1, kind, latents, tile)[0] <= allowed < ROWS * latents / 16
 
@@ -154,7 +154,7 @@ def peak_bytes(kind: str, rows: int, latents: int, tile: int) -> int:
 
 
 def test_peak_memory_grows_with_weights_only():
-    rows, latents = 2048, 8 * 65536
+    rows, latents = 2048, 4 * 65536
     close_worlds()
     wide = run_ranks(peak_bytes, 1, "topk", rows, latents, tiled.TILE_ELEMENTS)[0]
     close_worlds()

@@ -42,7 +42,7 @@ def config() -> RunConfig:
     cfg.llm.dtype = "float32"
     cfg.llm.name, cfg.tokens.kind, cfg.activations.kind = "embedded", "text", "llm"
     cfg.shuffle.chunk_rows = 512
-    cfg.eval.tokens, cfg.eval.ce_tokens = 2048, 1024
+    cfg.eval.tokens, cfg.eval.ce_tokens = 1024, 512
     return cfg
 
 
@@ -63,7 +63,7 @@ def test_a_perfect_dictionary_costs_the_llm_nothing(tmp_path):
     assert result["ce_recovered"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_recovered_zero"] == pytest.approx(1.0, abs=1e-3)
     assert result["ce_clean"] < min(result["ce_mean_ablated"], result["ce_zero_ablated"])
-    assert result["eval_tokens"] == 2048 and result["dead_fraction"] is None and result["dead_reason"]
+    assert result["eval_tokens"] == 1024 and result["dead_fraction"] is None and result["dead_reason"]
     assert result["eval_extent"] == "short" and "a short evaluation" in format_table(result)
     assert "a short evaluation" not in format_table(result | {"eval_extent": "full"})
     assert json.loads((tmp_path / "summary.json").read_text()) == result
@@ -170,7 +170,7 @@ def test_a_model_without_a_head_leaves_cross_entropy_out_alone_and_that_is_known
     folder = run_folder(tmp_path / "run", cfg, perfect(facts.width))
     (line,) = left_out([load_config(folder / "config.yaml")], [facts.width], facts, torch.device("cpu"))
     result = evaluate_run(folder)
-    assert result["status"] == "finished" and result["fvu"] < 1e-6 and result["eval_tokens"] == 2048
+    assert result["status"] == "finished" and result["fvu"] < 1e-6 and result["eval_tokens"] == 1024
     assert result["ce_recovered"] is None and "lm_head" in result["ce_reason"]
     assert line.endswith(result["ce_reason"]) and "CE recovered: not measured" in format_table(result)
     shown = open_source(load_config(folder / "config.yaml"), torch.device("cpu"))

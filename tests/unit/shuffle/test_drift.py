@@ -202,7 +202,7 @@ def run(world: World, chunks: int, *, in_step: bool = True) -> None:
     ("producers", "consumers", "chunks"),
     [
         pytest.param(3, 4, 100_000, marks=pytest.mark.long),
-        (3, 4, 20_000),
+        (3, 4, 8000),
         (1, 1, 4000),
         (5, 2, 4000),
         (2, 12, 4000),

@@ -12,6 +12,7 @@ import torch
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.source import open_tokens
+from sae_dist.tokens.text import PythonCorpus
 from tests.helpers.tiny_llms import EMBEDDED
 
 FIELDS = ("ids_NS", "segment_NS", "position_NS", "keep_NS", "document_NS")
@@ -94,11 +95,10 @@ def opened(cfg, *, held_out=False, seed=0, lanes=LANES, rows=ROWS):
 
 
 def epoch(source, lane, number=0) -> list[tuple[int, ...]]:
-    """A lane's documents; of Python's own text, which is large, only the first."""
-    return [
-        tuple(each.ids_T.tolist())
-        for _, each in islice(source.documents.documents(lane, number, 0), DOCUMENTS)
-    ]
+    """A lane's documents; of Python's own text, which is large, only the first few."""
+    of_python = isinstance(getattr(source.documents, "corpus", None), PythonCorpus)
+    found = islice(source.documents.documents(lane, number, 0), 8 if of_python else DOCUMENTS)
+    return [tuple(each.ids_T.tolist()) for _, each in found]
 
 
 def same(a, b) -> bool:
