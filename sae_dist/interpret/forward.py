@@ -91,7 +91,8 @@ class Forward:
         if self.ids_NS is None or not self.special_ids:
             return self.real_NS
         if self.ids_NS.is_cpu and self.ids_NS.numel() <= FEW:  # generated tokens, often
-            if all(map(self.special_ids.isdisjoint, self.ids_NS.tolist())):
+            ids = [self.ids_NS.item()] if self.ids_NS.numel() == 1 else self.ids_NS.flatten().tolist()
+            if self.special_ids.isdisjoint(ids):
                 return self.real_NS
         special = torch.tensor(sorted(self.special_ids), device=self.device)
         ordinary_NS = torch.isin(self.ids_NS, special, invert=True)
@@ -145,17 +146,18 @@ class ForwardReader:
             ConfigError: there are neither token ids nor embeddings.
         """
         given = dict(zip(self._names, args, strict=False)) | kwargs if args else kwargs
-        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
-        tokens = ids if ids is not None else embeds
+        ids = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if ids is None else ids
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             raise ConfigError("the model was called without input_ids [N, S] or inputs_embeds [N, S, D]")
         N, S, *_ = tokens.shape
         mask = given.get("attention_mask")
-        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
-        past = self._past(given, mask, S)
         real_NS = None
-        if mask is not None and S > 1 and not bool(mask.all()):
-            real_NS = mask[:, -S:] != 0
+        if mask is not None:
+            mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= S else None
+            if mask is not None and S > 1 and not bool(mask.all()):
+                real_NS = mask[:, -S:] != 0
+        past = self._past(given, mask, S)
         padded = mask if past or real_NS is not None else None
         first, before = self._first, self._ids
         # Several tokens after a cached prompt belong to the prompt: it is read in parts, or goes on.

@@ -21,8 +21,8 @@ class Moves:
         units: the unit vectors that are projected out.
         silent_1E: the change of activations where no code counts, but for `units`; None: there is none.
         silent_norm: its norm.
-        screen_I: a bias of the encoder's rows without b_dec: activations whose product with the rows, plus
-            this, is not above 0 have no score above 0.
+        W_enc_DI, screen_I: activations whose product with W_enc_DI plus screen_I is not above 0 have no score
+            above 0; most_silent: -screen_I of a single latent.
     """
 
     some: SomeLatents
@@ -32,7 +32,16 @@ class Moves:
     units: list[Tensor]
     silent_1E: Tensor | None
     silent_norm: float
+    W_enc_DI: Tensor
     screen_I: Tensor
+    most_silent: float
+
+    def silent(self, x_NSD: Tensor) -> bool:
+        """Return whether it is certain that no score of some activations is above zero."""
+        score_NSI = torch.matmul(x_NSD, self.W_enc_DI)
+        if score_NSI.numel() == 1:
+            return score_NSI.item() <= self.most_silent
+        return (score_NSI + self.screen_I).max().item() <= 0
 
     @classmethod
     def of(
@@ -53,7 +62,18 @@ class Moves:
         silent = None if norm == 0 else silent_1E
         some = some.to(device)
         screen_I = screen(some)
-        return cls(some, directions_IE, value_I, slope_I.to(device), units, silent, norm, screen_I)
+        return cls(
+            some=some,
+            directions_IE=directions_IE,
+            value_I=value_I,
+            slope_I=slope_I.to(device),
+            units=units,
+            silent_1E=silent,
+            silent_norm=norm,
+            W_enc_DI=some.W_enc_ID.T.contiguous(),
+            screen_I=screen_I,
+            most_silent=-float(screen_I.min()),
+        )
 
 
 def screen(some: SomeLatents) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.dictionary import Dictionary
@@ -143,10 +142,8 @@ class Steered(Session):
             return None
         if self._positions == "all" and forward.ordinary() is not None:
             return None
-        if self._screens:
-            score_N1I = linear(y_NSE, moves.some.W_enc_ID, moves.screen_I)
-            if not (score_N1I if score_N1I.numel() == 1 else score_N1I.max()).item() <= 0:
-                return None
+        if self._screens and not moves.silent(y_NSE):
+            return None
         self.intervened += forward.shape[0]
         if moves.silent_1E is None:
             return y_NSE

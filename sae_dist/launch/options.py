@@ -45,5 +45,5 @@ def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
     for name, kind in typing.get_type_hints(node).items():
         found[prefix + name] = kind
         if dataclasses.is_dataclass(kind):
-            found |= schema(kind, f"{prefix}{name}.")
+            found |= schema(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
     return found

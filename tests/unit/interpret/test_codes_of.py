@@ -8,7 +8,7 @@ import torch
 import sae_dist as sd
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import as_model
-from sae_dist.interpret.moves import screen
+from sae_dist.interpret.moves import Moves
 from sae_dist.interpret.session import Session
 from sae_dist.interpret.steer import Steered
 from tests.helpers.dictionaries import KINDS, D, random_sae
@@ -75,9 +75,10 @@ def test_a_code_is_never_screened_out():
     sae = random_sae("topk")
     sae = replace(sae, b_dec_E=1000 * sae.b_dec_E, b_enc_F=torch.zeros_like(sae.b_enc_F))
     some = Dictionary(sae, dictionary().place).some(list(range(sae.num_latents)))
+    moves = Moves.of(some, some.W_dec_IE, dict.fromkeys(some.latents, sd.ablate()), torch.device("cpu"))
     x = sae.b_dec_E + 0.01 * rows(2000)
     exact = (x.double() - sae.b_dec_E.double()) @ sae.W_enc_FD.double().T + sae.b_enc_F.double()
-    screened = torch.nn.functional.linear(x, some.W_enc_ID, screen(some)) <= 0
+    screened = x @ moves.W_enc_DI + moves.screen_I <= 0
     assert screened.any() and not (screened & (exact > 0)).any()
 
 
