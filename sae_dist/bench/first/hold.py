@@ -17,6 +17,7 @@ from sae_dist.bench.contestant import TrialFailed
 from sae_dist.bench.first.right import Found, made_stepper
 from sae_dist.bench.peers.step_io import Memory
 from sae_dist.core.errors import NumericsError
+from sae_dist.core.run_folder import CHECKPOINTS, LATEST, METRICS
 
 TRAIN = (sys.executable, "-m", "sae_dist.cli", "train")
 REPEATED = 1e-6
@@ -72,7 +73,8 @@ def resumed(device: torch.device, small: bool) -> Found:
         *(f"batch={batch}", f"train_tokens={steps * batch}", f"checkpoint.every={steps // 6 * batch}"),
     ]
     command([*words, "name=whole"])
-    stopped, latest = Path("outputs/stopped"), Path("outputs/stopped/checkpoints/latest")
+    stopped = Path("outputs/stopped")
+    latest = stopped / CHECKPOINTS / LATEST
     process = subprocess.Popen([*TRAIN, *words, "name=stopped"])
     while process.poll() is None and not latest.exists():
         time.sleep(0.01)
@@ -105,7 +107,7 @@ def command(words: list[str]) -> None:
 
 def losses(run: Path) -> dict[int, float]:
     """Return the FVU of every step of a run, by step."""
-    rows = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    rows = map(json.loads, (run / METRICS).read_text(encoding="utf-8").splitlines())
     return {row["step"]: row["loss/fvu"] for row in rows}
 
 

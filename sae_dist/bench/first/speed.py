@@ -11,7 +11,6 @@ import torch
 from sae_dist.bench.first.hold import training
 from sae_dist.bench.first.right import Found, made_stepper
 from sae_dist.bench.kernels import timed
-from sae_dist.kernels import triton_plan, triton_select
 from sae_dist.kernels.choose import choose_kernels
 
 SHAPES = {"131072_k64": (2304, 131072, 64, 8192), "1048576_k32": (2304, 2**20, 32, 8192)}
@@ -47,6 +46,8 @@ def blocks(device: torch.device, small: bool) -> Found:
     """Time the selection with other sizes of chunks and blocks than the ones that are set."""
     if device.type != "cuda":
         return {"note": "blocks are those of Triton's programs: nothing to time on a CPU"}
+    from sae_dist.kernels import triton_plan, triton_select
+
     D, F, k, B = SHAPES["131072_k64"]
     made = torch.Generator(device).manual_seed(0)
     x, W = (torch.randn(rows, D, generator=made, device=device) for rows in (B, F))

@@ -23,6 +23,7 @@ def run(tmp_path_factory):
     """A perfect dictionary at the middle layer of the embedded LM."""
     cfg = config()
     cfg.tokens.context, cfg.hook = 256, "layers.1:out"
+    cfg.eval.tokens, cfg.eval.ce_tokens = 2048, 1024
     return run_folder(tmp_path_factory.mktemp("eval") / "a=run", cfg, perfect(256))
 
 
