@@ -8,7 +8,7 @@ import pytest
 
 from tests.helpers.commands import TINY, ranks_of, rows, train
 from tests.helpers.runs import same_weights, wait_for_checkpoint
-from tests.helpers.small_llm import SMALL
+from tests.helpers.small_llm import SMALL, SMALL_LLM
 from tests.helpers.warm import Command, warm
 
 LENGTH = [*SMALL, "train_tokens=3840"]
@@ -128,7 +128,9 @@ def test_groups_that_were_stopped_go_on_as_one(folder, whole):
 
 @pytest.mark.long
 def test_hooks_are_read_in_one_forward_and_seeds_are_compared(folder):
-    words = [*WORDS[:-1], "sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=2k"]
+    # In a trained model latents of two seeds find each other; in the small random one none do.
+    words = [word for word in WORDS[:-1] if word not in SMALL_LLM]
+    words += ["sae.num_latents=512", "tokens.max_norm_multiple=null", "eval.tokens=2k"]
     words += ["eval.ce_tokens=512"]
     hooks = "grid.hook=[layers.0,layers.1.mlp:in]"
     done = warm(folder, *words, "name=hooks", hooks, "grid.seed=[0,1]")
