@@ -57,7 +57,8 @@ class SelectedDictionary(Dictionary):
         """Return one step's loss over the rows that this rank drew; see `Dictionary.loss`."""
         x_BD = self.gather_input(rows_bC)
         self.redone.zero_()
-        with_aux = with_aux and self.cfg.aux_k > 0
+        # All that were dead may have fired since: then AuxK has nothing to do.
+        with_aux = with_aux and self.cfg.aux_k > 0 and most_dead != 0
         by_pairs = with_aux and not self.is_dense(most_dead)
         with torch.no_grad(), self.clock("select"):
             dead_F = self.dead.mask(tokens)
@@ -75,7 +76,8 @@ class SelectedDictionary(Dictionary):
             if dead is not None:
                 partial_BE = self.aux_by_pairs(x_BD, dead)
             else:
-                partial_BE = self.aux_by_products(x_BD, dead_F, most_dead or 0)
+                assert most_dead, "products are chosen by their number"
+                partial_BE = self.aux_by_products(x_BD, dead_F, most_dead)
             aux = self.aux_loss(error_bE.detach(), dead_F, partial_BE)
             parts["aux"] = aux.detach()
             total = total + self.cfg.aux_coefficient * aux

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from tests.helpers.commands import TINY, answer, rows, train
+from tests.helpers.processor_time import host_factor
 from tests.helpers.runs import results, same_weights
 
 pytestmark = pytest.mark.long
@@ -165,7 +166,7 @@ def test_whatever_happens_the_run_goes_on(cluster, tmp_path):
 
     wait(lambda: finished(run) and idle(), run)
     print("seconds to the next step:", {what: round(seconds, 1) for what, seconds in took.items()})
-    assert took["a rank killed"] < BACK_WITHIN_S
+    assert took["a rank killed"] < BACK_WITHIN_S * host_factor()
     assert [row["step"] for row in rows(run)] == list(range(1, 401))
     assert len(starts(run)) == 5 and min(starts(run)[1:]) > 0
     ids = {path.name.rsplit("-", 1)[1] for path in (run / "wandb").glob("offline-run-*")}
