@@ -114,8 +114,8 @@ part_3() {
     measure last_row 60
     measure wide 150
     measure widest 180
-    local latents=131072 width=2304
-    is_small && latents=2048 width=64
+    local latents=131072
+    is_small && latents=2048
     measure resumed 180
     train llm 120 llm.random_init=true train_tokens=100k eval.tokens=0
     if [ "$device" = cpu ]; then

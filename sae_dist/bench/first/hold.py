@@ -1,4 +1,4 @@
-"""First steps on a GPU: does it hold? Sizes at the limit, a resume, several GPUs.
+"""First steps on a GPU: does it hold? Sizes at the limit, the last row's update, a resume.
 
 Letters: as core.types.
 """

@@ -13,8 +13,8 @@ from sae_dist.bench.first.right import Found, made_stepper
 from sae_dist.bench.kernels import timed
 from sae_dist.kernels.choose import choose_kernels
 
-SHAPES = {"131072_k64": (2304, 131072, 64, 8192), "1048576_k32": (2304, 2**20, 32, 8192)}
-SMALL = {"131072_k64": (64, 8192, 16, 256), "1048576_k32": (64, 16384, 8, 256)}
+SHAPE, SMALL = (2304, 131072, 64, 8192), (64, 8192, 16, 256)
+"""Width, latents, k and batch; those for a CPU."""
 ROWS = 8192
 STEEP = 0.5
 """The i-th singular value of activations with a steep spectrum is i to the power of minus this."""
@@ -22,7 +22,7 @@ STEEP = 0.5
 
 def step(device: torch.device, small: bool) -> Found:
     """Time the whole step of a dictionary of 131,072 latents, without other trainers beside it."""
-    return training(device, *(SMALL if small else SHAPES)["131072_k64"])
+    return training(device, *(SMALL if small else SHAPE))
 
 
 def redone(device: torch.device, small: bool) -> Found:
@@ -48,7 +48,7 @@ def blocks(device: torch.device, small: bool) -> Found:
         return {"note": "blocks are those of Triton's programs: nothing to time on a CPU"}
     from sae_dist.kernels import triton_plan, triton_select
 
-    D, F, k, B = SHAPES["131072_k64"]
+    D, F, k, B = SHAPE
     made = torch.Generator(device).manual_seed(0)
     x, W = (torch.randn(rows, D, generator=made, device=device) for rows in (B, F))
     b = torch.zeros(F, device=device)
@@ -71,8 +71,8 @@ def profile(device: torch.device, small: bool) -> Found:
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     found: Found = {}
-    for name, shape in {"wide": (2304, 131072, 64, 8192), "narrow": (768, 32768, 32, 8192)}.items():
-        stepper, _ = made_stepper(device, *((64, 8192, 8, 256) if small else shape))
+    for name, shape in {"wide": SHAPE, "narrow": (768, 32768, 32, 8192)}.items():
+        stepper, _ = made_stepper(device, *(SMALL if small else shape))
         stepper.run(2)
         with torch.profiler.profile(activities=activities) as seen:
             stepper.run(5)
