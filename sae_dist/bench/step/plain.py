@@ -28,6 +28,7 @@ from sae_dist.bench.peers.step_io import (
     sum_of_squares,
 )
 from sae_dist.bench.scaling import EncoderProduct
+from sae_dist.kernels.products import products
 
 ROWS = 256
 DTYPES = {
@@ -42,8 +43,8 @@ AUX_COEFFICIENT = 1 / 32
 class Floor:
     """An operation that a step cannot do without; it trains nothing. See `peers.step_io.Stepper`."""
 
-    def __init__(self, problem: Problem, act: Callable[[], object], settings: str):
-        self.problem, self.act, self.settings = problem, act, settings
+    def __init__(self, problem: Problem, act: Callable[[], object], settings: str, *, tf32: bool = False):
+        self.problem, self.act, self.settings, self.tf32 = problem, act, settings, tf32
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
         """Return the squared error by the definition, which others must match; draws the weights again."""
@@ -58,7 +59,8 @@ class Floor:
 
     def run(self, steps: int) -> float:
         """Repeat the operation; return the seconds."""
-        return seconds_of(lambda: [self.act() for _ in range(steps)], self.problem.device)
+        with products(tf32=self.tf32):
+            return seconds_of(lambda: [self.act() for _ in range(steps)], self.problem.device)
 
 
 def by_definition(x_BD: Tensor, problem: Problem) -> Tensor:
@@ -79,7 +81,6 @@ class Dense:
     """A TopK dictionary as one would write it down, compiled; see `peers.step_io.Stepper`."""
 
     def __init__(self, problem: Problem):
-        torch.set_float32_matmul_precision("high")
         self.x_BD, self.k = problem.x_BD, problem.k
         self.W_enc_FD, self.b_enc_F, self.W_dec_FD, self.b_dec_D = (
             torch.nn.Parameter(each.clone())
@@ -117,7 +118,8 @@ class Dense:
 
     def squared_error(self, x_BD: Tensor) -> Tensor:
         """Return the squared error by the same formulas, not compiled."""
-        return sum_of_squares(x_BD - self.forward(x_BD)[2])
+        with products(tf32=True):
+            return sum_of_squares(x_BD - self.forward(x_BD)[2])
 
     def revive(self, dead_F: Tensor | None) -> None:
         """Set the counters, and how many latents AuxK chooses: no step then has to ask the device."""
@@ -132,15 +134,11 @@ class Dense:
 
     def run(self, steps: int) -> float:
         """Make training steps; return their seconds without those of compiling."""
-        if self.aux_k not in self.ready:
-            self.step()
-            self.ready.add(self.aux_k)
-
-        def train() -> None:
-            for _ in range(steps):
+        with products(tf32=True):
+            if self.aux_k not in self.ready:
                 self.step()
-
-        return seconds_of(train, self.x_BD.device)
+                self.ready.add(self.aux_k)
+            return seconds_of(lambda: [self.step() for _ in range(steps)], self.x_BD.device)
 
     def step(self) -> None:
         """Make one step: loss, gradients, update, unit rows, counters."""
@@ -164,9 +162,9 @@ def product(problem: Problem, name: str) -> Floor:
     if problem.device.type == "cpu" and dtype == torch.bfloat16:
         if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
             raise ValueError("this CPU does not multiply bfloat16")
-    torch.set_float32_matmul_precision("high" if name == "product_tf32" else "highest")
     encoder = EncoderProduct(problem.latents, problem.width, problem.batch, problem.device, dtype)
-    return Floor(problem, encoder, f"x W_enc^T, {name.removeprefix('product_')}")
+    dtype_name = name.removeprefix("product_")
+    return Floor(problem, encoder, f"x W_enc^T, {dtype_name}", tf32=dtype_name == "tf32")
 
 
 def copy(problem: Problem) -> Floor:
