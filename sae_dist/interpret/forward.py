@@ -129,9 +129,14 @@ class Forward:
 
 
 class ForwardReader:
-    """A reader of the arguments of a model's forwards, one after the other, with or without a cache."""
+    """A reader of the arguments of a model's forwards, one after the other, with or without a cache.
 
-    def __init__(self, module: Any, special_ids: frozenset[int]):
+    Args:
+        places: false: nobody will ask for the tokens' places in the text, and the cache is not looked at.
+    """
+
+    def __init__(self, module: Any, special_ids: frozenset[int], places: bool = True):
+        self._places = places
         self._names = list(inspect.signature(module.forward).parameters)
         self._special_ids = special_ids
         self._first: Forward | None = None
@@ -151,6 +156,8 @@ class ForwardReader:
         if not isinstance(tokens, Tensor) or tokens.dim() < 2:
             raise ConfigError("the model was called without input_ids [N, S] or inputs_embeds [N, S, D]")
         N, S, *_ = tokens.shape
+        if S == 1 and not self._places:
+            return Forward((N, S), tokens.device, ids, None, self._special_ids)
         mask = given.get("attention_mask")
         real_NS = None
         if mask is not None:

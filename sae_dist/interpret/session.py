@@ -43,6 +43,7 @@ class Session:
         self._width, self._is_transcoder = dictionary.width, dictionary.is_transcoder
         self._on: dict[torch.device, Dictionary] = {dictionary.device: dictionary}
         self._stack: ExitStack | None = None
+        self._places = True
         self._forward: Forward | None = None
         self._input: Tensor | None = None
 
@@ -75,7 +76,7 @@ class Session:
         if self._stack is not None:
             raise ConfigError("this is in use already; make another: d.attach(lm) or d.steer(lm, ...)")
         base, model = self.lm.base, self.lm.reader
-        forwards = ForwardReader(model, self.lm.special_ids)
+        forwards = ForwardReader(model, self.lm.special_ids, self._places)
 
         def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self._forward, self._input = forwards.read(args, kwargs), None

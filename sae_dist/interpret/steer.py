@@ -22,6 +22,8 @@ from sae_dist.interpret.session import Session, replaced, rows_at
 from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.torch_backend import topk_rows
 
+EVERYWHERE = ("all", "every")
+"""Words for positions that tokens' places in the text have no part in."""
 LARGE = 0.5
 """The share of the usual norm of activations above which a change is remarked on."""
 
@@ -71,6 +73,7 @@ class Steered(Session):
         if again and not self._selects:
             raise ConfigError(f"again=True is for topk; a {dictionary.kind} dictionary selects nothing")
         self.again, self._positions = again, positions
+        self._places = not (isinstance(positions, str) and positions in EVERYWHERE)
         self._some = dictionary.some(latents)
         self._directions_IE = self._some.W_dec_IE if directions_IE is None else directions_IE
         self._placed: dict[torch.device, Moves] = {}
@@ -200,7 +203,7 @@ class Steered(Session):
     def _moves_on(self, device: torch.device) -> Moves:
         if device not in self._placed:
             self._placed[device] = Moves.of(self._some, self._directions_IE, self.interventions, device)
-            simple = self._positions in ("all", "every") and (self._same or self._screens)
+            simple = not self._places and (self._same or self._screens)
             self._moves = self._placed[device] if simple and len(self._placed) == 1 else None
         return self._placed[device]
 

@@ -55,6 +55,7 @@ class Watched(Session):
             check: on so many tokens decisions are compared with the exact selection.
         """
         super().__init__(dictionary, lm, force)
+        self._places = False
         self.latents = dictionary.checked(list(latents))
         if not self.latents or len(set(self.latents)) < len(self.latents):
             raise ConfigError(f"latents={self.latents}: give at least one latent, and each once")

@@ -13,6 +13,7 @@ python -m sae_dist.bench.step.plain job.json
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -138,7 +139,12 @@ class Dense:
             if self.aux_k not in self.ready:
                 self.step()
                 self.ready.add(self.aux_k)
-            return seconds_of(lambda: [self.step() for _ in range(steps)], self.x_BD.device)
+            return seconds_of(partial(self.steps, steps), self.x_BD.device)
+
+    def steps(self, number: int) -> None:
+        """Make some steps, one after the other."""
+        for _ in range(number):
+            self.step()
 
     def step(self) -> None:
         """Make one step: loss, gradients, update, unit rows, counters."""

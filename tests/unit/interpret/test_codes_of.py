@@ -93,6 +93,7 @@ def test_a_generated_token_is_moved_as_it_is_in_a_prompt(lm, how, positions, mon
     found, ones = by_tokens(d, known, latents, ids, positions)
     assert any(each is not None for each in told) and (how.how == "add" or None in told)
     monkeypatch.setattr(Steered, "quick", Session.quick)
+    monkeypatch.setattr("sae_dist.interpret.steer.EVERYWHERE", ())  # places in the text are read, too
     wanted, others = by_tokens(d, known, latents, ids, positions)
     assert torch.equal(found, wanted) and ones.intervened == others.intervened
     assert ones.largest == others.largest
