@@ -16,6 +16,7 @@ from sae_dist.config.sections import OptimConfig, SaeConfig, TopologyConfig
 from sae_dist.core.place import Place
 from sae_dist.dictionary import penalised as tiled
 from sae_dist.distributed.mesh import Topology
+from sae_dist.kernels import screen
 from sae_dist.train.build import build_dictionary, build_optimizer
 from tests.helpers.ranks import close_worlds, run_ranks
 
@@ -60,7 +61,8 @@ def prepared(kind: str, latents: int, kernels: str, rows: int, optim: str):
 def largest_output(kind: str, latents: int, kernels: str = "torch", rows: int = ROWS) -> int:
     """Of forward and backward."""
     model, _, x = prepared(kind, latents, kernels, rows, "adam")
-    with LargestOutput() as seen:
+    with LargestOutput() as seen, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screen, "LATENT_TILE", 8192)  # of CPUs that multiply bfloat16
         # Latents fire at random, those of this step aside all are dead: AuxK chooses among nearly all.
         model.loss(x, 1, with_aux=True).total.backward()
     return seen.largest
