@@ -101,6 +101,7 @@ part_2() {
     fi
     measure step 90
     measure redone 90
+    measure fused 90
     measure blocks 150
     measure profile 90
     if is_small; then

@@ -16,11 +16,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sae_dist.kernels import triton_adam, triton_jit
+from sae_dist.kernels import triton_adam, triton_fused, triton_jit
 from sae_dist.kernels.triton_plan import (
     Plan,
     bag_plan,
     dots_plan,
+    fused_plan,
     screen_plan,
     sums_plan,
     update_plan,
@@ -35,6 +36,9 @@ KS = (1, 64, 512)
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}
 INTEGERS = ("latent", "index", "key", "start", "middle", "touched", "dead_key")
 NUMBERS = ("num_pairs", "segments", "rows", "first", "width", "sixteens")
+
+HOMES = {"update_rows": triton_adam, "product_filter": triton_fused}
+"""Where programs are that are not in `triton_jit`."""
 
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/ +(?:@!?U?P\w+ +)?([A-Z][A-Z0-9_.]*)")
 BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}
@@ -57,7 +61,7 @@ class Build:
     @property
     def function(self) -> triton.JITFunction:
         """The program as a function that Triton compiles."""
-        return getattr(triton_adam if self.program == "update_rows" else triton_jit, self.program)
+        return getattr(HOMES.get(self.program, triton_jit), self.program)
 
     def source(self) -> ASTSource:
         """Return the source: pointers are aligned to 16 bytes, as by torch, and no size is specialised."""
@@ -82,7 +86,7 @@ class Build:
             return "*i8"
         if name == "numbers_N":
             return "*fp64"
-        return f"*{self.rows if stem in ('rows', 'W', 'grad') else self.sums}"
+        return f"*{self.rows if stem in ('rows', 'x', 'W', 'grad') else self.sums}"
 
 
 @dataclass(frozen=True)
@@ -126,11 +130,15 @@ def builds() -> Iterator[Build]:
     for k in KS:
         yield Build("screen_filter", screen_plan(Room.of(k).capacity, 0))
         yield Build("screen_filter", screen_plan(Room.of(k).capacity, Room.of(1152).capacity))
+    many = Room.of(1152).capacity
+    for D, dead, tma in ((33, 0, False), (2304, 0, False), (2304, 0, True), (2304, many, True)):
+        plan = fused_plan(D, Room.of(64).capacity, dead, tma=tma, host=False)
+        yield Build("product_filter", plan, "bf16")
 
 
 def compiled(build: Build, capability: int) -> Resources:
     """Compile one program for one kind of GPU; errors are the compiler's own."""
-    options = {"num_warps": build.plan.num_warps}
+    options = {"num_warps": build.plan.num_warps, "num_stages": build.plan.num_stages}
     made = triton.compile(build.source(), target=GPUTarget("cuda", capability, 32), options=options)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "program.cubin"

@@ -10,6 +10,8 @@ WIDEST_ROW = 16384
 """Widest row that the update can hold in registers without spilling."""
 SCREEN_BLOCK = 128
 """Scores that the filter looks at together: so few that half of the times none is taken."""
+FUSED_TILE = (128, 128, 64)
+"""Rows, latents and depth of a tile of the product that filters its own scores."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,12 @@ class Plan:
 
     constants: dict[str, int | bool]
     num_warps: int
+    num_stages: int = 3
 
     @property
     def options(self) -> dict[str, int | bool]:
         """The constants and options, as keywords of a launch."""
-        return self.constants | {"num_warps": self.num_warps}
+        return self.constants | {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 def wide(dtype: torch.dtype) -> bool:
@@ -72,6 +75,28 @@ def screen_plan(capacity: int, dead_capacity: int) -> Plan:
     """Return the plan of `screen_filter`: one warp owns a row, so that it waits for no other."""
     constants = {"CAPACITY": capacity, "DEAD_CAPACITY": dead_capacity, "BLOCK": SCREEN_BLOCK}
     return Plan(constants, 1)
+
+
+def fused_plan(D: int, capacity: int, dead_capacity: int, *, tma: bool, host: bool) -> Plan:
+    """Return the plan of `product_filter`: 64 scores per thread.
+
+    Args:
+        tma: whether the GPU has an engine for copies of tiles; it copies rows of a multiple of 16 bytes.
+        host: whether the program is interpreted.
+    """
+    rows, latents, depth = FUSED_TILE
+    constants = {
+        "D": D,
+        "CAPACITY": capacity,
+        "DEAD_CAPACITY": dead_capacity,
+        "ROWS": rows,
+        "LATENTS": latents,
+        "DEPTH": depth,
+        "GROUP": 8,
+        "TMA": tma and D % 8 == 0,
+        "HOST": host,
+    }
+    return Plan(constants, 8)
 
 
 def update_plan(D: int, dtype: torch.dtype, *, decoder: bool, unit: bool, momentum: bool, move: bool) -> Plan:

@@ -1,7 +1,8 @@
 """The encoder and TopK in one sweep, without [B, F] scores: screen, filter, exact scores, certificate, redo.
 
 1. Screen: bfloat16 products (sums in float32) of a chunk of latents, few enough that the scores stay in the
-   GPU's second-level cache; a filter appends to each row's candidates those above the row's floor.
+   GPU's second-level cache; a filter appends to each row's candidates those above the row's floor. Or, if
+   `FUSED`, the product's own epilogue does (`triton_fused`).
 2. The floor: the score that every 64th latent reaches with some to spare. It is a guess, and costs only time.
 3. The candidates that screen best, half more than wanted, get exact scores; those decide.
 4. Certificate of a row: all its candidates fitted, and the last winner beats what was left out by three times
@@ -22,7 +23,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sae_dist.kernels import torch_backend, triton_jit
+from sae_dist.kernels import torch_backend, triton_fused, triton_jit
 from sae_dist.kernels.keys import EMPTY, Found, latents_of, scores_of, select_in_full, sort_keys
 from sae_dist.kernels.triton_plan import power_of_two, screen_plan
 from sae_dist.kernels.triton_sparse import latent_gradient, ready
@@ -37,6 +38,10 @@ SCORES = 2**23
 """Scores in a chunk, 4 bytes each: 32 MB of the 50 MB in Hopper's second-level cache."""
 ROWS = 8192
 """Most rows in one product."""
+FUSED = False
+"""Whether the product filters its own scores: no GPU has shown yet which way is faster."""
+FUSED_CHUNK = 2**15
+"""Latents of such a product, whose weights are rounded to bfloat16 together."""
 TRUST = 3.0
 """The margin that the certificate demands, in largest errors seen of the screen."""
 
@@ -142,9 +147,26 @@ def chunk_of(rows: int, F: int) -> int:
 def _sweep(
     x_BD: Tensor, W_FD: Tensor, b_F: Tensor, wanted: list[Wanted], redone: Tensor | None
 ) -> list[Found]:
-    x16_BD, F = x_BD.bfloat16(), len(W_FD)
+    x16_BD = x_BD.bfloat16()
     picks = [Candidates.start(each, x16_BD, W_FD, b_F) for each in wanted]
-    rows = min(ROWS, power_of_two(len(x_BD)))
+    (_filter_fused if FUSED else _filter_chunks)(x16_BD, W_FD, b_F, picks)
+    return [pick.finish(x_BD, W_FD, b_F, redone) for pick in picks]
+
+
+def _filter_fused(x16_BD: Tensor, W_FD: Tensor, b_F: Tensor, picks: "list[Candidates]") -> None:
+    """Collect the candidates of `picks` by products that filter their own scores."""
+    every, other = slice(None), picks[-1]
+    for first in range(0, len(W_FD), FUSED_CHUNK):
+        part = slice(first, first + FUSED_CHUNK)
+        dead_C = None if other.mask_F is None else other.mask_F[part]
+        W16_CD, live, dead = W_FD[part].bfloat16(), picks[0].of_rows(every), other.of_rows(every)
+        triton_fused.launch(x16_BD, W16_CD, b_F[part], live, dead_C, dead, first)
+
+
+def _filter_chunks(x16_BD: Tensor, W_FD: Tensor, b_F: Tensor, picks: "list[Candidates]") -> None:
+    """Collect the candidates of `picks` from scores in memory."""
+    F = len(W_FD)
+    rows = min(ROWS, power_of_two(len(x16_BD)))
     chunk = chunk_of(rows, F)
     plan = screen_plan(picks[0].wanted.room.capacity, picks[1].wanted.room.capacity if len(picks) > 1 else 0)
     other = picks[-1]
@@ -152,14 +174,13 @@ def _sweep(
         part = slice(first, first + chunk)
         W16_CD, b_C = aligned(W_FD[part].bfloat16()), aligned(b_F[part])
         dead_C = b_C if other.mask_F is None else aligned(other.mask_F[part])
-        for top in range(0, len(x_BD), rows):
+        for top in range(0, len(x16_BD), rows):
             mine = slice(top, top + rows)
             score_RC = screen(x16_BD[mine], W16_CD)
             triton_jit.screen_filter[(len(score_RC),)](
                 score_RC, b_C, *picks[0].of_rows(mine), dead_C, *other.of_rows(mine), first,
                 min(chunk, F - first), len(b_C) // 16, **plan.options,
             )  # fmt: skip
-    return [pick.finish(x_BD, W_FD, b_F, redone) for pick in picks]
 
 
 def aligned(values: Tensor) -> Tensor:

@@ -18,11 +18,20 @@ def large_blocks(monkeypatch):
     from sae_dist.kernels import triton_plan
 
     monkeypatch.setattr(triton_plan, "SCREEN_BLOCK", 2048)
+    monkeypatch.setattr(triton_plan, "FUSED_TILE", (16, 2048, 32))
+
+
+@pytest.fixture(params=["chunks", "fused"])
+def way(request, monkeypatch):
+    """Scores in memory, or a product that filters its own."""
+    from sae_dist.kernels import triton_select
+
+    monkeypatch.setattr(triton_select, "FUSED", request.param == "fused")
 
 
 @pytest.fixture
-def redone(monkeypatch):
-    """How many rows each call of the slow way was given."""
+def redone(way, monkeypatch):
+    """How many rows each call of the slow way was given, by either way of the sweep."""
     from sae_dist.kernels import triton_select
 
     found: list[int] = []
@@ -179,7 +188,7 @@ def test_chunks_are_aligned_and_as_large_as_the_cache_allows(rows, latents):
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("where", ["row", "weight"])
-def test_what_is_not_finite_shows(value, where):
+def test_what_is_not_finite_shows(way, value, where):
     """As in the definition, where the update is not made: NaN before all else."""
     x, W, b = problem(2)
     (x if where == "row" else W)[1, 3] = value
@@ -190,12 +199,13 @@ def test_what_is_not_finite_shows(value, where):
     assert torch.equal(torch.isfinite(val), torch.isfinite(val_ref)) and not torch.isfinite(val).all()
 
 
-def test_rows_in_blocks_and_no_rows(monkeypatch):
+def test_rows_in_blocks_and_no_rows(way, monkeypatch):
     """Blocks of 4 rows of candidates, products of 2 rows; and a batch of none."""
     from sae_dist.kernels import triton_select
 
     monkeypatch.setattr(triton_select, "KEYS", 4 * triton_select.Room.of(1).capacity)
     monkeypatch.setattr(triton_select, "ROWS", 2)
+    monkeypatch.setattr(triton_select, "FUSED_CHUNK", 1000)
     x, W, b = problem(7)
     check(backend("triton").encode_topk(x, W, b, 1), reference.encode_topk(x, W, b, 1))
     assert backend("triton").encode_topk(x[:0], W, b, 2)[1].shape == (0, 2)

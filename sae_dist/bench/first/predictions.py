@@ -17,6 +17,7 @@ EXPECTED: dict[str, Expected] = {
         "normal_131072_k64": (0, 1e-4),
         "normal_1048576_k32": (0, 1e-4),
     },
+    "fused": {"all_chunks_ms": (14, 19), "all_fused_128x128x64_ms": (10, 16)},
     "last_row": {"last_row_error": (0, 1e-6)},
     "wide": {"step_ms": (150, 210), "peak_gb": (50, 80)},
     "widest": {"step_ms": (100, 350), "peak_gb": (90, 135)},

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from sae_dist.bench.first import hold, right, speed
+from sae_dist.bench.first.fused import fused
 from sae_dist.bench.first.predictions import beside
 from sae_dist.bench.first.right import Found
 from sae_dist.core.errors import SaeDistError
@@ -27,6 +28,7 @@ STEPS: dict[str, Callable[[torch.device, bool], Found]] = {
     "group": right.group,
     "step": speed.step,
     "redone": speed.redone,
+    "fused": fused,
     "blocks": speed.blocks,
     "profile": speed.profile,
     "last_row": hold.last_row,
