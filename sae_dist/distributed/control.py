@@ -9,6 +9,7 @@ import queue
 import re
 import socket
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,8 @@ from sae_dist.core.text import first_line
 FAILED = "failed"
 LAST_WORDS_S = 3.0
 BEAT_S = 5.0
+_all: "weakref.WeakSet[Control]" = weakref.WeakSet()
+"""Every `Control` of this process."""
 
 
 class Control:
@@ -39,7 +42,7 @@ class Control:
         # communicator, and signs of life and credits would wait with it.
         default: Any = dist.distributed_c10d._get_default_store()
         self.store = dist.PrefixStore(name, default.clone())
-        self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]]] = (
+        self.asked: queue.SimpleQueue[tuple[str, tuple[Any, ...], queue.SimpleQueue[Any]] | None] = (
             queue.SimpleQueue()
         )
         self.lost: TransportError | None = None
@@ -47,7 +50,22 @@ class Control:
         self.beats, self.beat_s = 0, min(timeout_s / 8, BEAT_S)
         self.patience_s = timeout_s / 2
         self.ended = threading.Event()
-        threading.Thread(target=self._serve, name="store", daemon=True).start()
+        self._beating: threading.Thread | None = None
+        self._serving = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._serving.start()
+        _all.add(self)
+
+    def close(self) -> None:
+        """End the threads, once what was asked is answered, or after `LAST_WORDS_S`.
+
+        A process that ends while one of them is in a call of the store's is aborted (SIGABRT): the
+        interpreter takes its threads away, which C++ does not allow there.
+        """
+        self.ended.set()
+        if self._beating is not None:
+            self._beating.join(LAST_WORDS_S)
+        self.asked.put(None)
+        self._serving.join(LAST_WORDS_S)
 
     def set(self, key: str, value: str) -> None:
         """Write the value of a key."""
@@ -78,7 +96,8 @@ class Control:
 
         A rank that waits too long can then tell the rank that stands still from those that wait as well.
         """
-        threading.Thread(target=self._beat, args=(rank,), name="beat", daemon=True).start()
+        self._beating = threading.Thread(target=self._beat, args=(rank,), name="beat", daemon=True)
+        self._beating.start()
 
     def _beat(self, rank: int) -> None:
         while self.lost is None and not self.ended.wait(self.beat_s if self.beats else 0):
@@ -173,10 +192,16 @@ class Control:
         return found
 
     def _serve(self) -> None:
-        """Serve questions one after the other, in the thread."""
-        while True:
-            operation, arguments, answer = self.asked.get()
+        """Serve questions one after the other, in the thread, until there is None."""
+        while (question := self.asked.get()) is not None:
+            operation, arguments, answer = question
             try:
                 answer.put(getattr(self.store, operation)(*arguments))
             except RuntimeError as error:
                 answer.put(error)
+
+
+def close_all() -> None:
+    """Close every `Control` of this process: their threads ask nothing of the store any more."""
+    for control in list(_all):
+        control.close()

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import Place
 from sae_dist.core.process import pause
-from sae_dist.distributed.control import Control
+from sae_dist.distributed.control import Control, close_all
 
 LEAVE_WITHIN_S = 60.0
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -80,6 +80,7 @@ def finish() -> None:
     while dist.get_rank() == 0 and left < world and time.monotonic() < until:
         pause(0.01)
         left = control.add("left", 0)
+    close_all()
     dist.destroy_process_group()
 
 

@@ -19,7 +19,7 @@ from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.distributed.runtime import ALLOCATOR, gpu_of
 from tests.helpers.fake_device import HOST
-from tests.helpers.ranks import run_ranks
+from tests.helpers.ranks import close_worlds, run_ranks
 
 
 def test_each_process_has_a_gpu_of_its_own():
@@ -116,3 +116,18 @@ def test_control_does_not_wait_for_torchs_own_questions():
     """As while NCCL makes a communicator, whose other side is late."""
     ((found, seconds), _) = run_ranks(asked_meanwhile, 2, timeout_s=30)
     assert found == "1" and seconds < 2
+
+
+def still_asking():
+    """Threads that may be in a call of the store's after the group is left."""
+    Control(10.0, "a").start_beating(0)
+    Control(10.0, "b").set("key", "1")
+    runtime.finish()
+    return [each.name for each in threading.enumerate() if each.name in ("store", "beat")]
+
+
+def test_no_thread_asks_the_store_while_the_process_ends():
+    """One that does is taken away within C++, which aborts the process, after all its work was done."""
+    close_worlds()
+    assert run_ranks(still_asking, 1) == [[]]
+    close_worlds()
