@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sae_dist.core import progress
+from tests.helpers.order import longest_first
 from tests.helpers.processor_time import ProcessorTime
 from tests.helpers.small_llm import save_small_llm
 
@@ -27,6 +28,10 @@ if importlib.util.find_spec("triton") and not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("triton.language")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    longest_first(items)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

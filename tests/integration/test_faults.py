@@ -84,11 +84,11 @@ def test_activations_of_the_llm_that_are_not_finite(tmp_path):
 
 @pytest.mark.long
 def test_random_kills(tmp_path):
-    """Twenty, of every role, while ranks start, train, save, export; then the run is that without kills."""
+    """Ten, of every role, while ranks start, train, save, export; then the run is that without kills."""
     seconds, victims, runs = kills.left_alone(tmp_path, "alone"), [], 0
-    while len(victims) < 20:
+    while len(victims) < 10:
         name, chance = f"run_{runs}", random.Random(runs)
-        victims += kills.killed(tmp_path, name, chance, seconds, 20 - len(victims))
+        victims += kills.killed(tmp_path, name, chance, seconds, 10 - len(victims))
         assert kills.difference(tmp_path, name, "alone") is None, f"{name} after killing {victims}"
         runs += 1
     assert set(victims) == set(range(kills.RANKS))

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.order import LONGEST
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -22,6 +24,10 @@ def test_no_folder_of_tests_has_a_name_that_is_left_out(pytestconfig):
         parts = path.relative_to(ROOT).parts
         left_out = [each for each in pytestconfig.getini("norecursedirs") if fnmatch.filter(parts, each)]
         assert not left_out, f"{path}: pytest enters no folder named {left_out}"
+
+
+def test_the_files_that_come_first_are_there():
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
 
 
 @pytest.mark.long
