@@ -63,7 +63,7 @@ def test_what_would_pass_the_minutes_is_left_out(tmp_path):
     process = started(tmp_path, "--device", "cpu", "--part", "3", "--minutes", "1.2")
     assert process.wait(timeout=60) == 0
     said = (tmp_path / "out" / "index.txt").read_text()
-    assert "last_row rc=0" in said and "wide left out: less than its 150 s" in said
+    assert "last_row rc=0" in said and "wide left out: less than its 450 s" in said
 
 
 def test_what_is_finished_is_kept_when_all_is_killed(tmp_path):
