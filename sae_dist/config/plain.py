@@ -21,6 +21,7 @@ LARGEST_BYTES = 4 << 20
 MOST_PARTS = 300_000
 """Of a YAML file: read within 2 s and 500 MB on a slow core."""
 DEEPEST = 16
+MOST_DIGITS = 1000
 LARGEST_NUMBER = 2**62
 LONGEST_TEXT = 1 << 20
 LARGEST = {
@@ -100,18 +101,35 @@ def read_yaml(text: str) -> Any:
 
 
 def check_yaml(path: Path) -> None:
-    """Check that a YAML file is within the bounds of `read_yaml`, before others read it.
+    """Check that a YAML file which others will read, aliases included, is within the bounds of `read_yaml`.
 
     Raises:
-        ConfigError: it is not; YAML that is wrong is left to its reader.
+        ConfigError: it is not; YAML that is wrong in another way is left to its reader.
     """
     if path.stat().st_size > LARGEST_BYTES:
         raise ConfigError(f"{path} has more than {LARGEST_BYTES} bytes; no config is so large")
     try:
-        read_yaml(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError as error:
-        if any(word in str(error) for word in ("anchors", "nested", "more than")):
-            raise ConfigError(f"{path}: {error}") from None
+        root = yaml.compose(path.read_text(encoding="utf-8", errors="replace"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        if "nesting" not in str(error):
+            return
+        raise ConfigError(f"{path}: nested more than {DEEPEST} deep") from None
+    if root is not None and _parts(root, {}, 0) > MOST_PARTS:
+        raise ConfigError(f"{path}: more than {MOST_PARTS} values, or nested more than {DEEPEST} deep")
+
+
+def _parts(node: yaml.Node, known: dict[int, int], depth: int) -> int:
+    """Return the number of values below a node, each alias counted as what it stands for."""
+    if depth > DEEPEST:
+        return MOST_PARTS + 1
+    if isinstance(node, yaml.ScalarNode):
+        number = node.tag.endswith((":int", ":float"))
+        return MOST_PARTS + 1 if number and len(node.value) > MOST_DIGITS else 1
+    if id(node) not in known:
+        known[id(node)] = MOST_PARTS + 1  # as long as it is looked at: it may hold itself
+        below = [each for pair in node.value for each in (pair if isinstance(pair, tuple) else (pair,))]
+        known[id(node)] = 1 + sum(_parts(each, known, depth + 1) for each in below)
+    return known[id(node)]
 
 
 def write_yaml(values: Any) -> str:

@@ -31,6 +31,10 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.launch.options import tell_defaults
 
 PACKAGE = Path(__file__).parents[3] / "sae_dist"
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join(9 * ['*' + before])}]\n"
+    for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
 RUNS = {
     "llm.trust_remote_code": True,
     "activations.path": "pipe:touch marker; cat {}",
@@ -233,11 +237,21 @@ def test_own_defaults_are_said_aloud(tmp_path, monkeypatch, capsys):
     assert compose_config(["llm.trust_remote_code=true"]).llm.trust_remote_code
 
 
+def test_own_files_may_have_aliases(tmp_path, monkeypatch):
+    """Written by the one who works here; a bomb of them is still refused."""
+    monkeypatch.chdir(tmp_path)
+    conf(tmp_path, "cluster/mine.yaml", "mem: &mem 8G\nproducer: {mem: *mem}\n")
+    assert compose_config(["cluster=mine"]).cluster.producer.mem == "8G"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("metrics: {project: '${oc.env:HOME}'}", r"has \$\{oc.env:\.\.\.\}, which reads more"),
-        ("a: &a [x]\nb: *a\n", "has anchors or aliases"),
+        (BOMB, "more than 300000 values, or nested more than 16 deep"),
+        ("a: &a [*a]\n", "more than 300000 values, or nested more than 16 deep"),
+        ("a: " + "[" * 200_000, "nested more than 16 deep"),
+        ("seed: " + "9" * 5000, "more than 300000 values"),
     ],
 )
 def test_own_defaults_read_no_environment_and_hold_no_bomb(text, says, tmp_path, monkeypatch):
