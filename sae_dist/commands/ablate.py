@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import show
 from sae_dist.interpret.study.asked import whole_number
 from sae_dist.interpret.study.prompts import read_prompts
 from sae_dist.launch.arguments import Parser
@@ -34,6 +36,7 @@ outside the interval in which 95 % of latents that fire as often on these prompt
   --seed N           of draws and resampling (0)
   --model NAME       another model than the dictionary's own
   --force            take a model of another name
+  llm.trust_remote_code=true    run the code that the model brings along
   --json             print JSON
 
 Examples:
@@ -56,6 +59,7 @@ def run(arguments: list[str]) -> None:
         parser.add_argument(option, default=default)
     parser.add_argument("--force", action="store_true")
     parser.add_argument("--json", action="store_true")
+    arguments, granted = granted_by(arguments)
     given = parser.parse_args(arguments)
     if given.against is not None and given.target is None and given.prompts is None:
         raise ConfigError("--against needs --target")
@@ -78,9 +82,10 @@ def run(arguments: list[str]) -> None:
         against=given.against,
         name=given.model,
         force=given.force,
+        trust_remote_code=granted.get(REMOTE_CODE, False),
         **numbers,
     )
-    print(json.dumps(as_json(found), indent=1) if given.json else table(found))
+    show(json.dumps(as_json(found), indent=1) if given.json else table(found))
 
 
 def table(found: "Ranking") -> str:

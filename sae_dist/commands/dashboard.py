@@ -1,6 +1,7 @@
 """The command `sae-dist dashboard`: panels for a project of W&B."""
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import show
 
 
 def help_text() -> str:
@@ -25,4 +26,4 @@ def run(arguments: list[str]) -> None:
         raise ConfigError("sae-dist dashboard needs one project of W&B, PROJECT or ENTITY/PROJECT")
     from sae_dist.metrics.dashboard import dashboard
 
-    print(dashboard(arguments[0]))
+    show(dashboard(arguments[0]))

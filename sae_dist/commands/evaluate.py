@@ -2,16 +2,16 @@
 
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from sae_dist.commands.arguments import without
 from sae_dist.config.grid import run_of
-from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, parse_counts
+from sae_dist.config.plain import fitting
+from sae_dist.config.run import Resolved, RunConfig, granted_config, narrowed, parse_counts, schema
 from sae_dist.config.sections import EvalConfig
+from sae_dist.config.trust import LLM, granted_by
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.owner import owning
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import show
 from sae_dist.evaluation.asked import check_files
 from sae_dist.launch.identity import caution
 from sae_dist.launch.overrides import parse
@@ -38,6 +38,7 @@ silent latents, shrinkage, cross-entropy and KL of the spliced model, density, r
   eval.corpus=PATH          FVU on another text too: a file, or a folder
   eval.tokens=500k          held-out activations; eval.ce_tokens=64k: tokens for cross-entropy and KL
   eval.baselines=false      without PCA and the untrained dictionary
+  llm.trust_remote_code=true  run the code that the run's model brings along; a run folder does not grant it
 
 One process; the dictionary must fit into its memory, or its GPU's. To evaluate during training: sae-dist
 train eval.every=500k.
@@ -56,15 +57,16 @@ def run(arguments: list[str]) -> None:
         SaeDistError: see `core.errors`.
     """
     rest, full = without(arguments, FULL)
+    rest, granted = granted_by(rest)
     folder, overrides = understood(rest)
-    cfg = with_overrides(load_config(folder / CONFIG), overrides)
+    cfg = with_overrides(granted_config(folder / CONFIG, granted, LLM), overrides)
     with owning(run_of(folder), "evaluated"):
         check_files(folder, cfg)
         caution(cfg, folder)
         from sae_dist.evaluation.evaluate import evaluate_folder
         from sae_dist.evaluation.table import format_evaluation
 
-        print(format_evaluation(evaluate_folder(folder, cfg, full=full)))
+        show(format_evaluation(evaluate_folder(folder, cfg, full=full)))
 
 
 def understood(arguments: list[str]) -> tuple[Path, list[str]]:
@@ -92,7 +94,7 @@ def with_overrides(cfg: Resolved, overrides: list[str]) -> Resolved:
     Raises:
         ConfigError: another key, or a value of the wrong type.
     """
-    changed = OmegaConf.structured(EvalConfig(**vars(cfg.eval)))
+    changed, kinds = dict(vars(cfg.eval)), schema()
     for text in overrides:
         override = parse(text)
         key = override.key_or_group
@@ -101,11 +103,14 @@ def with_overrides(cfg: Resolved, overrides: list[str]) -> Resolved:
             raise ConfigError(
                 f"{text}: a run that was trained is evaluated as it is; only {known} may change"
             )
+        value = override.value()
+        if kinds[key] == str | None and value is not None:
+            value = str(value)
         try:
-            OmegaConf.update(changed, key.removeprefix("eval."), override.value())
-        except OmegaConfBaseException:
+            changed[key.removeprefix("eval.")] = fitting(value, kinds[key], key)
+        except ValueError:
             raise ConfigError(f"{text} has the wrong type; see sae-dist eval --help") from None
-    asked = RunConfig(**vars(cfg) | {"eval": OmegaConf.to_object(changed)})
+    asked = RunConfig(**vars(cfg) | {"eval": EvalConfig(**changed)})
     found = narrowed(type(cfg), parse_counts(asked))
     if overrides and found.eval.tokens == 0:
         raise ConfigError("eval.tokens=0 evaluates nothing; give more, such as eval.tokens=500k")

@@ -4,7 +4,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import show
 from sae_dist.export.names import FILES
 
 VALUES = ("--top", "--html", "--model", "--format")
@@ -26,6 +28,7 @@ organisation/name). The text - is read from standard input.
   --html FILE     write a page as well: no scripts, nothing fetched
   --model NAME    a model's name or folder, where the dictionary does not say its own
   --format F      of another library's files, where several are in the folder
+  llm.trust_remote_code=true    run the code that the model brings along
 
 Examples:
   sae-dist explain outputs/my_run "The capital of France is Paris."
@@ -52,19 +55,20 @@ def run(arguments: list[str]) -> None:
     Raises:
         ConfigError: an argument is wrong, there is no such dictionary or model, or the text has no token.
     """
+    arguments, granted = granted_by(arguments)
     asked = parsed(arguments)
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import model
 
     d = load(asked.where, format=asked.format)
-    lm = model(d, asked.model)
+    lm = model(d, asked.model, trust_remote_code=granted.get(REMOTE_CODE, False))
     # A model that was named here is meant, whatever the dictionary calls its own.
     found = d.explain(lm, asked.text, top=asked.top, force=asked.model is not None)
     if asked.html is not None:
         from sae_dist.core.files import write_text
 
         write_text(asked.html, found.to_html())
-    print(found.to_json() if asked.as_json else found)
+    show(found.to_json() if asked.as_json else found)
 
 
 def parsed(arguments: list[str]) -> Asked:

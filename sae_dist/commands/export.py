@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from sae_dist.config.grid import run_of, single
-from sae_dist.config.run import load_config
+from sae_dist.config.run import granted_config
+from sae_dist.config.trust import LLM, granted_by
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.owner import owning
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import show
 from sae_dist.export.names import FILES, READ_ONLY
 from sae_dist.launch.arguments import Parser
 
@@ -28,6 +30,7 @@ dictionary larger than this machine's memory can be exported. An unfinished run 
   --push ORG/REPO               write these and a model card into RUN/hub, and upload that to the Hugging Face
                                 Hub, with the token that huggingface_hub finds (hf auth login)
   --folder-only                 with --push: build the repository's folder without uploading
+  llm.trust_remote_code=true    run the code that the run's model brings along; a run folder does not grant it
 
 Examples:
   sae-dist export outputs/my_run
@@ -47,17 +50,18 @@ def run(arguments: list[str]) -> None:
     parser.add_argument("--format", dest="formats", action="append", choices=WRITTEN)
     parser.add_argument("--push", metavar="ORG/REPO")
     parser.add_argument("--folder-only", action="store_true")
+    arguments, granted = granted_by(arguments)
     given = parser.parse_args(arguments)
     if given.folder_only and not given.push:
         raise ConfigError(
             "--folder-only needs --push ORG/REPO: it builds that repository's folder without uploading"
         )
-    single(load_config(given.run / CONFIG), given.run)
+    single(granted_config(given.run / CONFIG, granted, LLM), given.run)
     from sae_dist.train.export import export_run, publish
 
     formats = list(dict.fromkeys(given.formats or ["saelens"]))
     with owning(run_of(given.run), "exported"):
         if given.push:
-            print(publish(given.run, formats, given.push, upload_it=not given.folder_only))
+            show(publish(given.run, formats, given.push, upload_it=not given.folder_only, granted=granted))
         else:
-            print("\n".join(map(str, export_run(given.run, formats))))
+            show("\n".join(map(str, export_run(given.run, formats, granted))))

@@ -1,9 +1,8 @@
 """The line on the terminal for each error."""
 
-import sys
-
 from sae_dist.core.errors import Preempted, SaeDistError, Told
 from sae_dist.core.files import WRITING, remedy
+from sae_dist.core.text import print_line
 
 DISK = WRITING
 """Errors of writing, for which there is a line in place of a traceback."""
@@ -15,7 +14,7 @@ def say(error: SaeDistError) -> None:
         return
     # Stopping as asked is no error.
     kind = "" if isinstance(error, Preempted) else "error: "
-    print(f"sae-dist: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+    print_line(f"sae-dist: {kind}{' '.join(str(error).split())}")
 
 
 def cannot_write(error: OSError) -> SaeDistError:

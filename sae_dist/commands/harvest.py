@@ -1,6 +1,7 @@
 """The command `sae-dist harvest`: activations on disk, to train many dictionaries from."""
 
 from sae_dist.commands.arguments import without_cfg
+from sae_dist.core.text import show
 
 
 def help_text() -> str:
@@ -30,11 +31,14 @@ def run(arguments: list[str]) -> None:
     Raises:
         SaeDistError: see `launch.harvest.harvest_command`.
     """
+    from sae_dist.launch.options import tell_defaults
+
+    tell_defaults()
     overrides, print_it = without_cfg(arguments)
     if print_it:
         from sae_dist.launch.compose import print_config
 
-        print(print_config(overrides), end="")
+        show(print_config(overrides), end="")
         return
     from sae_dist.launch.harvest import harvest_command
 

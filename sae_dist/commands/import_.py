@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import show
 from sae_dist.export.names import FILES, format_of
 from sae_dist.launch.arguments import Parser
 
@@ -49,5 +50,7 @@ def run(arguments: list[str]) -> None:
         )
     layout = given.format or format_of(given.folder)
     from sae_dist.launch.import_run import import_run
+    from sae_dist.launch.options import tell_defaults
 
-    print(import_run(given.folder, layout, given.overrides))
+    tell_defaults()
+    show(import_run(given.folder, layout, given.overrides))

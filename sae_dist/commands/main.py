@@ -8,6 +8,7 @@ from importlib import metadata
 
 from sae_dist.commands.failures import DISK, cannot_write, say
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import print_line, show
 
 HELP = ("--help", "-h")
 
@@ -65,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         say(cannot_write(error))
         return SaeDistError.exit_code
     except KeyboardInterrupt:
-        print("sae-dist: interrupted", file=sys.stderr)
+        print_line("sae-dist: interrupted")
         return 1
 
 
@@ -78,10 +79,10 @@ def dispatch(arguments: list[str]) -> None:
     """
     name, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if name in (*HELP, "help"):
-        print(overview(), end="")
+        show(overview(), end="")
         return
     if name == "--version":
-        print(version())
+        show(version())
         return
     if name not in COMMANDS:
         begun = [each for each in shown() if name.startswith(each)]  # evaluate, exports
@@ -92,9 +93,9 @@ def dispatch(arguments: list[str]) -> None:
     if command.keys and rest[:1] == ["--help"] and len(rest) == 2:
         from sae_dist.commands.keys import explain
 
-        print(explain(rest[1]))
+        show(explain(rest[1]))
     elif command.summary and set(HELP) & set(rest[:1] if command.nested else rest):
-        print(explained(name), end="")
+        show(explained(name), end="")
     else:
         importlib.import_module(f"sae_dist.commands.{command.module}").run(rest)
 

@@ -1,4 +1,4 @@
-"""The command `sae-dist rank ROLE FOLDER --parent-pipe N`, one process of a run: `launch.spawn` calls it."""
+"""The command `sae-dist rank ROLE FOLDER --parent-pipe N [key=value]`: `launch.spawn` starts a rank by it."""
 
 import os
 import sys
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sae_dist.commands.failures import DISK, cannot_write
+from sae_dist.config.trust import Granted, granted_by
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.run_folder import LOGS
-from sae_dist.core.text import class_and_line
+from sae_dist.core.text import class_and_line, print_line
 
 ROLES = ("train", "harvest", "check", "bench")
 
@@ -21,17 +22,18 @@ def run(arguments: list[str]) -> None:
     Raises:
         ConfigError: the arguments are not those that `launch.spawn` gives.
     """
+    arguments, granted = granted_by(arguments)
     if len(arguments) != 4 or arguments[0] not in ROLES or not arguments[3].isdecimal():
         raise ConfigError("sae-dist rank is one process of a run, which sae-dist starts itself")
     folder, pipe = Path(arguments[1]), int(arguments[3])
     threading.Thread(target=_end_with_parent, args=(pipe,), daemon=True).start()
     try:
-        _work_of(arguments[0])(folder)
+        _work_of(arguments[0])(folder, granted)
     except Exception as error:
         _leave(error, folder / LOGS, f"rank_{os.environ['RANK']}")
 
 
-def _work_of(role: str) -> Callable[[Path], None]:
+def _work_of(role: str) -> Callable[[Path, Granted], None]:
     if role == "train":
         from sae_dist.train.rank import run_rank
 
@@ -43,10 +45,10 @@ def _work_of(role: str) -> Callable[[Path], None]:
     if role == "check":
         from sae_dist.launch.check import check_rank
 
-        return check_rank
+        return lambda folder, _granted: check_rank(folder)
     from sae_dist.bench.stream.ranks import bench_rank
 
-    return bench_rank
+    return lambda folder, _granted: bench_rank(folder)
 
 
 def _leave(error: Exception, logs: Path, name: str) -> None:
@@ -62,7 +64,7 @@ def _leave(error: Exception, logs: Path, name: str) -> None:
         (logs / f"{name}.error").write_text(reason, encoding="utf-8")
     except OSError:
         # The disk that the reason is about; rank 0 still has the terminal.
-        print(f"sae-dist: {name}: {reason}", file=sys.stderr)
+        print_line(f"sae-dist: {name}: {reason}")
     sys.stdout.flush()
     sys.stderr.flush()
     # Leave at once: a process group cannot be closed while other ranks are in a collective.

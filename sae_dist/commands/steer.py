@@ -2,11 +2,12 @@
 
 import argparse
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import print_line, show
 from sae_dist.interpret.study.asked import (
     DOSES,
     HOWS,
@@ -55,6 +56,7 @@ A DOSE is a code, or 4x: four times the 99.9th percentile of the latent's codes.
   --model NAME            another model than the dictionary's own
   --out FOLDER            where to write (RUN/steer/NAME, NAME by what is changed)
   --force                 write over an earlier study; take a model of another name
+  llm.trust_remote_code=true    run the code that the model brings along
 
 Examples:
   sae-dist steer outputs/my_run --clamp 123=4x
@@ -77,10 +79,10 @@ def run(arguments: list[str]) -> None:
     page, study = run_study(asked, _progress)
     for each in study.judgements:
         if each.claimed:
-            print(each.words)
+            show(each.words)
     if not any(each.claimed for each in study.judgements):
-        print("Nothing is claimed; the page says why of each latent and dose.")
-    print(page)
+        show("Nothing is claimed; the page says why of each latent and dose.")
+    show(page)
 
 
 def asked_of(arguments: list[str]) -> Asked:
@@ -98,7 +100,8 @@ def asked_of(arguments: list[str]) -> Asked:
     for option, default in (("--tokens", "32"), ("--positions", "all"), ("--seed", "0"), ("--controls", "8")):
         parser.add_argument(option, default=default)
     parser.add_argument("--force", action="store_true")
-    given = parser.parse_args(_joined(arguments))
+    rest, granted = granted_by(arguments)
+    given = parser.parse_args(_joined(rest))
     if given.positions not in WORDS:
         raise ConfigError(f"--positions {given.positions}: choose {', '.join(WORDS)}")
     if given.against is not None and given.target is None and given.prompts is None:
@@ -117,6 +120,7 @@ def asked_of(arguments: list[str]) -> Asked:
         model=given.model,
         out=None if given.out is None else Path(given.out),
         force=given.force,
+        trust_remote_code=granted.get(REMOTE_CODE, False),
         command=shlex.join(["sae-dist", "steer", *arguments]),
     )
 
@@ -143,4 +147,4 @@ def _joined(arguments: list[str]) -> list[str]:
 
 def _progress(done: int, of: int) -> None:
     if of > 1:
-        print(f"sae-dist steer: {done} of {of} batches of prompts", file=sys.stderr)
+        print_line(f"sae-dist steer: {done} of {of} batches of prompts")

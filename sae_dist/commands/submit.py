@@ -26,7 +26,8 @@ Examples:
 
 def help_text() -> str:
     """Return the help text, with the cluster files there are and the keys of a cluster."""
-    from sae_dist.launch.options import groups, schema
+    from sae_dist.config.run import schema
+    from sae_dist.launch.options import groups
 
     keys = [key.removeprefix("cluster.") for key in schema() if key.startswith("cluster.")]
     options, keys_in_words = ", ".join(groups()["cluster"]), ", ".join(keys)
@@ -46,6 +47,9 @@ def run(arguments: list[str]) -> None:
     Raises:
         ConfigError: see `launch.submit.submit_command`.
     """
+    from sae_dist.launch.options import tell_defaults
+
+    tell_defaults()
     overrides, only_write = without(arguments, "--dry-run")
     from sae_dist.launch.submit import submit_command
 

@@ -1,6 +1,7 @@
 """The command `sae-dist sweep-table`: the results of the runs in a folder, side by side."""
 
 from sae_dist.commands.arguments import one_folder
+from sae_dist.core.text import show
 
 
 def help_text() -> str:
@@ -23,4 +24,4 @@ def run(arguments: list[str]) -> None:
     folder = one_folder(arguments, "sweep-table", "one folder of runs, such as outputs/my_sweep")
     from sae_dist.evaluation.sweep import sweep_table
 
-    print(sweep_table(folder))
+    show(sweep_table(folder))

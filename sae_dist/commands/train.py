@@ -2,6 +2,7 @@
 
 from sae_dist.commands.arguments import without, without_cfg
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import show
 
 HELP = """\
 Trains a dictionary, exports it and evaluates it on held-out data. Without arguments it uses a small language
@@ -63,6 +64,9 @@ def run(arguments: list[str]) -> None:
         SaeDistError: see `launch.run.train_command`.
     """
     arguments, print_it = without_cfg(arguments)
+    from sae_dist.launch.options import tell_defaults
+
+    tell_defaults()
     overrides, many = without(arguments, "-m", "--multirun")
     overrides, only_look = without(overrides, "--dry-run")
     if only_look and many:
@@ -70,7 +74,7 @@ def run(arguments: list[str]) -> None:
     if print_it:
         from sae_dist.launch.compose import print_config
 
-        print(print_config(overrides), end="")
+        show(print_config(overrides), end="")
     elif only_look:
         from sae_dist.launch.run import forecast_command
 

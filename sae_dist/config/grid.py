@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import Resolved, RunConfig, Single, load_config, narrowed
 from sae_dist.config.sections import GridConfig
+from sae_dist.config.tables import LARGEST_GRID
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
 
@@ -126,7 +128,9 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
     grid, groups = cfg.grid, cfg.topology.groups
     if groups < 1:
         yield f"topology.groups={groups} must be greater than 0"
-    number = len(members(cfg))
+    number = math.prod(map(len, varied(cfg).values()))
+    if number > LARGEST_GRID:
+        yield f"grid has {number} dictionaries; at most {LARGEST_GRID}"
     if groups > number:
         yield f"topology.groups={groups} is more than the grid's {number} dictionaries; use at most {number}"
     if groups > 1 and cfg.topology.producers == 0 and cfg.runs_llm:

@@ -6,18 +6,16 @@ frozen `config.yaml` of a run folder holds.
 """
 
 import copy
-import io
-from dataclasses import dataclass, field, fields, is_dataclass
+import math
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, TypeVar, get_args
-
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from sae_dist.config.counts import parse_count
+from sae_dist.config.plain import LARGEST_BYTES, build, read_yaml, write_yaml
 from sae_dist.config.resolved import (
     ResolvedCheckpoint,
     ResolvedEval,
@@ -41,6 +39,8 @@ from sae_dist.config.sections import (
     TokensConfig,
     TopologyConfig,
 )
+from sae_dist.config.tables import CHOICES, LARGEST_GRID, MAY_BE_OPEN
+from sae_dist.config.trust import NOTHING, Granted, check_granted, withheld
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import first_line
 
@@ -181,8 +181,31 @@ def narrowed(kind: type[C], wide: Any, prefix: str = "") -> C:
     return kind(**values)
 
 
-def load_config(path: Path) -> Resolved:
-    """Read a frozen config.yaml: a `Single`, unless it is a grid's.
+def load_config(path: Path, granted: Granted = NOTHING) -> Resolved:
+    """Read a frozen config.yaml: a `Single`, unless it is a grid's. Nothing in it is resolved.
+
+    Args:
+        granted: values that run code, by key, which the command grants; others are left out, see
+            `config.trust`.
+
+    Raises:
+        ConfigError: there is none, or it does not fit the schema.
+    """
+    return withheld(recorded_config(path), granted)
+
+
+def granted_config(path: Path, granted: Granted, keys: Collection[str]) -> Resolved:
+    """Read a frozen config.yaml as `load_config`, for a command that would use `keys`.
+
+    Raises:
+        ConfigError: see there; or the file has a value of one of `keys` that the command does not grant.
+    """
+    check_granted(recorded_config(path), granted, path, keys)
+    return load_config(path, granted)
+
+
+def recorded_config(path: Path) -> Resolved:
+    """Read a frozen config.yaml as it was written, to compare it or to write it again: nothing may run of it.
 
     Raises:
         ConfigError: there is none, or it does not fit the schema.
@@ -190,23 +213,42 @@ def load_config(path: Path) -> Resolved:
     if not path.is_file():
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     try:
+        if path.stat().st_size > LARGEST_BYTES:
+            raise ConfigError(f"it has more than {LARGEST_BYTES} bytes")
         return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ConfigError) as error:
+    except (ValueError, ConfigError) as error:
         raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Resolved:
-    """Read YAML; kept, since it takes a tenth of a second and a command reads its config often."""
-    merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(io.StringIO(text)))
-    loaded = OmegaConf.to_object(merged)
-    assert isinstance(loaded, RunConfig)
+    """Read YAML; kept, since a command reads its config often."""
+    loaded = build(RunConfig, read_yaml(text))
+    for key, allowed in CHOICES.items():
+        section, _, name = key.rpartition(".")
+        value = getattr(getattr(loaded, section) if section else loaded, name)
+        if value not in allowed and not (value is None and key in MAY_BE_OPEN):
+            raise ValueError(f"{key}={value} is not one of {', '.join(allowed)}")
+    size = math.prod(len(values) for values in vars(loaded.grid).values() if values is not None)
+    if size > LARGEST_GRID:
+        raise ValueError(f"grid has {size} dictionaries; at most {LARGEST_GRID}")
     return narrowed(Resolved if loaded.is_grid else Single, parse_counts(loaded))
 
 
 def save_config(cfg: RunConfig, path: Path) -> None:
     """Write a config as YAML, values only."""
-    OmegaConf.save(OmegaConf.structured(cfg), path)
+    path.write_text(write_yaml(asdict(cfg)), encoding="utf-8")
+
+
+@cache
+def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
+    """Return every key of a run, dotted, with its type; a section has its dataclass. For reading only."""
+    found: dict[str, Any] = {}
+    for name, kind in get_type_hints(node).items():
+        found[prefix + name] = kind
+        if is_dataclass(kind):
+            found |= schema(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+    return found
 
 
 def flat(cfg: RunConfig) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from typing import Any
 
 from sae_dist.config.grid import grid_problems, members
 from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
+from sae_dist.config.plain import LARGEST
 from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
 from sae_dist.config.rules.evaluation import evaluation_problems
 from sae_dist.config.rules.sharding import sharding_problems, world_problems
 from sae_dist.config.rules.sharing import latents_are_open, sharing_problems
 from sae_dist.config.rules.synthetic import GIVEN_BY_GROUP, GROUPED, synthetic_problems
-from sae_dist.config.run import RunConfig
+from sae_dist.config.run import RunConfig, flat
 from sae_dist.config.tables import (
     AT_MOST_ONE,
     BELOW_ONE,
@@ -30,6 +31,7 @@ from sae_dist.config.tables import (
 )
 from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.text import check_plain
 
 
 def validate(
@@ -54,11 +56,22 @@ def validate(
     Raises:
         ConfigError: the first rule that is broken.
     """
+    for key, value in flat(cfg).items():
+        for text in _texts(value):
+            check_plain(text, key)
     there = submit_problems(cfg) if submitted else _device(cfg)
     sharing = iter(()) if again and latents_are_open(cfg) else sharing_problems(cfg, expansion, begun=begun)
     problems = _problems(cfg, world_size, sharing)
     for problem in itertools.chain(problems, cluster_problems(cfg), there):
         raise ConfigError(problem)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
 
 
 def _problems(cfg: RunConfig, world_size: int | None, sharing: Iterator[str]) -> Iterator[str]:
@@ -111,6 +124,9 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and key in POSITIVE):
             yield f"{key}={value} must be {'greater than 0' if key in POSITIVE else '0 or more'}"
+    for key, most in LARGEST.items():
+        if (get(cfg, key) or 0) > most:
+            yield f"{key}={get(cfg, key)} is too large; at most {most}"
     for key in BELOW_ONE:
         value = get(cfg, key)
         if value is not None and not 0 <= value < 1:

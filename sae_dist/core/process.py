@@ -3,6 +3,7 @@
 import os
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,17 @@ ENDED = "ZXx"
 PS_TIMEOUT_S = 10
 HIDDEN = "hidden"
 """The start of a process that is there, and that this user may not look at."""
+
+
+def own_command() -> list[str]:
+    """Return the words that start this command again, in a process that trusts no more than this one.
+
+    `python -m` looks for modules in the working folder first: a file json.py that lies there would run. With
+    -P (Python 3.11) it does not; where this process does, by `python -m` or by a path, that is wanted.
+    """
+    here = any(os.path.abspath(entry) == os.getcwd() for entry in sys.path)
+    safe = ["-P"] if sys.version_info >= (3, 11) and not here else []
+    return [sys.executable, *safe, "-m", "sae_dist.cli"]
 
 
 def pause(seconds: float) -> None:

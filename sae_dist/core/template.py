@@ -1,8 +1,10 @@
-"""Pages from templates of Jinja2, which escapes all that is inserted."""
+"""Pages from templates of Jinja2, which escapes all that is inserted; control characters are written out."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from sae_dist.core.text import visible
 
 
 def rendered(
@@ -15,8 +17,14 @@ def rendered(
         loader=FileSystemLoader(template.parent),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters.update(filters or {})
     return environment.get_template(template.name).render(values)
+
+
+def _visible(value: Any) -> Any:
+    """Return what is inserted, text without signs that a browser obeys; markup stays markup."""
+    return type(value)(visible(value)) if isinstance(value, str) else value

@@ -1,11 +1,19 @@
-"""Short texts: sizes, errors in one line, and lines on the terminal."""
+"""Short texts: sizes, errors in one line, foreign text made visible, and lines on the terminal."""
 
+import re
+import shlex
 import sys
 from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from sae_dist.core.errors import ConfigError
+
 GIB, MIB = 2**30, 2**20
+CONTROL = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal or a page obeys and does not show: C0, C1, marks of lines and directions, half pairs."""
 
 
 def gib(count: float, digits: int = 1) -> str:
@@ -38,7 +46,38 @@ def columns(rows: Sequence[Sequence[str]], left: int | None = 1) -> list[str]:
     return lines
 
 
+def visible(text: str, keep: str = "\n\t") -> str:
+    """Return text whose control characters are written out, such as `\\x1b`.
+
+    Args:
+        keep: those that stay.
+    """
+    return CONTROL.sub(lambda sign: sign[0] if sign[0] in keep else ascii(sign[0])[1:-1], text)
+
+
+def check_plain(text: str, what: str) -> None:
+    """Check that a name or path has no control characters: it reaches scripts, terminals and pages.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if found := CONTROL.search(text):
+        raise ConfigError(
+            f"{what}={visible(text, '')} has the control character {visible(found[0], '')}; write it without"
+        )
+
+
+def quoted(word: object) -> str:
+    """Return a word of a command that is printed, such as a path, quoted for a shell."""
+    return shlex.quote(visible(str(word), ""))
+
+
+def show(text: object, end: str = "\n") -> None:
+    """Print on stdout, with control characters written out."""
+    print(visible(str(text)), end=end)
+
+
 def print_line(line: str) -> None:
-    """Print a line on stderr at once, above a progress bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
+    """Print a line on stderr at once, above a progress bar if there is one; see `show`."""
+    tqdm.write(visible(line), file=sys.stderr)
     sys.stderr.flush()

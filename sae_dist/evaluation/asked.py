@@ -6,6 +6,7 @@ from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, Single
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import EXPORT
+from sae_dist.core.text import quoted
 from sae_dist.export.names import FILES
 from sae_dist.tokens.text_files import text_files
 
@@ -22,8 +23,8 @@ def check_files(folder: Path, asked: Resolved) -> Single:
     cfg = single(asked, folder)
     if not (folder / EXPORT / FILES["saelens"][0]).exists():
         raise ConfigError(
-            f"{folder} has no export yet; write one of its newest checkpoint with sae-dist export {folder}, "
-            f"or finish the run with sae-dist resume {folder}"
+            f"{folder} has no export yet; write one of its newest checkpoint with "
+            f"sae-dist export {quoted(folder)}, or finish the run with sae-dist resume {quoted(folder)}"
         )
     if cfg.eval.corpus and cfg.has_llm:
         text_files(Path(cfg.eval.corpus).expanduser(), f"eval.corpus={cfg.eval.corpus}")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, Single, load_config
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
 from sae_dist.core.progress import reported
@@ -37,7 +38,7 @@ from sae_dist.tokens.source import held_out_tokens
 ALWAYS = ("tokens", "steps", "fvu", "l0", "dead_fraction", "ce_recovered", "tokens_per_second")
 
 
-def evaluate_run(folder: Path) -> dict[str, Any]:
+def evaluate_run(folder: Path, granted: Granted = NOTHING) -> dict[str, Any]:
     """Evaluate `folder`/export on held-out tokens; write summary.json, firing rates and plots.
 
     Returns:
@@ -48,16 +49,19 @@ def evaluate_run(folder: Path) -> dict[str, Any]:
             trained from a cache is finished without the numbers that need them).
         DataError: there are no held-out activations.
     """
-    return evaluate_runs([folder])[0]
+    return evaluate_runs([folder], granted=granted)[0]
 
 
-def evaluate_runs(folders: Sequence[Path], configs: Sequence[Resolved] = ()) -> list[dict[str, Any]]:
+def evaluate_runs(
+    folders: Sequence[Path], configs: Sequence[Resolved] = (), granted: Granted = NOTHING
+) -> list[dict[str, Any]]:
     """Evaluate as `evaluate_run` several dictionaries of one hook, LLM and text; the LLM runs once for all.
 
     Args:
         configs: their configs, if they differ from those in the folders.
+        granted: see `config.trust`.
     """
-    found = configs or [load_config(folder / CONFIG) for folder in folders]
+    found = configs or [load_config(folder / CONFIG, granted) for folder in folders]
     singles = [single(each, folder) for each, folder in zip(found, folders, strict=True)]
     cfg = singles[0]
     device = device_of(cfg)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.text import first_line
+from sae_dist.core.text import first_line, quoted
 from sae_dist.export.keys import OBJECT, Table, checked
 from sae_dist.export.names import INDEX
 
@@ -114,7 +114,7 @@ def existing(folder: Path, name: str, needed: Sequence[str]) -> Path:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     if pointer:
         raise ConfigError(
-            f"{path} is a pointer of Git LFS, not the file itself; fetch it: git -C {folder} lfs pull"
+            f"{path} is a pointer of Git LFS, not the file itself; fetch it: git -C {quoted(folder)} lfs pull"
         )
     return path
 

@@ -8,6 +8,7 @@ from sae_dist.config.grid import member_folders, single
 from sae_dist.config.run import Single, load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG, EXPORT
+from sae_dist.core.text import quoted
 from sae_dist.export.fetched import fetched
 from sae_dist.export.importing import Imported
 from sae_dist.export.names import FILES, format_of
@@ -47,7 +48,7 @@ def load(
         raise ConfigError(f"format={format}: {place} is a run, of which its export is read; leave it out")
     folder = place / EXPORT if run is not None else place
     if run is not None and not (folder / SAE_CONFIG).is_file():
-        raise ConfigError(f"{place} has no export yet; write one: sae-dist export {place}")
+        raise ConfigError(f"{place} has no export yet; write one: sae-dist export {quoted(place)}")
     imported = Imported.read(folder, "saelens" if run is not None else _format(folder, format), transcoder)
     if run is None and imported.source.name == EXPORT:
         run = _run_of(imported.source.parent)

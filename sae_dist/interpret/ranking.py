@@ -90,6 +90,7 @@ def ranked(
     seed: int = 0,
     name: str | None = None,
     force: bool = False,
+    trust_remote_code: bool = False,
 ) -> Ranking:
     """Open a dictionary and its model, and rank its latents; `commands.ablate` explains the arguments.
 
@@ -97,7 +98,7 @@ def ranked(
         ConfigError: one cannot be opened or does not generate; or the prompts are not what they should be.
     """
     files = None if prompts is None else read_prompts(prompts, target, against)
-    dictionary, lm = opened(where, name, force)
+    dictionary, lm = opened(where, name, force, trust_remote_code)
     if files is None:
         found = default_prompts(dictionary, lm, target, against, 1)
     else:

@@ -2,7 +2,7 @@
 
 from omegaconf import OmegaConf
 
-from sae_dist.config.rules.cache import check_length, fill
+from sae_dist.config.rules.cache import LLM_KEYS, check_length, fill
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
@@ -61,7 +61,9 @@ def _other_names(cfg: RunConfig, manifest: Manifest, given: set[str]) -> dict[st
         return {}
     from sae_dist.llm.facts import llm_facts
 
-    settings = {key.removeprefix("llm."): value for key, value in manifest.settings.items() if "llm." in key}
+    settings = {
+        key.removeprefix("llm."): value for key, value in manifest.settings.items() if key in LLM_KEYS
+    }
     llm = LlmConfig(**settings, trust_remote_code=cfg.llm.trust_remote_code)
     try:
         facts, _ = llm_facts(llm, *(asked[key] or there[key] for key in asked))

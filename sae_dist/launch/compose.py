@@ -15,11 +15,12 @@ from yaml import YAMLError
 from sae_dist.config.grid import VARIES
 from sae_dist.config.run import RunConfig, register
 from sae_dist.config.secrets import check_secrets
+from sae_dist.config.trust import executing, word
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.text import first_line
+from sae_dist.core.text import first_line, quoted
 from sae_dist.launch.option_errors import in_words
-from sae_dist.launch.options import conf_folders, data_folder
-from sae_dist.launch.overrides import for_several, is_value, parse, type_in_words
+from sae_dist.launch.options import DEFAULTS, check_own_files, conf_folders, data_folder
+from sae_dist.launch.overrides import for_several, is_value, parse, type_in_words, written
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
@@ -39,7 +40,32 @@ def compose_config(overrides: list[str]) -> RunConfig:
         raise _explain(error, []) from None
     assert isinstance(found, RunConfig)
     check_secrets(found)
+    _check_granted(found, [parse(text) for text in overrides])
     return found
+
+
+def _check_granted(cfg: RunConfig, parsed: list[Override]) -> None:
+    """Check that what runs code is on the command line; a job's lines may be in the file that cluster= names.
+
+    Raises:
+        ConfigError: another file of conf/ sets it, such as conf/local/default.yaml.
+    """
+    given = {override.key_or_group for override in parsed if is_value(override)}
+    asked = {key: value for key, value in executing(cfg).items() if key not in given}
+    if not asked:
+        return
+    named = [override.input_line or "" for override in parsed if override.key_or_group == "cluster"]
+    # Without conf/local/default.yaml, which no word names.
+    without = ["~local"] if any((folder / DEFAULTS).is_file() for folder in conf_folders()) else []
+    alone = _of_options((*named, *without), _files())
+    for key, value in asked.items():
+        if key.startswith("cluster.") and OmegaConf.select(alone, key) == value:
+            continue
+        lines = "; a file conf/cluster/NAME.yaml may have it, where you write cluster=NAME"
+        raise ConfigError(
+            f"a file of conf/ sets {key}, which runs code and is never taken from a file that is not asked "
+            f"for: write {quoted(word(key, value))}{lines if key.startswith('cluster.') else ''}"
+        )
 
 
 def print_config(overrides: list[str]) -> str:
@@ -80,7 +106,9 @@ def _files() -> tuple[tuple[Path, int], ...]:
 def _of_options(options: tuple[str, ...], files: tuple[tuple[Path, int], ...]) -> DictConfig:
     """Compose the files that options name; kept, since it takes a third of a second, and values far less."""
     register()
-    lines = [*options, *(f"hydra.searchpath=['file://{folder}']" for folder in conf_folders()[1:])]
+    for folder in conf_folders()[1:]:
+        check_own_files(folder)
+    lines = [*options, *(f"hydra.searchpath=[{written(f'file://{each}')}]" for each in conf_folders()[1:])]
     with initialize_config_dir(str(data_folder("conf").resolve()), version_base="1.3"):
         return hydra_compose("train", overrides=lines)
 

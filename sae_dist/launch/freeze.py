@@ -7,17 +7,19 @@ import secrets
 import shutil
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sae_dist.config.grid import single
 from sae_dist.config.paths import with_absolute_paths
-from sae_dist.config.run import Resolved, RunConfig, Single, load_config, save_config
+from sae_dist.config.run import Resolved, RunConfig, Single, recorded_config, save_config
+from sae_dist.config.trust import Granted
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import replacing, write_json
 from sae_dist.core.owner import Owner, claim, refuse_owned
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST, PROVENANCE, SUMMARY, TRAINED, WRITTEN, status
+from sae_dist.core.text import check_plain, quoted
 from sae_dist.launch.folder_kind import RUN, FolderKind, check_space
 from sae_dist.launch.identity import Identity, check_identity, write_identity
 from sae_dist.launch.provenance import provenance
@@ -36,12 +38,14 @@ class Frozen:
         finished: nothing is left to do in it.
         made: the folders that this command made for it, innermost first.
         owner: None: nothing is left to do, or another rank is the owner.
+        granted: values of its config that run code, which the command grants; see `config.trust`.
     """
 
     folder: Path
     finished: bool = False
     made: tuple[Path, ...] = ()
     owner: Owner | None = None
+    granted: Granted = field(default_factory=dict)
 
     def release(self) -> None:
         """Give the folder up: nothing more will be written."""
@@ -80,6 +84,7 @@ def freeze(
     """
     kind = kind or RUN
     folder = Path(cfg.output).expanduser() / cfg.name
+    check_plain(str(folder.absolute()), "output")
     written: dict[str, Any] = {}
     if kind is RUN:
         cfg, written = with_absolute_paths(cfg)
@@ -176,28 +181,28 @@ def _reopen(
 
 def _stands(cfg: Resolved, folder: Path, kind: FolderKind) -> bool:
     """Check that a folder was begun with this config, and return whether nothing is left to do in it."""
-    begun = load_config(folder / kind.config)
+    begun = recorded_config(folder / kind.config)
     same = with_absolute_paths(begun)[0] if kind is RUN else begun
     _check_same(kind.identity(same), kind.identity(cfg), folder, kind)
     return kind.is_finished(folder) and not (kind is RUN and cfg.train_tokens != begun.train_tokens)
 
 
 def _needs_resume(cfg: Resolved, folder: Path, kind: FolderKind) -> str:
-    begun = load_config(folder / kind.config)
+    begun = recorded_config(folder / kind.config)
     what, how = "is unfinished", "it with resume=auto"
     if kind is RUN and cfg.train_tokens != begun.train_tokens:
         what = f"was begun with train_tokens={begun.train_tokens}"
     elif kind is RUN:
         what += f", at step {_newest_step(folder)} of {begun.train_tokens // begun.batch}"
         what = "is trained, and not evaluated yet" if status(folder) == TRAINED else what
-        how = f"with sae-dist resume {folder}"
+        how = f"with sae-dist resume {quoted(folder)}"
     return f"{folder} {what}; continue {how}, or choose another name="
 
 
 def _continue(
     cfg: Resolved, folder: Path, kind: FolderKind, members: Sequence[Single], data: Identity | None
 ) -> None:
-    begun = load_config(folder / kind.config)
+    begun = recorded_config(folder / kind.config)
     if cfg.train_tokens < begun.train_tokens:
         raise ConfigError(
             f"train_tokens={cfg.train_tokens} is less than the {begun.train_tokens} that {folder} was begun "

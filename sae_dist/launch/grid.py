@@ -7,6 +7,7 @@ from typing import Any
 from sae_dist.config.counts import format_count
 from sae_dist.config.grid import member_folders, members, varied
 from sae_dist.config.run import Resolved
+from sae_dist.config.trust import executing
 from sae_dist.core.errors import NumericsError
 from sae_dist.core.files import write_json
 from sae_dist.core.run_folder import DIVERGED, EXPORT, FINISHED, SUMMARY, TRAINED, read_summary, status
@@ -35,10 +36,11 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
     from sae_dist.evaluation.summary import evaluate_runs
     from sae_dist.train.export import export_run
 
+    granted = executing(cfg)
     by_hook: dict[str | None, list[Path]] = {}
     for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):
         if status(each) == TRAINED:
-            export_run(each)
+            export_run(each, granted=granted)
             by_hook.setdefault(member.hook, []).append(each)
     number = sum(map(len, by_hook.values()))
     if number:
@@ -49,7 +51,7 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
         )
     for folders in by_hook.values():
         for together in batches(folders):
-            evaluate_runs(together)
+            evaluate_runs(together, granted=granted)
     found: dict[str, dict[str, Any]] = {}
     for each in member_folders(cfg, folder):
         summary = read_summary(each)

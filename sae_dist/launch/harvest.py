@@ -1,18 +1,19 @@
 """The steps of `sae-dist harvest`: compose -> facts -> resolve -> validate -> freeze -> start."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 from sae_dist.config.rules.cache import harvest_identity
 from sae_dist.config.run import Resolved, RunConfig, load_config, parse_counts
+from sae_dist.config.trust import Granted, executing
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import place
-from sae_dist.core.text import gib
+from sae_dist.core.text import gib, print_line, quoted, show
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.folder_kind import FolderKind
@@ -29,7 +30,12 @@ def harvest_command(overrides: list[str]) -> None:
     Raises:
         SaeDistError: see `core.errors`; wrong input leaves nothing behind.
     """
-    start(lambda world_size: prepare(overrides, world_size), HARVEST, _tell)
+    start(
+        lambda world_size: prepare(overrides, world_size),
+        HARVEST,
+        _tell,
+        lambda: executing(compose_config(overrides)),
+    )
 
 
 def prepare(overrides: list[str], world_size: int | None) -> Frozen:
@@ -72,10 +78,10 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     resolved.name = name or _name(resolved)
     frozen = freeze(resolved, settled.columns, _cache_folder(), data=identity_of(resolved))
     if settled.note:
-        print(settled.note, file=sys.stderr)
+        print_line(settled.note)
     if frozen.finished:
-        print(f"{frozen.folder} is finished: train with activations=cache activations.path={frozen.folder}")
-    return frozen
+        show(f"{frozen.folder} is finished: {_train_with(frozen.folder)}")
+    return dataclasses.replace(frozen, granted=executing(resolved))
 
 
 def _cache_folder() -> FolderKind:
@@ -136,10 +142,10 @@ def _ranks_of(cfg: RunConfig) -> int:
     return max(cfg.topology.producers, 1)
 
 
-def _harvest_rank(folder: Path) -> None:
+def _harvest_rank(folder: Path, granted: Granted) -> None:
     from sae_dist.train.harvest import harvest_rank
 
-    harvest_rank(folder)
+    harvest_rank(folder, granted)
 
 
 def _count(folder: Path) -> int:
@@ -151,15 +157,19 @@ def _count(folder: Path) -> int:
 HARVEST = Role("harvest", _count, _harvest_rank)
 
 
-def _tell(folder: Path) -> None:
+def _tell(folder: Path, _granted: Granted) -> None:
     """Print what there is now, and how to train from it."""
     from sae_dist.transport.cache_manifest import read_manifest
 
     manifest = read_manifest(str(folder))
     size = sum(shard.bytes for shard in manifest.shards)
     chunks = manifest.chunks_per_lane * manifest.lanes
-    print(
+    show(
         f"{os.path.relpath(folder)}\n{chunks * manifest.rows:,} activations in {chunks:,} chunks, "
         f"{len(manifest.shards):,} shards, {gib(size, 2)}\n"
-        f"train with: activations=cache activations.path={os.path.relpath(folder)}"
+        f"{_train_with(Path(os.path.relpath(folder)))}"
     )
+
+
+def _train_with(folder: Path) -> str:
+    return f"train with: activations=cache {quoted(f'activations.path={folder}')}"

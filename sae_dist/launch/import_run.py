@@ -1,12 +1,13 @@
 """A run folder of a dictionary that was trained elsewhere."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.plain import fitting
+from sae_dist.config.run import RunConfig, schema
 from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.text import print_line
 
 if TYPE_CHECKING:
     from sae_dist.export.importing import Imported
@@ -55,7 +56,7 @@ def import_run(place: Path, layout: str | None, overrides: list[str]) -> Path:
         frozen.release()
     for line in (settled.note, _another_model(said, settled.cfg.llm.name)):
         if line:
-            print(line, file=sys.stderr)
+            print_line(line)
     return frozen.folder
 
 
@@ -66,11 +67,14 @@ def _composed(imported: "Imported", overrides: list[str], given: set[str]) -> Ru
         ConfigError: the name of the run or a hook is missing.
     """
     from sae_dist.export.names import proposed_hook
+    from sae_dist.launch.overrides import written
     from sae_dist.launch.settle import composed
 
     source = imported.source
     more = {key: value for key, value in imported.says().items() if key not in given}
-    cfg = composed([*(f"{key}={_written(value)}" for key, value in more.items()), *overrides])
+    for key, value in more.items():
+        _check_said(source, key, value)
+    cfg = composed([*(f"{key}={written(value)}" for key, value in more.items()), *overrides])
     if cfg.name is None:
         raise ConfigError("name must be given: write name=..., the run folder in output=outputs")
     if cfg.runs_llm and cfg.hook is None:
@@ -82,15 +86,23 @@ def _composed(imported: "Imported", overrides: list[str], given: set[str]) -> Ru
     return cfg
 
 
+def _check_said(source: Path, key: str, value: object) -> None:
+    """Check that a value from a dictionary's files fits its key of the config, and is nothing but a value.
+
+    Raises:
+        ConfigError: it does not, or would be resolved: it could name a variable of this environment.
+    """
+    try:
+        if key != "sae":  # the group, whose option `says` chose
+            fitting(value, schema()[key], key)
+        if "${" in str(value):
+            raise ValueError(f"{key}={value} would be resolved")
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}; give {key}=... yourself") from None
+
+
 def _another_model(said: str | None, used: str) -> str | None:
     """Return a line if a dictionary's files name another model than the one it is put on."""
     if said is None or Path(said).name.lower() == Path(used).name.lower():
         return None
     return f"the files name llm.name={said}; used on llm.name={used}, whose activations may be others"
-
-
-def _written(value: object) -> str:
-    """Return a value as Hydra reads it; text is quoted, since it comes from a file."""
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")

@@ -11,8 +11,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sae_dist.config.run import RunConfig
-from sae_dist.launch.options import conf_folders, groups, schema
+from sae_dist.config.run import RunConfig, schema
+from sae_dist.launch.options import conf_folders, groups
 from sae_dist.launch.overrides import type_in_words
 
 IN_A_FILE = re.compile(r"In '([^']+)': \w+ raised while composing config")

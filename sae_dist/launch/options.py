@@ -1,13 +1,20 @@
-"""The keys of a run, and the config groups with the options that there are."""
+"""The config groups, with the options that there are."""
 
-import dataclasses
-import functools
-import typing
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_dist.config.run import RunConfig
+from sae_dist.config.plain import check_yaml, read_yaml
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.place import launched, place
+from sae_dist.core.text import print_line
 
+DEFAULTS = "local/default.yaml"
+"""In a folder conf: a person's own defaults, which no word of a command names."""
+RESOLVER = re.compile(r"\$\{[^{}]*:")
+SHOWN = 8
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -38,12 +45,47 @@ def groups() -> dict[str, list[str]]:
     return {group: list(options) for group, options in option_files().items()}
 
 
-@functools.cache
-def schema(node: Any = RunConfig, prefix: str = "") -> dict[str, Any]:
-    """Return every key of a run, dotted, with its type; a section has its dataclass. For reading only."""
-    found: dict[str, Any] = {}
-    for name, kind in typing.get_type_hints(node).items():
-        found[prefix + name] = kind
-        if dataclasses.is_dataclass(kind):
-            found |= schema(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
-    return found
+def check_own_files(folder: Path) -> None:
+    """Check the user's own conf/ before it is read: its size, and that its defaults read no environment.
+
+    Raises:
+        ConfigError: a file has aliases or is too large, or the defaults would run a resolver of OmegaConf.
+    """
+    for group in groups():
+        for file in sorted((folder / group).glob("*.yaml")):
+            check_yaml(file)
+    defaults = folder / DEFAULTS
+    if defaults.is_file():
+        check_yaml(defaults)
+        if found := RESOLVER.search(defaults.read_text(encoding="utf-8", errors="replace")):
+            raise ConfigError(
+                f"{os.path.relpath(defaults)} has {found[0]}...}}, which reads more than the file itself; "
+                "write the value, or put it into a file that your command names"
+            )
+
+
+def tell_defaults() -> None:
+    """Say which keys the user's own defaults set, where there are any: no word of the command names them."""
+    if launched() and place().rank:
+        return
+    for folder in conf_folders():
+        file = folder / DEFAULTS
+        if not file.is_file():
+            continue
+        try:
+            content = read_yaml(file.read_text(encoding="utf-8", errors="replace"))
+        except ValueError:
+            continue  # composing names the line
+        keys = list(_keys(content))
+        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
+        print_line(f"{os.path.relpath(file)} is obeyed: it sets {', '.join(keys[:SHOWN])}{more}")
+
+
+def _keys(content: Any, prefix: str = "") -> Iterator[str]:
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"

@@ -12,8 +12,9 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from sae_dist.config.grid import VARIES
+from sae_dist.config.run import schema
 from sae_dist.core.errors import ConfigError
-from sae_dist.launch.options import groups, schema
+from sae_dist.launch.options import groups
 
 OPTIONAL_GROUPS = ("experiment", "debug", "local")
 PEER_NAMES = {
@@ -97,6 +98,13 @@ def parse(text: str) -> Override:
     if not is_value(override) and not override.is_sweep_override():
         _check_option(name, override.value())
     return override
+
+
+def written(value: object) -> str:
+    """Return a value as Hydra reads it; text is quoted."""
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +12,17 @@ from sae_dist.config.counts import format_count
 from sae_dist.config.grid import member_folders, run_of, varied
 from sae_dist.config.needs import evaluation_tokens
 from sae_dist.config.rules.sharding import world_size_of
-from sae_dist.config.run import Resolved, load_config
+from sae_dist.config.run import Resolved, granted_config, load_config, recorded_config
+from sae_dist.config.trust import NOTHING, TRAINING, Granted, executing
 from sae_dist.config.validate import get, validate
 from sae_dist.core.errors import ConfigError, DataError, Preempted, SaeDistError
 from sae_dist.core.owner import claim
 from sae_dist.core.place import launched
 from sae_dist.core.progress import clock, waiting
 from sae_dist.core.run_folder import CONFIG, EXPORT, read_summary
-from sae_dist.core.text import print_line
+from sae_dist.core.text import print_line, quoted, show
 from sae_dist.launch.ahead import look_ahead
+from sae_dist.launch.compose import compose_config
 from sae_dist.launch.folder_kind import RUN, is_finished
 from sae_dist.launch.freeze import Frozen, continue_folder, freeze
 from sae_dist.launch.identity import caution, check_identity, identity_of
@@ -43,7 +44,12 @@ def train_command(overrides: list[str]) -> None:
     Raises:
         SaeDistError: see `core.errors`; wrong input leaves nothing behind.
     """
-    start(lambda world_size: prepare(overrides, world_size), TRAIN, finish)
+    start(
+        lambda world_size: prepare(overrides, world_size),
+        TRAIN,
+        finish,
+        lambda: executing(compose_config(overrides)),
+    )
 
 
 def forecast_command(overrides: list[str]) -> None:
@@ -56,26 +62,29 @@ def forecast_command(overrides: list[str]) -> None:
 
     settled = checked(overrides, None)
     if settled.note:
-        print(settled.note, file=sys.stderr)
-    print(forecast(settled))
+        print_line(settled.note)
+    show(forecast(settled))
 
 
-def resume_command(folder: Path) -> None:
+def resume_command(folder: Path, granted: Granted = NOTHING) -> None:
     """Continue a run by its frozen config alone; every start of a Slurm job does this.
+
+    Args:
+        granted: what of the config may run code; see `config.trust`.
 
     Raises:
         SaeDistError: see `core.errors`.
     """
     if launched():
         # slurm/train.sbatch reads this, and names the node wherever it passes on what the rank says.
-        print(f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}", file=sys.stderr, flush=True)
-    start(lambda world_size: found(folder, world_size), TRAIN, finish)
+        print_line(f"on {os.environ.get('SLURMD_NODENAME') or socket.gethostname()}")
+    start(lambda world_size: found(folder, world_size, granted), TRAIN, finish, lambda: granted)
 
 
-def _train_rank(folder: Path) -> None:
+def _train_rank(folder: Path, granted: Granted) -> None:
     from sae_dist.train.rank import run_rank
 
-    run_rank(folder)
+    run_rank(folder, granted)
 
 
 TRAIN = Role("train", lambda folder: world_size_of(load_config(folder / CONFIG)), _train_rank)
@@ -105,14 +114,14 @@ def prepare(
         data=identity_of(settled.cfg),
     )
     if settled.note:
-        print(settled.note, file=sys.stderr)
+        print_line(settled.note)
     if foretell:
         from sae_dist.launch.forecast import forecast
 
-        print(forecast(settled))
+        show(forecast(settled))
     if frozen.finished:
         tell_finished(frozen.folder)
-    return frozen
+    return dataclasses.replace(frozen, granted=executing(settled.cfg))
 
 
 def checked(overrides: list[str], world_size: int | None, *, submitted: bool = False) -> Settled:
@@ -145,16 +154,19 @@ def checked(overrides: list[str], world_size: int | None, *, submitted: bool = F
     return settled
 
 
-def found(folder: Path, world_size: int | None) -> Frozen:
+def found(folder: Path, world_size: int | None, granted: Granted = NOTHING) -> Frozen:
     """Return a run folder as it was frozen, to be continued by this process, which owns it now.
+
+    Args:
+        granted: what of the config may run code.
 
     Raises:
         ConfigError: it is none, another process owns it, or this machine or this number of ranks cannot
-            continue it.
+            continue it; or its config has what would run code and is not granted.
     """
     if world_size is not None:
         check_restarts()
-    cfg = load_config(folder / CONFIG)
+    cfg = granted_config(folder / CONFIG, granted, TRAINING)
     validate(cfg, world_size)
     check_devices(cfg, world_size)
     if is_finished(folder):
@@ -166,26 +178,29 @@ def found(folder: Path, world_size: int | None) -> Frozen:
         raise ConfigError(f"{folder} cannot be continued: {error.strerror or error}") from None
     try:
         # As it is now that nobody else writes.
-        cfg = load_config(folder / CONFIG)
+        cfg = granted_config(folder / CONFIG, granted, TRAINING)
         check_identity(identity_of(cfg), folder)
         parts = [folder, *(each for each in member_folders(cfg, folder) if each != folder)]
-        configs = [load_config(each / CONFIG) for each in parts]
+        configs = [recorded_config(each / CONFIG) for each in parts]
         for each in configs:
             each.resume = "auto"
         continue_folder(folder, zip(configs, parts, strict=True))
     except BaseException:
         owner.release()
         raise
-    return Frozen(folder, owner=owner)
+    return Frozen(folder, owner=owner, granted=granted)
 
 
 def tell_finished(folder: Path) -> None:
     """Say that nothing is left to do."""
-    print(f"{folder} is finished; see summary.json there, or choose another name")
+    show(f"{folder} is finished; see summary.json there, or choose another name")
 
 
-def finish(folder: Path) -> None:
+def finish(folder: Path, granted: Granted) -> None:
     """Export the newest checkpoint, evaluate the export, print the table; all dictionaries of a grid.
+
+    Args:
+        granted: see `config.trust`.
 
     Raises:
         Preempted: a signal asked to stop.
@@ -195,7 +210,7 @@ def finish(folder: Path) -> None:
     from sae_dist.evaluation.table import format_table
     from sae_dist.train.export import export_run, publish_run
 
-    cfg = load_config(folder / CONFIG)
+    cfg = load_config(folder / CONFIG, granted)
     with stopping_on_request(folder), keeping_what_was_trained(folder):
         caution(cfg, folder)
         if varied(cfg):
@@ -203,12 +218,12 @@ def finish(folder: Path) -> None:
 
             table = finish_grid(cfg, folder)
         else:
-            export_run(folder)
+            export_run(folder, granted=granted)
             print_line(before_evaluation(cfg, folder))
-            table = format_table(evaluate_run(folder))
+            table = format_table(evaluate_run(folder, granted))
         for each in member_folders(cfg, folder):
             publish_run(each)
-    print(f"{os.path.relpath(folder)}\n{table}")
+    show(f"{os.path.relpath(folder)}\n{table}")
 
 
 def before_evaluation(cfg: Resolved, folder: Path) -> str:
@@ -229,7 +244,8 @@ def keeping_what_was_trained(folder: Path) -> Iterator[None]:
         yield
     except (ConfigError, DataError) as error:
         raise SaeDistError(
-            f"{folder} is trained, and not evaluated: {error}; when that is mended: sae-dist resume {folder}"
+            f"{folder} is trained, and not evaluated: {error}; when that is mended: "
+            f"sae-dist resume {quoted(folder)}"
         ) from error
 
 
@@ -240,7 +256,7 @@ def stopping_on_request(folder: Path) -> Iterator[None]:
     def stop(_number: int, _frame: object) -> None:
         raise Preempted(
             f"stopped after training as asked; the checkpoint and what was exported are kept. Evaluate it: "
-            f"sae-dist resume {folder}"
+            f"sae-dist resume {quoted(folder)}"
         )
 
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)

@@ -6,14 +6,16 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from sae_dist.config.trust import NOTHING, Granted, words
 from sae_dist.core.errors import Preempted, SaeDistError
 from sae_dist.core.owner import Owner
+from sae_dist.core.process import own_command
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST, LOGS
+from sae_dist.core.text import quoted
 
 GRACE_S = 10.0
 POLL_S = 0.05
@@ -30,7 +32,9 @@ class RankFailed(SaeDistError):
         self.exit_code = exit_code
 
 
-def spawn(folder: Path, world: int, role: str, owner: Owner | None = None) -> None:
+def spawn(
+    folder: Path, world: int, role: str, owner: Owner | None = None, granted: Granted = NOTHING
+) -> None:
     """Run `sae-dist rank ROLE FOLDER` in `world` processes, to their end.
 
     Ranks find each other through torchrun's variables; this process hosts their store, on a port that the
@@ -39,6 +43,7 @@ def spawn(folder: Path, world: int, role: str, owner: Owner | None = None) -> No
     Args:
         role: see `commands.rank`.
         owner: this process's claim on the folder; a successor waits for the ranks, too.
+        granted: what the command grants the ranks; see `config.trust`.
 
     Raises:
         RankFailed: the first rank that failed, with its reason; the others were stopped.
@@ -52,7 +57,12 @@ def spawn(folder: Path, world: int, role: str, owner: Owner | None = None) -> No
     for left_over in logs.glob("rank_*.error"):
         left_over.unlink()
     ours, theirs = os.pipe()
-    ranks = [_start(role, folder, logs, rank, world, store.port, ours) for rank in range(world)]
+    ranks = [
+        _start(
+            [role, str(folder), PARENT_PIPE, str(ours), *words(granted)], logs, rank, world, store.port, ours
+        )
+        for rank in range(world)
+    ]
     os.close(ours)
     try:
         if owner is not None:
@@ -64,7 +74,7 @@ def spawn(folder: Path, world: int, role: str, owner: Owner | None = None) -> No
 
 
 def _start(
-    role: str, folder: Path, logs: Path, rank: int, world: int, port: int, pipe: int
+    arguments: list[str], logs: Path, rank: int, world: int, port: int, pipe: int
 ) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "RANK": str(rank),
@@ -76,7 +86,7 @@ def _start(
         "TORCHELASTIC_USE_AGENT_STORE": "True",
     }
     environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // world, 1)))
-    command = [sys.executable, "-m", "sae_dist.cli", "rank", role, str(folder), PARENT_PIPE, str(pipe)]
+    command = [*own_command(), "rank", *arguments]
     with open(logs / f"rank_{rank}.log", "ab") as log:
         return subprocess.Popen(
             command,
@@ -134,7 +144,7 @@ def _first_to_fail(ranks: list[subprocess.Popen[bytes]], logs: Path) -> int:
 
 
 def _how_to_go_on(role: str, folder: Path) -> str:
-    return f"sae-dist resume {folder}" if role == "train" else "the same command with resume=auto"
+    return f"sae-dist resume {quoted(folder)}" if role == "train" else "the same command with resume=auto"
 
 
 def _failure(rank: int, code: int, logs: Path, go_on: str) -> SaeDistError:

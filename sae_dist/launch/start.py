@@ -3,9 +3,10 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sae_dist.config.trust import Granted
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
 from sae_dist.core.place import launched, place
 from sae_dist.launch.freeze import Frozen
@@ -18,27 +19,33 @@ class Role:
     Attributes:
         name: `sae-dist rank NAME FOLDER` is one of them.
         count: how many of them a folder is made for.
-        work: what one does in the folder.
+        work: what one does in the folder, with what the command grants.
     """
 
     name: str
     count: Callable[[Path], int]
-    work: Callable[[Path], None]
+    work: Callable[[Path, Granted], None]
 
 
-def start(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[[Path], None]) -> None:
+Finish = Callable[[Path, Granted], None]
+
+
+def start(
+    prepare: Callable[[int | None], Frozen], role: Role, finish: Finish, granted: Callable[[], Granted]
+) -> None:
     """Prepare a folder, work in it on every rank, then finish it on one.
 
     Args:
         prepare: given the number of ranks that a launcher started, None without one; makes the folder or
             finds it.
         finish: called once, on rank 0 or where the ranks were started, after all of them have worked.
+        granted: returns what this process's own command line grants, on ranks that prepare nothing.
 
     Raises:
         SaeDistError: see `core.errors`; wrong input leaves no new folder behind.
     """
     if launched():
-        _join(prepare, role, finish)
+        _join(prepare, role, finish, granted)
         return
     frozen = prepare(None)
     if frozen.finished:
@@ -48,15 +55,17 @@ def start(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[
         with leaving_nothing(frozen):
             if ranks == 1:
                 with own_signals():
-                    role.work(frozen.folder)
+                    role.work(frozen.folder, frozen.granted)
             else:
                 from sae_dist.launch.spawn import spawn
 
-                spawn(frozen.folder, ranks, role.name, frozen.owner)
-        finish(frozen.folder)
+                spawn(frozen.folder, ranks, role.name, frozen.owner, frozen.granted)
+        finish(frozen.folder, frozen.granted)
 
 
-def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[[Path], None]) -> None:
+def _join(
+    prepare: Callable[[int | None], Frozen], role: Role, finish: Finish, granted: Callable[[], Granted]
+) -> None:
     """Join the ranks that a launcher started.
 
     Raises:
@@ -68,16 +77,19 @@ def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[
     frozen = agree_on_run(where, lambda: prepare(where.world))
     if frozen.finished:
         return
+    if where.rank:
+        # Of what rank 0 says over the network, nothing can run code.
+        frozen = replace(frozen, granted=granted())
     with released_at_the_end(frozen):
         try:
             with leaving_nothing(frozen), own_signals():
-                role.work(frozen.folder)
+                role.work(frozen.folder, frozen.granted)
         except (NumericsError, Preempted) as error:
             if where.rank:
                 raise SaidByRankZero(error.exit_code) from None
             raise
         if where.rank == 0:
-            finish(frozen.folder)
+            finish(frozen.folder, frozen.granted)
 
 
 @contextmanager

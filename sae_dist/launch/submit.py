@@ -2,23 +2,27 @@
 
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from sae_dist.config.rules.cluster import asks_apart, role_ranks
 from sae_dist.config.run import RunConfig, load_config
+from sae_dist.config.trust import Granted, executing, words
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.place import launched
+from sae_dist.core.process import own_command
 from sae_dist.core.run_folder import CONFIG, JOB, LOGS
+from sae_dist.core.text import check_plain, quoted, show
 from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.options import data_folder
 from sae_dist.launch.run import prepare
 
 LOG = "all.log"
+PLACE = re.compile(r"\{\{(\w+)\}\}")
 SBATCH_TIMEOUT_S = 120
 NO_CONTROLLER = ("Unable to contact slurm controller", "Could not establish a configuration source")
 """Parts of sbatch's message where Slurm's commands are installed without a cluster."""
@@ -38,7 +42,7 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
     if frozen.finished:
         return
     try:
-        script = write_script(frozen.folder)
+        script = write_script(frozen.folder, frozen.granted)
         # The job may start before sbatch has answered.
         frozen.release()
         job = None if only_write else sbatch([str(script)])
@@ -48,9 +52,8 @@ def submit_command(overrides: list[str], *, only_write: bool = False) -> None:
     finally:
         frozen.release()
     shown = os.path.relpath(script)
-    print(
-        f"{shown}\nwritten; start or continue it with: sbatch {shown}" if job is None else told(frozen, job)
-    )
+    written = f"{shown}\nwritten; start or continue it with: sbatch {quoted(shown)}"
+    show(written if job is None else told(frozen, job))
 
 
 def told(frozen: Frozen, job: str) -> str:
@@ -102,10 +105,14 @@ def sbatch(words: list[str]) -> str:
     return done.stdout.strip().split(";")[0]
 
 
-def write_script(folder: Path) -> Path:
-    """Write submit.sbatch of a frozen run folder, complete or absent, and return its path."""
+def write_script(folder: Path, granted: Granted) -> Path:
+    """Write submit.sbatch of a frozen run folder, complete or absent, and return its path.
+
+    Args:
+        granted: what the command grants, all lines and options of the job among it; see `config.trust`.
+    """
     folder = folder.resolve()
-    cfg = load_config(folder / CONFIG)
+    cfg = load_config(folder / CONFIG, granted)
     (folder / LOGS).mkdir(exist_ok=True)
     path = folder / JOB
     write_text(path, render(cfg, folder))
@@ -118,6 +125,8 @@ def render(cfg: RunConfig, folder: Path) -> str:
     Args:
         folder: absolute; relative paths in the config are relative to the current folder.
     """
+    for what, path in (("the run folder", folder), ("the working folder", Path.cwd())):
+        check_plain(str(path), what)
     cluster = cfg.cluster
     parts = {
         "options": "\n".join(f"#SBATCH {line}" for line in option_lines(cfg, folder)),
@@ -131,9 +140,8 @@ def render(cfg: RunConfig, folder: Path) -> str:
         "srun": step_line(cfg, folder),
     }
     text = (data_folder("slurm") / "train.sbatch").read_text(encoding="utf-8")
-    for name, value in parts.items():
-        text = text.replace("{{" + name + "}}", value)
-    return text
+    # In one pass: what is filled in may hold braces itself.
+    return PLACE.sub(lambda place: parts[place[1]], text)
 
 
 def option_lines(cfg: RunConfig, folder: Path) -> list[str]:
@@ -199,10 +207,11 @@ def step_line(cfg: RunConfig, folder: Path) -> str:
     """Return the srun that starts every rank; consumers come first."""
     cluster = cfg.cluster
     # Rank 0 evaluates after the others have left; ranks that a failed one leaves behind end by themselves.
-    words = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=0"]
+    options = ["srun", "--label", "--kill-on-bad-exit=0", "--wait=0"]
+    resume = ["resume", str(folder), *words(executing(cfg))]
     if asks_apart(cfg):
-        words.append("--het-group=0,1")
+        options.append("--het-group=0,1")
     else:
-        words += [f"--ntasks={sum(role_ranks(cfg))}", f"--cpus-per-task={cluster.cpus_per_task}"]
-    command = cluster.command or shlex.join([sys.executable, "-m", "sae_dist.cli"])
-    return f"{shlex.join([*words, *cluster.srun])} {command} resume {shlex.quote(str(folder))}"
+        options += [f"--ntasks={sum(role_ranks(cfg))}", f"--cpus-per-task={cluster.cpus_per_task}"]
+    command = cluster.command or shlex.join(own_command())
+    return f"{shlex.join([*options, *cluster.srun])} {command} {shlex.join(resume)}"

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import sys
 from pathlib import Path
 
 from sae_dist.config.kinds import SELECTED
@@ -12,9 +11,10 @@ from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import launched
 from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.text import print_line, quoted, show
 from sae_dist.launch.ahead import look_ahead
 from sae_dist.launch.freeze import Frozen
-from sae_dist.launch.overrides import expand, sweep_keys
+from sae_dist.launch.overrides import expand, sweep_keys, written
 from sae_dist.launch.run import checked, prepare, train_command
 from sae_dist.launch.settle import composed, for_cluster
 
@@ -48,13 +48,13 @@ def multirun_command(overrides: list[str]) -> None:
         checked(job.overrides, None)
     try:
         for number, job in enumerate(jobs):
-            print(f"[{number + 1}/{len(jobs)}] {job.chosen}", file=sys.stderr, flush=True)
+            print_line(f"[{number + 1}/{len(jobs)}] {job.chosen}")
             train_command(job.overrides)
     finally:
         if any(folder.glob(f"*/{CONFIG}")):
             from sae_dist.evaluation.sweep import sweep_table
 
-            print(sweep_table(folder))
+            show(sweep_table(folder))
 
 
 def launcher_of(overrides: list[str]) -> tuple[str, list[str]]:
@@ -99,9 +99,12 @@ def plan(overrides: list[str], *, submitted: bool) -> tuple[Path, list[SweepRun]
         rest = [text for text in each if not text.startswith(("name=", "output="))]
         if base.metrics.group is None:
             # Runs of one sweep stand together in W&B.
-            rest.append(f"metrics.group='{sweep}'")
+            rest.append(f"metrics.group={written(sweep)}")
         jobs.append(
-            SweepRun(" ".join(chosen), [*rest, f"output='{Path(base.output) / sweep}'", f"name='{name}'"])
+            SweepRun(
+                " ".join(chosen),
+                [*rest, f"output={written(str(Path(base.output) / sweep))}", f"name={written(name)}"],
+            )
         )
     return Path(base.output).expanduser() / sweep, jobs, base
 
@@ -120,7 +123,7 @@ def submit_jobs(folder: Path, jobs: list[SweepRun], cfg: RunConfig) -> None:
     try:
         frozen += (prepare(job.overrides, None, submitted=True) for job in jobs)
         waiting = [each for each in frozen if not each.finished]
-        scripts = [write_script(each.folder) for each in waiting]
+        scripts = [write_script(each.folder, each.granted) for each in waiting]
         if not scripts:
             return
         # Jobs may start before Slurm has answered.
@@ -135,6 +138,7 @@ def submit_jobs(folder: Path, jobs: list[SweepRun], cfg: RunConfig) -> None:
         for each in frozen:
             each.release()
     shown = os.path.relpath(folder)
-    print(
-        f"submitted array {job_id} of {len(scripts)} jobs: {shown}; their table: sae-dist sweep-table {shown}"
+    show(
+        f"submitted array {job_id} of {len(scripts)} jobs: {shown}; "
+        f"their table: sae-dist sweep-table {quoted(shown)}"
     )

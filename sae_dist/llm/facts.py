@@ -136,6 +136,7 @@ def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
                 f"llm.shard={cfg.shard} splits plain weights, not the quantised ones of llm.name={cfg.name}; "
                 "use llm.shard=none, or the model that was quantised"
             )
+        _check_attention(config, cfg)
         auto = getattr(transformers, auto_classes(config, cfg.name)[0])
         how = {"attn_implementation": "eager"} if cfg.attn == "eager" else {}
         with torch.device("meta"):
@@ -149,6 +150,20 @@ def _empty(cfg: LlmConfig, path: str) -> tuple[Any, nn.Module]:
             "causal language model or an encoder"
         )
     return config, model
+
+
+def _check_attention(config: Any, cfg: LlmConfig) -> None:
+    """Check that a model's config asks for no attention that transformers would fetch as code.
+
+    Raises:
+        ConfigError: it does, and the command does not grant llm.trust_remote_code.
+    """
+    asked = getattr(config, "_attn_implementation", None)
+    if isinstance(asked, str) and "/" in asked and not cfg.trust_remote_code:
+        raise ConfigError(
+            f"llm.name={cfg.name}: its config.json has attn_implementation={asked}, code of a repository; if "
+            "you trust it: llm.trust_remote_code=true, else remove that line"
+        )
 
 
 def whole_path(facts: LlmFacts, hook: str) -> str:

@@ -93,6 +93,11 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
     # Models come with code of their own, which can raise anything.
     except Exception as error:
         reason = first_line(error)
+        if "trust_remote_code" in str(error):
+            raise ConfigError(
+                f"llm.name={name} brings code of its own, which runs only where your command grants it: if "
+                "you trust it, add llm.trust_remote_code=true"
+            ) from error
         raise ConfigError(f"llm.name={name}: {what} does not load: {reason}") from error
     finally:
         logging.set_verbosity(verbosity)

@@ -156,12 +156,10 @@ class ConsoleSink:
         assert rows is not None
         row = rows[0]
         rate = row.get("perf/tokens_per_second")
-        print(
+        print_line(
             f"step {row['step']}  tokens {row['tokens']:,} of {self._total:,}  "
             + (f"{rate:,.0f} tok/s  " if rate else "")
-            + f"{self._time_left(row['tokens'])}{_quality(rows)}",
-            file=sys.stderr,
-            flush=True,
+            + f"{self._time_left(row['tokens'])}{_quality(rows)}"
         )
 
     def _time_left(self, tokens: int) -> str:

@@ -1,15 +1,18 @@
 """The final entry of a run in W&B: numbers, a table, the density and plots; files if asked."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
-from sae_dist.core.text import class_and_line, print_line
+from sae_dist.core.text import class_and_line, print_line, visible
 from sae_dist.metrics.catalogue import SUMMARY
 from sae_dist.metrics.evaluated import EVAL
 from sae_dist.metrics.wandb_sink import USED, begin
+
+STEP = re.compile(r"step_\d+")
 
 
 def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
@@ -50,7 +53,9 @@ def row(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         histogram = (density["latents"], density["log10_edges"])
         found["eval/density"] = wandb.Histogram(np_histogram=histogram)
     for path in sorted((folder / PLOTS).glob("*.png")):
-        found[f"plots/{path.stem}"] = wandb.Image(str(path))
+        # A link in a folder from elsewhere would send another file of this machine.
+        if path.resolve().is_relative_to(folder.resolve()):
+            found[f"plots/{visible(path.stem)}"] = wandb.Image(str(path))
     return found
 
 
@@ -66,6 +71,7 @@ def _artifact(folder: Path, run_id: str) -> Any:
     artifact = wandb.Artifact(f"run-{run_id}", type="model")
     artifact.add_dir(str(folder / EXPORT), name="export")
     latest = folder / CHECKPOINTS / LATEST
-    if latest.is_file():
-        artifact.add_dir(str(latest.parent / latest.read_text().strip()), name="checkpoint")
+    name = latest.read_text(encoding="utf-8").strip() if latest.is_file() else ""
+    if STEP.fullmatch(name):
+        artifact.add_dir(str(latest.parent / name), name="checkpoint")
     return artifact

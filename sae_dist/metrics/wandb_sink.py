@@ -11,15 +11,14 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from omegaconf import OmegaConf
-
 from sae_dist.config.run import RunConfig
 from sae_dist.core.run_folder import CONFIG
-from sae_dist.core.text import class_and_line, print_line
+from sae_dist.core.text import class_and_line, print_line, quoted, visible
 
 INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
@@ -54,7 +53,7 @@ class WandbSink:
         self._guard(lambda: self._run.log(row))
 
     def alert(self, title: str, text: str) -> None:
-        self._guard(lambda: self._run.alert(title[:LONGEST_TITLE], text, level="WARN"))
+        self._guard(lambda: self._run.alert(visible(title)[:LONGEST_TITLE], visible(text), level="WARN"))
 
     def close(self) -> None:
         run = self._run
@@ -63,7 +62,7 @@ class WandbSink:
         self._guard(run.finish)
         if self._run is not None and self._mode == "offline":
             # A resumed run has several parts, which W&B joins only with WANDB_RESUME.
-            parts = Path(run.dir).parents[1] / f"offline-run-*-{run.id}"
+            parts = f"{quoted(Path(run.dir).parents[1])}/offline-run-*-{run.id}"
             print_line(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 
@@ -111,15 +110,15 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
     with _user_signal_held_back():
         run = wandb.init(
-            project=cfg.metrics.project,
-            name=cfg.name or folder.name,
-            group=cfg.metrics.group,
+            project=visible(cfg.metrics.project),
+            name=visible(cfg.name or folder.name),
+            group=shown(cfg.metrics.group),
             job_type=groups(cfg, folder)["run"],
             id=run_id,
             resume="allow" if mode == "online" else None,
             dir=str(folder),
             mode=mode,  # type: ignore[arg-type]
-            config=_config(cfg) | {"groups": groups(cfg, folder)},
+            config=_config(cfg) | {"groups": shown(groups(cfg, folder))},
             settings=settings,
         )
     run.define_metric("tokens")
@@ -152,9 +151,17 @@ def groups(cfg: RunConfig, folder: Path) -> dict[str, str | None]:
 
 
 def _config(cfg: RunConfig) -> dict[str, Any]:
-    found = OmegaConf.to_container(OmegaConf.structured(cfg), resolve=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    """Return the values of a config as they are: what looks like an interpolation is text."""
+    return shown(asdict(cfg))
+
+
+def shown(value: Any) -> Any:
+    """Return what W&B is given, every text in it with its control characters written out."""
+    if isinstance(value, dict):
+        return {shown(key): shown(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [shown(each) for each in value]
+    return visible(value) if isinstance(value, str) else value
 
 
 def _forget_service() -> None:

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 SHUFFLE_BUFFER = 64
 EXAMPLES_LOOKED_AT = 64
+LOADERS = ("json", "csv", "parquet", "arrow", "text", "webdataset", "xml")
+"""Loaders of the library that read text and tables."""
+RUNNING = ("pandas", "sql", "iceberg", "spark", "generator", "cache")
+"""Others, which unpickle (before version 5), or run what a file or an address says."""
 
 
 class MappedCorpus:
@@ -137,6 +141,11 @@ def check_dataset(cfg: TokensConfig) -> None:
     if cfg.dataset.startswith(("/", ".", "~")) and not os.path.exists(cfg.dataset):
         raise ConfigError(
             f"tokens.dataset={cfg.dataset} does not exist; give a folder, or the name of a dataset of the Hub"
+        )
+    named = "/" not in cfg.dataset and not os.path.exists(cfg.dataset)
+    if named and (cfg.dataset in RUNNING or cfg.data_files is not None and cfg.dataset not in LOADERS):
+        raise ConfigError(
+            f"tokens.dataset={cfg.dataset} is no loader that only reads; use one of {', '.join(LOADERS)}"
         )
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ EXPANDED = ("{", "$", "::")
 ENDINGS = (".ids.npy", ".ids.json")
 MASK_ENDINGS = (".mask.npy", ".mask.json")
 NO_MEMBER = (0, 0)
+MOST_NAMES = 1_000_000
 
 
 class ShardCorpus:
@@ -136,6 +138,8 @@ def expand(pattern: str, field: str) -> list[Path]:
         ConfigError: it matches no file, or names one that does not exist.
     """
     names = [pattern]
+    if (number := _number(pattern)) > MOST_NAMES:
+        raise ConfigError(f"{field} stands for {number:,} names, at most {MOST_NAMES:,} are read")
     if any(sign in pattern for sign in EXPANDED):
         from webdataset.shardlists import expand_urls
 
@@ -149,6 +153,15 @@ def expand(pattern: str, field: str) -> list[Path]:
         what = f"names {missing[0]}, which is not a file" if missing else "matches no file"
         raise ConfigError(f"{field} {what}; give tar files, or a pattern such as shards/x-{{000..009}}.tar")
     return [Path(name) for name in found]
+
+
+def _number(pattern: str) -> int:
+    """Return how many names the braces of a pattern stand for, or more, before they are written out."""
+    number = 1
+    for inner in re.findall(r"\{([^{}]*)\}", pattern):
+        ends = re.fullmatch(r"(-?\d{1,18})\.\.(-?\d{1,18})(\.\.-?\d+)?", inner)
+        number *= abs(int(ends[2]) - int(ends[1])) + 1 if ends else inner.count(",") + 1
+    return number
 
 
 def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:

@@ -1,11 +1,9 @@
 """The lines that training prints before its first step: topology, length, learning rates, memory."""
 
-import sys
-
 from sae_dist.config.needs import consumer_memory
 from sae_dist.config.rules.checkpoint import checkpoint_bytes
 from sae_dist.core.staging import STAGING_BYTES
-from sae_dist.core.text import gib
+from sae_dist.core.text import gib, print_line
 from sae_dist.core.types import LlmFacts
 from sae_dist.train.end import left_out
 from sae_dist.train.state import Run
@@ -21,32 +19,30 @@ def announce(runs: list[Run], facts: LlmFacts | None) -> None:
         facts: of the LLM; None if there is none.
     """
     first, cfg = runs[0], runs[0].cfg
-    print(
+    print_line(
         f"{first.folder if len(runs) == 1 else first.folder.parent}\n  {first.topology.describe()}; "
         f"{first.device.type}, {cfg.precision}, {cfg.kernels} kernels\n  {first.steps} steps of {cfg.batch}, "
-        f"from step {first.progress.step}",
-        file=sys.stderr,
+        f"from step {first.progress.step}"
     )
     for run in runs:
         sae, lr = run.cfg.sae, run.cfg.optim.lr
         law = f"the law for {run.steps} steps and {sae.num_latents} latents" if lr is None else "given"
         scales = ", ".join(f"{scale:.4g}" for scale in run.scales)
         name = f"{run.folder.name}: " if len(runs) > 1 else ""
-        print(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}", file=sys.stderr)
+        print_line(f"  {name}lr {run.lr:.2e} ({law}); activations x {scales}")
         for share in run.mean_shares:
             if share > MEAN_SHARE:
-                print(f"  {name}{mean_in_words(share)}", file=sys.stderr)
-    print(f"  {memory_in_words(runs)}", file=sys.stderr)
+                print_line(f"  {name}{mean_in_words(share)}")
+    print_line(f"  {memory_in_words(runs)}")
     if cfg.optim.kind == "offload" and first.device.type != "cpu":
-        print(f"  {offload_in_words(runs)}", file=sys.stderr)
+        print_line(f"  {offload_in_words(runs)}")
     if cfg.metrics.telemetry_s is not None:
         gpus = "GPUs and hosts" if first.device.type == "cuda" else "hosts; no GPU in this run"
-        print(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}", file=sys.stderr)
+        print_line(f"  telemetry every {cfg.metrics.telemetry_s:g} s: {gpus}")
     for line in left_out(
         [run.cfg for run in runs], [width_of_rows(run) for run in runs], facts, first.device
     ):
-        print(f"  {line}", file=sys.stderr)
-    sys.stderr.flush()
+        print_line(f"  {line}")
 
 
 def mean_in_words(share: float) -> str:

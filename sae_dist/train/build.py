@@ -11,6 +11,7 @@ from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.grid import single
 from sae_dist.config.needs import step_flops
 from sae_dist.config.run import Single, load_config
+from sae_dist.config.trust import executing
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.staging import Staging
@@ -61,7 +62,7 @@ def build_runs(rank: Rank, folders: Sequence[Path], chunks: ChunkSource) -> list
     staging = Staging() if background is not None and rank.device.type == "cuda" else None
     runs = []
     for folder in folders:
-        member = single(load_config(folder / CONFIG), folder)
+        member = single(load_config(folder / CONFIG, executing(cfg)), folder)
         columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
         widths = facts.only(member.hook).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)

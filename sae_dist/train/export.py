@@ -5,7 +5,6 @@ The Hugging Face Hub gets it as a repository, if asked; W&B gets numbers, plots 
 Letters: as core.types; N latents of a part.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +16,11 @@ from torch import Tensor
 from sae_dist.checkpoint.read import StoredRows, load_full, newest
 from sae_dist.config.grid import run_of, single
 from sae_dist.config.run import Resolved, Single, load_config
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import CONFIG, EXPORT, HUB, PROVENANCE, WRITTEN, read_summary
+from sae_dist.core.text import print_line
 from sae_dist.dictionary.base import dictionary_class
 from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
@@ -82,7 +83,7 @@ def _without_latents(one: ExportedSae, num_latents: int) -> ExportedSae:
     return replace(one, **empty)
 
 
-def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path]:
+def export_run(folder: Path, formats: Sequence[str] = ("saelens",), granted: Granted = NOTHING) -> list[Path]:
     """Write `folder`/export from the newest sound checkpoint, in raw activation space; return the folders.
 
     A run that is not at its end is exported as it stands, with a message. An imported dictionary has no
@@ -90,13 +91,14 @@ def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path
 
     Args:
         formats: of `export.formats.FORMATS`.
+        granted: see `config.trust`.
 
     Raises:
         ConfigError: the folder is no run, has no checkpoint yet, or is of a kind that a format lacks.
         CheckpointError: every checkpoint is damaged, or one cannot be read.
         SaeDistError: the export could not be written.
     """
-    latents = open_latents(folder)
+    latents = open_latents(folder, granted)
     for name in formats:
         check_format(name, latents.head)
     found = []
@@ -107,7 +109,7 @@ def export_run(folder: Path, formats: Sequence[str] = ("saelens",)) -> list[Path
     return found
 
 
-def open_latents(folder: Path) -> Latents:
+def open_latents(folder: Path, granted: Granted = NOTHING) -> Latents:
     """Open the dictionary of a run folder: its newest checkpoint, or what was imported.
 
     Raises:
@@ -116,7 +118,7 @@ def open_latents(folder: Path) -> Latents:
     """
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder} is not a run folder: it has no config.yaml")
-    cfg = single(load_config(folder / CONFIG), folder)
+    cfg = single(load_config(folder / CONFIG, granted), folder)
     checkpoint = newest(folder)
     if checkpoint is None:
         if (folder / EXPORT / SAE_CONFIG).is_file():
@@ -125,7 +127,7 @@ def open_latents(folder: Path) -> Latents:
     latents = CheckpointLatents(cfg, checkpoint)
     latents.head.metadata |= origin(cfg, as_written(folder))
     if latents.step < cfg.steps:
-        print(f"{folder} is unfinished: this is its step {latents.step} of {cfg.steps}", file=sys.stderr)
+        print_line(f"{folder} is unfinished: this is its step {latents.step} of {cfg.steps}")
     return latents
 
 
@@ -164,12 +166,15 @@ def origin(cfg: Resolved, written: Mapping[str, Any]) -> dict[str, Any]:
     return found | paths | {f"hf_{key}": path for key, path in paths.items()}
 
 
-def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) -> str:
+def publish(
+    run: Path, formats: Sequence[str], repo: str, *, upload_it: bool, granted: Granted = NOTHING
+) -> str:
     """Export a run, and put the formats and a model card into `run`/hub.
 
     Args:
         repo: organisation/name.
         upload_it: push that folder to the Hub.
+        granted: see `config.trust`.
 
     Returns:
         The folder, or the repository's address.
@@ -179,8 +184,8 @@ def publish(run: Path, formats: Sequence[str], repo: str, *, upload_it: bool) ->
         SaeDistError: the disk or the Hub rejected it.
     """
     check_repo(repo)
-    export_run(run, formats)
-    make_folder(run / HUB, run / EXPORT, formats, open_latents(run).head, read_summary(run), repo)
+    export_run(run, formats, granted)
+    make_folder(run / HUB, run / EXPORT, formats, open_latents(run, granted).head, read_summary(run), repo)
     return upload(run / HUB, repo) if upload_it else str(run / HUB)
 
 

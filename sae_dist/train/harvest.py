@@ -1,7 +1,6 @@
 """One rank of a harvest: it runs the frozen LLM over its lanes, and keeps the activations."""
 
 import dataclasses
-import sys
 import time
 from pathlib import Path
 
@@ -9,8 +8,10 @@ from tqdm import tqdm
 
 from sae_dist.config.rules.cache import chunks_needed, settled_keys
 from sae_dist.config.run import Resolved, flat, load_config
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import Preempted
 from sae_dist.core.place import place
+from sae_dist.core.text import print_line
 from sae_dist.core.types import LlmFacts, Precision
 from sae_dist.distributed import runtime
 from sae_dist.llm.facts import llm_facts
@@ -29,13 +30,13 @@ from sae_dist.transport.cache_writer import CacheSize, Gathering, LaneWriter
 SAID_EVERY_S = 30.0
 
 
-def harvest_rank(folder: Path) -> None:
+def harvest_rank(folder: Path, granted: Granted = NOTHING) -> None:
     """Write the shards of lanes v with v mod world = rank; rank 0 writes the manifest once all are there.
 
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / HARVEST)
+    cfg = load_config(folder / HARVEST, granted)
     stop, where = runtime.StopRequest(), place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     gathering = Gathering(where.rank, where.world, cfg.topology.timeout_s)
@@ -87,7 +88,7 @@ class Progress:
         self.gathering.beat()
         now = time.monotonic()
         if self.gathering.rank == 0 and self.written and now - self.said > SAID_EVERY_S:
-            print(f"  {self.line(now - self.started)}", file=sys.stderr, flush=True)
+            print_line(f"  {self.line(now - self.started)}")
             self.said = now
         self.check()
 
@@ -120,7 +121,7 @@ def _known(folder: Path) -> dict[str, str]:
 def _manifest(cfg: Resolved, facts: LlmFacts, shards: list[Shard]) -> Manifest:
     values = flat(cfg)
     return Manifest(
-        settings={key: values[key] for key in settled_keys(cfg)},
+        settings={key: values[key] for key in settled_keys()},
         revision=revision(facts.path, cfg.llm.trust_remote_code),
         facts=facts,
         dtype=cfg.cache.dtype,

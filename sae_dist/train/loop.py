@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 from sae_dist.core.errors import NumericsError, Preempted
+from sae_dist.core.text import quoted
 from sae_dist.optim.schedule import factor
 from sae_dist.train.evaluator import Evaluator
 from sae_dist.train.state import Run
@@ -44,7 +45,8 @@ def train(runs: list[Run], *, in_grid: bool) -> list[Run]:
             wait(live)
             folder = live[0].folder.parent if in_grid else live[0].folder
             raise Preempted(
-                f"stopped at step {step + 1} as asked; checkpoint saved. Go on: sae-dist resume {folder}"
+                f"stopped at step {step + 1} as asked; checkpoint saved. Go on: "
+                f"sae-dist resume {quoted(folder)}"
             )
     for_each(live, lambda run: run.agreement.read(), in_grid)
     for run in live:

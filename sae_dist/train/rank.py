@@ -10,12 +10,13 @@ import torch
 
 from sae_dist.config.grid import member_folders, shared_out
 from sae_dist.config.run import Resolved, load_config
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import NumericsError, Preempted, SaeDistError, TransportError
 from sae_dist.core.place import place
 from sae_dist.core.process import pause
 from sae_dist.core.progress import waiting
 from sae_dist.core.run_folder import CONFIG, DIVERGED, LOGS, SUMMARY, status
-from sae_dist.core.text import print_line
+from sae_dist.core.text import print_line, quoted
 from sae_dist.core.types import ChunkSource
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
@@ -35,13 +36,16 @@ from sae_dist.transport.collective import RemoteChunks
 POLL_S = 0.05
 
 
-def run_rank(folder: Path) -> None:
+def run_rank(folder: Path, granted: Granted = NOTHING) -> None:
     """Join the process group, play this rank's role to the end, and leave.
+
+    Args:
+        granted: what of the config may run code; see `config.trust`.
 
     Raises:
         SaeDistError: see `core.errors`.
     """
-    cfg = load_config(folder / CONFIG)
+    cfg = load_config(folder / CONFIG, granted)
     stop = runtime.StopRequest()
     where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
@@ -159,7 +163,7 @@ def await_groups(rank: Rank, how: str) -> None:
     if stopped and how == "trained" and topology.rank == 0:
         raise Preempted(
             "another group of consumers stopped as asked; checkpoints saved. "
-            f"Go on: sae-dist resume {rank.folder}"
+            f"Go on: sae-dist resume {quoted(rank.folder)}"
         )
 
 
@@ -183,7 +187,7 @@ def train_and_summarise(rank: Rank, runs: list[Run], chunks: ChunkSource) -> Non
             if run in trained and not before:
                 write_summary(run)
         if trained and trained[0].topology.leads and (balance := trained[0].meter.balance_in_words()):
-            print(balance, file=sys.stderr, flush=True)
+            print_line(balance)
     except Preempted:
         close(chunks)
         raise

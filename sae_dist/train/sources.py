@@ -1,6 +1,5 @@
 """Sources of activation chunks, and the link to producers, built from a config."""
 
-import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -8,6 +7,7 @@ import torch
 
 from sae_dist.config.grid import captured
 from sae_dist.config.run import Resolved
+from sae_dist.core.text import print_line
 from sae_dist.core.types import ChunkSource, LlmFacts, Precision
 from sae_dist.distributed.collectives import Axis
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
@@ -96,7 +96,7 @@ def _build_reader(
         cfg.llm, facts, device=device, dtype=dtype, with_head=False, team=team, witness=witness
     )
     if witness:
-        print(f"{cfg.llm.name}: {llm.proof}", file=sys.stderr, flush=True)
+        print_line(f"{cfg.llm.name}: {llm.proof}")
     return LlmChunkSource(
         llm,
         tokens,

@@ -9,10 +9,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import urlparse
 
+from sae_dist.config.plain import fitting
+from sae_dist.config.rules.cache import settled
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.text import first_line
@@ -22,6 +25,11 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
+LARGEST_BYTES = 64 << 20
+"""Of a manifest: that of a cache of tens of terabytes."""
+TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; no cache has so many shards"
+NUMBERS = ("chunks", "prefix", "suffix", "tp_sizes")
+"""Lists of whole numbers; the others are of text."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
 """The dtypes that a cache can have, and the bytes of a number."""
 
@@ -132,24 +140,25 @@ def read_manifest(path: str) -> Manifest:
     """Read the manifest of the cache at `path`.
 
     Raises:
-        ConfigError: there is no manifest, it is of another version, or it is damaged.
+        ConfigError: there is no manifest, it is of another version, it is damaged, or it sets a key of the
+            config that no manifest settles.
     """
     asked, location = f"activations.path={path}", Location(path)
     text = _read(location, asked)
     try:
         content = json.loads(text)
         schema = content.get("schema")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise ConfigError(f"{asked}: its {MANIFEST} is not readable; harvest the cache again") from None
     if schema != SCHEMA:
         raise ConfigError(
-            f"{asked}: its {MANIFEST} has schema {schema}, and this version of sae-dist reads {SCHEMA}; "
-            "harvest the cache again, or use the version that made it"
+            f"{asked}: its {MANIFEST} has schema {str(schema)[:60]}, and this version of sae-dist reads "
+            f"{SCHEMA}; harvest the cache again, or use the version that made it"
         )
     try:
         manifest = _parse(content)
         _check(manifest)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{asked}: its {MANIFEST} is damaged ({reason}); harvest the cache again") from None
     return manifest
@@ -194,37 +203,89 @@ def _read(location: Location, asked: str) -> bytes:
             unfinished = (local.parent / HARVEST).is_file()
             fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
             raise ConfigError(f"{asked} is not a cache: it has no {MANIFEST}; {fix}")
+        if local.stat().st_size > LARGEST_BYTES:
+            raise ConfigError(f"{asked}: its {MANIFEST} {TOO_LARGE}")
         return local.read_bytes()
     from webdataset import gopen
 
     try:
         with gopen(location.url(MANIFEST)) as stream:
-            return stream.read()
+            text = stream.read(LARGEST_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise ConfigError(
             f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
             "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"
         ) from None
+    if len(text) > LARGEST_BYTES:
+        raise ConfigError(f"{asked}: its {MANIFEST} {TOO_LARGE}")
+    return text
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
-    facts = content["facts"]
-    special = {key: tuple(facts[key]) for key in ("prefix", "suffix", "auto") if key in facts}
-    values = {key: content[key] for key in (each.name for each in dataclasses.fields(Manifest))}
-    values["facts"] = LlmFacts(**facts | special, path=facts["name"])
-    values["shards"] = tuple(Shard(**each | {"chunks": tuple(each["chunks"])}) for each in content["shards"])
+    """Return the manifest in a file's content, of which every value has its type and its bound.
+
+    Raises:
+        KeyError, TypeError, ValueError: one is missing, unknown, or does not fit.
+    """
+    facts = _fields(LlmFacts, content["facts"] | {"path": content["facts"]["name"]}, "facts.")
+    if not all(name.isidentifier() and name.startswith("AutoModel") for name in facts.get("auto", ())):
+        raise ValueError(f"facts.auto={facts['auto']} are no classes of models")
+    shards = content["shards"]
+    if not isinstance(shards, list):
+        raise ValueError("its shards are no list")
+    values = {key: content[key] for key in ("revision", "dtype", "shard_chunks", "chunks_per_lane")}
+    values["settings"], values["facts"] = settled(content["settings"]), LlmFacts(**facts)
+    values["shards"] = tuple(Shard(**_fields(Shard, each, "shards.")) for each in shards)
+    for key in ("dtype", "shard_chunks", "chunks_per_lane"):
+        values[key] = fitting(values[key], str if key == "dtype" else int, key)
+    values["revision"] = fitting(values["revision"], str | None, "revision")
     return Manifest(**values)
 
 
+def _fields(kind: type, values: Any, prefix: str) -> dict[str, Any]:
+    """Return the fields of a dataclass, as JSON has them: tuples are lists there."""
+    hints, found = _hints(kind), {}
+    for key, value in values.items():
+        hint = hints[key]
+        if isinstance(value, list):
+            item = int if key in NUMBERS else str
+            found[key] = tuple(fitting(each, item, prefix + key) for each in value)
+        else:
+            found[key] = fitting(value, hint, prefix + key)
+            if type(found[key]) is int and found[key] < 0:
+                raise ValueError(f"{prefix}{key}={value} must be 0 or more")
+    return found
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, localns={"Tensor": Any})
+
+
 def _check(manifest: Manifest) -> None:
-    """Check that the shards are those of the layout, so that no other file name is ever opened."""
+    """Check sizes before anything is made of them, and that the shards are those of the layout.
+
+    So no other file name is ever opened, and no number is larger than the bytes that stand behind it.
+    """
     if manifest.dtype not in ITEM_BYTES:
-        raise ValueError(f"dtype {manifest.dtype}")
+        raise ValueError(f"dtype {manifest.dtype[:60]}")
+    lanes, shards = manifest.lanes, manifest.shards
     sizes = {"chunks": manifest.chunks_per_lane, "shard_chunks": manifest.shard_chunks}
-    expected: dict[str, tuple[int, ...]] = {}
-    for lane in range(manifest.lanes):
-        expected |= layout(lane, lanes=manifest.lanes, **sizes)
-    found = {shard.name: shard.chunks for shard in manifest.shards}
-    if found != expected or len(manifest.shards) != len(found):
+    if min(sizes.values()) < 1:
+        raise ValueError("its sizes are not greater than 0")
+    per_lane = -(-manifest.chunks_per_lane // manifest.shard_chunks)
+    chunks = sum(len(shard.chunks) for shard in shards)
+    if lanes * per_lane != len(shards) or lanes * manifest.chunks_per_lane != chunks:
         raise ValueError("its shards are not those of its layout")
+    expected: dict[str, tuple[int, ...]] = {}
+    for lane in range(lanes):
+        expected |= layout(lane, lanes=lanes, **sizes)
+    if {shard.name: shard.chunks for shard in shards} != expected:
+        raise ValueError("its shards are not those of its layout")
+    row_bytes = sum(manifest.widths) * ITEM_BYTES[manifest.dtype]
+    for shard in shards:
+        if not 0 <= shard.lane < lanes or shard.chunks[0] % lanes != shard.lane:
+            raise ValueError(f"{shard.name} is not of lane {shard.lane}")
+        if shard.bytes < len(shard.chunks) * manifest.rows * row_bytes:
+            raise ValueError(f"{shard.name} has {shard.bytes} bytes, fewer than its activations need")

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import ConfigError, SaeDistError, TransportError
 from sae_dist.core.place import place
+from sae_dist.core.text import print_line, show
 from sae_dist.core.types import ActivationChunk, Position
 from sae_dist.distributed import runtime
 from sae_dist.distributed.mesh import Topology
@@ -126,7 +127,7 @@ def check(options: argparse.Namespace) -> None:
         ids, rows = patterns.chunk(0).ids_R, patterns.chunk(0).rows_RD
         megabytes = (options.chunks - WARM_UP) * (ids.nbytes + rows.nbytes) / 1e6
         over = "NCCL" if device.type == "cuda" else "gloo"
-        print(
+        show(
             f"{options.chunks} chunks of {rows.nbytes / 1e6:.2f} MB over {over}: all in order and equal; "
             f"{megabytes / seconds:.0f} MB/s, isend and irecv alone {megabytes / alone:.0f} MB/s"
         )
@@ -161,7 +162,7 @@ def main() -> int:
     try:
         check(options)
     except SaeDistError as error:
-        print(f"sae_dist.transport.check: {error}", file=sys.stderr)
+        print_line(f"sae_dist.transport.check: {error}")
         return error.exit_code
     return 0
 

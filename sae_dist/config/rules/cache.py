@@ -6,8 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sae_dist.config.plain import fitting
 from sae_dist.config.resolve import block_of
-from sae_dist.config.run import Resolved, RunConfig, flat
+from sae_dist.config.run import Resolved, RunConfig, flat, schema
+from sae_dist.config.tables import CHOICES, MAY_BE_OPEN
 from sae_dist.core.errors import ConfigError
 
 LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.packed", "llm.random_init")
@@ -15,17 +17,42 @@ LLM_KEYS = ("llm.name", "llm.dtype", "llm.attn", "llm.packed", "llm.random_init"
 comes with a model may run is never read from a downloaded file."""
 LEFT_OPEN = ("llm.dtype", "tokens.context", "hook", "shuffle.lanes")
 """Keys whose null means open; for the others null is a value like any."""
+NEEDED = ("llm.name", "hook", "shuffle.lanes", "shuffle.chunk_rows")
+"""Keys that every manifest has a value for."""
 OTHER_KEYS = ("hook", "target_hook", "seed", "shuffle.lanes", "shuffle.chunk_rows")
 
 
-def settled_keys(cfg: RunConfig) -> list[str]:
-    """Return the keys whose values decide which chunks a run gets; a manifest holds all of them."""
-    return [*LLM_KEYS, *(key for key in flat(cfg) if key.startswith("tokens.")), *OTHER_KEYS]
+def settled_keys() -> list[str]:
+    """Return the keys whose values decide which chunks a run gets; a manifest holds no others."""
+    return [*LLM_KEYS, *(key for key in schema() if key.startswith("tokens.")), *OTHER_KEYS]
+
+
+def settled(settings: Any) -> dict[str, Any]:
+    """Return what a manifest settles, each value of the schema's type and within its bound.
+
+    Raises:
+        ValueError: a key that no manifest settles, one that is missing, or a value that does not fit.
+    """
+    if not isinstance(settings, Mapping):
+        raise ValueError("its settings hold no keys")
+    keys, kinds, found = settled_keys(), schema(), {}
+    for key, value in settings.items():
+        if key not in keys:
+            raise ValueError(f"it sets {str(key)[:60]}, which no manifest settles")
+        found[key] = fitting(value, kinds[key], key)
+        if key in CHOICES and found[key] not in CHOICES[key] and not (value is None and key in MAY_BE_OPEN):
+            raise ValueError(f"{key}={value} is not one of {', '.join(CHOICES[key])}")
+    for key in NEEDED:
+        if found.get(key) is None:
+            raise ValueError(f"{key} is missing")
+        if isinstance(found[key], int) and found[key] < 1:
+            raise ValueError(f"{key}={found[key]} must be greater than 0")
+    return found
 
 
 def harvest_identity(cfg: Resolved) -> dict[str, Any]:
     """Return the values of a resolved config that the files of its harvest depend on, by full key."""
-    kept = {*settled_keys(cfg), "train_tokens", "shuffle.block_chunks", "device"}
+    kept = {*settled_keys(), "train_tokens", "shuffle.block_chunks", "device"}
     return {key: value for key, value in flat(cfg).items() if key in kept or key.startswith("cache.")}
 
 

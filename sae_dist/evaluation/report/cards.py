@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from unicodedata import category
 
+from sae_dist.core.text import visible as text_visible
 from sae_dist.evaluation.report.firing import Context, Firing
 from sae_dist.evaluation.report.latents import Latents
 from sae_dist.tokens.decoder import Decoder
@@ -137,9 +137,7 @@ def line(context: Context, decoder: Decoder | None, largest: float) -> Line:
 
 def visible(text: str) -> str:
     """Replace line ends, tabs and control characters by signs that can be seen."""
-    return "".join(
-        SIGNS.get(sign) or (f"\\x{ord(sign):02x}" if category(sign) == "Cc" else sign) for sign in text
-    )
+    return text_visible("".join(SIGNS.get(sign, sign) for sign in text), "")
 
 
 def chip(token: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, load_config
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import (
@@ -61,13 +62,13 @@ class RunFiles:
         return self.summary.get("tokens") or (self.rows[-1]["tokens"] if self.rows else 0)
 
 
-def read_run(folder: Path) -> RunFiles:
+def read_run(folder: Path, granted: Granted = NOTHING) -> RunFiles:
     """Read a run folder.
 
     Raises:
         ConfigError: it is not a run's folder, is a grid's, or a file in it is damaged.
     """
-    cfg = single(load_config(folder / CONFIG), folder)
+    cfg = single(load_config(folder / CONFIG, granted), folder)
     metrics = folder / METRICS
     try:
         rows = read_rows(metrics) if metrics.exists() else []

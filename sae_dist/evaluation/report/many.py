@@ -3,13 +3,13 @@
 import csv
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shlex import quote as quoted
 from typing import Any
 from urllib.parse import quote
 
 from sae_dist.config.kinds import SELECTED
 from sae_dist.config.run import Resolved, flat
 from sae_dist.core.run_folder import CONFIG, FINISHED, REPORT, SWEEP_TABLE, read_summary
+from sae_dist.core.text import quoted
 from sae_dist.evaluation.report.compare import cost, deep, merged, shared, side_by_side, speeds, starts
 from sae_dist.evaluation.report.lines import NUMBERED, frontier, overlays
 from sae_dist.evaluation.report.members import Member, read_members
@@ -79,8 +79,8 @@ def report_many(folder: Path, runs: dict[Path, Resolved]) -> Path:
         heads=[key if names.count(name) > 1 else name for key, name in zip(keys, names, strict=True)],
         cells=[cells(each, keys) for each in members],
         addresses=addresses,
-        alone=[quoted(str(each.run.folder)) for each in alone],
-        done=[quoted(str(each.run.folder)) for each in members if each.run.is_done],
+        alone=[quoted(each.run.folder) for each in alone],
+        done=[quoted(each.run.folder) for each in members if each.run.is_done],
         result_heads=[label for label, _ in RESULTS],
         series=list({each.line.series: each.line for each in members}.values()),
         frontier=frontier(members),
@@ -135,7 +135,7 @@ def told(members: list[Member]) -> list[Told]:
     orders = []
     for each in members:
         # The same command with another folder counts as the same advice.
-        abouts = [one.advice.replace(quoted(str(each.run.folder)), "RUN") for one in each.warnings]
+        abouts = [one.advice.replace(quoted(each.run.folder), "RUN") for one in each.warnings]
         orders.append(abouts)
         for about, warning in zip(abouts, each.warnings, strict=True):
             advice_of[about] = about if about in advice_of else warning.advice
@@ -154,7 +154,7 @@ def not_listed(folder: Path, runs: dict[Path, Resolved]) -> list[Told]:
     if not gone:
         return []
     found = f"{SWEEP_TABLE} lists {len(gone)} whose folders are gone: {', '.join(gone)}."
-    return [Told(f"sae-dist sweep-table {quoted(str(folder))} writes it anew.", [(found, [])])]
+    return [Told(f"sae-dist sweep-table {quoted(folder)} writes it anew.", [(found, [])])]
 
 
 def about(members: list[Member], apart: list[str]) -> list[Number]:

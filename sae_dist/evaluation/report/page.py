@@ -4,6 +4,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
+from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, PLOTS
 from sae_dist.evaluation.report.cards import parts
 from sae_dist.evaluation.report.figures import curves, density
@@ -15,17 +16,18 @@ from sae_dist.evaluation.report.write import write_page
 from sae_dist.export.saelens import SAE_CONFIG
 
 TEMPLATE = "page.html"
+PNG = b"\x89PNG\r\n"
 PICTURES = {"recovery.png": "True features beside what was learnt"}
 
 
-def report_run(folder: Path) -> Path:
+def report_run(folder: Path, granted: Granted = NOTHING) -> Path:
     """Write `folder`/report.html from the run's files and its export; return its path.
 
     Raises:
         ConfigError: the folder is not a run's, is a grid's, or has no export.
         DataError: there are no held-out activations.
     """
-    run = read_run(folder)
+    run = read_run(folder, granted)
     return write_page(folder, TEMPLATE, **content(run, read_latents(run.cfg, folder)))
 
 
@@ -74,6 +76,8 @@ def pictures(folder: Path) -> list[tuple[str, str]]:
     found = []
     for name, title in PICTURES.items():
         path = folder / PLOTS / name
-        if path.is_file():
-            found.append((title, "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()))
+        # A link in a folder from elsewhere would show another file of this machine.
+        inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+        if inside and (content := path.read_bytes()).startswith(PNG):
+            found.append((title, "data:image/png;base64," + base64.b64encode(content).decode()))
     return found

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from shlex import quote
 from statistics import median
 
 from torch import Tensor
 
 from sae_dist.config.kinds import SELECTED
 from sae_dist.core.run_folder import DIVERGED
+from sae_dist.core.text import quoted
 from sae_dist.evaluation.quality.measure import DEAD_TOKENS
 from sae_dist.evaluation.report.files import RunFiles
 
@@ -41,7 +41,7 @@ def _unfinished(run: RunFiles) -> Iterator[Warning]:
     elif not run.is_done:
         yield Warning(
             f"The run is {run.status} (step {step:,}).",
-            f"Go on with: sae-dist resume {quote(str(run.started))}",
+            f"Go on with: sae-dist resume {quoted(run.started)}",
         )
 
 
@@ -95,14 +95,13 @@ def _data(run: RunFiles) -> Iterator[Warning]:
         reason = summary.get("fvu_reason") or summary.get("ce_reason") or f"status {run.status}"
         yield Warning(
             f"The evaluation was skipped: {reason}.",
-            "Set eval.tokens in config.yaml, if it is 0 there, and run: sae-dist eval "
-            + quote(str(run.folder)),
+            "Set eval.tokens in config.yaml, if it is 0 there, and run: sae-dist eval " + quoted(run.folder),
         )
     elif seen is not None and seen < DEAD_TOKENS:
         yield Warning(
             f"Only {seen:,} held-out tokens were read: rare latents look dead, and rates are rough.",
             f"Raise eval.tokens to {DEAD_TOKENS:,} or more, or give more text: sae-dist eval "
-            f"{quote(str(run.folder))} eval.tokens=500k eval.ce_tokens=64k",
+            f"{quoted(run.folder)} eval.tokens=500k eval.ce_tokens=64k",
         )
     excluded = summary.get("eval_excluded")
     if seen and excluded and excluded > EXCLUDED * seen:

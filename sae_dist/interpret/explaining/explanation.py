@@ -67,7 +67,8 @@ class Explanation:
 
     def to_json(self, indent: int | None = None) -> str:
         """Return `json` as text."""
-        return json.dumps(self.json, indent=indent, allow_nan=False)
+        # JSON escapes all other control characters.
+        return json.dumps(self.json, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
     def to_html(self) -> str:
         """Return a page of its own with what a notebook shows, that needs nothing else."""

@@ -59,6 +59,7 @@ class Asked:
     model: str | None = None
     out: Path | None = None
     force: bool = False
+    trust_remote_code: bool = False
     command: str = field(default="", compare=False)
 
     @property

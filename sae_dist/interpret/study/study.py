@@ -95,14 +95,16 @@ def out_folder(asked: Asked) -> Path:
     return folder
 
 
-def opened(where: str, name: str | None, force: bool) -> tuple[Dictionary, LanguageModel]:
-    """Open a dictionary and its model, or another.
+def opened(
+    where: str, name: str | None, force: bool, trust_remote_code: bool
+) -> tuple[Dictionary, LanguageModel]:
+    """Open a dictionary and its model, or another; `trust_remote_code`: see `interpret.model.model`.
 
     Raises:
         ConfigError: one cannot be opened, or the model does not generate, or is not the dictionary's.
     """
     dictionary = load(where)
-    lm = model(dictionary, name)
+    lm = model(dictionary, name, trust_remote_code=trust_remote_code)
     check_same(dictionary, lm, force)
     if not lm.causal:
         raise ConfigError(f"{lm.name} is an encoder and predicts no next token: there is nothing to steer")
@@ -136,7 +138,7 @@ def made(asked: Asked, progress: Callable[[int, int], None] = lambda done, of: N
             be.
     """
     files = None if asked.prompts is None else read_prompts(asked.prompts, asked.target, asked.against)
-    dictionary, lm = opened(asked.where, asked.model, asked.force)
+    dictionary, lm = opened(asked.where, asked.model, asked.force, asked.trust_remote_code)
     dictionary.checked([each.latent for each in asked.arms])
     if files is None:
         prompts = default_prompts(dictionary, lm, asked.target, asked.against, asked.tokens)

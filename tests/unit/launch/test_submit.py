@@ -10,8 +10,9 @@ from sae_dist.config.run import parse_counts
 from sae_dist.config.validate import validate
 from sae_dist.core.errors import ConfigError
 from sae_dist.launch.compose import compose_config
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.settle import for_cluster
-from sae_dist.launch.submit import option_lines, render, step_line
+from sae_dist.launch.submit import option_lines, render, step_line, submit_command
 
 ROLES = ["cluster=example_roles", "topology.producers=2", "topology.shard=4"]
 NO_JOB = {key for key in os.environ if key.startswith("SLURM_")}
@@ -33,7 +34,7 @@ def composed(*overrides):
         (['cluster.sbatch=["constraint=x"]'], "'constraint=x', which is no option"),
         (['cluster.sbatch=["--output=x"]'], "logs are written to the run folder"),
         (['cluster.sbatch=["--array=0-3"]'], "hydra/launcher=slurm"),
-        (['cluster.setup=["a\nb"]'], "cluster.setup has a line break"),
+        (['cluster.setup=["a\nb"]'], "cluster.setup=a\\nb has the control character"),
         (['cluster.setup=["export WANDB_API_KEY=abc"]'], "cluster.setup holds a password or token"),
         (["device=cuda"], "set cluster.gpus_per_task=1"),
         (["cluster=example_roles"], "topology.producers=0; set that"),
@@ -190,3 +191,45 @@ def test_ranks_that_a_failed_one_leaves_behind_are_ended(fake):
     fake.srun("echo 'srun: error: a: task 2: Killed'; exec sleep 50", "exit 0")
     code, log = fake.play()
     assert code == 0 and "failed with exit code 143; the ranks start again" in log[-1]
+
+
+@pytest.mark.parametrize("key", ["name", "output", "tokens.path", "metrics.group"])
+def test_a_line_break_in_a_name_is_no_line_of_the_job(key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = ["name=run", f"{key}='a\ntouch marker\n#'"][key == "name" :]
+    assert cli.main(["submit", "--dry-run", *words]) == 2
+    assert f"{key}=a\\ntouch marker\\n# has the control character" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", ["folder", "working"])
+def test_a_line_break_in_a_folder_is_refused(bad, tmp_path, monkeypatch):
+    place = tmp_path / "a\ntouch marker\n#"
+    place.mkdir()
+    monkeypatch.chdir(place if bad == "working" else tmp_path)
+    with pytest.raises(ConfigError, match="has the control character"):
+        render(composed(), place if bad == "folder" else tmp_path)
+
+
+def test_braces_in_a_folder_are_not_filled_in(tmp_path):
+    folder = tmp_path / "{{setup}} {{srun}}; touch marker"
+    script = render(composed("cluster.setup=[\"echo 'a'\"]"), folder)
+    assert f"run='{folder}'" in script.splitlines()
+    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+
+
+def test_the_hint_can_be_pasted(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sae_dist.launch.submit.prepare", lambda *_, **__: Frozen(tmp_path / "a b;c"))
+    monkeypatch.setattr(
+        "sae_dist.launch.submit.write_script", lambda folder, granted: folder / "submit.sbatch"
+    )
+    submit_command([], only_write=True)
+    assert capsys.readouterr().out.endswith("sbatch 'a b;c/submit.sbatch'\n")
+
+
+def test_a_job_goes_on_with_what_the_command_granted(tmp_path):
+    step = step_line(composed("llm.trust_remote_code=true"), tmp_path)
+    assert step.endswith(f"resume {tmp_path} llm.trust_remote_code=true")
+    cfg = composed("activations=cache", "activations.path='pipe:cat {}'")
+    assert step_line(cfg, tmp_path).endswith(f"resume {tmp_path} 'activations.path=pipe:cat {{}}'")

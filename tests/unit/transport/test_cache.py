@@ -38,7 +38,7 @@ def make(folder, dtype="float64", **changes):
     cfg.shuffle.lanes, cfg.shuffle.chunk_rows = LANES, ROWS
     values = flat(cfg)
     manifest = Manifest(
-        settings={key: values[key] for key in settled_keys(cfg)},
+        settings={key: values[key] for key in settled_keys()},
         revision=None,
         facts=FACTS,
         dtype=dtype,
@@ -158,6 +158,25 @@ def test_missing_and_short_files_are_seen_before_training(tmp_path):
         (lambda c: c["shards"].pop(), "damaged .*not those of its layout"),
         (lambda c: c["shards"][0].update(name="../../etc/passwd"), "damaged .*not those of its layout"),
         (lambda c: c.update(dtype="int4"), "damaged .*int4"),
+        (
+            lambda c: c["settings"].update({"llm.trust_remote_code": True}),
+            "sets llm.trust_remote_code, which no",
+        ),
+        (lambda c: c["settings"].update({"output": "/elsewhere"}), "sets output, which no manifest settles"),
+        (lambda c: c["settings"].update({"shuffle.lanes": 10**21}), "damaged .*too large"),
+        (lambda c: c["settings"].update({"shuffle.lanes": 2**20}), "damaged .*not those of its layout"),
+        (lambda c: c.update(chunks_per_lane=2**60), "damaged .*not those of its layout"),
+        (lambda c: c.update(shard_chunks=0), "damaged .*not greater than 0"),
+        (lambda c: c.update(chunks_per_lane="7"), "damaged .*wrong type"),
+        (lambda c: c["settings"].update({"shuffle.chunk_rows": 2**24}), "fewer than its activations need"),
+        (lambda c: c["facts"].update(width=2**40), "fewer than its activations need"),
+        (lambda c: c["facts"].update(width=-1), "damaged .*0 or more"),
+        (lambda c: c["facts"].update(auto=["os", "system"]), "are no classes of models"),
+        (lambda c: c["facts"].update(_target_="os.system"), "damaged .KeyError"),
+        (lambda c: c["shards"][0].update(lane=2), "is not of lane 2"),
+        (lambda c: c["shards"][0].update(chunks=[[0]]), "damaged .*wrong type"),
+        (lambda c: c.update(shards={}), "its shards are no list"),
+        (lambda c: c["shards"][0].update(sha256="a\x1b[31m"), "damaged .*control character"),
     ],
 )
 def test_a_manifest_that_is_not_right(change, says, tmp_path):
@@ -166,6 +185,15 @@ def test_a_manifest_that_is_not_right(change, says, tmp_path):
     change(content)
     (tmp_path / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=says):
+        read_manifest(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": 1, "facts": 3}']
+)
+def test_a_manifest_that_is_meant_to_be_work(text, tmp_path):
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ConfigError, match="not readable|damaged"):
         read_manifest(str(tmp_path))
 
 
