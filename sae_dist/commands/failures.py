@@ -3,7 +3,7 @@
 import sys
 
 from sae_dist.core.errors import Preempted, SaeDistError, Told
-from sae_dist.core.files import WRITING, remedy
+from sae_dist.core.files import BROKEN, WRITING, remedy
 
 DISK = WRITING
 """Errors of writing, for which there is a line in place of a traceback."""
@@ -21,6 +21,7 @@ def say(error: SaeDistError) -> None:
 def cannot_write(error: OSError) -> SaeDistError:
     """Return the error of a disk that cannot be written, in one line."""
     what = error.filename or "the run folder"
+    verb = "read or write" if error.errno in BROKEN else "write"
     return SaeDistError(
-        f"cannot write {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
+        f"cannot {verb} {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
     )

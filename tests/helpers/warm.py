@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from sae_dist.distributed.network import local_store
+from tests.helpers.pickles import refuse_pickles
 
 GRACE_S = 20.0
 
@@ -42,7 +44,7 @@ class Command:
         self.said = tempfile.TemporaryDirectory()
         shared: dict[str, str] = {}
         if ranks > 1:
-            self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            self.store = local_store()
             shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
             shared |= {"MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         self.processes = []
@@ -109,6 +111,7 @@ def _main(
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(1)
+    refuse_pickles()
     from matplotlib.figure import Figure
 
     from sae_dist import cli

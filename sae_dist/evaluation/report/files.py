@@ -6,7 +6,6 @@ from typing import Any
 
 from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, load_config
-from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import (
     CONFIG,
@@ -19,7 +18,7 @@ from sae_dist.core.run_folder import (
     read_summary,
     status,
 )
-from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.jsonl import read_rows
 
 DONE = (FINISHED, TRAINED, IMPORTED)
 
@@ -69,10 +68,6 @@ def read_run(folder: Path) -> RunFiles:
     """
     cfg = single(load_config(folder / CONFIG), folder)
     metrics = folder / METRICS
-    try:
-        rows = read_rows(metrics) if metrics.exists() else []
-    except ValueError as error:
-        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is not JSON") from None
     started = next((p for p in (folder, folder.parent) if (p / PROVENANCE).is_file()), folder)
     return RunFiles(
         folder=folder,
@@ -81,6 +76,6 @@ def read_run(folder: Path) -> RunFiles:
         config_text=(folder / CONFIG).read_text(encoding="utf-8"),
         summary=read_summary(folder),
         provenance=read_json(started / PROVENANCE) or {},
-        rows=rows,
+        rows=read_rows(metrics) if metrics.exists() else [],
         evaluation=read_json(folder / EVALUATION),
     )
