@@ -12,6 +12,7 @@ nothing half written.
 import argparse
 import ctypes
 import errno
+import itertools
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__)
@@ -46,12 +48,18 @@ class Fault:
 
 
 def words(name: str) -> list[str]:
-    """The command of a run: 30 steps, a checkpoint every ten, an evaluation."""
-    from tests.helpers.commands import TINY
-    from tests.helpers.small_llm import SMALL
-
-    length = ["train_tokens=5760", "checkpoint.every=1920", "checkpoint.keep=1", "hook=layers.0"]
-    return ["train", *TINY, *SMALL, *length, "eval.tokens=1536", "eval.ce_tokens=0", f"name={name}"]
+    """The command of a run: 12 steps on a file of activations, a checkpoint every four, an evaluation."""
+    run = [
+        "activations=file",
+        "activations.path=rows.npy",
+        "batch=64",
+        "sae.num_latents=64",
+        "sae.k=4",
+        "sae.dead_after=100",
+    ]
+    run += ["train_tokens=768", "checkpoint.every=256", "checkpoint.keep=1", "shuffle.lanes=8"]
+    run += ["shuffle.chunk_rows=16", "eval.tokens=256", "metrics.every=1", "metrics.wandb=off"]
+    return ["train", *run, f"name={name}"]
 
 
 def compiled(folder: Path) -> Path:
@@ -68,51 +76,57 @@ def again_with(library: Path) -> None:
     os.execve(sys.executable, [sys.executable, *sys.argv], environment)
 
 
-def _serve(folder: Path, words: list[str], fault: Fault | None, said: Path, log: Path) -> None:
-    """In a process of its own: refuse what is to be refused, then run the command."""
-    from tests.helpers import warm
-
+def refuse(folder: bytes, fault: Fault | None, rank: int, log: Path) -> None:
+    """In a process of the run, if it is this rank: let calls fail in a folder, or else write them down."""
+    if os.environ.get("RANK", "0") != str(rank):
+        return
     library = ctypes.CDLL(os.environ[LIBRARY])
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    place = os.fsencode(folder / "outputs")
     if fault is None:
-        library.failing(place, -1, b"", ctypes.c_long(0), 0, 0, file)
+        library.failing(folder, -1, b"", ctypes.c_long(0), 0, 0, file)
     else:
         number = getattr(errno, fault.error)
         how = KINDS.index(fault.kind), fault.part.encode(), ctypes.c_long(fault.nth), number, fault.for_good
-        library.failing(place, *how, file)
-    warm._main(folder, tuple(words), dict(os.environ) | {"OMP_NUM_THREADS": "1"}, said, False)
+        library.failing(folder, *how, file)
 
 
-def run(folder: Path, words: list[str], fault: Fault | None, log: Path) -> tuple[int | None, str]:
-    """A command to its end: exit code (None: it had to be killed) and what it said on stderr."""
-    from tests.helpers.warm import context
+@dataclass(frozen=True)
+class Place:
+    """Where runs are made, by how many ranks, and which of these the faults hit."""
 
-    with tempfile.TemporaryDirectory() as said:
-        process = context().Process(target=_serve, args=(folder, words, fault, Path(said), log), daemon=True)
-        process.start()
-        process.join(END_S)
-        hung = process.exitcode is None
-        process.kill()
-        process.join()
-        err = Path(said, "stderr")
-        return None if hung else process.exitcode, err.read_text() if err.exists() else ""
+    folder: Path
+    ranks: int
+    victim: int
 
+    def run(self, words: list[str], fault: Fault | None, log: Path) -> tuple[int | None, str]:
+        """Run a command to its end: its exit code (None: it hung), and what it said on stderr."""
+        from tests.helpers.warm import Command
 
-def calls(folder: Path) -> Counter[str]:
-    """Run a command that is left alone, `alone`; how many calls of each kind it makes in its folder."""
-    log = folder / "calls.log"
-    code, err = run(folder, words("alone"), None, log)
-    assert code == 0, err
-    return Counter(line.split(" ", 1)[0] for line in log.read_text().splitlines())
+        outputs = os.fsencode(self.folder / "outputs")
+        words = [*words, f"topology.shard={self.ranks}"]
+        before = partial(refuse, outputs, fault, self.victim, log)
+        command = Command(self.folder, *words, ranks=self.ranks, before=before)
+        try:
+            _, err = command.communicate(END_S)
+        except AssertionError as error:
+            return None, str(error)
+        return command.poll(), err
+
+    def calls(self) -> Counter[str]:
+        """Run a command that is left alone, `alone`; how many calls of each kind it makes in its folder."""
+        log = self.folder / "calls.log"
+        code, err = self.run(words("alone"), None, log)
+        assert code == 0, err
+        return Counter(line.split(" ", 1)[0] for line in log.read_text().splitlines())
 
 
 def faults(counts: Counter[str], chance: random.Random) -> Iterator[Fault]:
-    """One fault after the other, without end: kinds in turn, the place of the call and the rest by chance."""
+    """Faults without end: every call of the run once, in rounds; errors in turn, two of five for good."""
     while True:
-        for kind in KINDS:
-            nth = chance.randint(1, max(counts[kind], 1))
-            yield Fault(kind, nth, chance.choice(ERRORS), chance.random() < 0.4)
+        places = [(kind, nth) for kind in KINDS for nth in range(1, counts[kind] + 1)]
+        chance.shuffle(places)
+        for number, (kind, nth) in enumerate(places):
+            yield Fault(kind, nth, ERRORS[number % len(ERRORS)], chance.random() < 0.4)
 
 
 def left_behind(outputs: Path) -> list[str]:
@@ -122,13 +136,13 @@ def left_behind(outputs: Path) -> list[str]:
     return sorted({str(path.relative_to(outputs)) for path in found})
 
 
-def problems(folder: Path, name: str, fault: Fault, log: Path) -> tuple[list[str], dict[str, object]]:
+def problems(place: Place, name: str, fault: Fault, log: Path) -> tuple[list[str], dict[str, object]]:
     """What is wrong with how a run met a fault and went on after it, and what it said."""
     from tests.helpers.runs import results, same_weights
 
-    outputs = folder / "outputs"
+    outputs = place.folder / "outputs"
     run_folder, alone = outputs / name, outputs / "alone"
-    code, err = run(folder, words(name), fault, log)
+    code, err = place.run(words(name), fault, log)
     lines = [line for line in err.splitlines() if line.startswith("sae-dist: error:")]
     logs = "".join(path.read_text() for path in run_folder.glob("logs/*"))
     found = []
@@ -143,7 +157,7 @@ def problems(folder: Path, name: str, fault: Fault, log: Path) -> tuple[list[str
     if any("EIO" == fault.error and "free" in line for line in lines):
         found.append("EIO is told as lack of space")
     said: dict[str, object] = {"code": code, "line": lines[0] if lines else "", "err": err if found else ""}
-    code, err = run(folder, [*words(name), "resume=auto"], None, folder / "resumed.log")
+    code, err = place.run([*words(name), "resume=auto"], None, place.folder / "resumed.log")
     if code != 0:
         found.append(f"resume ends with {code}: {err[-500:]}")
     else:
@@ -165,30 +179,47 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a file of one JSON object per fault")
     parser.add_argument("--only", help="faults as a JSON list")
+    parser.add_argument("--ranks", type=int, default=1)
+    parser.add_argument("--victim", type=int, default=0, help="the rank that faults hit")
     asked = parser.parse_args()
     if LIBRARY not in os.environ:
         again_with(compiled(Path(tempfile.mkdtemp())))
-    from tests.helpers.small_llm import save_small_llm
+    try:
+        bad = try_all(asked)
+    finally:
+        shutil.rmtree(Path(os.environ[LIBRARY]).parent)
+        sys.stdout.flush()
+    # At once: with a library before all others Triton complains at an ordinary end.
+    os._exit(bad > 0)
 
-    with tempfile.TemporaryDirectory() as place:
-        folder = save_small_llm(Path(place).resolve())
-        counts, began, bad = calls(folder), time.monotonic(), 0
+
+def try_all(asked: argparse.Namespace) -> int:
+    """Meet every fault that was asked for, and print those that were not met well; how many these are."""
+    import numpy
+
+    given = [Fault(**each) for each in json.loads(asked.only)] if asked.only else None
+    number, bad, began = 0, 0, time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        place = Place(Path(name).resolve(), asked.ranks, asked.victim)
+        rows = numpy.random.default_rng(0).normal(size=(2048, 16)).astype("float32")
+        numpy.save(place.folder / "rows.npy", rows)
+        counts = place.calls()
         print(f"calls of a run left alone: {dict(counts)}", flush=True)
-        given = [Fault(**each) for each in json.loads(asked.only)] if asked.only else None
-        chosen = iter(given) if given else faults(counts, random.Random(asked.seed))
-        for number, fault in zip(range(len(given) if given else asked.n), chosen, strict=False):
-            log = folder / "fault.log"
-            found, said = problems(folder, f"run_{number}", fault, log)
+        chosen = given or itertools.islice(faults(counts, random.Random(asked.seed)), asked.n)
+        for number, fault in enumerate(chosen, start=1):
+            log = place.folder / "fault.log"
+            log.unlink(missing_ok=True)
+            found, said = problems(place, f"run_{number}", fault, log)
             bad += bool(found)
-            hit = log.read_text().split("\n")[0]
+            hit = log.read_text().split("\n")[0] if log.exists() else ""
             entry = asdict(fault) | {"hit": hit, "problems": found} | said
             if asked.out:
                 with open(asked.out, "a", encoding="utf-8") as out:
                     out.write(json.dumps(entry) + "\n")
             if found:
                 print(json.dumps(entry), flush=True)
-        print(f"{number + 1} faults, {bad} with problems, {time.monotonic() - began:.0f} s", flush=True)
-    sys.exit(bool(bad))
+    print(f"{number} faults, {bad} with problems, {time.monotonic() - began:.0f} s", flush=True)
+    return bad
 
 
 if __name__ == "__main__":
