@@ -75,7 +75,8 @@ def remove_temporaries(folder: Path) -> None:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TEMPORARY)
+    # The second: the safetensors library's own, `.tmpAb12Cd`.
+    return name.startswith(".") and name.endswith(TEMPORARY) or name.startswith(TEMPORARY)
 
 
 def sync(path: Path) -> None:

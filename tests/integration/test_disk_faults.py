@@ -13,7 +13,7 @@ from tests.soak.faults import HERE
 ROOT = Path(__file__).parents[2]
 CHOSEN = [
     {"kind": "write", "part": "metrics.jsonl", "nth": 2, "error": "ENOSPC", "for_good": True},
-    {"kind": "write", "part": "rows_00001", "nth": 1, "error": "EIO", "for_good": False},
+    {"kind": "write", "part": "/.tmp", "nth": 1, "error": "EIO", "for_good": False},
     {"kind": "rename", "part": "latest", "nth": 2, "error": "EROFS", "for_good": True},
     {"kind": "open", "part": "summary.json", "nth": 1, "error": "EDQUOT", "for_good": False},
 ]

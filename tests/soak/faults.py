@@ -131,7 +131,7 @@ def faults(counts: Counter[str], chance: random.Random) -> Iterator[Fault]:
 
 def left_behind(outputs: Path) -> list[str]:
     """What is not complete, or says that somebody still works."""
-    found = [path for path in outputs.rglob(".*") if path.name.endswith(".tmp") or ".owner" in path.name]
+    found = [path for path in outputs.rglob(".*") if ".tmp" in path.name or ".owner" in path.name]
     found += [path for path in outputs.glob(".*")]
     return sorted({str(path.relative_to(outputs)) for path in found})
 

@@ -43,7 +43,12 @@ def test_no_folder_is_one_error_of_the_system(tmp_path):
 def test_what_dead_processes_left_half_written_goes_with_the_next_owner(tmp_path):
     (tmp_path / "checkpoints" / ".step_1.ab.tmp").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step_1.ab.tmp" / "rows.safetensors").write_bytes(b"half")
-    for name in (".metrics.jsonl.77.tmp", ".owner-ab.tmp", "export/.sae_weights.safetensors.tmp"):
+    for name in (
+        ".metrics.jsonl.77.tmp",
+        ".owner-ab.tmp",
+        "export/.tmpAb12Cd",
+        "export/.sae_weights.safetensors.tmp",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"half")
     kept = ["notes.tmp", ".hidden", "export/cfg.json"]
