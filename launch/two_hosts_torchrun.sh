@@ -13,6 +13,8 @@ output=${output:-/shared/outputs}         # a folder that all hosts see
 # If a process dies, torchrun starts all of them again, and they continue from the newest checkpoint. The
 # variable is torch's own: the new processes must not read what those before them left in the store.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+# Restarts over several hosts need c10d, whose agents unpickle what they find at that port: nobody else may reach
+# it. Without restarts there is another way: docs/cluster.md, Network.
 # Half of the processes run the language model, half train.
 exec torchrun --nnodes "$hosts" --nproc-per-node "$per_host" --max-restarts 3 \
     --rdzv-backend c10d --rdzv-endpoint "$rendezvous" --rdzv-id "$name" \

@@ -79,13 +79,23 @@ def load_full(path: Path, names: list[str]) -> tuple[dict[str, Tensor], dict[str
     for name in names:
         check_shape(path, stored, name, None)
     full = {n: torch.empty(stored[n].size, dtype=stored[n].properties.dtype) for n in names}
+    fill(full, path)
+    return full, read_scalars(path)
+
+
+def fill(tensors: dict[str, Tensor], path: Path) -> None:
+    """Fill tensors from a checkpoint: of a DTensor, this rank's rows. Other ranks are not asked.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(full, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
+            dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
     except CheckpointException as error:
-        raise CheckpointError(f"cannot read checkpoint {path}: {first_cause(error)}") from None
-    return full, read_scalars(path)
+        ((cause, _),) = error.failures.values()
+        raise CheckpointError(f"cannot read checkpoint {path}: {class_and_line(cause)}") from None
 
 
 class StoredRows:
@@ -153,9 +163,3 @@ def check_shape(
         raise CheckpointError(
             f"checkpoint {path}: {name} has shape {list(stored[name].size)}, this run needs {list(shape)}"
         )
-
-
-def first_cause(error: CheckpointException) -> str:
-    """Return in one line what failed on the first of the ranks in DCP's error."""
-    rank, (cause, _) = min(error.failures.items())
-    return f"rank {rank}: {class_and_line(cause)}"

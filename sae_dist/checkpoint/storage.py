@@ -1,13 +1,14 @@
 """The files of a checkpoint: safetensors, JSON, and a checksum of each. Nothing is unpickled.
 
-DCP's usual storage keeps its metadata as a pickle, which runs code when it is read. Its safetensors storage
-does not: each rank's file states which rows of which tensor it holds.
+DCP's usual storage keeps its metadata as a pickle, which runs code when it is read. The layout of its
+safetensors storage does not: each rank's file states which rows of which tensor it holds. Its `save` has the
+ranks send each other pickled plans, so files are written here, and read by its reader, without other ranks.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
-from torch.distributed.checkpoint.storage import WriteResult
-from torch.futures import Future
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_tensors, write_text
@@ -33,50 +31,19 @@ UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError
 """What is raised by reading a damaged file."""
 
 
-class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
-    """A writer for DCP: one safetensors file per rank that has anything to write.
+def write_rows(path: Path, rows: Mapping[str, tuple[Tensor, list[int]]]) -> dict[str, Any]:
+    """Write the rows that one rank holds; return the file's size and sha256, once it is on the disk.
 
-    The base class serialises a file in memory, which takes three times its size and holds the interpreter's
-    lock; here the tensors are written straight to the disk.
+    The tensors are written straight to the disk: DCP's own writer serialises a file in memory, which takes
+    three times its size and holds the interpreter's lock.
 
-    Attributes:
-        files: after the save, on the rank that coordinates it: name -> size and checksum of every file.
+    Args:
+        rows: by the tensor's name, its rows and where the first of them stands in the whole tensor.
     """
-
-    def __init__(self, path: Path):
-        super().__init__(str(path), save_distributed=True)
-        self.files: dict[str, dict[str, Any]] = {}
-
-    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write this rank's rows; the results carry the file's checksum."""
-        written: Future[list[WriteResult]] = Future()
-        if not plan.items:
-            written.set_result([])
-            return written
-        name = f"rows_{plan.storage_data['shard_index']:05d}{TENSORS}"
-        path = Path(self.path) / name
-        tensors = {item.index.fqn: _tensor(planner.resolve_data(item)) for item in plan.items}
-        places = {item.index.fqn: {"saved_offsets": list(_offsets(item))} for item in plan.items}
-        write_tensors(path, tensors, {PLACES: json.dumps(places), "format": "pt"})
-        summary = checksum(path, sync=True)
-        written.set_result(
-            [WriteResult(i.index, tensors[i.index.fqn].nbytes, (name, summary)) for i in plan.items]
-        )
-        return written
-
-    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Collect the checksums of all ranks. The files themselves list their tensors."""
-        self.files = {each.storage_data[0]: each.storage_data[1] for rank in results for each in rank}
-
-
-def _tensor(data: Any) -> Tensor:
-    assert isinstance(data, Tensor), "only tensors are given to DCP"
-    return data.contiguous()
-
-
-def _offsets(item: WriteItem) -> Iterable[int]:
-    assert item.tensor_data is not None, "only tensors are given to DCP"
-    return item.tensor_data.chunk.offsets
+    places = {name: {"saved_offsets": offsets} for name, (_, offsets) in rows.items()}
+    tensors = {name: part.contiguous() for name, (part, _) in rows.items()}
+    write_tensors(path, tensors, {PLACES: json.dumps(places), "format": "pt"})
+    return checksum(path, sync=True)
 
 
 def checksum(path: Path, sync: bool = False) -> dict[str, Any]:

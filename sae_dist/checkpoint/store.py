@@ -1,7 +1,6 @@
 """Checkpoints on disk: complete or absent, checked, and readable under any (shard, dp).
 
-Tensors are stored by torch.distributed.checkpoint (DCP). A DTensor label tells DCP which rows a
-rank holds; the mesh order is (shard, dp), see `distributed.mesh`.
+Files have the layout that torch.distributed.checkpoint (DCP) reads. What the ranks tell each other is JSON.
 """
 
 import errno
@@ -9,45 +8,37 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from sae_dist.checkpoint.background import Background, SaveJob
-from sae_dist.checkpoint.read import check_shape, complete, first_cause, step_of
+from sae_dist.checkpoint.layout import Tensors, label, places_of
+from sae_dist.checkpoint.read import check_shape, complete, fill, step_of
 from sae_dist.checkpoint.storage import (
-    SafetensorsWriter,
+    TENSORS,
     damage,
     read_scalars,
     seal,
     stored_tensors,
+    write_rows,
 )
 from sae_dist.core.errors import CheckpointError
-from sae_dist.core.files import sync, write_text
+from sae_dist.core.files import FULL, in_words, sync, write_text
 from sae_dist.core.owner import Standing
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST
 from sae_dist.core.staging import Staging
-from sae_dist.core.text import MIB, print_line
+from sae_dist.core.text import MIB, class_and_line, print_line
+from sae_dist.distributed.collectives import Axis
 
 LEAVE_S = 10.0
-ABOUT_SPACE = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 SPARE_BYTES = 16 << 20  # state.json, checksums, and what a file system needs for itself
-
-Tensors = dict[str, tuple[Tensor, str]]
-"""Name -> (this rank's tensor, how it lies over the mesh).
-
-"sharded": rows split over the shard axis, the same on every replica; "owned": each shard's rows split again
-over the replicas; "replicated": the same on every rank.
-"""
-PLACEMENTS: dict[str, list[Any]] = {"sharded": [Shard(0), Replicate()], "owned": [Shard(0), Shard(0)]}
 
 
 class HasMesh(Protocol):
@@ -82,7 +73,8 @@ class Checkpoints:
     ):
         self._folder, self._topology = folder / CHECKPOINTS, topology
         self._keep, self._keep_steps, self._background = keep, keep_steps, background
-        self._group, self._leads, self._standing = topology.checkpoint_group, topology.leads, standing
+        self._ranks = Axis("checkpoints", topology.checkpoint_group)
+        self._leads, self._standing = topology.leads, standing
         self._job: SaveJob | None = None
         self._copies: dict[str, Tensor] = {}
         self._staging = staging
@@ -92,8 +84,8 @@ class Checkpoints:
         """Write `step_<n>` into a temporary folder, which is renamed when every rank is done.
 
         With `background`, copy the tensors to the host and return; if the previous checkpoint is still being
-        written, wait for it first. `scalars` must be JSON-able and equal on all ranks. A step that already
-        has a checkpoint keeps it.
+        written, wait for it first. `scalars` must be JSON-able; those of the first rank are written. A step
+        that already has a checkpoint keeps it.
 
         Raises:
             CheckpointError: this checkpoint, or the one before, could not be written; older ones are intact.
@@ -146,14 +138,10 @@ class Checkpoints:
             CheckpointError: a tensor is missing, has another shape, or cannot be read.
         """
         host = {name: (_on_host(tensor), how) for name, (tensor, how) in tensors.items()}
-        labelled, stored = self._label(host), stored_tensors(path)
+        labelled, stored = label(host, self._topology.mesh), stored_tensors(path)
         for name, tensor in labelled.items():
             check_shape(path, stored, name, tuple(tensor.shape))
-        try:
-            reader = dcp.HuggingFaceStorageReader(str(path))
-            dcp.load(labelled, storage_reader=reader, process_group=self._group)
-        except CheckpointException as error:
-            raise CheckpointError(f"cannot read checkpoint {path}: {first_cause(error)}") from None
+        self._on_all(lambda: fill(labelled, path))
         for name, (tensor, _) in tensors.items():
             if tensor.device.type != "cpu":
                 tensor.detach().copy_(host[name][0])
@@ -161,9 +149,7 @@ class Checkpoints:
 
     def damage(self, path: Path) -> str | None:
         """Return what is wrong with a checkpoint, on every rank; each rank reads a part of its files."""
-        parts = dist.get_world_size(self._group)
-        found: list[Any] = [None] * parts
-        dist.all_gather_object(found, damage(path, dist.get_rank(self._group), parts), group=self._group)
+        found = self._ranks.gather_json(damage(path, self._ranks.rank, self._ranks.size))
         return next((each for each in found if each is not None), None)
 
     def forget_after(self, path: Path | None) -> None:
@@ -174,7 +160,7 @@ class Checkpoints:
         """
         self._together(lambda: self._forget_after(path))
 
-    def _forget_after(self, path: Path | None) -> str:
+    def _forget_after(self, path: Path | None) -> None:
         self._check_standing()
         found = complete(self._folder)
         later = found[found.index(path) + 1 :] if path else found
@@ -184,7 +170,6 @@ class Checkpoints:
             (self._folder / LATEST).unlink(missing_ok=True)
         for doomed in later:
             self._remove(doomed)
-        return "removed"
 
     def _copy(self, tensors: Tensors) -> Tensors:
         """Copy the tensors as they are now to the host, into memory that every checkpoint uses again."""
@@ -200,27 +185,22 @@ class Checkpoints:
             self._staging.copy(staged)
         return {name: (self._copies[name], how) for name, (_, how) in tensors.items()}
 
-    def _label(self, tensors: Tensors) -> dict[str, Tensor]:
-        mesh = self._topology.mesh
-        return {
-            name: DTensor.from_local(tensor.detach().cpu(), mesh, PLACEMENTS[layout], run_check=False)
-            if layout in PLACEMENTS
-            else tensor.detach().cpu()
-            for name, (tensor, layout) in tensors.items()
-        }
-
     def _write(self, final: Path, tensors: Tensors, state: str) -> None:
         need = self._bytes_needed(tensors)
         name = self._together(lambda: self._prepare(final, need))
         if not name:
             return
-        temporary = self._folder / name
-        writer = SafetensorsWriter(temporary)
+        # Of what comes from another process only a name: it leads into no other folder.
+        temporary = self._folder / Path(name).name
         try:
-            dcp.save(self._label(tensors), storage_writer=writer, process_group=self._group)
-        except CheckpointException as error:
-            raise CheckpointError(self._cannot_write(need, first_cause(error))) from None
-        self._together(lambda: self._publish(final, temporary, state, writer.files, need))
+            written = self._on_all(lambda: self._write_rows(temporary, tensors, need))
+            files = {name: summary for each in written for name, summary in each.items()}
+            self._together(lambda: self._publish(final, temporary, state, files, need))
+        except CheckpointError:
+            if self._leads:
+                # What was written takes the space that is missing.
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def _bytes_needed(self, tensors: Tensors) -> int:
         shards = self._topology.mesh.size(0)
@@ -230,33 +210,41 @@ class Checkpoints:
     def _prepare(self, final: Path, need: int) -> str:
         """Make a folder to write to, and return its name; empty if this checkpoint is there already."""
         self._check_standing()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for left_over in self._folder.glob(".step_*.tmp"):
-            shutil.rmtree(left_over)
-        if final.exists():
-            return ""
-        if shutil.disk_usage(self._folder).free < need:
-            raise CheckpointError(self._cannot_write(need, os.strerror(errno.ENOSPC)))
-        # A name of its own: a rank that a killed run left behind writes into no other's files.
-        temporary = self._folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
-        temporary.mkdir()
+        with self._writing(need):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for left_over in self._folder.glob(".step_*.tmp"):
+                shutil.rmtree(left_over)
+            if final.exists():
+                return ""
+            if shutil.disk_usage(self._folder).free < need:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            # A name of its own: a rank that a killed run left behind writes into no other's files.
+            temporary = self._folder / f".{final.name}.{secrets.token_hex(4)}.tmp"
+            temporary.mkdir()
         return temporary.name
+
+    def _write_rows(self, folder: Path, tensors: Tensors, need: int) -> dict[str, Any]:
+        """Write what is this rank's to write; return size and checksum of its file, by the file's name."""
+        places = places_of(tensors, self._topology.mesh)
+        if not places:
+            return {}
+        name = f"rows_{self._ranks.rank + 1:05d}{TENSORS}"
+        rows = {each: (tensors[each][0].detach().cpu(), place) for each, place in places.items()}
+        with self._writing(need):
+            return {name: write_rows(folder / name, rows)}
 
     def _publish(
         self, final: Path, temporary: Path, state: str, files: dict[str, dict[str, Any]], need: int
-    ) -> str:
+    ) -> None:
         self._check_standing()
-        try:
+        with self._writing(need):
             seal(temporary, state, files)
             os.replace(temporary, final)
             self._point_at(final)
             sync(self._folder)
-        except OSError as error:
-            raise CheckpointError(self._cannot_write(need, str(error))) from None
-        for path in complete(self._folder)[: -self._keep]:
-            if self._keep_steps is None or step_of(path) % self._keep_steps:
-                self._remove(path)
-        return "published"
+            for path in complete(self._folder)[: -self._keep]:
+                if self._keep_steps is None or step_of(path) % self._keep_steps:
+                    self._remove(path)
 
     def _check_standing(self) -> None:
         if self._standing is not None:
@@ -271,26 +259,39 @@ class Checkpoints:
         os.replace(path, doomed)
         shutil.rmtree(doomed)
 
-    def _together(self, act: Callable[[], str]) -> str:
+    def _together(self, act: Callable[[], Any]) -> Any:
         """Call `act` on the first rank; return its result, or raise its error, on every rank."""
-        outcome: list[Any] = [None, None]
-        if self._leads:
-            try:
-                outcome[0] = act()
-            except (CheckpointError, OSError) as error:
-                outcome[1] = str(error)
-        dist.broadcast_object_list(outcome, group_src=0, group=self._group)
-        if outcome[1] is not None:
-            raise CheckpointError(outcome[1])
-        return outcome[0]
+        return self._on_all(act if self._leads else lambda: None)[0]
 
-    def _cannot_write(self, need: int, cause: str) -> str:
-        """Return the message: what the system said, and numbers of space where it was about space."""
-        space = ""
-        if any(words in cause for words in ABOUT_SPACE):
-            free = shutil.disk_usage(self._folder).free
-            space = f" ({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed)"
-        return f"cannot write a checkpoint in {self._folder}: {cause}{space}; older checkpoints are intact"
+    def _on_all(self, act: Callable[[], Any]) -> list[Any]:
+        """Call `act` on every rank; return the results by rank, or raise the first error, on every rank."""
+        outcome: list[Any] = [None, None]
+        try:
+            outcome[0] = act()
+        except CheckpointError as error:
+            outcome[1] = str(error)
+        except Exception as error:
+            outcome[1] = f"rank {dist.get_rank()}: {class_and_line(error)}"
+        each = self._ranks.gather_json(outcome)
+        for _, problem in each:
+            if problem is not None:
+                raise CheckpointError(problem)
+        return [result for result, _ in each]
+
+    @contextmanager
+    def _writing(self, need: int) -> Iterator[None]:
+        """Turn an error of the system into a line: what it said, and of space where that is missing."""
+        try:
+            yield
+        except OSError as error:
+            space, where = "", f"rank {dist.get_rank()}: " if self._ranks.size > 1 else ""
+            if error.errno in (*FULL, errno.EFBIG):
+                free = shutil.disk_usage(self._folder.parent).free
+                space = f" ({free / MIB:,.0f} MiB free, {need / MIB:,.0f} MiB needed)"
+            raise CheckpointError(
+                f"cannot write a checkpoint in {self._folder}: {where}{in_words(error)}{space}; "
+                "older checkpoints are intact"
+            ) from None
 
 
 def _on_host(tensor: Tensor) -> Tensor:

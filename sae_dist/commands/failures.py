@@ -1,7 +1,7 @@
 """The line on the terminal for each error."""
 
 from sae_dist.core.errors import Preempted, SaeDistError, Told
-from sae_dist.core.files import WRITING, remedy
+from sae_dist.core.files import BROKEN, WRITING, remedy
 from sae_dist.core.text import print_line
 
 DISK = WRITING
@@ -20,6 +20,7 @@ def say(error: SaeDistError) -> None:
 def cannot_write(error: OSError) -> SaeDistError:
     """Return the error of a disk that cannot be written, in one line."""
     what = error.filename or "the run folder"
+    verb = "read or write" if error.errno in BROKEN else "write"
     return SaeDistError(
-        f"cannot write {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
+        f"cannot {verb} {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
     )

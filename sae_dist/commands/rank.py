@@ -5,6 +5,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from sae_dist.commands.failures import DISK, cannot_write
@@ -57,7 +58,7 @@ def _leave(error: Exception, logs: Path, name: str) -> None:
         error = cannot_write(error)
     reason, exit_code = str(error), getattr(error, "exit_code", 1)
     if not isinstance(error, SaeDistError):
-        with open(logs / f"{name}.log", "a", encoding="utf-8") as log:
+        with suppress(OSError), open(logs / f"{name}.log", "a", encoding="utf-8") as log:
             traceback.print_exception(error, file=log)
         reason = f"{class_and_line(error)} (traceback in {logs / name}.log)"
     try:

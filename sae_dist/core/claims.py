@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sae_dist.core.files import TEMPORARY
 from sae_dist.core.process import Machine, Process
 from sae_dist.core.run_folder import OWNER
 from sae_dist.core.slurm_queue import Job
@@ -79,7 +80,7 @@ def create(home: Path, number: int, record: Record) -> int | None:
     Raises:
         OSError: the folder cannot be written.
     """
-    path, draft = path_of(home, number), home / f"{OWNER}-{record.token}"
+    path, draft = path_of(home, number), home / f"{OWNER}-{record.token}{TEMPORARY}"
     file = os.open(draft, EXCLUSIVE, 0o644)
     try:
         os.write(file, record.to_bytes())
@@ -91,7 +92,8 @@ def create(home: Path, number: int, record: Record) -> int | None:
         if os.fstat(file).st_nlink == 2:
             return file
         os.close(file)
-        if error.errno == errno.EEXIST:
+        if error.errno in (errno.EEXIST, errno.ENOENT):
+            # The latter: somebody was faster, and has cleared away what is not complete.
             return None
         if error.errno not in WITHOUT_LINKS:
             raise

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +16,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+TEMPORARY = ".tmp"
+"""The end of the name, which begins with a dot, of what is not complete yet."""
 FULL = (errno.ENOSPC, errno.EDQUOT)
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-WRITING = (*FULL, *REFUSED, errno.EFBIG)
-"""What goes wrong with writing for reasons outside of this program."""
+BROKEN = (errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE)
+WRITING = (*FULL, *REFUSED, *BROKEN, errno.EFBIG)
+"""What goes wrong with files for reasons outside of this program."""
 
 
 def remedy(error: OSError) -> str:
@@ -26,7 +31,15 @@ def remedy(error: OSError) -> str:
         return "make room"
     if error.errno in REFUSED:
         return "make it writable"
+    if error.errno in BROKEN:
+        return "look at the disk, or at the network to it"
     return "raise the limit on the size of files (ulimit -f)" if error.errno == errno.EFBIG else ""
+
+
+def in_words(error: OSError) -> str:
+    """Return what the system said, and of which file, such as `Input/output error (run/metrics.jsonl)`."""
+    said = error.strerror or type(error).__name__
+    return f"{said} ({error.filename})" if error.filename else said
 
 
 @contextmanager
@@ -36,16 +49,34 @@ def replacing(path: Path, *, synced: bool = False) -> Iterator[Path]:
     Args:
         synced: bring the content to the disk before the rename, so that both survive a power cut.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY}")
     try:
         yield temporary
         if synced:
             sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
+            # The system names no file that was open already; and a person knows it by its own name.
+            error.filename, error.filename2 = str(path), None
         raise
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed left half written; only for whoever owns the folder."""
+    for parent, folders, files in os.walk(folder):
+        for name in [each for each in folders if _is_temporary(each)]:
+            folders.remove(name)
+            shutil.rmtree(Path(parent) / name)
+        for name in filter(_is_temporary, files):
+            (Path(parent) / name).unlink(missing_ok=True)
+
+
+def _is_temporary(name: str) -> bool:
+    # The second: the safetensors library's own, `.tmpAb12Cd`.
+    return name.startswith(".") and name.endswith(TEMPORARY) or name.startswith(TEMPORARY)
 
 
 def sync(path: Path) -> None:
@@ -89,11 +120,21 @@ def write_tensors(
     """Write a safetensors file, complete or absent, that whoever may read other new files may read.
 
     The library's own files, since 0.6, are their owner's alone.
+
+    Raises:
+        OSError: the disk is full or broken; the library itself tells that as an error of its own.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
-        save_file(dict(tensors), temporary, metadata)
+        try:
+            save_file(dict(tensors), temporary, metadata)
+        except SafetensorError as error:
+            if (found := re.search(r"os error (\d+)", str(error))) is None:
+                raise
+            number = int(found[1])
+            raise OSError(number, os.strerror(number)) from None
         temporary.chmod(mode)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from sae_dist.core.claims import Record, content_of, create, newest_of, numbers_of, read, remove
 from sae_dist.core.errors import CheckpointError, ConfigError
+from sae_dist.core.files import remove_temporaries
 from sae_dist.core.process import Machine, Process
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.text import print_line
@@ -138,7 +139,7 @@ def owning(folder: Path, doing: str) -> Iterator[None]:
 
 
 def claim(folder: Path, doing: str) -> Owner:
-    """Make this process the owner of a folder.
+    """Make this process the owner of a folder, and clear away what dead ones left half written.
 
     Args:
         doing: what will be done to it, such as `trained`.
@@ -160,6 +161,7 @@ def claim(folder: Path, doing: str) -> Owner:
         if as_seen and found[-1] == number:
             # The last dead claim stays: others may be about to succeed it.
             remove(folder, [each for each in found if each < number - 1])
+            remove_temporaries(folder)
             return Owner(folder, number, file, record)
         os.close(file)
         remove(folder, [number])

@@ -4,6 +4,7 @@ At size 1 every operation is the identity and moves nothing. `Axis.bytes` counts
 rank received, by operation, so that tests can compare the communication with its formula.
 """
 
+import json
 from collections import Counter
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sae_dist.core.errors import TransportError
 from sae_dist.core.types import Clock, untimed
 
 # Renamed in torch 2.13, which warns of the names that 2.11 has.
@@ -52,6 +54,24 @@ class Axis:
         padded[: len(part)] = part
         whole = self.gather_rows(padded).view(self.size, -1)
         return torch.cat([row[:count] for row, count in zip(whole, counts, strict=True)])
+
+    def gather_json(self, own: Any) -> list[Any]:
+        """Gather a value of each rank, as JSON, on every rank, in rank order. It travels on the host.
+
+        torch's collectives of objects unpickle what arrives: whoever reached a socket could run code here.
+
+        Raises:
+            TransportError: what arrived is no JSON of so many ranks.
+        """
+        line = bytearray(json.dumps(own).encode() + b"\n")
+        whole = self.gather_ragged(torch.frombuffer(line, dtype=torch.uint8)).numpy().tobytes()
+        try:
+            found = [json.loads(each) for each in whole.splitlines()]
+        except ValueError:
+            found = []
+        if len(found) != self.size:
+            raise TransportError(f"{self.name}: {len(whole)} bytes are no JSON of {self.size} ranks")
+        return found
 
     def exchange_rows(self, rows: Tensor) -> Tensor:
         """Send slice i of dim 0 to rank i (all-to-all); return the slices received, in rank order."""

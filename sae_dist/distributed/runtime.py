@@ -13,6 +13,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import Place
 from sae_dist.core.process import pause
 from sae_dist.distributed.control import Control, close_all
+from sae_dist.distributed.network import choose_interface, store_of
 
 LEAVE_WITHIN_S = 60.0
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -35,11 +36,9 @@ def start(where: Place, device: str, timeout_s: float) -> torch.device:
             # Tensors whose size differs from step to step otherwise leave holes that nothing fits.
             os.environ[ALLOCATOR[0]] = "expandable_segments:True"
         torch.cuda.set_device(index)
-    if where.world == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        slurm_rendezvous()
-        dist.init_process_group(backend, rank=where.rank, world_size=where.world, timeout=timeout)
+    store = dist.HashStore() if where.world == 1 else store_of(where, timeout_s)
+    choose_interface(where)
+    dist.init_process_group(backend, store=store, rank=where.rank, world_size=where.world, timeout=timeout)
     return torch.device(device, index) if device == "cuda" else torch.device("cpu")
 
 
@@ -57,13 +56,6 @@ def gpu_of(where: Place, found: int) -> int:
             f"{found}; start at most {found} here, or use device=cpu"
         )
     return where.local_rank % max(found, 1)
-
-
-def slurm_rendezvous() -> None:
-    """Set MASTER_ADDR and MASTER_PORT inside a Slurm step, as torch expects them; elsewhere they are set."""
-    if "MASTER_ADDR" not in os.environ:
-        os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-        os.environ["MASTER_PORT"] = str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000)
 
 
 def finish() -> None:

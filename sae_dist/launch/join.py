@@ -1,17 +1,19 @@
 """The ranks inside torchrun or a Slurm step: rank 0 composes and freezes, the others wait and read."""
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
 
 from sae_dist.core.errors import Told, TransportError
+from sae_dist.core.files import in_words
 from sae_dist.core.place import Place
-from sae_dist.distributed.runtime import slurm_rendezvous
+from sae_dist.distributed.network import store_of
 from sae_dist.launch.freeze import Frozen
 
 WAIT_S = 600.0
@@ -36,7 +38,7 @@ def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
         SaidByRankZero: the same, on the other ranks.
         TransportError: rank 0 is gone, on the other ranks.
     """
-    store = dist.PrefixStore("launch", _store(where))
+    store = dist.PrefixStore("launch", store_of(where, WAIT_S))
     if where.rank == 0:
         try:
             frozen = prepare()
@@ -44,8 +46,7 @@ def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
         except Exception as error:
             _answer(store, where, {"exit_code": getattr(error, "exit_code", 1)})
             raise
-        made = [str(folder.resolve()) for folder in frozen.made]
-        _answer(store, where, {"folder": str(frozen.folder), "finished": frozen.finished, "made": made})
+        _answer(store, where, {"folder": str(frozen.folder), "finished": frozen.finished})
         return frozen
     try:
         while not store.check(["run"]):
@@ -56,7 +57,31 @@ def agree_on_run(where: Place, prepare: Callable[[], Frozen]) -> Frozen:
         raise TransportError("rank 0 ended before the run began; it may have said why") from None
     if "exit_code" in answer:
         raise SaidByRankZero(answer["exit_code"])
-    return Frozen(Path(answer["folder"]), answer["finished"], tuple(map(Path, answer["made"])))
+    frozen = Frozen(Path(answer["folder"]), bool(answer["finished"]))
+    if not frozen.finished:
+        check_ours(frozen.folder)
+    # It never removes what it was told of: rank 0 alone knows what it made.
+    return frozen
+
+
+def check_ours(folder: Path) -> None:
+    """Check that a folder whose name came over the network was frozen by this user.
+
+    Raises:
+        TransportError: it was not: somebody else answers in rank 0's place.
+    """
+    frozen = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
+    try:
+        # Not this process's own number: a file server may give files of all users to one.
+        with tempfile.TemporaryFile(dir=folder) as own:
+            mine = os.fstat(own.fileno()).st_uid
+        if frozen and all(path.lstat().st_uid == mine for path in frozen):
+            return
+    except OSError as error:
+        raise TransportError(
+            f"rank 0 named {folder}, where this rank cannot write: {in_words(error)}"
+        ) from None
+    raise TransportError(f"rank 0 named {folder}, which is no folder that this user froze; it is not read")
 
 
 def _answer(store: dist.Store, where: Place, answer: dict[str, object]) -> None:
@@ -65,10 +90,3 @@ def _answer(store: dist.Store, where: Place, answer: dict[str, object]) -> None:
     store.add("read", 1)
     while store.add("read", 0) < where.world:
         time.sleep(POLL_S / 10)
-
-
-def _store(where: Place) -> dist.Store:
-    """Return the launcher's store, or one hosted by rank 0, as torch's env:// rendezvous finds it."""
-    slurm_rendezvous()
-    store, _, _ = next(dist.rendezvous("env://", where.rank, where.world, timeout=timedelta(seconds=WAIT_S)))
-    return store

@@ -49,9 +49,9 @@ def spawn(
         RankFailed: the first rank that failed, with its reason; the others were stopped.
         Preempted: the ranks stopped as asked; or a signal that was passed on ended one before it could save.
     """
-    import torch.distributed as dist
+    from sae_dist.distributed.network import local_store
 
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = local_store()
     logs = folder / LOGS
     logs.mkdir(exist_ok=True)
     for left_over in logs.glob("rank_*.error"):

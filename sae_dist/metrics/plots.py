@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sae_dist.core.run_folder import METRICS, PLOTS
-from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.jsonl import read_rows
 
 CURVES = {
     "loss/fvu": ("fraction of variance unexplained", "log"),

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sae_dist.core.text import first_line, print_line
 from sae_dist.metrics.clock import PhaseClock
 
 
@@ -39,8 +40,11 @@ class ProfileWindow:
         """Stop the profiler and write what it has; a run may end inside the window."""
         if self.profiler is None or not self.running:
             return
-        self.profiler.stop()
+        profiler, self.profiler = self.profiler, None
+        profiler.stop()
         self.running = self.clock.profiling = False
-        self.path.parent.mkdir(exist_ok=True)
-        self.profiler.export_chrome_trace(str(self.path))
-        self.profiler = None
+        try:
+            self.path.parent.mkdir(exist_ok=True)
+            profiler.export_chrome_trace(str(self.path))
+        except (OSError, RuntimeError) as error:
+            print_line(f"no profile: cannot write {self.path}: {first_line(error)}")

@@ -1,9 +1,9 @@
-"""Sinks of the flushed metrics: metrics.jsonl and the console. W&B has its own file."""
+"""Sinks of the flushed metrics, and the console; metrics.jsonl and W&B have files of their own."""
 
-import json
 import math
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,11 +12,11 @@ from tqdm import tqdm
 from sae_dist.config.counts import parse_count
 from sae_dist.config.needs import evaluation_tokens
 from sae_dist.config.run import Resolved, RunConfig
-from sae_dist.core.files import write_text
 from sae_dist.core.progress import clock
 from sae_dist.core.run_folder import METRICS
 from sae_dist.core.text import print_line
 from sae_dist.metrics.alerts import Alerts
+from sae_dist.metrics.jsonl import JsonlSink
 from sae_dist.metrics.wandb_sink import WandbSink
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -35,13 +35,20 @@ class Sink(Protocol):
 
 
 def make_sinks(
-    cfg: RunConfig, folder: Path, *, resume_step: int, run_id: str, console: "Sink | None" = None
+    cfg: RunConfig,
+    folder: Path,
+    *,
+    resume_step: int,
+    run_id: str,
+    unwritten: Iterable[str] = (),
+    console: "Sink | None" = None,
 ) -> list[Sink]:
     """Make the sinks that the config asks for; only the rank that writes metrics calls this.
 
     Args:
         console: the console that the dictionaries of a grid share; None: this run's own.
         resume_step: step the run continues from; 0 for a new run.
+        unwritten: lines of metrics.jsonl that the checkpoint kept, see there.
         run_id: the W&B run's id; kept by the caller, so that a resumed run continues its curves.
     """
     shown: list[Sink] = []
@@ -50,7 +57,7 @@ def make_sinks(
     if cfg.metrics.wandb != "off":
         shown.append(WandbSink(cfg, folder, run_id))
     of_many = folder.name if isinstance(console, GridConsole) else None
-    return [JsonlSink(folder / METRICS, resume_step), *shown, Alerts(shown, of_many)]
+    return [JsonlSink(folder / METRICS, resume_step, unwritten), *shown, Alerts(shown, of_many)]
 
 
 def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sink:
@@ -58,36 +65,6 @@ def make_console(cfg: RunConfig, resume_step: int, dictionaries: int = 1) -> Sin
     after = evaluation_tokens(cfg) if isinstance(cfg, Resolved) else 0
     console = ConsoleSink(parse_count(cfg.train_tokens, "train_tokens"), resume_step * cfg.batch, after)
     return console if dictionaries == 1 else GridConsole(console)
-
-
-class JsonlSink:
-    """The file metrics.jsonl: one JSON object per line, flushed after each; NaN and inf become null.
-
-    Opening drops the lines of steps after `resume_step`, and a line cut short by a crash, so that each step
-    is in the file once.
-    """
-
-    def __init__(self, path: Path, resume_step: int):
-        kept = [row for row in read_rows(path) if row["step"] <= resume_step] if path.exists() else []
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept), synced=True)
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-
-    def write(self, row: dict[str, Any]) -> None:
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-        self._file.write(json.dumps(finite) + "\n")
-        self._file.flush()
-
-    def alert(self, title: str, text: str) -> None:
-        """Ignore the alert: the file holds numbers only."""
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a metrics.jsonl, without a last line that was cut short."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
 
 
 class ConsoleSink:

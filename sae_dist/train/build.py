@@ -79,7 +79,12 @@ def build_runs(rank: Rank, folders: Sequence[Path], chunks: ChunkSource) -> list
         console = make_console(cfg, step, len(runs))
         for run in runs:
             run.meter.sinks = make_sinks(
-                run.cfg, run.folder, resume_step=step, run_id=run.wandb_id, console=console
+                run.cfg,
+                run.folder,
+                resume_step=step,
+                run_id=run.wandb_id,
+                unwritten=run.meter.kept,
+                console=console,
             )
     return runs
 

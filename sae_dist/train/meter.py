@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.types import Batch, LossTerms
+from sae_dist.metrics.jsonl import JsonlSink
 from sae_dist.metrics.recorder import Recorder
 from sae_dist.metrics.sinks import Sink
 from sae_dist.train.balance import Balance
@@ -21,7 +22,11 @@ HASH_PRIME = 2147483647
 
 
 class RunMeter:
-    """The metrics of one dictionary: every consumer rank records, and the rank that has sinks writes."""
+    """The metrics of one dictionary: every consumer rank records, and the rank that has sinks writes.
+
+    Attributes:
+        kept: lines of metrics.jsonl in the checkpoint that this run goes on from, see `metrics.jsonl`.
+    """
 
     def __init__(self, recorder: Recorder, balance: Balance, speed: Speed):
         self.recorder, self.balance, self.speed = recorder, balance, speed
@@ -29,6 +34,7 @@ class RunMeter:
         self.steps = 0
         self.since = time.monotonic()
         self.added: dict[str, float] = {}
+        self.kept: list[str] = []
 
     def add(self, values: dict[str, float], seconds: float) -> None:
         """Add columns to the next row; the seconds that they took do not count as training."""
@@ -92,6 +98,20 @@ class RunMeter:
     def summary(self, tokens: int) -> dict[str, Any]:
         """Return what the meter adds to summary.json."""
         return self.balance.summary() | self.speed.summary(tokens)
+
+    def unwritten(self) -> list[str]:
+        """List the lines of metrics.jsonl that wait for the disk, for a checkpoint to keep."""
+        return [line for sink in self.sinks if isinstance(sink, JsonlSink) for line in sink.unwritten]
+
+    def check(self) -> None:
+        """Check that every row is written.
+
+        Raises:
+            SaeDistError: some still wait for the disk; the last checkpoint has them.
+        """
+        for sink in self.sinks:
+            if isinstance(sink, JsonlSink):
+                sink.check()
 
     def alert(self, title: str, text: str) -> None:
         """Pass an alert on to every sink."""

@@ -1,5 +1,7 @@
 """Explains an error of memory: what the process held, and what would fit."""
 
+from contextlib import suppress
+
 import torch
 
 from sae_dist.config.grid import member_configs
@@ -27,9 +29,10 @@ def explained(error: Exception, rank: Rank) -> SaeDistError:
     cfg, facts, device = rank.cfg, rank.facts, rank.device
     if device.type == "cuda":
         path = rank.folder / "traces" / SNAPSHOT.format(rank=rank.where.rank)
-        path.parent.mkdir(exist_ok=True)
-        torch.cuda.memory._dump_snapshot(str(path))
-        print_line(f"memory snapshot for pytorch.org/memory_viz: {path}")
+        with suppress(OSError):  # of a disk; the memory is what this is about
+            path.parent.mkdir(exist_ok=True)
+            torch.cuda.memory._dump_snapshot(str(path))
+            print_line(f"memory snapshot for pytorch.org/memory_viz: {path}")
     room = memory_bytes(device.type) // (1 if device.type == "cuda" else rank.where.local_world)
     llm = 0
     if facts is not None and cfg.topology.producers == 0 and cfg.runs_llm:

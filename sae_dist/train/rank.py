@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +71,8 @@ def run_rank(folder: Path, granted: Granted = NOTHING) -> None:
 def leave(logs: Path, rank: int, error: Exception) -> None:
     """Exit for a main thread that stands still, with the reason where the parent process reads it."""
     if logs.is_dir():
-        (logs / f"rank_{rank}.error").write_text(str(error), encoding="utf-8")
+        with suppress(OSError):
+            (logs / f"rank_{rank}.error").write_text(str(error), encoding="utf-8")
     print_line(str(error))
     sys.stdout.flush()
     os._exit(error.exit_code if isinstance(error, SaeDistError) else 1)
@@ -188,6 +189,8 @@ def train_and_summarise(rank: Rank, runs: list[Run], chunks: ChunkSource) -> Non
                 write_summary(run)
         if trained and trained[0].topology.leads and (balance := trained[0].meter.balance_in_words()):
             print_line(balance)
+        for run in trained:
+            run.meter.check()
     except Preempted:
         close(chunks)
         raise

@@ -107,6 +107,7 @@ def resume(run: Run, checkpoint: Path) -> None:
     run.optimizer.updates = scalars["updates"]
     run.scales, run.wandb_id = scalars["scales"], scalars["wandb_id"]
     run.meter.speed.before = scalars["spent"]
+    run.meter.kept = scalars.get("unwritten", [])
     run.progress = Progress(scalars["step"], scalars["tokens"], tokens_at_start=scalars["tokens"])
     known = scalars.get("most_dead"), scalars.get("shards")
     run.agreement.restore(scalars["any_dead"], scalars["pending"], *known)

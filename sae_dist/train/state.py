@@ -221,7 +221,7 @@ class Run:
         """
         began = time.perf_counter()
         self.meter.flush(self)
-        lanes = gather_dicts(self.shuffle.state(), self.topology)
+        lanes = self.topology.consumers.gather_json(self.shuffle.state())
         scalars = {
             "step": self.progress.step,
             "tokens": self.progress.tokens,
@@ -233,7 +233,8 @@ class Run:
             "pending": self.agreement.pending(),
             "wandb_id": self.wandb_id,
             "spent": self.meter.speed.spent(),
-            "lanes": lanes,
+            "unwritten": self.meter.unwritten(),
+            "lanes": {lane: at for each in lanes for lane, at in each.items()},
         }
         self.checkpoints.save(self.progress.step, self.tensors(), scalars)
         self.pauses.append(time.perf_counter() - began)
@@ -242,10 +243,3 @@ class Run:
         """Return the tensors of a checkpoint, each with its placement over the ranks."""
         shift = {"shift": (self.shift_C, "replicated")}
         return self.dictionary.state() | self.optimizer.state() | shift
-
-
-def gather_dicts(own: dict[str, Any], topology: Topology) -> dict[str, Any]:
-    """Return the union of the dicts of every consumer rank."""
-    each: list[Any] = [None] * topology.num_consumers
-    torch.distributed.all_gather_object(each, own, group=topology.consumer_group)
-    return {key: value for part in each for key, value in part.items()}

@@ -1,5 +1,7 @@
 """Checkpoints: resharding, atomicity, retention, a full disk."""
 
+import json
+import pickle
 import resource
 import shutil
 from pathlib import Path
@@ -9,8 +11,11 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 
+from sae_dist.checkpoint.layout import label, share_out
 from sae_dist.checkpoint.read import complete, load_full, newest
+from sae_dist.checkpoint.storage import checksum, seal
 from sae_dist.checkpoint.store import Checkpoints
 from sae_dist.config.sections import TopologyConfig
 from sae_dist.core.errors import CheckpointError
@@ -99,6 +104,58 @@ def test_rows_saved_at_2x2_load_in_place_at_1x2(saved):
 
 def test_rows_saved_at_2x2_load_in_place_at_1x1(saved, one_rank):
     assert load(saved, [(1, 1)]) == [True]
+
+
+def _save_by_dcp(folder: Path) -> None:
+    """As checkpoints were written before: by DCP's own save, whose ranks agree by pickles."""
+    topo = topology(2, 2)
+    b = torch.full((5,), 3.5)
+    tensors = {"W": (row_ids(topo), "sharded"), "moment": (own_rows(topo), "owned"), "b": (b, "replicated")}
+    tensors["count"] = (row_ids(topo)[:, 0].long(), "sharded")
+    path = folder / "checkpoints" / "step_00000003"
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist.distributed_c10d, "_unpickler", pickle._Unpickler)
+        dcp.save(label(tensors, topo.mesh), storage_writer=writer, process_group=topo.checkpoint_group)
+    if topo.leads:
+        files = {each.name: checksum(each) for each in path.glob("*.safetensors")}
+        seal(path, json.dumps({"step": 3, "lanes": {"0": {"doc": 7}}}), files)
+    dist.barrier()
+
+
+def _load_by_dcp(folder: Path) -> bool:
+    topo = topology(4, 1)
+    W = torch.zeros(ROWS // 4, 3)
+    path = folder / "checkpoints" / "step_00000003"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist.distributed_c10d, "_unpickler", pickle._Unpickler)
+        reader, group = dcp.HuggingFaceStorageReader(str(path)), topo.checkpoint_group
+        dcp.load(label({"W": (W, "sharded")}, topo.mesh), storage_reader=reader, process_group=group)
+    return torch.equal(W, row_ids(topo))
+
+
+def test_the_layout_is_that_of_dcp_both_ways(saved, tmp_path, one_rank):
+    run_ranks(_save_by_dcp, 4, tmp_path)
+    assert load(tmp_path, [(1, 1)]) == [True]
+    assert run_ranks(load, 4, tmp_path, [(4, 1)]) == [[True]] * 4
+    assert run_ranks(_load_by_dcp, 4, saved) == [True] * 4
+
+
+@pytest.mark.parametrize("shards,replicas", [(1, 1), (4, 1), (1, 4), (2, 3)])
+def test_every_row_is_written_once_and_by_the_rank_that_has_least_to_write(shards, replicas):
+    tensors = {f"W_{n}": (torch.zeros(6, 2 + n), "sharded") for n in range(12)}
+    tensors |= {"m": (torch.zeros(4, 5), "owned"), "b": (torch.zeros(7), "replicated")}
+    tensors["step"] = (torch.tensor(3.0), "replicated")
+    shared = share_out(tensors, shards, replicas)
+    assert len(shared) == shards * replicas
+    for name, parts in {"W_3": shards, "m": shards * replicas, "b": 1}.items():
+        places = [places[name] for places in shared.values() if name in places]
+        tensor = tensors[name][0]
+        expected = [[n * len(tensor), *[0] * (tensor.dim() - 1)] for n in range(parts)]
+        assert sorted(places) == expected
+    assert [each["step"] for each in shared.values() if "step" in each] == [[]]
+    loads = [sum(tensors[name][0].nbytes for name in places) for places in shared.values()]
+    assert max(loads) - min(loads) <= max(tensor.nbytes for tensor, _ in tensors.values())
 
 
 def test_the_newest_are_kept_and_nothing_else_is_left(saved):

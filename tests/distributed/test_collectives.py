@@ -1,8 +1,12 @@
 """The vocabulary of collectives: values, gradients, bytes."""
 
+import pickle
+
+import pytest
 import torch
 import torch.distributed as dist
 
+from sae_dist.core.errors import TransportError
 from sae_dist.distributed.collectives import Axis
 from tests.helpers.ranks import run_ranks
 
@@ -35,6 +39,28 @@ def test_two_ranks():
     assert first["grad"] == second["grad"] == [1.0, 1.0, 2.0, 2.0]
     # Backward of the reduce-scatter gathered 2 x 3 doubles from the other rank, besides the explicit call.
     assert first["bytes"]["gather_rows"] == 2 * (2 * 3 * 8)
+
+
+def one_tells(lie: bytes) -> list | str:
+    axis = Axis("all", dist.group.WORLD)
+    own = {"rank": axis.rank, "words": "a\nb \u2028" * axis.rank, "numbers": [0.1, None]}
+    if not lie:
+        return axis.gather_json(own)
+    if axis.rank == 1:
+        axis.gather_ragged(torch.frombuffer(bytearray(lie), dtype=torch.uint8))
+        return ""
+    with pytest.raises(TransportError) as refusal:
+        axis.gather_json(own)
+    return str(refusal.value)
+
+
+def test_values_travel_as_json():
+    expected = [{"rank": n, "words": "a\nb \u2028" * n, "numbers": [0.1, None]} for n in range(3)]
+    assert run_ranks(one_tells, 3, b"") == [expected] * 3
+    # A pickle, two values instead of one, none at all.
+    for lie in (pickle.dumps({"rank": 1}), b"1\n2\n", b"\n"):
+        first, _, last = run_ranks(one_tells, 3, lie)
+        assert first == last and "are no JSON of 3 ranks" in first
 
 
 def identities() -> bool:

@@ -1,7 +1,11 @@
 """Every batch holds the rows that it holds in one process, whoever computes them and whoever trains on them.
 
+No other machine can reach a rank of them.
+
 All topologies are built on the first ranks of one world, so that its processes start once.
 """
+
+import os
 
 import pytest
 
@@ -20,6 +24,7 @@ from tests.distributed.streams import (
     topology_of,
 )
 from tests.helpers.ranks import run_ranks
+from tests.helpers.sockets import beyond_loopback, listening
 from tests.helpers.sources import Numbers
 
 WORLD = 11
@@ -40,7 +45,9 @@ def drawn_ids(cfg: TopologyConfig, resume_at: list[int], stop_at: list[int]) -> 
         return None
     stream = open_stream(topology, f"order {cfg} {resume_at} {stop_at}")
     if not topology.is_consumer:
-        return produce(stream, Numbers(LANES, ROWS), cfg.in_flight)
+        sent = produce(stream, Numbers(LANES, ROWS), cfg.in_flight)
+        assert beyond_loopback(listening(os.getpid())) == set()
+        return sent
     remote = remote_chunks(stream, in_flight=cfg.in_flight) if cfg.producers else None
     first = resume_at[topology.group]
     shuffle = shuffle_of(remote or Numbers(LANES, ROWS), topology.index, consumers)
@@ -48,6 +55,7 @@ def drawn_ids(cfg: TopologyConfig, resume_at: list[int], stop_at: list[int]) -> 
     found = [shuffle.draw(step)[1].tolist() for step in range(first, stop_at[topology.group])]
     if remote:
         remote.close()
+    assert beyond_loopback(listening(os.getpid())) == set()
     return found
 
 

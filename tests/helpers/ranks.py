@@ -11,6 +11,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sae_dist.core.place import Place
+from sae_dist.distributed.network import choose_interface, local_store
+from tests.helpers.pickles import refuse_pickles
 from tests.helpers.warm import context
 
 
@@ -39,7 +42,7 @@ def close_worlds() -> None:
 
 class _Ranks:
     def __init__(self, world: int):
-        self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.store = local_store()
         self.pipes: list[Connection] = []
         self.processes = []
         for rank in range(world):
@@ -84,6 +87,8 @@ _started: list[_Ranks] = []
 def _serve(rank: int, world: int, port: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+    refuse_pickles()
+    choose_interface(Place(rank, world, rank, world))
     store = dist.TCPStore("127.0.0.1", port, is_master=False)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
     while True:

@@ -9,12 +9,15 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+
+from sae_dist.distributed.network import local_store
+from tests.helpers.pickles import refuse_pickles
 
 GRACE_S = 20.0
 
@@ -35,14 +38,22 @@ class Command:
     Args:
         plots: draw what a run draws at its end, a third to two thirds of what one of a few steps costs;
             without, the curves of training are left out, and each other figure is a file of a few bytes.
+        before: called in each process first, in its folder, with its variables.
     """
 
-    def __init__(self, folder: Path, *arguments: str, ranks: int = 1, plots: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        *arguments: str,
+        ranks: int = 1,
+        plots: bool = False,
+        before: Callable[[], None] | None = None,
+    ):
         self.arguments = arguments
         self.said = tempfile.TemporaryDirectory()
         shared: dict[str, str] = {}
         if ranks > 1:
-            self.store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            self.store = local_store()
             shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
             shared |= {"MASTER_PORT": str(self.store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
         self.processes = []
@@ -51,7 +62,7 @@ class Command:
             environment = os.environ | {"OMP_NUM_THREADS": "1"} | shared | own
             process = context().Process(
                 target=_main,
-                args=(folder, arguments, dict(environment), Path(self.said.name), plots),
+                args=(folder, arguments, dict(environment), Path(self.said.name), plots, before),
                 daemon=True,
             )
             process.start()
@@ -101,7 +112,12 @@ def warm(
 
 
 def _main(
-    folder: Path, arguments: tuple[str, ...], environment: dict[str, str], said: Path, plots: bool
+    folder: Path,
+    arguments: tuple[str, ...],
+    environment: dict[str, str],
+    said: Path,
+    plots: bool,
+    before: Callable[[], None] | None,
 ) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(said / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
@@ -109,6 +125,9 @@ def _main(
     os.environ.update(environment)
     os.chdir(folder)
     torch.set_num_threads(1)
+    refuse_pickles()
+    if before is not None:
+        before()
     from matplotlib.figure import Figure
 
     from sae_dist import cli

@@ -26,6 +26,7 @@ from tests.helpers.commands import TINY, rows, train
 from tests.helpers.processor_time import host_factor
 from tests.helpers.runs import LENGTH, SPLIT, rank_process, wait_for_checkpoint
 from tests.helpers.small_llm import SMALL, save_small_llm
+from tests.helpers.sockets import beyond_loopback, listening_of
 from tests.helpers.tiny_llms import save_tiny
 from tests.helpers.warm import Command, context, warm
 from tests.soak import kills, saves
@@ -138,6 +139,8 @@ def test_a_rank_that_stands_still_is_named(tmp_path, victim):
     process = Command(save_small_llm(tmp_path), "train", *TINY, *words)
     wait_for_checkpoint(process, tmp_path / "outputs" / "still")
     ranks = psutil.Process(process.pid).children(recursive=True)
+    sockets = listening_of(process.pid)
+    assert len(sockets) > 3 and beyond_loopback(sockets) == set(), "the store, and each rank's own"
     rank_process(process, victim).send_signal(signal.SIGSTOP)
     began = time.monotonic()
     err = process.communicate(timeout=90)[1]

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import relative, values
+from tests.helpers.sockets import listening
 from tests.parity.test_world_size import EXACT
 
 pytestmark = pytest.mark.long
@@ -59,13 +61,25 @@ class Hosts:
     def cut(self):
         ip("-n", self.names[1], "link", "set", self.links[1], "down")
 
-    def torchrun(self, folder, *arguments):
+    def torchrun(self, folder, *arguments, elastic=True):
         """`sae-dist ...` on two ranks of each host; returns the launchers."""
-        for number, (name, link) in enumerate(zip(self.names, self.links, strict=True)):
-            environment = os.environ | {"GLOO_SOCKET_IFNAME": link, "OMP_NUM_THREADS": "1"}
-            meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESSES[0]}:29511", "--rdzv-id", "t"]
-            # A host is recognised by the name of its address, which namespaces do not have.
-            meeting += ["--rdzv-conf", f"is_host={1 - number}", "--local-addr", ADDRESSES[number]]
+        for number, name in enumerate(self.names):
+            # Which interface leads to the other host is found out: the name of this host is the loopback's.
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            environment.pop("GLOO_SOCKET_IFNAME", None)
+            meeting = ["--node-rank", str(number), "--master-addr", ADDRESSES[0], "--master-port", "29511"]
+            if elastic:
+                meeting = [
+                    "--rdzv-backend",
+                    "c10d",
+                    "--rdzv-endpoint",
+                    f"{ADDRESSES[0]}:29511",
+                    "--rdzv-id",
+                    "t",
+                ]
+                # A host is recognised by the name of its address, which namespaces do not have.
+                meeting += ["--rdzv-conf", f"is_host={1 - number}"]
+            meeting += ["--local-addr", ADDRESSES[number]]
             run = ["torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2", *meeting]
             command = [
                 "ip",
@@ -119,7 +133,7 @@ def hosts():
 
 def test_two_hosts_are_one_process(hosts, tmp_path):
     alone = train(tmp_path, "alone", *SHORT)
-    launchers = hosts.torchrun(tmp_path, "train", *TINY, *SHORT, *SPLIT)
+    launchers = hosts.torchrun(tmp_path, "train", *TINY, *SHORT, *SPLIT, elastic=False)
     codes = [launcher.wait(240) for launcher in launchers]
     assert codes == [0, 0], (tmp_path / "host_0.log").read_text() + (tmp_path / "host_1.log").read_text()
     found = rows(tmp_path / "outputs" / "hosts")
@@ -140,6 +154,9 @@ def test_a_link_that_is_cut(hosts, tmp_path):
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
         assert time.monotonic() < until and all(each.poll() is None for each in launchers), said(tmp_path, 0)
         time.sleep(0.1)
+    ranks = [pid for pid in hosts.processes() if "RANK" in psutil.Process(pid).environ()]
+    sockets = set().union(*map(listening, ranks))
+    assert len(ranks) >= 4 and {address for address, _ in sockets} == set(ADDRESSES)
     hosts.cut()
     began = time.monotonic()
     while len(said(tmp_path, 1)) < 2 or not said(tmp_path, 0):

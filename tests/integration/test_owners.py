@@ -14,6 +14,7 @@ from sae_dist import cli
 from tests.helpers.commands import TINY, rows, sae_dist, start
 from tests.helpers.runs import rank_process, wait_for_checkpoint
 from tests.helpers.small_llm import SMALL, save_small_llm
+from tests.helpers.sockets import beyond_loopback, listening_of
 from tests.helpers.warm import Command, warm
 
 LONG = [*TINY, *SMALL, "train_tokens=50M", "checkpoint.every=1920", "name=run"]
@@ -46,6 +47,7 @@ def test_a_second_command_is_refused_by_name_and_changes_nothing(tmp_path, monke
     process = Command(tmp_path, "train", *LONG)
     run = tmp_path / RUN
     wait_for_checkpoint(process, run)
+    assert beyond_loopback(listening_of(process.pid)) == set()
     # One that stands still lives, too; and it leaves the cores to the others.
     process.send_signal(signal.SIGSTOP)
     before = state(run)
@@ -72,6 +74,7 @@ def test_a_cache_that_is_being_filled(tmp_path):
     while not any(cache.glob("shards/*.tar")):
         assert time.monotonic() < until and process.poll() is None
         time.sleep(0.05)
+    assert beyond_loopback(listening_of(process.pid)) == set()
     for more in ([], ["resume=auto"]):
         done = warm(tmp_path, *words, *more)
         assert done.returncode == 2 and f"is being filled by pid {process.pid} on" in done.stderr

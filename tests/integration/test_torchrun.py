@@ -9,6 +9,7 @@ import pytest
 from tests.helpers.commands import TINY, rows, sae_dist, start
 from tests.helpers.runs import wait_for_checkpoint
 from tests.helpers.small_llm import SMALL, save_small_llm
+from tests.helpers.sockets import beyond_loopback, listening
 
 pytestmark = pytest.mark.long
 
@@ -53,6 +54,9 @@ def test_a_killed_worker_is_started_again_from_the_last_checkpoint(tmp_path, mon
     wait_for_checkpoint(process, run, timeout_s=400)
     workers = psutil.Process(process.pid).children(recursive=True)
     (victim,) = (each for each in workers if each.environ().get("RANK") == "1" and "train" in each.cmdline())
+    # torchrun's own store is its own matter.
+    ranks = [each.pid for each in workers if "RANK" in each.environ()]
+    assert beyond_loopback(set().union(*map(listening, ranks))) == set() and len(ranks) >= 2
     victim.send_signal(signal.SIGKILL)
     err = process.communicate(timeout=600)[1]
     assert process.returncode == 0, err

@@ -27,7 +27,7 @@ from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import train_command
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
-from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.jsonl import read_rows
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.train.sources import build_source
 

@@ -30,7 +30,7 @@ from sae_dist.core.text import columns
 from sae_dist.launch.compose import compose_config
 from sae_dist.launch.run import prepare
 from sae_dist.launch.spawn import spawn
-from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.jsonl import read_rows
 from sae_dist.metrics.stolen import Stolen
 
 HEAD = ("", "sae_dist", "against", "unit", "ratio", "lowest", "highest", "rounds")

@@ -7,7 +7,6 @@ from typing import Any
 from sae_dist.config.grid import single
 from sae_dist.config.run import Resolved, load_config
 from sae_dist.config.trust import NOTHING, Granted
-from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import (
     CONFIG,
@@ -20,7 +19,7 @@ from sae_dist.core.run_folder import (
     read_summary,
     status,
 )
-from sae_dist.metrics.sinks import read_rows
+from sae_dist.metrics.jsonl import read_rows
 
 DONE = (FINISHED, TRAINED, IMPORTED)
 
@@ -70,10 +69,6 @@ def read_run(folder: Path, granted: Granted = NOTHING) -> RunFiles:
     """
     cfg = single(load_config(folder / CONFIG, granted), folder)
     metrics = folder / METRICS
-    try:
-        rows = read_rows(metrics) if metrics.exists() else []
-    except ValueError as error:
-        raise ConfigError(f"{metrics} is damaged ({error}); remove the line that is not JSON") from None
     started = next((p for p in (folder, folder.parent) if (p / PROVENANCE).is_file()), folder)
     return RunFiles(
         folder=folder,
@@ -82,6 +77,6 @@ def read_run(folder: Path, granted: Granted = NOTHING) -> RunFiles:
         config_text=(folder / CONFIG).read_text(encoding="utf-8"),
         summary=read_summary(folder),
         provenance=read_json(started / PROVENANCE) or {},
-        rows=rows,
+        rows=read_rows(metrics) if metrics.exists() else [],
         evaluation=read_json(folder / EVALUATION),
     )

@@ -31,7 +31,7 @@ DOORS = {
     "webdataset": ("tokens", "transport"),
     "wandb": ("metrics",),
     "wandb_workspaces": ("metrics",),
-    "psutil": ("metrics", "llm"),
+    "psutil": ("metrics", "llm", "distributed/network"),
     "pynvml": ("metrics",),
     "deepspeed": ("llm", "optim"),
     "triton": ("kernels",),

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from sae_dist.config.run import RunConfig
+from sae_dist.metrics.jsonl import JsonlSink, read_rows
 from sae_dist.metrics.plots import plot_curves
 from sae_dist.metrics.recorder import Recorder
-from sae_dist.metrics.sinks import ConsoleSink, JsonlSink, make_sinks, read_rows
+from sae_dist.metrics.sinks import ConsoleSink, make_sinks
 from sae_dist.metrics.wandb_sink import WandbSink, wandb_mode
 from tests.helpers.ranks import run_ranks
 
