@@ -4,16 +4,14 @@ DCP's usual storage keeps its metadata as a pickle, which runs code when it is r
 does not: each rank's file states which rows of which tensor it holds.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem
@@ -22,15 +20,14 @@ from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_tensors, write_text
+from sae_dist.core.parsing import parse_json, parsing_errors, read_bounded, reading
+from sae_dist.core.sums import checksum
 
 STATE_FILE = "state.json"
 CHECKSUMS = "checksums.json"
 TENSORS = ".safetensors"
 PLACES = "DCP_SHARDING_INFO"
 """The metadata key under which dcp.HuggingFaceStorageReader finds a file's rows, as "saved_offsets"."""
-PIECE_BYTES = 1 << 20
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
-"""What is raised by reading a damaged file."""
 
 
 class SafetensorsWriter(dcp.HuggingFaceStorageWriter):
@@ -79,17 +76,6 @@ def _offsets(item: WriteItem) -> Iterable[int]:
     return item.tensor_data.chunk.offsets
 
 
-def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
-    """Return the size and sha256 of a file; with `sync`, once it is safely on the disk."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
 def seal(folder: Path, state: str, files: dict[str, dict[str, Any]]) -> None:
     """Write the scalars of a checkpoint, and the checksums of all its files."""
     write_text(folder / STATE_FILE, state, synced=True)
@@ -104,12 +90,12 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     Args:
         part, parts: read every `parts`-th file only, from `part` on.
     """
-    try:
-        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
-        sealed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError:
+    if not (folder / CHECKSUMS).is_file():
         return f"{folder.name}/{CHECKSUMS} is missing"
-    except UNREADABLE as error:
+    try:
+        files = parse_json(read_bounded(folder / CHECKSUMS), unique=True)["files"]
+        sealed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except parsing_errors() as error:
         return f"{folder.name}/{CHECKSUMS} is not readable ({type(error).__name__})"
     stray = {path.name for path in folder.glob(f"*{TENSORS}")} - set(sealed)
     for name in sorted(stray):
@@ -136,10 +122,8 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     Raises:
         CheckpointError: a file is not readable.
     """
-    try:
+    with reading("cannot read checkpoint", f"{folder}: {{reason}}", CheckpointError):
         entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except UNREADABLE as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {' '.join(str(error).split())}") from None
     return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
@@ -150,13 +134,9 @@ def opened(file: Path) -> Iterator[Any]:
     Raises:
         CheckpointError: it is not readable.
     """
-    try:
+    with reading("cannot read checkpoint", f"{file.parent}: {file.name}: {{reason}}", CheckpointError):
         with safe_open(file, framework="pt") as reader:
             yield reader
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"cannot read checkpoint {file.parent}: {file.name}: {' '.join(str(error).split())}"
-        ) from None
 
 
 def saved_offsets(file: Path) -> dict[str, list[int]]:
@@ -166,7 +146,7 @@ def saved_offsets(file: Path) -> dict[str, list[int]]:
         CheckpointError: the file is not readable.
     """
     with opened(file) as reader:
-        places = json.loads(reader.metadata()[PLACES])
+        places = parse_json(reader.metadata()[PLACES])
         return {name: list(place["saved_offsets"]) for name, place in places.items()}
 
 
@@ -176,7 +156,8 @@ def read_scalars(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: its file is not readable.
     """
-    try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {STATE_FILE}: {error}") from None
+    with reading("cannot read checkpoint", f"{folder}: {STATE_FILE}: {{reason}}", CheckpointError):
+        found = parse_json(read_bounded(folder / STATE_FILE))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no keys")
+        return found

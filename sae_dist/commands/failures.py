@@ -4,6 +4,7 @@ import sys
 
 from sae_dist.core.errors import Preempted, SaeDistError, Told
 from sae_dist.core.files import WRITING, remedy
+from sae_dist.core.hidden import masked
 
 DISK = WRITING
 """Errors of writing, for which there is a line in place of a traceback."""
@@ -15,7 +16,7 @@ def say(error: SaeDistError) -> None:
         return
     # Stopping as asked is no error.
     kind = "" if isinstance(error, Preempted) else "error: "
-    print(f"sae-dist: {kind}{' '.join(str(error).split())}", file=sys.stderr)
+    print(masked(f"sae-dist: {kind}{' '.join(str(error).split())}"), file=sys.stderr)
 
 
 def cannot_write(error: OSError) -> SaeDistError:

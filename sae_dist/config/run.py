@@ -14,8 +14,6 @@ from types import NoneType
 from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.resolved import (
@@ -42,6 +40,7 @@ from sae_dist.config.sections import (
     TopologyConfig,
 )
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import check_yaml, read_bounded, reading
 from sae_dist.core.text import first_line
 
 C = TypeVar("C")
@@ -58,6 +57,7 @@ class RunConfig:
     batch: int = 2048  # activations per step, all replicas together
     hook: str | None = None  # module path, `:out` (default) or `:in`; null: the middle layer's output
     target_hook: str | None = None  # null: reconstruct the input itself; else a transcoder to there
+    private: bool = False  # the run folder is yours alone (0700, files 0600); false: as your umask says
     resume: str = "never"  # never | auto: continue the newest complete checkpoint
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)
@@ -190,14 +190,16 @@ def load_config(path: Path) -> Resolved:
     if not path.is_file():
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     try:
-        return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, ConfigError) as error:
+        with reading("", "{reason}"):
+            return copy.deepcopy(_parsed(read_bounded(path).decode("utf-8")))
+    except ConfigError as error:
         raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 
 @lru_cache(maxsize=64)
 def _parsed(text: str) -> Resolved:
     """Read YAML; kept, since it takes a tenth of a second and a command reads its config often."""
+    check_yaml(text)
     merged = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(io.StringIO(text)))
     loaded = OmegaConf.to_object(merged)
     assert isinstance(loaded, RunConfig)

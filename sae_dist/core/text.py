@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
+from sae_dist.core.hidden import masked
+
 GIB, MIB = 2**30, 2**20
 
 
@@ -39,6 +41,6 @@ def columns(rows: Sequence[Sequence[str]], left: int | None = 1) -> list[str]:
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr at once, above a progress bar if there is one."""
-    tqdm.write(line, file=sys.stderr)
+    """Print a line on stderr at once, above a progress bar if there is one; secrets in it are hidden."""
+    tqdm.write(masked(line), file=sys.stderr)
     sys.stderr.flush()

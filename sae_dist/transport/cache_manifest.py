@@ -15,10 +15,18 @@ from urllib.parse import urlparse
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.parsing import parse_json, read_bounded, reading
+from sae_dist.core.sums import OPEN, is_sealed, sealed
 from sae_dist.core.text import first_line
+from sae_dist.core.typed import of_type, typed
 from sae_dist.core.types import LlmFacts
 
-SCHEMA = 1
+SCHEMA = 2
+WITHOUT_SUM = 1
+"""The schema of manifests that have no checksum of themselves."""
+MOST_BYTES = 1 << 31
+MOST = 1 << 40
+"""More than any size that a manifest states."""
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
@@ -99,7 +107,7 @@ class Manifest:
 
     def content(self) -> dict[str, Any]:
         """Return the content of the file, JSON-able."""
-        content = {"schema": SCHEMA} | dataclasses.asdict(self)
+        content: dict[str, Any] = {"schema": SCHEMA, "sha256": OPEN} | dataclasses.asdict(self)
         # `path` is the model's folder on this machine; `more` is empty: a harvest reads no grid of hooks.
         # What the others leave out shows in the chunks.
         for key in ("path", "more", "special_ids", "pad_id"):
@@ -125,7 +133,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     # One line per shard: there may be many, with many chunks.
     shards = ",\n".join(f"  {json.dumps(each)}" for each in content.pop("shards"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_text(folder / MANIFEST, f'{head},\n "shards": [\n{shards}\n ]\n}}\n', synced=True)
+    text = f'{head},\n "shards": [\n{shards}\n ]\n}}\n'
+    write_text(folder / MANIFEST, sealed(text), synced=True)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -135,23 +144,21 @@ def read_manifest(path: str) -> Manifest:
         ConfigError: there is no manifest, it is of another version, or it is damaged.
     """
     asked, location = f"activations.path={path}", Location(path)
-    text = _read(location, asked)
-    try:
-        content = json.loads(text)
+    data = _read(location, asked)
+    with reading(f"{asked}:", f"its {MANIFEST} is not readable ({{reason}}); harvest the cache again"):
+        text = data.decode("utf-8")
+        content = parse_json(text, unique=True)
         schema = content.get("schema")
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{asked}: its {MANIFEST} is not readable; harvest the cache again") from None
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, WITHOUT_SUM):
         raise ConfigError(
             f"{asked}: its {MANIFEST} has schema {schema}, and this version of sae-dist reads {SCHEMA}; "
             "harvest the cache again, or use the version that made it"
         )
-    try:
+    with reading(f"{asked}:", f"its {MANIFEST} is damaged ({{reason}}); harvest the cache again"):
+        if schema == SCHEMA and not is_sealed(text, content.get("sha256")):
+            raise ValueError("it is not what was written: its sha256 differs")
         manifest = _parse(content)
         _check(manifest)
-    except (KeyError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{asked}: its {MANIFEST} is damaged ({reason}); harvest the cache again") from None
     return manifest
 
 
@@ -194,12 +201,13 @@ def _read(location: Location, asked: str) -> bytes:
             unfinished = (local.parent / HARVEST).is_file()
             fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
             raise ConfigError(f"{asked} is not a cache: it has no {MANIFEST}; {fix}")
-        return local.read_bytes()
+        with reading(f"{asked}:", f"its {MANIFEST} cannot be read ({{reason}})"):
+            return read_bounded(local, MOST_BYTES)
     from webdataset import gopen
 
     try:
         with gopen(location.url(MANIFEST)) as stream:
-            return stream.read()
+            return stream.read(MOST_BYTES)
     except (OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise ConfigError(
@@ -210,11 +218,10 @@ def _read(location: Location, asked: str) -> bytes:
 
 def _parse(content: Mapping[str, Any]) -> Manifest:
     facts = content["facts"]
-    special = {key: tuple(facts[key]) for key in ("prefix", "suffix", "auto") if key in facts}
     values = {key: content[key] for key in (each.name for each in dataclasses.fields(Manifest))}
-    values["facts"] = LlmFacts(**facts | special, path=facts["name"])
-    values["shards"] = tuple(Shard(**each | {"chunks": tuple(each["chunks"])}) for each in content["shards"])
-    return Manifest(**values)
+    values["facts"] = typed(LlmFacts, facts | {"path": facts["name"]})
+    values["shards"] = [typed(Shard, each) for each in content["shards"]]
+    return typed(Manifest, values)
 
 
 def _check(manifest: Manifest) -> None:
@@ -222,6 +229,16 @@ def _check(manifest: Manifest) -> None:
     if manifest.dtype not in ITEM_BYTES:
         raise ValueError(f"dtype {manifest.dtype}")
     sizes = {"chunks": manifest.chunks_per_lane, "shard_chunks": manifest.shard_chunks}
+    numbers = sizes | {"lanes": manifest.lanes, "rows": manifest.rows}
+    numbers |= {f"width {number}": width for number, width in enumerate(manifest.widths)}
+    for name, value in numbers.items():
+        if not of_type(int, value) or not 0 < value <= MOST:
+            raise ValueError(f"{name} {str(value)[:20]}")
+    # The layout is made below: it is no larger than what the file already lists.
+    listed = sum(len(shard.chunks) for shard in manifest.shards)
+    parts = -(-manifest.chunks_per_lane // manifest.shard_chunks)
+    if (manifest.lanes * parts, manifest.lanes * manifest.chunks_per_lane) != (len(manifest.shards), listed):
+        raise ValueError("its shards are not those of its layout")
     expected: dict[str, tuple[int, ...]] = {}
     for lane in range(manifest.lanes):
         expected |= layout(lane, lanes=manifest.lanes, **sizes)
