@@ -93,10 +93,23 @@ def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
         ValueError: it is longer.
     """
     with open(path, "rb") as file:
-        found = file.read(most + 1)
-    if len(found) > most:
-        raise ValueError(f"it has more than {most // MIB:,} MiB")
-    return found
+        return read_stream(file, most)
+
+
+def read_stream(stream: Any, most: int) -> bytes:
+    """Return all bytes of a stream.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: there are more than `most`.
+    """
+    found = bytearray()
+    # A single read of what there may be at most would ask for memory for all that.
+    while piece := stream.read(MIB):
+        found += piece
+        if len(found) > most:
+            raise ValueError(f"it has more than {most // MIB:,} MiB")
+    return bytes(found)
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:

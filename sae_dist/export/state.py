@@ -1,8 +1,10 @@
 """The reader of state dicts that torch.save wrote: nothing is unpickled but tensors and containers."""
 
+import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from sae_dist.core.parsing import reading
 from sae_dist.export.keys import LONGEST_SHOWN
 from sae_dist.export.reading import floats
 
-PICKLE, MOST_PICKLE_BYTES = "data.pkl", 1 << 20
+PICKLE, MOST_PICKLE_BYTES, LONGEST_NAME = "data.pkl", 1 << 20, 500
 """The part of an archive that says which tensors it holds."""
 
 
@@ -26,7 +28,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     how = "is not a file of tensors as torch.save writes it, and nothing else in it is unpickled ({reason})"
     with reading(path, how):
         _check_archive(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError:
+            # torch's message is long, and says how to run what is in the file.
+            raise ValueError("it holds something else") from None
         tensors = isinstance(found, dict) and all(isinstance(each, Tensor) for each in found.values())
         if tensors:
             _check_whole(found)
@@ -49,8 +55,19 @@ def _check_archive(path: Path) -> None:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
                 raise ValueError(f"{entry.filename} in it is packed")
-            if entry.filename.endswith(PICKLE) and entry.file_size > MOST_PICKLE_BYTES:
-                raise ValueError(f"{entry.filename} in it has {entry.file_size:,} bytes")
+            if entry.filename.endswith(PICKLE):
+                _check_pickle(archive.read(entry) if entry.file_size <= MOST_PICKLE_BYTES else b"")
+
+
+def _check_pickle(data: bytes) -> None:
+    """Check that a pickle is one, and that its names are short: torch searches them for long when it fails.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for _, argument, _ in pickletools.genops(data):
+        if isinstance(argument, str | bytes) and len(argument) > LONGEST_NAME:
+            raise ValueError(f"it has a name of {len(argument):,} signs")
 
 
 def _check_whole(state: Mapping[Any, Tensor]) -> None:

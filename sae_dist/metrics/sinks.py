@@ -13,6 +13,7 @@ from sae_dist.config.counts import parse_count
 from sae_dist.config.needs import evaluation_tokens
 from sae_dist.config.run import Resolved, RunConfig
 from sae_dist.core.files import write_text
+from sae_dist.core.parsing import parse_json
 from sae_dist.core.progress import clock
 from sae_dist.core.run_folder import METRICS
 from sae_dist.core.text import print_line
@@ -87,7 +88,7 @@ class JsonlSink:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read the rows of a metrics.jsonl, without a last line that was cut short."""
     lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    return [parse_json(line) for line in lines[:-1]]
 
 
 class ConsoleSink:

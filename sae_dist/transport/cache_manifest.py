@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
-from sae_dist.core.parsing import parse_json, read_bounded, reading
+from sae_dist.core.parsing import parse_json, read_bounded, read_stream, reading
 from sae_dist.core.sums import OPEN, is_sealed, sealed
 from sae_dist.core.text import first_line
 from sae_dist.core.typed import of_type, typed
@@ -207,7 +207,7 @@ def _read(location: Location, asked: str) -> bytes:
 
     try:
         with gopen(location.url(MANIFEST)) as stream:
-            return stream.read(MOST_BYTES)
+            return read_stream(stream, MOST_BYTES)
     except (OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise ConfigError(

@@ -53,7 +53,7 @@ def fuzz(name: str, first: int, inputs: int, folder: Path) -> tuple[int, list[tu
     """Read inputs; return how many went as they should, and what went wrong with which of the others."""
     reader = READERS[name]
     reader.make(folder)
-    assert (sound := broken_by(reader, folder)) is None, f"{name}, not mutated: {sound}"
+    reader.read(folder)  # as it is, it is sound
     files = sorted(each for pattern in reader.files for each in folder.glob(pattern))
     assert files, name
     contents = {file: file.read_bytes() for file in files}
@@ -75,7 +75,8 @@ def fuzz(name: str, first: int, inputs: int, folder: Path) -> tuple[int, list[tu
 def limit_memory() -> None:
     """Let this process take no more than `LIMIT_BYTES` above what it has now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + LIMIT_BYTES,) * 2)
+    most = pages * resource.getpagesize() + LIMIT_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
 
 
 def main() -> int:

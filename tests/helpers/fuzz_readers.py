@@ -157,7 +157,7 @@ def _texts(folder: Path) -> None:
     (folder / "probes.jsonl").write_text('{"text": "one", "label": "a"}\n{"text": "two", "label": "b"}\n' * 3)
     (folder / "prompts.jsonl").write_text('{"prompt": "one", "target": "two"}\n' * 3)
     (folder / "prompts.txt").write_text("one\ntwo\n")
-    (folder / "texts.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (folder / "texts.jsonl").write_text('{"text": "one"}\n')
 
 
 def _read_texts(folder: Path) -> None:
