@@ -174,7 +174,7 @@ def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
 def _check_end(shard: Path, end: int, members: int) -> None:
     """Check that a tar ends where its members were found to end.
 
-    tarfile takes a header that is damaged for the end, and one that was cut between two members has none.
+    tarfile takes a header that is damaged for the end, and a tar may have been cut between two members.
 
     Raises:
         ValueError: there is no block of zeros at byte `end`, or something else than zeros behind it.
