@@ -23,6 +23,8 @@ Identity = dict[str, list[int | str]]
 SAMPLE_BYTES = 16384
 SAMPLES = 8
 SHOWN = 3
+MOST_BYTES = 1 << 30
+"""The largest identity that is read: a line for each of many files."""
 
 
 def write_identity(data: Identity | None, folder: Path) -> None:
@@ -83,7 +85,7 @@ def differences(file: Path, now: Identity) -> str:
         ConfigError: the file is damaged.
     """
     with reading(file, "cannot be read ({reason}); remove it to go on without this check"):
-        begun: Identity = dict(parse_json(read_bounded(file)))
+        begun: Identity = dict(parse_json(read_bounded(file, MOST_BYTES)))
     changes = [
         in_words("changed", (name for name in begun if name in now and now[name] != begun[name])),
         in_words("missing", (name for name in begun if name not in now)),

@@ -38,6 +38,8 @@ FORMS = {
     "an assignment": "aws_secret_access_key=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
     "a connection": "host=db user=me password=hunter2",
     "a storage account": f"DefaultEndpointsProtocol=https;AccountName=a;AccountKey={A}==",
+    "a value of YAML": "db_password: hunter2",
+    "a value of JSON": '{"token": "abcdef"}',
     "a line of netrc": "machine example.org login me password hunter2",
     # addresses
     "a password in an address": "https://me:hunter22@example.org/cache",
@@ -96,6 +98,8 @@ ORDINARY = [
     "outputs/relu-16384-k32-0f1e2d3c",
     "0f1e2d3c4b5a69788796a5b4c3d2e1f00f1e2d3c",
     "monkey=banana",
+    "token: the",
+    "a chapter on passwords: part 1",
     "The password of the castle was forgotten",
 ]
 
