@@ -1,6 +1,5 @@
 """Files made to break their readers, each in one line that names the file, before memory is asked for."""
 
-import io
 import json
 import pickle
 import tracemalloc
@@ -63,10 +62,8 @@ def test_activations_of_safetensors(tmp_path, entry, says):
 def test_activations_of_npy_that_are_not_there(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((64, 8), np.float32))
     data = (tmp_path / "a.npy").read_bytes()
-    (tmp_path / "a.npy").write_bytes(
-        data.replace(b"(64, 8), }", b"(1099511627776, 8)}").replace(b"  \n", b"\n")
-    )
-    refused(lambda: find_arrays(str(tmp_path / "a.npy"), None), "not a readable .npy array: it")
+    (tmp_path / "a.npy").write_bytes(data.replace(b"(64, 8), }         ", b"(1099511627776, 8)}"))
+    refused(lambda: find_arrays(str(tmp_path / "a.npy"), None), "it needs 35184372088832 bytes")
 
 
 def archived(path, change) -> None:
@@ -106,9 +103,8 @@ def test_archives_that_torch_would_unpack(tmp_path, change):
         torch.zeros(1).expand(F, D),
         torch.zeros(F, D).to_sparse(),
         torch.empty(F, D, device="meta"),
-        torch.quantize_per_tensor(torch.zeros(F, D), 0.1, 0, torch.qint8),
     ],
-    ids=["one number", "sparse", "meta", "quantized"],
+    ids=["one number", "sparse", "meta"],
 )
 def test_tensors_that_have_no_place_for_each_number(tmp_path, tensor):
     FORMATS["dictionary_learning"].write(tmp_path, make("relu"))
@@ -120,13 +116,7 @@ def test_tensors_that_have_no_place_for_each_number(tmp_path, tensor):
 
 def test_an_archive_that_unpacks_to_far_more(tmp_path):
     save_scope(tmp_path, make("jumprelu"))
-    content = io.BytesIO()
-    np.save(content, np.zeros(1 << 24, np.float32))
-    archived(
-        tmp_path / "params.npz",
-        lambda archive, entries: archive.writestr("W_enc.npy", content.getvalue(), zipfile.ZIP_DEFLATED),
-    )
-    del content
+    np.savez_compressed(tmp_path / "params.npz", W_enc=np.zeros(1 << 24, np.float32))
     refused(lambda: Imported.read(tmp_path, None), "would unpack to 67,108,9")
 
 
