@@ -20,10 +20,11 @@ from torch.futures import Future
 
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_tensors, write_text
-from sae_dist.core.parsing import parse_json, parsing_errors, read_bounded, reading
+from sae_dist.core.parsing import parse_json, parsing_errors, read_bounded, reading, reason_of
 from sae_dist.core.sums import checksum
 
 STATE_FILE = "state.json"
+LONGEST_NAME = 255
 CHECKSUMS = "checksums.json"
 TENSORS = ".safetensors"
 PLACES = "DCP_SHARDING_INFO"
@@ -101,14 +102,14 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     for name in sorted(stray):
         return f"{folder.name}/{name} does not belong to it"
     for name, (size, digest) in sorted(sealed.items())[part::parts]:
-        if Path(name).name != name:
-            return f"{folder.name}/{CHECKSUMS} names a file outside of its folder, {name}"
+        if Path(name).name != name or len(name) > LONGEST_NAME:
+            return f"{folder.name}/{CHECKSUMS} names a file outside of its folder, {name[:LONGEST_NAME]}"
         try:
             found = checksum(folder / name)
         except FileNotFoundError:
             return f"{folder.name}/{name} is missing"
-        except OSError as error:
-            return f"{folder.name}/{name} cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:
+            return f"{folder.name}/{name} cannot be read ({reason_of(error)})"
         if found["bytes"] != size:
             return f"{folder.name}/{name} has {found['bytes']} bytes of {size}"
         if found["sha256"] != digest:

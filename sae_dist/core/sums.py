@@ -18,7 +18,7 @@ LIST = ".sha256"
 """The end of the name of a list: it is named as its first file, and that."""
 PIECE_BYTES = 1 << 20
 LONGEST_LIST_BYTES = 1 << 16
-LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]+)\n")
+LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]{1,255})\n")
 OPEN = "0" * 64
 """What stands in a text for its own checksum while that is computed."""
 SUM = re.compile(r"[0-9a-f]{64}")

@@ -151,8 +151,8 @@ def read_manifest(path: str) -> Manifest:
         schema = content.get("schema")
     if schema not in (SCHEMA, WITHOUT_SUM):
         raise ConfigError(
-            f"{asked}: its {MANIFEST} has schema {schema}, and this version of sae-dist reads {SCHEMA}; "
-            "harvest the cache again, or use the version that made it"
+            f"{asked}: its {MANIFEST} has schema {str(schema)[:40]}, and this version of sae-dist reads "
+            f"{SCHEMA}; harvest the cache again, or use the version that made it"
         )
     with reading(f"{asked}:", f"its {MANIFEST} is damaged ({{reason}}); harvest the cache again"):
         if schema == SCHEMA and not is_sealed(text, content.get("sha256")):
