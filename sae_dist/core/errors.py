@@ -1,6 +1,5 @@
 """The errors, by who has to act. The command line turns these into exit codes."""
 
-
 LONGEST_LINE = 2000
 """The longest text of an error: what it quotes from a file may be of any length."""
 

@@ -156,7 +156,7 @@ def read_manifest(path: str) -> Manifest:
         )
     with reading(f"{asked}:", f"its {MANIFEST} is damaged ({{reason}}); harvest the cache again"):
         if schema == SCHEMA and not is_sealed(text, content.get("sha256")):
-            raise ValueError("it is not what was written: its sha256 differs")
+            raise ValueError('it is not what was written; if that is on purpose, set its "schema" to 1')
         manifest = _parse(content)
         _check(manifest)
     return manifest

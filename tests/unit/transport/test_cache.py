@@ -156,7 +156,7 @@ def test_missing_and_short_files_are_seen_before_training(tmp_path):
     [
         (lambda c: c.update(schema=3), "has schema 3, .* reads 2"),
         (lambda c: c.pop("dtype"), "damaged .it has no 'dtype'"),
-        (lambda c: c.pop("sha256"), "damaged .its sha256 differs|damaged .it is not what was written"),
+        (lambda c: c.pop("sha256"), "damaged .it is not what was written; if that is on purpose, set its"),
         (lambda c: c.update(chunks_per_lane=10**21), "damaged .chunks 1000"),
         (lambda c: c["settings"].update({"shuffle.lanes": 1e21}), "damaged .lanes 1e"),
         (lambda c: c["settings"].update({"shuffle.lanes": 10**9}), "damaged .*not those of its layout"),
