@@ -8,6 +8,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sae_dist.commands.arguments import without
 from sae_dist.config.grid import run_of
 from sae_dist.config.run import Resolved, RunConfig, load_config, narrowed, parse_counts
+from sae_dist.config.secrets import check_secrets
 from sae_dist.config.sections import EvalConfig
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.owner import owning
@@ -107,6 +108,7 @@ def with_overrides(cfg: Resolved, overrides: list[str]) -> Resolved:
             raise ConfigError(f"{text} has the wrong type; see sae-dist eval --help") from None
     asked = RunConfig(**vars(cfg) | {"eval": OmegaConf.to_object(changed)})
     found = narrowed(type(cfg), parse_counts(asked))
+    check_secrets(found)
     if overrides and found.eval.tokens == 0:
         raise ConfigError("eval.tokens=0 evaluates nothing; give more, such as eval.tokens=500k")
     return found

@@ -22,7 +22,7 @@ from sae_dist.core.text import first_line
 MIB = 1 << 20
 MOST_BYTES = 64 * MIB
 """The largest file of JSON that is read whole, unless the caller knows of larger ones."""
-MOST_YAML_BYTES = 4 * MIB
+MOST_YAML_BYTES = MOST_HEADER_BYTES = 4 * MIB
 DEEPEST = 64
 """The most lists and objects within each other: later code walks through them by recursion."""
 LONGEST_REASON = 200
@@ -110,6 +110,19 @@ def read_stream(stream: Any, most: int) -> bytes:
         if len(found) > most:
             raise ValueError(f"it has more than {most // MIB:,} MiB")
     return bytes(found)
+
+
+def check_header(path: Path) -> None:
+    """Check that the header of a safetensors file is of a few tensors: it is made objects of as a whole.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is longer than that.
+    """
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > MOST_HEADER_BYTES:
+        raise ValueError(f"its header would have {size:,} bytes")
 
 
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:

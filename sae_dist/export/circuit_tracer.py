@@ -166,5 +166,6 @@ def _metadata(config: dict[str, Any], name: str) -> dict[str, Any]:
     for ours, theirs in (("hook_name", "feature_input_hook"), ("hook_name_out", "feature_output_hook")):
         hook = config.get(theirs)
         if hook is not None and layer is not None:
-            found[ours] = PLACES.get(hook, f"blocks.{{}}.{hook}").format(layer[1])
+            own = PLACES[hook].format(layer[1]) if hook in PLACES else None
+            found[ours] = own or f"blocks.{layer[1]}.{hook}"
     return found

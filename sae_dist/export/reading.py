@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.parsing import parse_json, read_bounded, reading
+from sae_dist.core.parsing import check_header, parse_json, read_bounded, reading
 from sae_dist.export.keys import OBJECT, Table, checked
 from sae_dist.export.names import INDEX
 
@@ -60,6 +60,7 @@ def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tenso
     found: dict[str, Tensor] = {}
     for path in weight_files(folder, weights, config):
         with reading(path, "is not a safetensors file ({reason}); export it again"):
+            check_header(path)
             found |= load_file(path)
     return found
 

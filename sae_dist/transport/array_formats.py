@@ -15,7 +15,7 @@ from safetensors import safe_open
 
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.npy import npy_header
-from sae_dist.core.parsing import parse_json, reading
+from sae_dist.core.parsing import check_header, parse_json, reading
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 """The dtypes of safetensors that can be read, and what numpy and torch call them."""
@@ -140,6 +140,7 @@ def _open_safetensors(file: Path, key: str | None) -> ArrayFile:
     """
     how = "is not a readable .safetensors file ({reason}); write it again"
     with reading(f"activations.path={file}", how):
+        check_header(file)
         with safe_open(file, "np"):
             pass
         with open(file, "rb") as handle:

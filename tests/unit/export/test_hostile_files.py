@@ -59,6 +59,18 @@ def test_activations_of_safetensors(tmp_path, entry, says):
     refused(lambda: find_arrays(str(path), None), says)
 
 
+def test_a_header_of_many_tensors(tmp_path):
+    """A valid one, of a hundred thousand tensors without numbers."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps({f"{number:09d}": entry for number in range(100_000)}).encode()
+    for name in ("a.safetensors", "sae_weights.safetensors"):
+        (tmp_path / name).write_bytes(len(text).to_bytes(8, "little") + text)
+    (tmp_path / "cfg.json").write_text("{}")
+    del text
+    refused(lambda: find_arrays(str(tmp_path / "a.safetensors"), None), "its header would have")
+    refused(lambda: Imported.read(tmp_path, "saelens"), "its header would have")
+
+
 def test_activations_of_npy_that_are_not_there(tmp_path):
     np.save(tmp_path / "a.npy", np.ones((64, 8), np.float32))
     data = (tmp_path / "a.npy").read_bytes()
@@ -129,6 +141,8 @@ def test_configs_that_stand_for_more_than_there_is_memory(tmp_path):
     FORMATS["circuit_tracer"].write(folder, make("jumprelu", "transcoder"))
     (unlisted(folder) / "config.yaml").write_text(BOMB)
     refused(lambda: Imported.read(folder, None), "config.yaml is not YAML")
+    (folder / "config.yaml").write_text("feature_input_hook: a{0.__class__}{b}")
+    assert Imported.read(folder, None).sae.metadata["hook_name"] == "blocks.3.a{0.__class__}{b}"
     for text in ("- " * 5000, "[" * 5000, "a: !!python/object/apply:os.system [true]", "\0"):
         (folder / "config.yaml").write_text(text)
         refused(lambda: Imported.read(folder, None), "config.yaml is not YAML")
