@@ -5,30 +5,28 @@ safetensors storage does not: each rank's file states which rows of which tensor
 ranks send each other pickled plans, so files are written here, and read by its reader, without other ranks.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from sae_dist.core.errors import CheckpointError
 from sae_dist.core.files import sync, write_tensors, write_text
+from sae_dist.core.parsing import parse_json, parsing_errors, read_bounded, reading, reason_of
+from sae_dist.core.sums import checksum
 
 STATE_FILE = "state.json"
+LONGEST_NAME = 255
 CHECKSUMS = "checksums.json"
 TENSORS = ".safetensors"
 PLACES = "DCP_SHARDING_INFO"
 """The metadata key under which dcp.HuggingFaceStorageReader finds a file's rows, as "saved_offsets"."""
-PIECE_BYTES = 1 << 20
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError)
-"""What is raised by reading a damaged file."""
 
 
 def write_rows(path: Path, rows: Mapping[str, tuple[Tensor, list[int]]]) -> dict[str, Any]:
@@ -46,17 +44,6 @@ def write_rows(path: Path, rows: Mapping[str, tuple[Tensor, list[int]]]) -> dict
     return checksum(path, sync=True)
 
 
-def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
-    """Return the size and sha256 of a file; with `sync`, once it is safely on the disk."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while piece := file.read(PIECE_BYTES):
-            digest.update(piece)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
 def seal(folder: Path, state: str, files: dict[str, dict[str, Any]]) -> None:
     """Write the scalars of a checkpoint, and the checksums of all its files."""
     write_text(folder / STATE_FILE, state, synced=True)
@@ -71,25 +58,25 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     Args:
         part, parts: read every `parts`-th file only, from `part` on.
     """
-    try:
-        files = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
-        sealed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
-    except FileNotFoundError:
+    if not (folder / CHECKSUMS).is_file():
         return f"{folder.name}/{CHECKSUMS} is missing"
-    except UNREADABLE as error:
+    try:
+        files = parse_json(read_bounded(folder / CHECKSUMS), unique=True)["files"]
+        sealed = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except parsing_errors() as error:
         return f"{folder.name}/{CHECKSUMS} is not readable ({type(error).__name__})"
     stray = {path.name for path in folder.glob(f"*{TENSORS}")} - set(sealed)
     for name in sorted(stray):
         return f"{folder.name}/{name} does not belong to it"
     for name, (size, digest) in sorted(sealed.items())[part::parts]:
-        if Path(name).name != name:
-            return f"{folder.name}/{CHECKSUMS} names a file outside of its folder, {name}"
+        if Path(name).name != name or len(name) > LONGEST_NAME:
+            return f"{folder.name}/{CHECKSUMS} names a file outside of its folder, {name[:LONGEST_NAME]}"
         try:
             found = checksum(folder / name)
         except FileNotFoundError:
             return f"{folder.name}/{name} is missing"
-        except OSError as error:
-            return f"{folder.name}/{name} cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:
+            return f"{folder.name}/{name} cannot be read ({reason_of(error)})"
         if found["bytes"] != size:
             return f"{folder.name}/{name} has {found['bytes']} bytes of {size}"
         if found["sha256"] != digest:
@@ -103,10 +90,8 @@ def stored_tensors(folder: Path) -> dict[str, TensorStorageMetadata]:
     Raises:
         CheckpointError: a file is not readable.
     """
-    try:
+    with reading("cannot read checkpoint", f"{folder}: {{reason}}", CheckpointError):
         entries = dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    except UNREADABLE as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {' '.join(str(error).split())}") from None
     return {name: entry for name, entry in entries.items() if isinstance(entry, TensorStorageMetadata)}
 
 
@@ -117,13 +102,9 @@ def opened(file: Path) -> Iterator[Any]:
     Raises:
         CheckpointError: it is not readable.
     """
-    try:
+    with reading("cannot read checkpoint", f"{file.parent}: {file.name}: {{reason}}", CheckpointError):
         with safe_open(file, framework="pt") as reader:
             yield reader
-    except UNREADABLE as error:
-        raise CheckpointError(
-            f"cannot read checkpoint {file.parent}: {file.name}: {' '.join(str(error).split())}"
-        ) from None
 
 
 def saved_offsets(file: Path) -> dict[str, list[int]]:
@@ -133,7 +114,7 @@ def saved_offsets(file: Path) -> dict[str, list[int]]:
         CheckpointError: the file is not readable.
     """
     with opened(file) as reader:
-        places = json.loads(reader.metadata()[PLACES])
+        places = parse_json(reader.metadata()[PLACES])
         return {name: list(place["saved_offsets"]) for name, place in places.items()}
 
 
@@ -143,7 +124,8 @@ def read_scalars(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: its file is not readable.
     """
-    try:
-        return json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read checkpoint {folder}: {STATE_FILE}: {error}") from None
+    with reading("cannot read checkpoint", f"{folder}: {STATE_FILE}: {{reason}}", CheckpointError):
+        found = parse_json(read_bounded(folder / STATE_FILE))
+        if not isinstance(found, dict):
+            raise ValueError("it holds no keys")
+        return found

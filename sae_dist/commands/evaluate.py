@@ -6,6 +6,7 @@ from sae_dist.commands.arguments import without
 from sae_dist.config.grid import run_of
 from sae_dist.config.plain import fitting
 from sae_dist.config.run import Resolved, RunConfig, granted_config, narrowed, parse_counts, schema
+from sae_dist.config.secrets import check_secrets
 from sae_dist.config.sections import EvalConfig
 from sae_dist.config.trust import LLM, granted_by
 from sae_dist.core.errors import ConfigError
@@ -112,6 +113,7 @@ def with_overrides(cfg: Resolved, overrides: list[str]) -> Resolved:
             raise ConfigError(f"{text} has the wrong type; see sae-dist eval --help") from None
     asked = RunConfig(**vars(cfg) | {"eval": EvalConfig(**changed)})
     found = narrowed(type(cfg), parse_counts(asked))
+    check_secrets(found)
     if overrides and found.eval.tokens == 0:
         raise ConfigError("eval.tokens=0 evaluates nothing; give more, such as eval.tokens=500k")
     return found

@@ -11,6 +11,7 @@ from pathlib import Path
 from sae_dist.commands.failures import DISK, cannot_write
 from sae_dist.config.trust import Granted, granted_by
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.hidden import masked
 from sae_dist.core.run_folder import LOGS
 from sae_dist.core.text import class_and_line, print_line
 
@@ -59,10 +60,10 @@ def _leave(error: Exception, logs: Path, name: str) -> None:
     reason, exit_code = str(error), getattr(error, "exit_code", 1)
     if not isinstance(error, SaeDistError):
         with suppress(OSError), open(logs / f"{name}.log", "a", encoding="utf-8") as log:
-            traceback.print_exception(error, file=log)
+            log.write(masked("".join(traceback.format_exception(error))))
         reason = f"{class_and_line(error)} (traceback in {logs / name}.log)"
     try:
-        (logs / f"{name}.error").write_text(reason, encoding="utf-8")
+        (logs / f"{name}.error").write_text(masked(reason), encoding="utf-8")
     except OSError:
         # The disk that the reason is about; rank 0 still has the terminal.
         print_line(f"sae-dist: {name}: {reason}")

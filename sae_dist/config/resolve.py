@@ -25,7 +25,7 @@ SHORT_RUN = 1_000_000
 EVAL_TOKENS, CE_TOKENS = (500_000, 50_000), (64_000, 8_000)
 """Of a run, and of a short one."""
 DEAD_AFTER_AT_MOST = 10_000_000
-SAME_RUN = ("name", "output", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
+SAME_RUN = ("name", "output", "private", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
 """Sections and keys that may change when a run is continued."""
 SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
 """Keys that may change too, in sections whose other keys may not."""

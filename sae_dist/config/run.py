@@ -42,6 +42,7 @@ from sae_dist.config.sections import (
 from sae_dist.config.tables import CHOICES, LARGEST_GRID, MAY_BE_OPEN
 from sae_dist.config.trust import NOTHING, Granted, check_granted, withheld
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import read_bounded, reading
 from sae_dist.core.text import first_line
 
 C = TypeVar("C")
@@ -58,6 +59,7 @@ class RunConfig:
     batch: int = 2048  # activations per step, all replicas together
     hook: str | None = None  # module path, `:out` (default) or `:in`; null: the middle layer's output
     target_hook: str | None = None  # null: reconstruct the input itself; else a transcoder to there
+    private: bool = False  # the run folder is yours alone (0700, files 0600); false: as your umask says
     resume: str = "never"  # never | auto: continue the newest complete checkpoint
     device: str = "auto"  # auto | cpu | cuda
     precision: str = "float32"  # float32 | float64 | bfloat16 (activations on the wire; weights stay float32)
@@ -213,10 +215,9 @@ def recorded_config(path: Path) -> Resolved:
     if not path.is_file():
         raise ConfigError(f"{path.parent} is not a run folder: it has no {path.name}")
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ConfigError(f"it has more than {LARGEST_BYTES} bytes")
-        return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
-    except (ValueError, ConfigError) as error:
+        with reading("", "{reason}"):
+            return copy.deepcopy(_parsed(read_bounded(path, LARGEST_BYTES).decode("utf-8")))
+    except ConfigError as error:
         raise ConfigError(f"{path} is not the config of a run: {first_line(error)}") from None
 
 

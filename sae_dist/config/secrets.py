@@ -1,23 +1,15 @@
 """Refuses passwords and tokens on the command line, which the run folder would keep."""
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
 
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.hidden import SECRET_NAME, holds_secret
 
-NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")
-SHORTEST = 16
-IN_URL = re.compile(
-    r"://[^/\s@]*:[^/\s@]+@"  # user:password@
-    r"|[?&](x-amz-signature|x-goog-signature|sig|signature|token|access_token|api_key|key)=",
-    re.IGNORECASE,
-)
-SET = re.compile(r"\b\w*(KEY|TOKEN|SECRET|PASSWORD)=.")
-"""A line of a job's script that sets a variable with a secret."""
-KNOWN = re.compile(r"\bhf_[A-Za-z0-9]{30,}|\b(AKIA|ASIA)[A-Z0-9]{16}\b|\bBearer\s+\S{8,}")
+TAKEN = re.compile(r"\$\{\s*oc\.(?:env|decode)\s*:[^}]*?(\w+)\s*(?:,[^}]*)?\}+")
+"""A value that is taken from a variable of the environment."""
 
 
 def check_secrets(cfg: RunConfig) -> None:
@@ -26,23 +18,46 @@ def check_secrets(cfg: RunConfig) -> None:
     Raises:
         ConfigError: names the key and never the value.
     """
-    secrets = [
-        value for name, value in os.environ.items() if NAMES.search(name.upper()) and len(value) >= SHORTEST
-    ]
     for key, value in flat(cfg).items():
         for text in _texts(value):
-            if any(form.search(text) for form in (IN_URL, SET, KNOWN)) or any(
-                secret in text for secret in secrets
-            ):
-                raise ConfigError(
-                    f"{key} holds a password or token, which the run folder would keep for everyone to read; "
-                    "give it by the environment (HF_TOKEN, WANDB_API_KEY, AWS_*) or by ~/.netrc"
-                )
+            if holds_secret(text):
+                raise _refusal(key)
+
+
+def check_taken(values: Any, key: str = "") -> None:
+    """Refuse a config, before its `${...}` are resolved, that takes a variable named like a secret.
+
+    Args:
+        values: nested as the config.
+        key: of `values`.
+
+    Raises:
+        ConfigError: names the key and the variable.
+    """
+    if isinstance(values, dict):
+        for name, value in values.items():
+            check_taken(value, f"{key}.{name}" if key else str(name))
+        return
+    for text in _texts(values):
+        for found in TAKEN.finditer(text):
+            if SECRET_NAME.search(found[1]):
+                raise _refusal(key)
+
+
+def _refusal(key: str) -> ConfigError:
+    return ConfigError(
+        f"{key} holds a password or token, which the run folder would keep for everyone to read; "
+        "give it by the environment (HF_TOKEN, WANDB_API_KEY, AWS_*) or by ~/.netrc"
+    )
 
 
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield f"{name}={each}"
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
         for each in value:
             yield from _texts(each)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.files import TEMPORARY
+from sae_dist.core.parsing import parse_json
 from sae_dist.core.process import Machine, Process
 from sae_dist.core.run_folder import OWNER
 from sae_dist.core.slurm_queue import Job
@@ -58,7 +59,7 @@ class Record:
     def from_bytes(cls, content: bytes) -> "Record | None":
         """Return the record in a claim; None: it is not all there, or is none."""
         try:
-            found: dict[str, Any] = json.loads(content)
+            found: dict[str, Any] = parse_json(content)
             job = found["job"] and Job(**found["job"])
             ranks = tuple(Process(**each) for each in found["ranks"])
             machine, process = Machine(**found["machine"]), Process(**found["process"])

@@ -1,10 +1,16 @@
 """The errors, by who has to act. The command line turns these into exit codes."""
 
+LONGEST_LINE = 2000
+"""The longest text of an error: what it quotes from a file may be of any length."""
+
 
 class SaeDistError(Exception):
     """The base of every error that is shown to the user as one line."""
 
     exit_code = 1
+
+    def __init__(self, text: str = ""):
+        super().__init__(text if len(text) <= LONGEST_LINE else f"{text[:LONGEST_LINE]}...")
 
 
 class ConfigError(SaeDistError):

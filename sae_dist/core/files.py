@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -105,12 +105,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is not JSON.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error}); remove it, or write it again") from None
+    with reading(path, "is not JSON ({reason}); remove it, or write it again"):
+        found = parse_json(read_bounded(path))
     return found if isinstance(found, dict) else None
 
 

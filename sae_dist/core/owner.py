@@ -17,6 +17,7 @@ from pathlib import Path
 from sae_dist.core.claims import Record, content_of, create, newest_of, numbers_of, read, remove
 from sae_dist.core.errors import CheckpointError, ConfigError
 from sae_dist.core.files import remove_temporaries
+from sae_dist.core.private import as_private_as
 from sae_dist.core.process import Machine, Process
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.text import print_line
@@ -119,6 +120,8 @@ class Standing:
 def owning(folder: Path, doing: str) -> Iterator[None]:
     """Hold a run folder in a `with` block; what is no run folder is left to the block to complain about.
 
+    New files of the block are as private as the folder.
+
     Args:
         folder: a run's; of a grid, not of one of its dictionaries (see `config.grid.run_of`).
 
@@ -133,7 +136,8 @@ def owning(folder: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written: {error.strerror or error}") from None
     try:
-        yield
+        with as_private_as(folder):
+            yield
     finally:
         owner.release()
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.hidden import masked
 
 GIB, MIB = 2**30, 2**20
 CONTROL = re.compile(
@@ -78,6 +79,6 @@ def show(text: object, end: str = "\n") -> None:
 
 
 def print_line(line: str) -> None:
-    """Print a line on stderr at once, above a progress bar if there is one; see `show`."""
-    tqdm.write(visible(line), file=sys.stderr)
+    """Print a line on stderr at once, above any progress bar; see `show`. Secrets are hidden."""
+    tqdm.write(visible(masked(line)), file=sys.stderr)
     sys.stderr.flush()

@@ -3,7 +3,6 @@
 README.md in this folder defines the numbers.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from sae_dist.evaluation.costly import check_asked, evaluate_costly
 from sae_dist.evaluation.plots import plot_evaluation
 from sae_dist.evaluation.subject import Subject
 from sae_dist.evaluation.summary import device_of, encode_of, evaluate_runs, half_the_cores
-from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, load_exported
+from sae_dist.export.saelens import WEIGHTS, load_exported
 from sae_dist.llm.fit import memory_bytes
 from sae_dist.llm.whole import why_no_room
 from sae_dist.metrics.evaluated import MEASURED, RECOVERY, keys
@@ -52,7 +51,7 @@ def evaluate_folder(folder: Path, asked: Resolved, full: bool) -> dict[str, Any]
     subject.sae = subject.sae.to(device)
     with torch.no_grad(), half_the_cores():
         costly = evaluate_costly(subject, full)
-    exported = json.loads((folder / EXPORT / SAE_CONFIG).read_text(encoding="utf-8"))["metadata"]
+    exported = subject.sae.metadata
     result: dict[str, Any] = {"run": folder.absolute().name, "full": full}
     result |= {key: exported[there] for key, there in TRAINED.items() if there in exported}
     result |= {key: summary[key] for key in keys(RECOVERY) if key in summary}

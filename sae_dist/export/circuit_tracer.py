@@ -12,11 +12,11 @@ import yaml
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
-from sae_dist.core.text import first_line
+from sae_dist.core.parsing import parse_yaml, read_bounded, reading
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.keys import CIRCUIT_TRACER, checked
 from sae_dist.export.names import FILES, LAYER_FILE, MODULE
-from sae_dist.export.reading import check_shapes, existing, read_safetensors
+from sae_dist.export.reading import check_shapes, existing, floats, read_safetensors
 from sae_dist.export.sliced import Shapes, safetensors_file, writing
 
 SAE_CONFIG, WEIGHTS = FILES["circuit_tracer"]
@@ -70,7 +70,7 @@ def export_circuit_tracer(folder: Path, latents: Latents) -> None:
     shapes |= {THRESHOLD: (F,)} if head.kind == "jumprelu" else {}
     shapes |= {} if head.W_skip_ED is None else {"W_skip": (D, D)}
     path = folder / f"layer_{layer}.safetensors"
-    with writing(folder):
+    with writing(folder, [path.name], [SAE_CONFIG]):
         with safetensors_file(folder / f".{path.name}.tmp", shapes) as file:
             for first, tile in tiles(latents):
                 assert tile.b_enc_F is not None
@@ -112,7 +112,7 @@ def load_circuit_tracer(place: Path) -> ExportedSae:
         raise ConfigError(
             f"{folder / SAE_CONFIG}: model_kind={config['model_kind']} is not supported, only {KIND}"
         )
-    weights = {key: each.float() for key, each in read_safetensors(folder, name, SAE_CONFIG).items()}
+    weights = floats(read_safetensors(folder, name, SAE_CONFIG))
     F, D = weights["W_enc"].shape if "W_enc" in weights and weights["W_enc"].dim() == 2 else (0, 0)
     E = len(weights["b_dec"]) if "b_dec" in weights and weights["b_dec"].dim() == 1 else D
     shapes = {"W_enc": [F, D], "W_dec": [F, E], "b_enc": [F], "b_dec": [E]}
@@ -150,10 +150,8 @@ def _file(place: Path) -> tuple[Path, str]:
 def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} is not YAML ({first_line(error)}); export the dictionary again") from None
+    with reading(path, "is not YAML ({reason}); export the dictionary again"):
+        found = parse_yaml(read_bounded(path).decode("utf-8-sig"))
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no keys; export the dictionary again")
     return checked(path, {str(key): value for key, value in found.items()}, CIRCUIT_TRACER)
@@ -168,5 +166,6 @@ def _metadata(config: dict[str, Any], name: str) -> dict[str, Any]:
     for ours, theirs in (("hook_name", "feature_input_hook"), ("hook_name_out", "feature_output_hook")):
         hook = config.get(theirs)
         if hook is not None and layer is not None:
-            found[ours] = PLACES.get(hook, f"blocks.{{}}.{hook}").format(layer[1])
+            own = PLACES[hook].format(layer[1]) if hook in PLACES else None
+            found[ours] = own or f"blocks.{layer[1]}.{hook}"
     return found

@@ -9,7 +9,6 @@ JumpReluAutoEncoder do not subtract b_dec from the input: W_enc b_dec is part of
 """
 
 import itertools
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,12 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json
-from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.keys import DICTIONARY_LEARNING
 from sae_dist.export.names import FILES
-from sae_dist.export.reading import check_k, check_shapes, existing, read_json, require
+from sae_dist.export.reading import WHOLE, check_k, check_shapes, existing, read_json, require
 from sae_dist.export.sliced import SlicedFile, torch_file, untouched, writing
+from sae_dist.export.state import read_state
 
 SAE_CONFIG, WEIGHTS = FILES["dictionary_learning"]
 UNIT_ERROR = 1e-5
@@ -89,7 +88,7 @@ def export_dictionary_learning(folder: Path, latents: Latents) -> None:
     }
     vectors = {theirs: ours for theirs, ours in others.items() if ours != "b_dec_E"}
     small = _buffers(latents, name)
-    with writing(folder), untouched(folder, shapes) as state:
+    with writing(folder, [WEIGHTS, SAE_CONFIG]), untouched(folder, shapes) as state:
         with torch_file(folder / "ae.tmp", state | small) as file:
             for first, tile in tiles(latents):
                 _put_matrix(file, encoder, tile.W_enc_FD, first, as_columns=turned)
@@ -184,13 +183,13 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
             f"{folder / SAE_CONFIG}: dict_class={name} is not supported, only {', '.join(LAYOUTS)}"
         )
     (encoder, decoder, bias), others = LAYOUTS[name]
-    weights = _read_state(existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS)))
+    weights = read_state(existing(folder, WEIGHTS, (SAE_CONFIG, WEIGHTS)))
     turned = encoder == "W_enc"
     shapes = {encoder: [D, F] if turned else [F, D], decoder: [F, D] if turned else [D, F]}
     shapes |= {} if bias is None else {bias: [F]}
     shapes |= {theirs: [D] if ours == "b_dec_E" else [F] for theirs, ours in others.items()}
     shapes |= {"k": [], "threshold": []} if name in SELECTING else {}
-    check_shapes(folder / WEIGHTS, weights, shapes, SAE_CONFIG)
+    check_shapes(folder / WEIGHTS, weights, shapes, SAE_CONFIG, whole=("k",))
     k = check_k(folder / WEIGHTS, float(weights["k"]), F) if name in SELECTING else None
     own: dict[str, Any] = {ours: weights[theirs] for theirs, ours in others.items()}
     W_enc_FD = weights[encoder].T if turned else weights[encoder]
@@ -207,24 +206,6 @@ def load_dictionary_learning(folder: Path) -> ExportedSae:
     return _with_unit_rows(sae) if name == "AutoEncoder" else sae
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = first_line(error)
-        raise ConfigError(
-            f"{path} is not a file of tensors as torch.save writes it, and nothing else in it is unpickled "
-            f"({reason})"
-        ) from None
-    tensors = isinstance(found, dict) and all(isinstance(each, Tensor) for each in found.values())
-    if not tensors:
-        keys = ", ".join(map(str, found)) if isinstance(found, dict) else type(found).__name__
-        raise ConfigError(
-            f"{path} is not a state dict of tensors ({keys}); save the dictionary's state_dict()"
-        )
-    return {name: each.float() if each.is_floating_point() else each for name, each in found.items()}
-
-
 def _training(folder: Path, name: str, k: int | None, weights: dict[str, Tensor], F: int) -> dict[str, Any]:
     """Return metadata on training, for classes that compute their codes otherwise than in training."""
     if name not in SELECTING[1:]:
@@ -232,7 +213,7 @@ def _training(folder: Path, name: str, k: int | None, weights: dict[str, Tensor]
     if name == "BatchTopKSAE":
         return {"training_k": k}
     sizes = weights.get("group_sizes", torch.zeros(1, dtype=torch.int64))
-    whole = sizes.dim() == 1 and not sizes.is_floating_point() and bool((sizes > 0).all())
+    whole = sizes.dim() == 1 and sizes.dtype in WHOLE and bool((sizes > 0).all())
     if not whole or int(sizes.sum()) != F:
         raise ConfigError(
             f"{folder / WEIGHTS}: group_sizes must be whole numbers above 0 that add up to dict_size={F} of "

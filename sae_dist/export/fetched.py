@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline, network_errors
+from sae_dist.core.sums import LIST
 from sae_dist.core.text import first_line
 from sae_dist.export.names import FILES, format_of
 
@@ -54,4 +55,5 @@ def _patterns(within: str) -> list[str]:
     if within:
         return [within, f"{within}/*"]
     names = [name for files in FILES.values() for name in files]
-    return [*names, *(f"{BEST}/{name}" for name in FILES[BEST]), f"{BEST}/*.safetensors"]
+    best = [f"{BEST}/{name}" for name in (*FILES[BEST], "*.safetensors", f"*{LIST}")]
+    return [*names, *(f"{name}{LIST}" for name in names), *best]

@@ -6,6 +6,7 @@ is. A transcoder of Gemma Scope has the same tensors, and differs by the place t
 """
 
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.text import first_line
+from sae_dist.core.npy import npy_array
+from sae_dist.core.parsing import reading
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.keys import GEMMA_SCOPE, checked
 from sae_dist.export.names import FILES
-from sae_dist.export.reading import check_shapes, existing, json_object, read_safetensors
+from sae_dist.export.reading import check_shapes, existing, floats, json_object, read_safetensors
 
 PARAMS = FILES["gemma_scope"][1]
 SAE_CONFIG, PARAMS_2 = FILES["gemma_scope_2"]
 TRANSCODER = "transcoder"
 """A word in the names of folders that hold transcoders."""
 SKIP = "affine_skip_connection"
+UNPACKED_TIMES = 16
+"""Weights hardly get smaller by packing: an archive that unpacks to more times its size holds no weights."""
 
 
 def load_gemma_scope(folder: Path, transcoder: bool = False) -> ExportedSae:
@@ -66,13 +70,21 @@ def load_gemma_scope_2(folder: Path, transcoder: bool = False) -> ExportedSae:
 
 
 def _arrays(path: Path) -> dict[str, Tensor]:
-    """Return the arrays of an .npz file; objects in it are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            return {name: torch.from_numpy(np.asarray(found[name], np.float32)) for name in found.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        reason = first_line(error)
-        raise ConfigError(f"{path} is not an .npz file of numbers ({reason}); download it again") from None
+    """Return the arrays of an .npz file; objects in it are refused, and what unpacks to far more than it."""
+    with reading(path, "is not an .npz file of numbers ({reason}); download it again"):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+            if unpacked > UNPACKED_TIMES * path.stat().st_size:
+                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            return dict(map(partial(_array, archive), archive.infolist()))
+
+
+def _array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> tuple[str, Tensor]:
+    """Return the name and the numbers of an array in an .npz file."""
+    found = npy_array(archive.read(entry))
+    if found.dtype.kind != "f":
+        raise ValueError(f"{entry.filename} holds {found.dtype}")
+    return entry.filename.removesuffix(".npy"), torch.from_numpy(np.array(found, np.float32))
 
 
 def _dictionary(
@@ -85,7 +97,7 @@ def _dictionary(
                 f"{path}: {name} has {dim} dimensions; a cross-layer transcoder is not supported, only "
                 "dictionaries of one layer"
             )
-    weights = {name: each.float() for name, each in weights.items()}
+    weights = floats(weights)
     D, F = weights["w_enc"].shape if "w_enc" in weights else (0, 0)
     E = weights["w_dec"].shape[-1] if "w_dec" in weights else 0
     transcoder = transcoder or D != E

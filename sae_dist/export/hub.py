@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.hub import network_errors
+from sae_dist.core.sums import LIST
 from sae_dist.core.text import first_line
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
@@ -92,12 +93,14 @@ def make_folder(
             patterns = (*its.files, FIRING) if name == "saelens" else its.files
             for pattern in patterns:
                 for file in (export / its.folder).glob(pattern):
-                    _link(file, folder / name / file.name)
+                    for each in (file, file.with_name(f"{file.name}{LIST}")):
+                        (folder / name / each.name).unlink(missing_ok=True)
+                        if each.is_file():
+                            _link(each, folder / name / each.name)
         (folder / CARD).write_text(card(formats, head, summary, repo), encoding="utf-8")
 
 
 def _link(source: Path, target: Path) -> None:
-    target.unlink(missing_ok=True)
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links

@@ -11,8 +11,9 @@ from sae_dist.core.run_folder import EXPORT, IMPORTED, SUMMARY
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.gemma_scope import load_gemma_scope, load_gemma_scope_2
-from sae_dist.export.names import format_of
+from sae_dist.export.names import FILES, format_of
 from sae_dist.export.saelens import export_saelens
+from sae_dist.export.sound import AT_ONCE_BYTES, check_files, check_numbers, check_said
 
 OF_THE_HOOK = (
     "hook_name",
@@ -34,23 +35,37 @@ class Imported:
     sae: ExportedSae
 
     @classmethod
-    def read(cls, place: Path, name: str | None, transcoder: bool = False) -> "Imported":
+    def read(
+        cls, place: Path, name: str | None, transcoder: bool = False, verify: bool | None = True
+    ) -> "Imported":
         """Read a dictionary in one of the formats.
 
         Args:
             place: its folder, or a file in it.
             name: the format; None: the one whose files there are.
             transcoder: it is one, where its format does not say.
+            verify: read all of it, to check its files by their checksums, where there are any, and that its
+                tensors hold numbers; None: if its files are small, see `export.sound`.
 
         Raises:
-            ConfigError: a file, key or tensor is missing, transposed, or means another computation than here.
+            ConfigError: a file, key or tensor is missing, transposed, damaged, or means another computation
+                than here.
         """
         name = name or format_of(place)
-        if place.is_file() and name != "circuit_tracer":  # of which one folder holds many
-            place = place.parent
-        if name in READERS:
-            return cls(place, READERS[name](place, transcoder))
-        return cls(place, FORMATS[name].read(place))
+        folder = place.parent if place.is_file() else place
+        names = [place.name] if place.is_file() and name == "circuit_tracer" else FILES[name]
+        files = sorted({file for each in names for file in folder.glob(each)})
+        if verify is None:
+            verify = sum(file.stat().st_size for file in files) <= AT_ONCE_BYTES
+        if verify:
+            check_files(folder, files)
+        if name != "circuit_tracer":  # of which one folder holds many
+            place = folder
+        sae = READERS[name](place, transcoder) if name in READERS else FORMATS[name].read(place)
+        check_said(place, sae)
+        if verify:
+            check_numbers(place, sae)
+        return cls(place, sae)
 
     @property
     def columns(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.keys import BEFORE_SAELENS_6, COUNT, NUMBER, ORIGIN, checked
-from sae_dist.export.reading import check_k, json_object, require
+from sae_dist.export.reading import check_k, floats, json_object, require
 from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, from_saelens, read_files
 
 KEPT = (*ORIGIN, "exclude_special_tokens")
@@ -31,7 +31,7 @@ def load_published(folder: Path) -> ExportedSae:
         ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
     """
     config, weights = read_files(folder)
-    weights = {name: each.float() for name, each in weights.items()}
+    weights = floats(weights)
     if "metadata" not in config:
         config = _before_6(folder, checked(folder / SAE_CONFIG, config, BEFORE_SAELENS_6))
     if "log_threshold" in weights:

@@ -1,21 +1,23 @@
 """Functions that read and check the files of exports; a faulty file becomes an error of one line."""
 
-import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.text import first_line, quoted
+from sae_dist.core.parsing import check_header, parse_json, read_bounded, reading
+from sae_dist.core.text import quoted
 from sae_dist.export.keys import OBJECT, Table, checked
 from sae_dist.export.names import INDEX
 
 LFS = b"version https://git-lfs.github.com/spec/"
 """The beginning of a file that stands for a large one in a Git repository."""
+WHOLE = (torch.int32, torch.int64)
 
 
 def read_json(folder: Path, config: str, weights: str, table: Table) -> dict[str, Any]:
@@ -39,22 +41,10 @@ def json_object(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: it cannot be read, holds none, or has a key twice.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_twice)
-    except RecursionError:
-        raise ConfigError(f"{path} is nested too deeply; export the dictionary again") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not JSON ({first_line(error)}); export the dictionary again") from None
+    with reading(path, "is not JSON ({reason}); export the dictionary again"):
+        found = parse_json(read_bounded(path), unique=True)
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no keys; export the dictionary again")
-    return found
-
-
-def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)} is there twice")
     return found
 
 
@@ -70,11 +60,9 @@ def read_safetensors(folder: Path, weights: str, config: str) -> dict[str, Tenso
     """
     found: dict[str, Tensor] = {}
     for path in weight_files(folder, weights, config):
-        try:
+        with reading(path, "is not a safetensors file ({reason}); export it again"):
+            check_header(path)
             found |= load_file(path)
-        except (SafetensorError, OSError) as error:
-            reason = first_line(error)
-            raise ConfigError(f"{path} is not a safetensors file ({reason}); export it again") from None
     return found
 
 
@@ -130,16 +118,26 @@ def require(path: Path, config: Mapping[str, Any], *keys: str) -> None:
             raise ConfigError(f"{path} has no key {key}; export the dictionary again")
 
 
+def floats(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return floating-point tensors as float32, and others as they are: `check_shapes` refuses them."""
+    return {name: each.float() if each.is_floating_point() else each for name, each in weights.items()}
+
+
 def check_shapes(
-    path: Path, weights: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]], said_by: str
+    path: Path,
+    weights: Mapping[str, Tensor],
+    shapes: Mapping[str, Sequence[int]],
+    said_by: str,
+    whole: Iterable[str] = (),
 ) -> None:
-    """Check that a file has tensors of the expected shapes.
+    """Check that a file has tensors of floating-point numbers, of the expected shapes.
 
     Args:
         said_by: the name of the file that the shapes come from.
+        whole: names of tensors that may hold whole numbers, too.
 
     Raises:
-        ConfigError: one is missing, of another shape, or transposed.
+        ConfigError: one is missing, of another shape or dtype, or transposed.
     """
     for name, shape in shapes.items():
         if name not in weights:
@@ -148,6 +146,12 @@ def check_shapes(
         if found != list(shape):
             turned = "; it is transposed" if found == list(shape)[::-1] else ""
             raise ConfigError(f"{path}: {name} has shape {found}, {said_by} says {list(shape)}{turned}")
+        dtype = weights[name].dtype
+        if not (dtype.is_floating_point or name in whole and dtype in WHOLE):
+            raise ConfigError(
+                f"{path}: {name} holds {str(dtype).removeprefix('torch.')}, and must hold floating-point "
+                "numbers; export the dictionary again"
+            )
 
 
 def check_k(path: Path, k: float, num_latents: int) -> int:
@@ -156,6 +160,6 @@ def check_k(path: Path, k: float, num_latents: int) -> int:
     Raises:
         ConfigError: it is no whole number, or more than there are latents.
     """
-    if k != int(k) or not 0 < k <= num_latents:
+    if not math.isfinite(k) or k != int(k) or not 0 < k <= num_latents:
         raise ConfigError(f"{path}: k={k} must be a whole number from 1 to the {num_latents} latents")
     return int(k)

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_json, write_tensors
+from sae_dist.core.sums import check_listed, listing
 from sae_dist.export.exported import FORMS, ExportedSae, Latents, tiles
 from sae_dist.export.keys import SAELENS
 from sae_dist.export.names import FILES
 from sae_dist.export.reading import check_k, check_shapes, read_json, read_safetensors, require
 from sae_dist.export.sliced import safetensors_file, writing
+from sae_dist.export.sound import check_files, check_numbers, check_said
 
 # The SAELens release this layout was checked with; readers take files below 6.0 for another layout.
 SAELENS_VERSION = "6.54.12"
@@ -59,7 +61,7 @@ def export_saelens(folder: Path, latents: Latents) -> None:
     head = latents.head
     vectors = VECTORS[head.kind]
     shapes = _shapes(head)
-    with writing(folder):
+    with writing(folder, [WEIGHTS, SAE_CONFIG]):
         with safetensors_file(folder / f".{WEIGHTS}.tmp", shapes) as file:
             for first, tile in tiles(latents):
                 file.put_columns("W_enc", tile.W_enc_FD, first)
@@ -106,12 +108,15 @@ def config_of(sae: ExportedSae) -> dict[str, Any]:
 
 
 def load_exported(folder: Path) -> ExportedSae:
-    """Read a dictionary in the SAELens layout.
+    """Read a dictionary in the SAELens layout, and check all of it.
 
     Raises:
-        ConfigError: a file, key or tensor is missing, has the wrong shape, or means another computation.
+        ConfigError: a file, key or tensor is missing, has the wrong shape or NaN in it, is not what was
+            written, or means another computation.
     """
+    check_files(folder, [folder / SAE_CONFIG, folder / WEIGHTS])
     sae = open_exported(folder)
+    check_numbers(folder / WEIGHTS, sae)
     return replace(sae, W_enc_FD=sae.W_enc_FD.contiguous())
 
 
@@ -121,7 +126,9 @@ def open_exported(folder: Path) -> ExportedSae:
     Raises:
         ConfigError: see `load_exported`.
     """
-    return from_saelens(folder, *read_files(folder))
+    sae = from_saelens(folder, *read_files(folder))
+    check_said(folder / SAE_CONFIG, sae)
+    return sae
 
 
 def from_saelens(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> ExportedSae:
@@ -195,7 +202,8 @@ def read_files(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def export_firing_rates(folder: Path, rate_F: Tensor) -> None:
     """Write each latent's firing rate as SAELens does: sparsity.safetensors with log10(rate + 1e-10)."""
-    write_tensors(folder / FIRING, {"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()})
+    with listing(folder, [FIRING]):
+        write_tensors(folder / FIRING, {"sparsity": (rate_F.detach().cpu().float() + SILENT).log10()})
 
 
 def load_firing_rates(folder: Path) -> Tensor | None:
@@ -206,7 +214,9 @@ def load_firing_rates(folder: Path) -> Tensor | None:
     """
     if not (folder / FIRING).is_file():
         return None
+    check_listed(folder, [FIRING])
     found = read_safetensors(folder, FIRING, SAE_CONFIG)
     require(folder / FIRING, found, "sparsity")
+    check_shapes(folder / FIRING, found, {"sparsity": [len(found["sparsity"])]}, FIRING)
     log_F = found["sparsity"].double()
     return torch.where(log_F < math.log10(2 * SILENT), 0.0, 10**log_F - SILENT).float()

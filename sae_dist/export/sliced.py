@@ -8,7 +8,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import SaeDistError
 from sae_dist.core.files import remedy
+from sae_dist.core.sums import listing
 from sae_dist.core.text import first_line
 
 Shapes = dict[str, tuple[int, ...]]
@@ -232,15 +233,19 @@ def reserve(path: Path, size: int) -> None:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Make a folder for a dictionary's files, and report errors of writing in it.
+def writing(folder: Path, *lists: Sequence[str]) -> Iterator[None]:
+    """Make a folder for a dictionary's files, list their checksums, and report errors of writing in it.
+
+    Args:
+        lists: the names of the files of each list; see `core.sums`.
 
     Raises:
         SaeDistError: the folder or a file could not be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        yield
+        with listing(folder, *lists):
+            yield
     except OSError as error:
         what = error.filename if isinstance(error.filename, str) else str(folder)
         how = remedy(error)

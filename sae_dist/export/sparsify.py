@@ -44,7 +44,7 @@ def export_sparsify(folder: Path, latents: Latents) -> None:
     D, F = head.width, head.num_latents
     shapes: Shapes = {"encoder.weight": (F, D), "encoder.bias": (F,), "W_dec": (F, D), "b_dec": (D,)}
     shapes |= {} if head.W_skip_ED is None else {"W_skip": (D, D)}
-    with writing(folder):
+    with writing(folder, [WEIGHTS, SAE_CONFIG]):
         with safetensors_file(folder / f".{WEIGHTS}.tmp", shapes) as file:
             for first, tile in tiles(latents):
                 assert tile.b_enc_F is not None

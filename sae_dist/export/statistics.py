@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.files import write_tensors
+from sae_dist.core.sums import check_listed, listing
 from sae_dist.export.exported import SparseCodes
 from sae_dist.export.reading import check_shapes, read_safetensors
 from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS
@@ -43,7 +44,8 @@ class CodeStatistics:
         tensors = {name: each.detach().cpu().float() for name, each in tensors.items()}
         tensors["threshold"] = torch.tensor([self.threshold])
         tensors["rows"] = torch.tensor([self.rows])
-        write_tensors(folder / CODES, tensors)
+        with listing(folder, [CODES]):
+            write_tensors(folder / CODES, tensors)
 
 
 def load_statistics(folder: Path, num_latents: int) -> CodeStatistics | None:
@@ -55,10 +57,11 @@ def load_statistics(folder: Path, num_latents: int) -> CodeStatistics | None:
     path = folder / CODES
     if not path.is_file() or path.stat().st_mtime < (folder / WEIGHTS).stat().st_mtime:
         return None
+    check_listed(folder, [CODES])
     found = read_safetensors(folder, CODES, SAE_CONFIG)
     names = ("rate", "mean", "p999", "max")
     shapes = {name: (num_latents,) for name in names} | {"threshold": (1,), "rows": (1,)}
-    check_shapes(path, found, shapes, WEIGHTS)
+    check_shapes(path, found, shapes, WEIGHTS, whole=("rows",))
     rate, mean, p999, most = (found[name] for name in names)
     return CodeStatistics(rate, mean, p999, most, float(found["threshold"]), int(found["rows"]))
 

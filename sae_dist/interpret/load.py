@@ -26,6 +26,7 @@ def load(
     dtype: torch.dtype | None = None,
     format: str | None = None,
     transcoder: bool = False,
+    verify: bool | None = None,
 ) -> Dictionary:
     """Open a dictionary, read-only: its weights are mapped, so that this takes no time and no memory.
 
@@ -36,6 +37,9 @@ def load(
         dtype: of the weights and codes; None: as they are stored.
         format: the format of the files; None: the one whose files are there.
         transcoder: it is one, where its format does not say.
+        verify: read all files once, to find damage: by the checksums that exports carry, and tensors that
+            hold NaN or inf; None: of files of up to 256 MiB in all. Their headers, shapes and dtypes are
+            always checked.
 
     Raises:
         ConfigError: there is no dictionary, or its files are damaged or mean another computation.
@@ -49,7 +53,8 @@ def load(
     folder = place / EXPORT if run is not None else place
     if run is not None and not (folder / SAE_CONFIG).is_file():
         raise ConfigError(f"{place} has no export yet; write one: sae-dist export {quoted(place)}")
-    imported = Imported.read(folder, "saelens" if run is not None else _format(folder, format), transcoder)
+    layout = "saelens" if run is not None else _format(folder, format)
+    imported = Imported.read(folder, layout, transcoder, verify)
     if run is None and imported.source.name == EXPORT:
         run = _run_of(imported.source.parent)
     sae = imported.sae

@@ -14,7 +14,7 @@ from yaml import YAMLError
 
 from sae_dist.config.grid import VARIES
 from sae_dist.config.run import RunConfig, register
-from sae_dist.config.secrets import check_secrets
+from sae_dist.config.secrets import check_secrets, check_taken
 from sae_dist.config.trust import executing, word
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import first_line, quoted
@@ -35,6 +35,7 @@ def compose_config(overrides: list[str]) -> RunConfig:
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise ConfigError(f"{missing[0]} must be given: write {missing[0]}=...")
+        check_taken(OmegaConf.to_container(composed, resolve=False))
         found = OmegaConf.to_object(composed)
     except OmegaConfBaseException as error:
         raise _explain(error, []) from None

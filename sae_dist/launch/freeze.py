@@ -1,7 +1,6 @@
 """The run folder: made complete before the first rank starts, or found again."""
 
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -16,8 +15,9 @@ from sae_dist.config.paths import with_absolute_paths
 from sae_dist.config.run import Resolved, RunConfig, Single, recorded_config, save_config
 from sae_dist.config.trust import Granted
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.files import replacing, write_json
+from sae_dist.core.files import read_json, replacing, write_json
 from sae_dist.core.owner import Owner, claim, refuse_owned
+from sae_dist.core.private import as_private_as
 from sae_dist.core.run_folder import CHECKPOINTS, LATEST, PROVENANCE, SUMMARY, TRAINED, WRITTEN, status
 from sae_dist.core.text import check_plain, quoted
 from sae_dist.launch.folder_kind import RUN, FolderKind, check_space
@@ -152,7 +152,7 @@ def continue_folder(
         for cfg, its in configs:
             with replacing(its / name) as temporary:
                 save_config(cfg, temporary)
-        starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        starts = read_json(folder / PROVENANCE) or {}
         write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
@@ -173,6 +173,8 @@ def _reopen(
             owner.release()
             return Frozen(folder, finished=True)
         _continue(cfg, folder, kind, members, data)
+        if cfg.private:
+            folder.chmod(0o700)
     except BaseException:
         owner.release()
         raise
@@ -254,14 +256,16 @@ def _write_new(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}")
     owner = None
     try:
-        temporary.mkdir(parents=True)
-        owner = claim(temporary, kind.doing)
-        save_config(cfg, temporary / kind.config)
-        write_json(temporary / PROVENANCE, provenance() | ({WRITTEN: written} if written else {}))
-        write_identity(data, temporary)
-        for member in members:
-            (temporary / member.name).mkdir()
-            save_config(member, temporary / member.name / kind.config)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700 if cfg.private else 0o777)
+        with as_private_as(temporary):
+            owner = claim(temporary, kind.doing)
+            save_config(cfg, temporary / kind.config)
+            write_json(temporary / PROVENANCE, provenance() | ({WRITTEN: written} if written else {}))
+            write_identity(data, temporary)
+            for member in members:
+                (temporary / member.name).mkdir()
+                save_config(member, temporary / member.name / kind.config)
         os.rename(temporary, folder)
     except BaseException:
         if owner is not None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 from sae_dist.core.run_folder import DATA
 from sae_dist.core.text import print_line
 
@@ -22,6 +23,8 @@ Identity = dict[str, list[int | str]]
 SAMPLE_BYTES = 16384
 SAMPLES = 8
 SHOWN = 3
+MOST_BYTES = 1 << 30
+"""The largest identity that is read: a line for each of many files."""
 
 
 def write_identity(data: Identity | None, folder: Path) -> None:
@@ -81,10 +84,8 @@ def differences(file: Path, now: Identity) -> str:
     Raises:
         ConfigError: the file is damaged.
     """
-    try:
-        begun: Identity = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}); remove it to go on without this check") from None
+    with reading(file, "cannot be read ({reason}); remove it to go on without this check"):
+        begun: Identity = dict(parse_json(read_bounded(file, MOST_BYTES)))
     changes = [
         in_words("changed", (name for name in begun if name in now and now[name] != begun[name])),
         in_words("missing", (name for name in begun if name not in now)),

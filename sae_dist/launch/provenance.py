@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from sae_dist.core.hidden import masked
+
 LIBRARIES = ("sae-dist", "torch", "transformers", "numpy", "datasets", "webdataset", "hydra-core")
 PACKAGE = Path(__file__).parents[1]
 
@@ -18,7 +20,7 @@ def provenance() -> dict[str, Any]:
     """Return the entry of provenance.json for one start of a run."""
     return {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["sae-dist", *sys.argv[1:]]),
+        "command": masked(shlex.join(["sae-dist", *sys.argv[1:]])),
         "folder": str(Path.cwd()),
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -52,7 +54,10 @@ def _git() -> dict[str, str | None]:
     if tracked is None:
         return {"commit": None, "diff": None}
     commit = _run_git("rev-parse", "HEAD")
-    return {"commit": commit.strip() if commit else None, "diff": _run_git("diff", "HEAD", "--", ".")}
+    return {
+        "commit": commit.strip() if commit else None,
+        "diff": masked(_run_git("diff", "HEAD", "--", ".") or ""),
+    }
 
 
 def _run_git(*arguments: str) -> str | None:

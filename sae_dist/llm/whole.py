@@ -5,7 +5,6 @@ before the first step, and again by the evaluation.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import read_json
 from sae_dist.core.text import gib
 from sae_dist.core.types import LlmFacts
 from sae_dist.llm.fit import USABLE, memory_bytes, weights_bytes, why_not_whole
@@ -68,7 +68,7 @@ def _head_not_named(cfg: LlmConfig, facts: LlmFacts) -> str | None:
 def stored_names(folder: Path) -> list[str]:
     """List the names of the weights in a model's folder; empty: it is no folder, or has other files."""
     for index in (*folder.glob("model.safetensors.index.json"), *folder.glob("pytorch_model.bin.index.json")):
-        return list(json.loads(index.read_text(encoding="utf-8")).get("weight_map", {}))
+        return list((read_json(index) or {}).get("weight_map", {}))
     try:
         with safe_open(folder / "model.safetensors", "pt") as file:
             return list(file.keys())

@@ -1,11 +1,11 @@
 """The final entry of a run in W&B: numbers, a table, the density and plots; files if asked."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.files import read_json
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, LATEST, PLOTS
 from sae_dist.core.text import class_and_line, print_line, visible
 from sae_dist.metrics.catalogue import SUMMARY
@@ -24,8 +24,8 @@ def publish(cfg: RunConfig, folder: Path, summary: dict[str, Any]) -> None:
     path = folder / "wandb" / USED
     if not path.exists():
         return
-    used = json.loads(path.read_text(encoding="utf-8"))
     try:
+        used = read_json(path) or {}
         run = begin(cfg, folder, used["id"], used["mode"])
         run.log(row(folder, summary))
         run.summary.update({f"summary/{key}": value for key, value in numbers(summary, SUMMARY).items()})

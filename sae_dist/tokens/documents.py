@@ -7,7 +7,6 @@ file of 10 GB must feed every lane.
 
 import functools
 import hashlib
-import json
 import os
 import sysconfig
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from sae_dist.core.errors import DataError
+from sae_dist.core.parsing import parse_json
 from sae_dist.tokens.kept import UnusableDocument
 
 LINES_SUFFIX = ".jsonl"
@@ -83,8 +83,8 @@ class Document:
         if not line.strip():
             return ""
         try:
-            text = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            text = parse_json(line)["text"]
+        except (ValueError, KeyError, TypeError):
             text = None
         if not isinstance(text, str):
             raise UnusableDocument('is not an object with a "text" that is a string')

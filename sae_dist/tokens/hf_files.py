@@ -5,7 +5,6 @@ So files of moderate size are read whole before a run begins; of larger ones the
 """
 
 import glob
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import parse_json
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".csv", ".txt")
 JSON_LINES = (".json", ".jsonl", ".ndjson")
@@ -86,11 +86,11 @@ def first_bad_line(file: Path, most: int | None) -> str | None:
             return None
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            if text.strip() and _has_half_pairs(json.loads(text)):
+            if text.strip() and _has_half_pairs(parse_json(text)):
                 return f"{file}, line {number} has half of a surrogate pair, which is no character"
         except UnicodeDecodeError as error:
             return f"{file}, line {number} is not UTF-8 (0x{line[error.start]:02x})"
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return f"{file}, line {number} is not JSON ({error})"
     return None
 

@@ -5,17 +5,18 @@ Beside them, `<key>.mask.npy` or `<key>.mask.json` may hold an attention mask: t
 
 import glob
 import hashlib
-import io
-import json
 import os
 import re
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.npy import MAGIC, npy_array
+from sae_dist.core.parsing import parse_json, parsing_errors, reading
 from sae_dist.tokens.encoder import given_ids, masked_ids
 from sae_dist.tokens.indexed import lowest_hashes
 from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
@@ -26,6 +27,16 @@ ENDINGS = (".ids.npy", ".ids.json")
 MASK_ENDINGS = (".mask.npy", ".mask.json")
 NO_MEMBER = (0, 0)
 MOST_NAMES = 1_000_000
+BLOCK_BYTES, PIECE_BYTES = tarfile.BLOCKSIZE, 1 << 20
+
+
+class Member(tarfile.TarInfo):
+    """A member of a tar whose size is not negative: tarfile would go backwards, for ever."""
+
+    def _block(self, count: int) -> int:
+        if count < 0:
+            raise tarfile.ReadError("a member of negative size")
+        return super()._block(count)  # type: ignore[misc]
 
 
 class ShardCorpus:
@@ -79,22 +90,16 @@ class ShardCorpus:
             ForeignIds: ids outside of the LLM's vocabulary.
             DataError: the file is gone, or was cut.
         """
-        values, mask = self._values(number, self.members), self._values(number, self.masks)
-        try:
+        with reading("cannot be read:", "{reason}", UnusableDocument, (ForeignIds,)):
+            values, mask = self._values(number, self.members), self._values(number, self.masks)
             return masked_ids(given_ids(values, self.vocab_size), mask)
-        except ForeignIds:
-            raise
-        except ValueError as error:
-            raise UnusableDocument(f"cannot be read: {error}") from error
 
     def where(self, number: int) -> str:
         """Name a sample for a person: its file, and its name in it."""
         shard, offset = self.shards[self.shard_of[number]], int(self.members[number][0])
-        try:
-            with tarfile.open(shard, "r:") as tar:
-                name = next((member.name for member in tar if member.offset_data == offset), None)
-        except (tarfile.TarError, OSError):
-            name = None
+        name = None
+        with suppress(*parsing_errors()), tarfile.open(shard, "r:", tarinfo=Member) as tar:
+            name = next((member.name for member in tar if member.offset_data == offset), None)
         return f"{shard}, sample {name or f'at byte {offset}'}"
 
     def _values(self, number: int, members: np.ndarray) -> Any:
@@ -111,10 +116,7 @@ class ShardCorpus:
             raise DataError(f"{shard} cannot be read: {error.strerror}") from error
         if len(data) < size:
             raise DataError(f"{shard} was cut since the run began; put it back as it was, and go on")
-        try:
-            return np.load(io.BytesIO(data)) if data[:6] == b"\x93NUMPY" else json.loads(data)
-        except (ValueError, EOFError, RecursionError) as error:
-            raise UnusableDocument(f"cannot be read: {error}") from error
+        return npy_array(data) if data.startswith(MAGIC) else parse_json(data)
 
     def _check(self, number: int) -> None:
         """Check a sample before the run begins.
@@ -170,19 +172,36 @@ def _scan(shard: Path, field: str) -> list[tuple[str, int, int]]:
     Raises:
         ConfigError: the file is compressed, damaged or truncated.
     """
-    try:
-        with tarfile.open(shard, "r:") as tar:
+    with reading(f"{field}:", f"{shard} is not a whole, uncompressed tar file ({{reason}}); write it again"):
+        with tarfile.open(shard, "r:", tarinfo=Member) as tar:
             members = tar.getmembers()
-    except (tarfile.TarError, OSError) as error:
-        raise ConfigError(
-            f"{field}: {shard} is not a whole, uncompressed tar file ({error}); write it again"
-        ) from error
-    # A tar ends with blocks of zeros. One that was cut between two members has none, but can still be read.
-    end = max((member.offset_data + -(-member.size // 512) * 512 for member in members), default=0)
-    if shard.stat().st_size < end + 512:
-        raise ConfigError(f"{field}: {shard} is truncated after {len(members)} members; write it again")
-    wanted = (*ENDINGS, *MASK_ENDINGS)
-    return [(m.name, m.offset_data, m.size) for m in members if m.isfile() and m.name.endswith(wanted)]
+            end = tar.offset
+        _check_end(shard, end, len(members))
+        wanted = [m for m in members if m.isfile() and m.name.endswith((*ENDINGS, *MASK_ENDINGS))]
+        for member in wanted:
+            if member.offset_data + member.size > end:
+                raise ValueError(f"{member.name} in it is not stored as it is")
+    return [(member.name, member.offset_data, member.size) for member in wanted]
+
+
+def _check_end(shard: Path, end: int, members: int) -> None:
+    """Check that a tar ends where its members were found to end.
+
+    tarfile takes a header that is damaged for the end, and a tar may have been cut between two members.
+
+    Raises:
+        ValueError: there is no block of zeros at byte `end`, or something else than zeros behind it.
+    """
+    with open(shard, "rb") as file:
+        file.seek(end)
+        if len(block := file.read(BLOCK_BYTES)) < BLOCK_BYTES:
+            raise ValueError(f"it is truncated after {members} members")
+        while block:
+            if block.strip(b"\0"):
+                raise ValueError(
+                    f"what follows its {members} members, at byte {end}, is neither a member nor the end"
+                )
+            block = file.read(PIECE_BYTES)
 
 
 def _key(name: str) -> str:

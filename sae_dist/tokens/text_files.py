@@ -1,12 +1,12 @@
 """The files of a text: found below a folder, links followed, and looked at before a run begins."""
 
 import codecs
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import parse_json
 from sae_dist.tokens.documents import LINES_SUFFIX
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", LINES_SUFFIX)
@@ -108,8 +108,8 @@ def _line_problem(line: bytes, number: int) -> str | None:
     if len(line) >= LONGEST_LINE_BYTES - 1:
         return None
     try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
+        found = parse_json(line)
+    except ValueError:
         found = None
     if isinstance(found, dict) and isinstance(found.get("text"), str):
         return None

@@ -27,7 +27,8 @@ from sae_dist.export.exported import OF_LATENTS, ExportedSae, Latents
 from sae_dist.export.fold import tensor_names, to_exported
 from sae_dist.export.formats import FORMATS, check_format, write
 from sae_dist.export.hub import check_repo, make_folder, upload
-from sae_dist.export.saelens import SAE_CONFIG, open_exported
+from sae_dist.export.saelens import SAE_CONFIG, WEIGHTS, open_exported
+from sae_dist.export.sound import check_files
 from sae_dist.llm.facts import whole_path
 from sae_dist.metrics.wandb_media import publish as publish_media
 from sae_dist.train.sources import build_facts
@@ -122,6 +123,7 @@ def open_latents(folder: Path, granted: Granted = NOTHING) -> Latents:
     checkpoint = newest(folder)
     if checkpoint is None:
         if (folder / EXPORT / SAE_CONFIG).is_file():
+            check_files(folder / EXPORT, [folder / EXPORT / WEIGHTS])
             return open_exported(folder / EXPORT)
         raise ConfigError(f"{folder} has no checkpoint yet; train it first (resume=auto continues it)")
     latents = CheckpointLatents(cfg, checkpoint)

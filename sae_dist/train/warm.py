@@ -17,7 +17,8 @@ from sae_dist.dictionary.latents import levels
 from sae_dist.export.exported import ExportedSae, tiles
 from sae_dist.export.fold import to_tensors
 from sae_dist.export.names import start_folder
-from sae_dist.export.saelens import open_exported
+from sae_dist.export.saelens import WEIGHTS, open_exported
+from sae_dist.export.sound import check_files, check_numbers
 from sae_dist.train.state import Run
 
 UNIT_ERROR = 1e-3
@@ -48,9 +49,11 @@ def check_start(cfg: Single, start: str, columns: int) -> None:
         columns: width of the activations, of a transcoder D + E.
 
     Raises:
-        ConfigError: it is of another kind or size.
+        ConfigError: it is damaged, or of another kind or size.
     """
+    check_files(Path(start), [Path(start) / WEIGHTS])
     sae, said = open_exported(Path(start)), f"sae.start={start}"
+    check_numbers(Path(start) / WEIGHTS, sae)
     if sae.num_latents != cfg.sae.num_latents:
         raise ConfigError(f"{said} has {sae.num_latents} latents; use sae.num_latents={sae.num_latents}")
     if sae.transcoder != (cfg.target_hook is not None) or (sae.W_skip_ED is not None) != cfg.sae.skip:

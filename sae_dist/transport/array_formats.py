@@ -5,15 +5,17 @@ are multiplied by it: one number for all, one for each row [N] or [N, 1], or one
 [D] where that is not N. So int8 activations can be read.
 """
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.npy import npy_header
+from sae_dist.core.parsing import check_header, parse_json, reading
 
 DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I8": "int8"}
 """The dtypes of safetensors that can be read, and what numpy and torch call them."""
@@ -109,15 +111,15 @@ def open_file(file: Path, key: str | None) -> ArrayFile:
 
 
 def _open_npy(file: Path) -> ArrayFile:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-        if not array.dtype.isnative:
+    size = file.stat().st_size
+    with reading(f"activations.path={file}", "is not a readable .npy array: {reason}"):
+        with open(file, "rb") as handle:
+            header = npy_header(handle, size)
+        if not header.dtype.isnative:
             raise ValueError("its byte order is not this machine's")
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        if 0 in _npy_shape(file):
-            return ArrayFile(file, file.stat().st_size, Stored("float32", _npy_shape(file), 0))
-        raise ConfigError(f"activations.path={file} is not a readable .npy array: {error}") from None
-    dtype = str(array.dtype)
+    if 0 in header.shape:
+        return ArrayFile(file, size, Stored("float32", header.shape, 0))
+    dtype = str(header.dtype)
     if dtype == "int8":
         raise ConfigError(
             f"activations.path={file} holds int8 without a scale; store both in a .safetensors file, as "
@@ -125,23 +127,26 @@ def _open_npy(file: Path) -> ArrayFile:
         )
     if dtype not in DTYPES.values():
         raise ConfigError(
-            f"activations.path={file} holds {dtype} of shape {list(array.shape)}; it must be a "
+            f"activations.path={file} holds {dtype} of shape {list(header.shape)}; it must be a "
             "floating-point array [N, D]"
         )
-    by_columns = array.flags.f_contiguous and not array.flags.c_contiguous
-    stored = Stored(dtype, array.shape, int(array.offset), by_columns)
-    return ArrayFile(file, file.stat().st_size, stored)
+    return ArrayFile(file, size, Stored(dtype, header.shape, header.offset, header.by_columns))
 
 
 def _open_safetensors(file: Path, key: str | None) -> ArrayFile:
-    """Find a tensor of a safetensors file, and its scale (the library's own reader copies them)."""
-    try:
+    """Find a tensor of a safetensors file, and its scale.
+
+    The library's own reader copies them; it checks the header, with every offset and shape in it.
+    """
+    how = "is not a readable .safetensors file ({reason}); write it again"
+    with reading(f"activations.path={file}", how):
+        check_header(file)
+        with safe_open(file, "np"):
+            pass
         with open(file, "rb") as handle:
             size = int.from_bytes(handle.read(8), "little")
-            header = json.loads(handle.read(size))
+            header = parse_json(handle.read(size))
         header.pop("__metadata__", None)
-    except (ValueError, OSError, OverflowError, MemoryError, AttributeError):
-        raise ConfigError(f"activations.path={file} is not a readable .safetensors file") from None
     key = key or _only_key(header)
     if key is None or key not in header:
         raise ConfigError(f"activations.key={key} is not in {file}; it holds {', '.join(sorted(header)[:8])}")
@@ -194,18 +199,5 @@ def _stored(file: Path, header: dict[str, Any], key: str, begin: int) -> Stored:
             f"activations.key={key} of {file} holds {entry['dtype']}; it must be floating point, or int8 "
             "with a scale"
         )
-    first, last = entry["data_offsets"]
-    if begin + last > file.stat().st_size:
-        raise ConfigError(f"activations.path={file} is truncated; write it again")
+    first, _ = entry["data_offsets"]
     return Stored(DTYPES[entry["dtype"]], tuple(entry["shape"]), begin + first)
-
-
-def _npy_shape(file: Path) -> tuple[int, ...]:
-    """Return the shape that the header of an .npy file says; of a file without one, ()."""
-    try:
-        with open(file, "rb") as handle:
-            version = np.lib.format.read_magic(handle)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else None
-            return read(handle)[0] if read else ()
-    except (ValueError, OSError):
-        return ()

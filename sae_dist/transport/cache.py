@@ -1,6 +1,5 @@
 """Activation chunks from a cache that `sae-dist harvest` wrote: exactly the chunks that it computed."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -9,9 +8,14 @@ import torch
 from safetensors.torch import load
 
 from sae_dist.core.errors import DataError
+from sae_dist.core.parsing import parse_json, reading
 from sae_dist.core.text import first_line
+from sae_dist.core.typed import of_type
 from sae_dist.core.types import ActivationChunk, Position, Precision
 from sae_dist.transport.cache_manifest import Location, Manifest, Shard, mend, sha256_of
+
+HEADER: dict[str, Any] = {"excluded": int, "repeated": int, "start": Position, "left_out": dict[str, int]}
+"""The types of what a chunk says of itself."""
 
 
 class CachedChunkSource:
@@ -50,16 +54,28 @@ class CachedChunkSource:
 
         with self._verified(shard) as file:
             samples = group_by_keys(tar_file_expander([{"url": shard.name, "stream": file}]))
-            for number, sample in zip(shard.chunks, samples, strict=True):
-                if number >= first:
-                    yield self._decode(shard, number, sample)
+            for number in shard.chunks:
+                with reading(*self._holds_others(shard)):
+                    sample: dict[str, Any] = next(samples, {})
+                    chunk = self._decode(shard, number, sample) if number >= first else None
+                if chunk is not None:
+                    yield chunk
+
+    def _holds_others(self, shard: Shard) -> tuple[str, str, type[DataError]]:
+        """Return the parts of the message about a shard whose chunks are not those that the manifest says."""
+        where = f"shard {shard.describe()} of {self.location.path}"
+        return where, f"holds other chunks ({{reason}}); {mend()}", DataError
 
     def _decode(self, shard: Shard, number: int, sample: dict[str, Any]) -> ActivationChunk:
-        header, tensors = json.loads(sample["json"]), load(sample["safetensors"])
+        header, tensors = parse_json(sample["json"]), load(sample["safetensors"])
         rows_RD, ids_R = tensors["rows"], tensors["ids"]
         shape, dtype = (self.manifest.rows, self.width), Precision.of(self.manifest.dtype).wire
-        if header["number"] != number or rows_RD.shape != shape or rows_RD.dtype != dtype:
-            raise DataError(f"shard {shard.describe()} of {self.location.path} holds other chunks; {mend()}")
+        ids_fit = ids_R.shape == shape[:1] and ids_R.dtype == torch.int64
+        if header["number"] != number or rows_RD.shape != shape or rows_RD.dtype != dtype or not ids_fit:
+            raise ValueError(f"chunk {header['number']}")
+        for key, kind in HEADER.items():
+            if not of_type(kind, header.get(key, {})):
+                raise ValueError(f"{key} of chunk {number}")
         return ActivationChunk(
             number=number,
             lane=shard.lane,

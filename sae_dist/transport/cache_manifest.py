@@ -18,16 +18,19 @@ from sae_dist.config.plain import fitting
 from sae_dist.config.rules.cache import settled
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.parsing import parse_json, read_bounded, read_stream, reading
+from sae_dist.core.sums import OPEN, is_sealed, sealed
 from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 
-SCHEMA = 1
+SCHEMA = 2
+WITHOUT_SUM = 1
+"""The schema of manifests that have no checksum of themselves."""
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
 LARGEST_BYTES = 64 << 20
 """Of a manifest: that of a cache of tens of terabytes."""
-TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; no cache has so many shards"
 NUMBERS = ("chunks", "prefix", "suffix", "tp_sizes")
 """Lists of whole numbers; the others are of text."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -107,7 +110,7 @@ class Manifest:
 
     def content(self) -> dict[str, Any]:
         """Return the content of the file, JSON-able."""
-        content = {"schema": SCHEMA} | dataclasses.asdict(self)
+        content: dict[str, Any] = {"schema": SCHEMA, "sha256": OPEN} | dataclasses.asdict(self)
         # `path` is the model's folder on this machine; `more` is empty: a harvest reads no grid of hooks.
         # What the others leave out shows in the chunks.
         for key in ("path", "more", "special_ids", "pad_id"):
@@ -133,7 +136,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     # One line per shard: there may be many, with many chunks.
     shards = ",\n".join(f"  {json.dumps(each)}" for each in content.pop("shards"))
     head = json.dumps(content, indent=1).removesuffix("\n}")
-    write_text(folder / MANIFEST, f'{head},\n "shards": [\n{shards}\n ]\n}}\n', synced=True)
+    text = f'{head},\n "shards": [\n{shards}\n ]\n}}\n'
+    write_text(folder / MANIFEST, sealed(text), synced=True)
 
 
 def read_manifest(path: str) -> Manifest:
@@ -144,23 +148,21 @@ def read_manifest(path: str) -> Manifest:
             config that no manifest settles.
     """
     asked, location = f"activations.path={path}", Location(path)
-    text = _read(location, asked)
-    try:
-        content = json.loads(text)
+    data = _read(location, asked)
+    with reading(f"{asked}:", f"its {MANIFEST} is not readable ({{reason}}); harvest the cache again"):
+        text = data.decode("utf-8")
+        content = parse_json(text, unique=True)
         schema = content.get("schema")
-    except (ValueError, AttributeError, RecursionError):
-        raise ConfigError(f"{asked}: its {MANIFEST} is not readable; harvest the cache again") from None
-    if schema != SCHEMA:
+    if schema not in (SCHEMA, WITHOUT_SUM):
         raise ConfigError(
-            f"{asked}: its {MANIFEST} has schema {str(schema)[:60]}, and this version of sae-dist reads "
+            f"{asked}: its {MANIFEST} has schema {str(schema)[:40]}, and this version of sae-dist reads "
             f"{SCHEMA}; harvest the cache again, or use the version that made it"
         )
-    try:
+    with reading(f"{asked}:", f"its {MANIFEST} is damaged ({{reason}}); harvest the cache again"):
+        if schema == SCHEMA and not is_sealed(text, content.get("sha256")):
+            raise ValueError('it is not what was written; if that is on purpose, set its "schema" to 1')
         manifest = _parse(content)
         _check(manifest)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{asked}: its {MANIFEST} is damaged ({reason}); harvest the cache again") from None
     return manifest
 
 
@@ -203,23 +205,19 @@ def _read(location: Location, asked: str) -> bytes:
             unfinished = (local.parent / HARVEST).is_file()
             fix = "continue its harvest with resume=auto" if unfinished else "make one with sae-dist harvest"
             raise ConfigError(f"{asked} is not a cache: it has no {MANIFEST}; {fix}")
-        if local.stat().st_size > LARGEST_BYTES:
-            raise ConfigError(f"{asked}: its {MANIFEST} {TOO_LARGE}")
-        return local.read_bytes()
+        with reading(f"{asked}:", f"its {MANIFEST} cannot be read ({{reason}})"):
+            return read_bounded(local, LARGEST_BYTES)
     from webdataset import gopen
 
     try:
         with gopen(location.url(MANIFEST)) as stream:
-            text = stream.read(LARGEST_BYTES + 1)
+            return read_stream(stream, LARGEST_BYTES)
     except (OSError, ValueError) as error:
         reason = first_line(error)[:200]
         raise ConfigError(
             f"{asked}: {location.url(MANIFEST)} cannot be read ({reason}); give a folder, a URL, or a "
             "command such as 'pipe:aws s3 cp s3://bucket/cache/{} -'"
         ) from None
-    if len(text) > LARGEST_BYTES:
-        raise ConfigError(f"{asked}: its {MANIFEST} {TOO_LARGE}")
-    return text
 
 
 def _parse(content: Mapping[str, Any]) -> Manifest:

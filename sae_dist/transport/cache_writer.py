@@ -20,6 +20,7 @@ from safetensors.torch import save
 
 from sae_dist.core.errors import DataError, TransportError
 from sae_dist.core.files import sync
+from sae_dist.core.parsing import parse_json, reading
 from sae_dist.core.types import ActivationChunk, ChunkSource, Position
 from sae_dist.transport.cache_manifest import Shard, layout, sha256_of
 
@@ -202,6 +203,7 @@ def _last_start(path: Path) -> Position:
     """Return the position at which the last chunk of a shard began."""
     from webdataset.tariterators import tar_file_iterator
 
-    with open(path, "rb") as file:
-        *_, last = tar_file_iterator(file, select_files=lambda name: name.endswith(".json"))
-    return json.loads(last["data"])["start"]
+    with reading(path, "is no shard of this cache ({reason}); delete it and go on", DataError):
+        with open(path, "rb") as file:
+            *_, last = tar_file_iterator(file, select_files=lambda name: name.endswith(".json"))
+        return parse_json(last["data"])["start"]

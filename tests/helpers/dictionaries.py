@@ -1,5 +1,7 @@
 """Small random dictionaries of every kind, and what each computes, written down densely."""
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
@@ -67,3 +69,10 @@ def to_dense(codes: SparseCodes, num_latents: int) -> Tensor:
     for row, (first, end) in enumerate(zip(codes.offsets_B.tolist(), ends, strict=True)):
         dense[row].index_add_(0, codes.latent_P[first:end], codes.value_P[first:end])
     return dense
+
+
+def unlisted(folder: Path) -> Path:
+    """Remove the lists of checksums of an export, as of what another program wrote; return the folder."""
+    for each in folder.rglob("*.sha256"):
+        each.unlink()
+    return folder

@@ -195,9 +195,11 @@ def test_a_folder_for_the_hub(runs, tmp_path, capfd):
     assert files == [
         "README.md",
         "dictionary_learning/ae.pt",
+        "dictionary_learning/ae.pt.sha256",
         "dictionary_learning/config.json",
         "saelens/cfg.json",
         "saelens/sae_weights.safetensors",
+        "saelens/sae_weights.safetensors.sha256",
     ]
     card = (hub / "README.md").read_text()
     _, header, body = card.split("---\n", 2)

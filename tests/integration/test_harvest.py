@@ -181,6 +181,7 @@ def test_evaluation_needs_the_llm_and_says_so(folder, exact):
     shutil.copytree(exact, cache)
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["settings"]["llm.name"] = manifest["facts"]["name"] = "/another/machine/llm"
+    manifest["schema"] = 1  # changed on purpose: as before there was a checksum
     (cache / "manifest.json").write_text(json.dumps(manifest))
     words = ["train_tokens=1536", "activations=cache", f"activations.path={cache}", "eval.tokens=2048"]
     train(folder, "abroad", *words)
@@ -200,13 +201,13 @@ def caches(folder, exact):
     (made["empty"] / "harvest.yaml").unlink()
     (made["short"] / "shards" / "lane_7_00000.tar").unlink()
     text = (made["schema"] / "manifest.json").read_text()
-    (made["schema"] / "manifest.json").write_text(text.replace('"schema": 1', '"schema": 7'))
+    (made["schema"] / "manifest.json").write_text(text.replace('"schema": 2', '"schema": 7'))
     return made | {"good": exact}
 
 
 TABLE = [
     ("path={empty}", "has no manifest.json", "sae-dist harvest"),
-    ("path={schema}", "schema 7", "reads 1"),
+    ("path={schema}", "schema 7", "reads 2"),
     ("path={short}", "shards/lane_7_00000.tar (chunks 7 to 31 of lane 7", "is missing"),
     ("path={good}/nowhere", "nowhere is not a cache", "sae-dist harvest"),
     ("path={good} train_tokens=1M", "train_tokens=1000000 needs", "at most train_tokens="),

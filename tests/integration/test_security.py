@@ -16,6 +16,7 @@ from sae_dist.cli import main
 from sae_dist.config.secrets import check_secrets
 from sae_dist.config.sections import LlmConfig, TokensConfig
 from sae_dist.core.errors import ConfigError, DataError, SaeDistError
+from sae_dist.core.sums import OPEN, sealed
 from sae_dist.export.saelens import export_saelens, load_exported
 from sae_dist.launch.compose import compose_config
 from sae_dist.llm.facts import llm_facts
@@ -128,7 +129,7 @@ def test_a_manifest_names_files_of_its_folder_only(tmp_path, cache):
     content = json.loads((folder / "manifest.json").read_text())
     for name in ("../elsewhere.tar", "/etc/passwd", "pipe:touch marker"):
         content["shards"][0]["name"] = name
-        (folder / "manifest.json").write_text(json.dumps(content))
+        (folder / "manifest.json").write_text(sealed(json.dumps(content | {"sha256": OPEN})))
         with pytest.raises(ConfigError, match="its manifest.json is damaged"):
             read_manifest(str(folder))
 

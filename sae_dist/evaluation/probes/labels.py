@@ -13,7 +13,6 @@ Letters: as core.types; N labelled tokens or texts.
 
 import hashlib
 import io
-import json
 import keyword
 import tokenize
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 from sae_dist.evaluation.asked import labelled_file
 from sae_dist.evaluation.probes.probing import Task
 from sae_dist.evaluation.probes.rows_at import Passage
@@ -155,15 +155,13 @@ def read_labelled(path: str) -> list[tuple[str, str]]:
     """
     asked, file = f"eval.probes={path}", labelled_file(path)
     found: dict[str, str] = {}
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{asked} cannot be read: {error}") from None
+    with reading(asked, "cannot be read: {reason}"):
+        lines = read_bounded(file).decode("utf-8-sig").splitlines()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             text, label = entry["text"], entry["label"]
         except (ValueError, KeyError, TypeError):
             text = label = None

@@ -36,7 +36,7 @@ RESULTS = (
     ("lr", "lr"),
 )
 """Columns of the main table, after the values in which dictionaries differ."""
-OWN = ("name", "output", "resume", "grid")
+OWN = ("name", "output", "private", "resume", "grid")
 """Keys of a config that do not affect what is trained."""
 
 

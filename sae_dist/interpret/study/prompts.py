@@ -1,12 +1,12 @@
 """The prompts of a study: from a file, or the beginnings of held-out texts."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 
 if TYPE_CHECKING:
     from sae_dist.interpret.dictionary import Dictionary
@@ -57,11 +57,8 @@ def read_prompts(path: Path, target: str | None, against: str | None) -> list[As
     Raises:
         ConfigError: the file cannot be read, a line is not what it should be, or there is no prompt.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
-        raise ConfigError(f"--prompts {path} cannot be read ({reason}); give a text file") from None
+    with reading(f"--prompts {path}", "cannot be read ({reason}); give a text file"):
+        text = read_bounded(path).decode("utf-8-sig")
     lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
     read = _json_line if path.suffix == ".jsonl" else _plain_line
     found = [read(line, f"{path} line {number}", target, against) for number, line in lines]
@@ -80,10 +77,8 @@ def _plain_line(line: str, where: str, target: str | None, against: str | None) 
 
 
 def _json_line(line: str, where: str, target: str | None, against: str | None) -> Asking:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise ConfigError(f'{where} is not JSON ({error}); write {{"prompt": "..."}}') from None
+    with reading(where, 'is not JSON ({reason}); write {"prompt": "..."}'):
+        found = parse_json(line)
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str) or not found["prompt"]:
         raise ConfigError(f'{where} has no text "prompt"; write {{"prompt": "..."}}')
     for key, value in found.items():

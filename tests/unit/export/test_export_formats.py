@@ -52,8 +52,9 @@ def make(kind, form="autoencoder", **sizes):
 
 
 def is_whole(folder, name):
-    """Whether a folder has the files of a format and no others."""
-    found, patterns = sorted(path.name for path in folder.iterdir()), sorted(FORMATS[name].files)
+    """Whether a folder has the files of a format, lists of checksums, and no others."""
+    found = sorted(path.name for path in folder.iterdir() if path.suffix != ".sha256")
+    patterns = sorted(FORMATS[name].files)
     return len(found) == len(patterns) and all(map(fnmatch, found, patterns))
 
 

@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.published import load_published
 from sae_dist.export.saelens import export_saelens
-from tests.helpers.dictionaries import KINDS, D, K, dense_codes, dense_output, random_sae
+from tests.helpers.dictionaries import KINDS, D, K, dense_codes, dense_output, random_sae, unlisted
 
 
 def rewrite(folder, config=None, weights=None):
     """An export with other keys and tensors; None in their place removes them."""
+    unlisted(folder)
     for name, changes, load, save in (
         ("cfg.json", config, lambda p: json.loads(p.read_text()), lambda c, p: p.write_text(json.dumps(c))),
         ("sae_weights.safetensors", weights, load_file, save_file),

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.saelens import export_saelens, load_exported
-from tests.helpers.dictionaries import FORMS, KINDS, OUT, D, F, random_sae
+from tests.helpers.dictionaries import FORMS, KINDS, OUT, D, F, random_sae, unlisted
 
 NAMES = {
     ("topk", "autoencoder"): "topk",
@@ -45,7 +45,8 @@ def test_export_and_load_keep_every_bit(tmp_path, kind, form):
     stored = load_file(tmp_path / "export" / "sae_weights.safetensors")
     assert stored["W_enc"].shape == (D, F)
     assert stored["W_dec"].shape == (F, D if form == "autoencoder" else OUT)
-    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+    names = sorted(p.name for p in (tmp_path / "export").iterdir())
+    assert names == ["cfg.json", "sae_weights.safetensors", "sae_weights.safetensors.sha256"]
 
 
 def test_the_kind_that_was_trained_is_kept(tmp_path):
@@ -61,6 +62,7 @@ def test_what_is_missing_or_misshapen_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"cfg.json does not exist; give a folder with cfg.json"):
         load_exported(tmp_path)
     export_saelens(tmp_path, random_sae("topk"))
+    unlisted(tmp_path)
     weights = load_file(tmp_path / "sae_weights.safetensors")
     save_file({n: t for n, t in weights.items() if n != "b_dec"}, tmp_path / "sae_weights.safetensors")
     with pytest.raises(ConfigError, match="has no tensor b_dec; it has W_dec, W_enc, b_enc"):
@@ -87,6 +89,7 @@ def test_what_is_missing_or_misshapen_is_named(tmp_path):
 )
 def test_another_computation_is_refused(tmp_path, key, value, message):
     export_saelens(tmp_path, random_sae("topk"))
+    unlisted(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     config.pop(key) if value is None else config.update({key: value})
     (tmp_path / "cfg.json").write_text(json.dumps(config))

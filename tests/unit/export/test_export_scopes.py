@@ -18,7 +18,7 @@ from sae_dist.export.importing import Imported, with_origin
 from sae_dist.export.names import format_of, proposed_hook, start_folder
 from sae_dist.export.published import load_published
 from sae_dist.export.saelens import export_saelens
-from tests.helpers.dictionaries import D, K, dense_codes, dense_output, random_sae
+from tests.helpers.dictionaries import D, K, dense_codes, dense_output, random_sae, unlisted
 from tests.unit.export.test_export_formats import F, make
 
 
@@ -202,6 +202,7 @@ def test_a_checkpoint_of_saelens_training(tmp_path):
     """Factor of the activations, codes compared times their row's norm, one threshold for all."""
     sae, factor, norm = make("batchtopk"), 0.25, torch.linspace(0.5, 2, F)
     export_saelens(tmp_path, sae)
+    unlisted(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     config |= {"architecture": "batchtopk", "k": float(K), "rescale_acts_by_decoder_norm": True}
     config |= {"normalize_activations": "expected_average_only_in", "metadata": {"model_name": "gpt2"}}
@@ -232,6 +233,7 @@ def test_a_checkpoint_of_saelens_training(tmp_path):
 def test_a_matryoshka_checkpoint_of_saelens(tmp_path):
     sae = make("matryoshka")
     export_saelens(tmp_path, sae)
+    unlisted(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     config |= {"architecture": "matryoshka_batchtopk", "k": K, "metadata": {}}
     config["matryoshka_widths"] = [F // 4, F // 2]
@@ -249,6 +251,7 @@ def test_a_matryoshka_checkpoint_of_saelens(tmp_path):
 def test_the_k_that_saelens_keeps_among_the_details_of_training(tmp_path, k):
     sae = make("jumprelu")
     export_saelens(tmp_path, sae)
+    unlisted(tmp_path)
     config = json.loads((tmp_path / "cfg.json").read_text())
     details = {} if k is None else {"training_architecture_details": {"k": k, "topk_threshold_lr": 0.01}}
     config["metadata"] = {"training_architecture": "batchtopk"} | details

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.importing import Imported
 from sae_dist.export.keys import COUNT, SIZE, SIZES, checked
-from tests.helpers.dictionaries import D
+from tests.helpers.dictionaries import D, unlisted
 from tests.unit.export.test_export_formats import FORMATS, F, K, make
 
 BASES = {
@@ -56,6 +56,7 @@ def written(tmp_path_factory):
     for name, (config, kind, changes) in BASES.items():
         folder = tmp_path_factory.mktemp("base")
         FORMATS[name.split()[0]].write(folder, make(kind))
+        unlisted(folder)
         content = json.loads((folder / config).read_text()) | changes
         found[name] = folder, config, {key: value for key, value in content.items() if value is not None}
     return found
@@ -184,6 +185,7 @@ def test_a_pointer_of_git_lfs_is_not_the_file(tmp_path):
 def test_weights_in_several_files(tmp_path):
     sae = make("topk")
     FORMATS["sparsify"].write(tmp_path, sae)
+    unlisted(tmp_path)
     path = tmp_path / "sae.safetensors"
     weights = load_file(path)
     places = {}

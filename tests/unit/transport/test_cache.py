@@ -9,6 +9,7 @@ import torch
 from sae_dist.config.rules.cache import check_length, chunks_needed, fill, rows_served, settled_keys
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.sums import OPEN, sealed
 from sae_dist.core.types import LlmFacts
 from sae_dist.shuffle.lanes import Shuffle
 from sae_dist.transport.cache import CachedChunkSource
@@ -153,8 +154,13 @@ def test_missing_and_short_files_are_seen_before_training(tmp_path):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda c: c.update(schema=2), "has schema 2, .* reads 1"),
-        (lambda c: c.pop("dtype"), "damaged .KeyError: 'dtype'"),
+        (lambda c: c.update(schema=3), "has schema 3, .* reads 2"),
+        (lambda c: c.pop("dtype"), "damaged .it has no 'dtype'"),
+        (lambda c: c.pop("sha256"), "damaged .it is not what was written; if that is on purpose, set its"),
+        (lambda c: c.update(chunks_per_lane=10**21), "damaged .chunks 1000"),
+        (lambda c: c["settings"].update({"shuffle.lanes": 1e21}), "damaged .lanes 1e"),
+        (lambda c: c["settings"].update({"shuffle.lanes": 10**9}), "damaged .*not those of its layout"),
+        (lambda c: c["facts"].update(vocab_size="many"), "damaged .vocab_size=many is of another type"),
         (lambda c: c["shards"].pop(), "damaged .*not those of its layout"),
         (lambda c: c["shards"][0].update(name="../../etc/passwd"), "damaged .*not those of its layout"),
         (lambda c: c.update(dtype="int4"), "damaged .*int4"),
@@ -183,7 +189,9 @@ def test_a_manifest_that_is_not_right(change, says, tmp_path):
     make(tmp_path)
     content = json.loads((tmp_path / "manifest.json").read_text())
     change(content)
-    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    if "sha256" in content:  # whoever makes a manifest can make its checksum
+        text = sealed(json.dumps(content | {"sha256": OPEN}))
+    (tmp_path / "manifest.json").write_text(text if "sha256" in content else json.dumps(content))
     with pytest.raises(ConfigError, match=says):
         read_manifest(str(tmp_path))
 

@@ -1,0 +1,94 @@
+"""Checksums: of files, in lists beside them that `sha256sum -c` reads too, and of a text, within it.
+
+A file that nobody else's program lists is not checked: lists are of what this program wrote.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_dist.core.errors import ConfigError
+from sae_dist.core.files import write_text
+
+LIST = ".sha256"
+"""The end of the name of a list: it is named as its first file, and that."""
+PIECE_BYTES = 1 << 20
+LONGEST_LIST_BYTES = 1 << 16
+LINE = re.compile(r"([0-9a-f]{64})  ([^/\n]{1,255})\n")
+OPEN = "0" * 64
+"""What stands in a text for its own checksum while that is computed."""
+SUM = re.compile(r"[0-9a-f]{64}")
+
+
+def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
+    """Return the size and sha256 of a file; with `sync`, once it is safely on the disk."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        while piece := file.read(PIECE_BYTES):
+            digest.update(piece)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+@contextmanager
+def listing(folder: Path, *lists: Sequence[str]) -> Iterator[None]:
+    """List the checksums of files that the body writes; while it writes them, the lists are not there.
+
+    Args:
+        lists: the names of the files of each list.
+    """
+    for names in lists:
+        (folder / f"{names[0]}{LIST}").unlink(missing_ok=True)
+    yield
+    for names in lists:
+        lines = [f"{checksum(folder / name)['sha256']}  {name}\n" for name in names]
+        write_text(folder / f"{names[0]}{LIST}", "".join(lines))
+
+
+def check_listed(folder: Path, names: Iterable[str]) -> None:
+    """Check the files of a folder against the lists that are named as one of them.
+
+    Raises:
+        ConfigError: a file is missing or is not what was written, or a list is damaged.
+    """
+    for name in names:
+        path = folder / f"{name}{LIST}"
+        if not path.is_file():
+            continue
+        for file, wanted in _read_list(path, name):
+            if not file.is_file():
+                raise ConfigError(f"{file} does not exist, and {path.name} lists it; copy the folder again")
+            if checksum(file)["sha256"] != wanted:
+                raise ConfigError(
+                    f"{file} is not what was written: its sha256 is not that of {path.name}; copy it again, "
+                    f"or remove {path.name} if it was changed on purpose"
+                )
+
+
+def _read_list(path: Path, name: str) -> list[tuple[Path, str]]:
+    with open(path, "rb") as file:
+        text = file.read(LONGEST_LIST_BYTES).decode("latin1")
+    found = LINE.findall(text)
+    if "".join(f"{digest}  {each}\n" for digest, each in found) != text or name not in dict(
+        (each, digest) for digest, each in found
+    ):
+        raise ConfigError(f"{path} is not a list of checksums; copy the folder again, or remove it")
+    return [(path.parent / each, digest) for digest, each in found]
+
+
+def sealed(text: str) -> str:
+    """Return a text in which `OPEN` stands once, with the checksum of the whole text in its place."""
+    assert text.count(OPEN) == 1
+    return text.replace(OPEN, hashlib.sha256(text.encode()).hexdigest())
+
+
+def is_sealed(text: str, digest: object) -> bool:
+    """Return whether a text is what `sealed` returned; `digest` is the checksum that it holds."""
+    if not isinstance(digest, str) or not SUM.fullmatch(digest) or text.count(digest) != 1:
+        return False
+    return hashlib.sha256(text.replace(digest, OPEN).encode()).hexdigest() == digest
