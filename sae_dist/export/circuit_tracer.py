@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from sae_dist.config.plain import read_yaml
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.text import first_line
@@ -151,8 +152,8 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        found = read_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not YAML ({first_line(error)}); export the dictionary again") from None
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no keys; export the dictionary again")
@@ -168,5 +169,5 @@ def _metadata(config: dict[str, Any], name: str) -> dict[str, Any]:
     for ours, theirs in (("hook_name", "feature_input_hook"), ("hook_name_out", "feature_output_hook")):
         hook = config.get(theirs)
         if hook is not None and layer is not None:
-            found[ours] = PLACES.get(hook, f"blocks.{{}}.{hook}").format(layer[1])
+            found[ours] = PLACES.get(hook, f"blocks.{{}}.{hook}").replace("{}", layer[1])
     return found

@@ -11,10 +11,12 @@ import pytest
 import yaml
 
 from sae_dist.cli import main
+from sae_dist.commands.rank import run as run_as_rank
 from sae_dist.config.sections import LlmConfig, TokensConfig
-from sae_dist.core.errors import ConfigError
+from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.process import own_command
 from sae_dist.launch.run import train_command
+from sae_dist.launch.spawn import spawn
 from sae_dist.llm.facts import llm_facts
 from sae_dist.tokens.hf import check_dataset
 from sae_dist.tokens.shards import expand
@@ -201,3 +203,26 @@ def test_a_model_config_fetches_no_kernel(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "org/kernels"}))
     with pytest.raises(ConfigError, match="attn_implementation=org/kernels, code of a repository"):
         llm_facts(LlmConfig(name=str(tmp_path / "llm")), None)
+
+
+def test_ranks_are_granted_what_their_command_was(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("sae_dist.launch.spawn._start", lambda words, *_: started.append(words) or stopped())
+    granted = {"llm.trust_remote_code": True, "activations.path": "pipe:cat 'a b'/{}", "cluster.command": "x"}
+    with pytest.raises(SaeDistError):
+        spawn(tmp_path, 2, "train", granted=granted)
+    given = []
+    monkeypatch.setattr(
+        "sae_dist.commands.rank._work_of", lambda role: lambda folder, words: given.append(words)
+    )
+    monkeypatch.setattr("sae_dist.commands.rank._end_with_parent", lambda pipe: None)
+    for each in started:
+        run_as_rank(each)
+    assert given == 2 * [{key: granted[key] for key in ("llm.trust_remote_code", "activations.path")}]
+
+
+def stopped():
+    """A rank that has failed."""
+    done = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    done.wait()
+    return done
