@@ -13,7 +13,9 @@ import yaml
 from sae_dist.cli import main
 from sae_dist.commands.rank import run as run_as_rank
 from sae_dist.config.sections import LlmConfig, TokensConfig
+from sae_dist.config.trust import WRITES
 from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.owner import claim
 from sae_dist.core.process import own_command
 from sae_dist.launch.run import train_command
 from sae_dist.launch.spawn import spawn
@@ -78,6 +80,23 @@ def test_the_word_grants_it(hostile):
     _folder, marker = hostile
     assert main(["export", "outputs/run", WORD]) == 2
     assert marker.exists()
+
+
+@pytest.mark.parametrize("key", sorted(WRITES))
+def test_a_config_does_not_say_where_is_written(key, hostile):
+    folder, _marker = hostile
+    frozen = folder / "outputs" / "run" / "config.yaml"
+    asked = frozen.read_text()
+    content = yaml.safe_load(asked)
+    content[key] = str(folder / "elsewhere") if key == "output" else "elsewhere"
+    content["llm"] = {**content["llm"], "trust_remote_code": False, "name": "embedded"}
+    content["hook"], before = "layers.0:out", {path for path in folder.rglob("*") if "run" not in path.parts}
+    frozen.write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        assert main(["export", "outputs/run"]) == 0
+    finally:
+        frozen.write_text(asked)
+    assert {path for path in folder.rglob("*") if "run" not in path.parts} == before
 
 
 def test_without_a_record_nothing_is_run_either(hostile, capsys):
@@ -226,3 +245,19 @@ def stopped():
     done = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
     done.wait()
     return done
+
+
+@pytest.mark.parametrize("place", ["plots/loss.png", "logs/rank_1.log", "member/plots/loss.png", "seeds.csv"])
+def test_a_file_that_leads_out_of_the_folder_is_not_written_over(place, tmp_path):
+    private = tmp_path / "private"
+    private.write_text("kept")
+    link = tmp_path / "run" / place
+    link.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    link.symlink_to(private)
+    with pytest.raises(ConfigError, match="is a link to a file outside of the run folder"):
+        claim(tmp_path / "run", "trained")
+    link.unlink()
+    (link.parent / "inside").touch()
+    link.symlink_to(link.parent / "inside")
+    claim(tmp_path / "run", "trained").release()
