@@ -62,7 +62,7 @@ NOT_NEGATIVE = (
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
 LARGEST_SEED = 2**32 - 1
-LARGEST_GRID = 10_000
+LARGEST_GRID = 1_000
 """Dictionaries of a grid."""
 
 TEXT_ONLY = (

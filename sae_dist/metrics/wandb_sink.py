@@ -66,7 +66,7 @@ class WandbSink:
         self._guard(run.finish)
         if self._run is not None and self._mode == "offline":
             # A resumed run has several parts, which W&B joins only with WANDB_RESUME.
-            parts = f"{quoted(Path(run.dir).parents[1])}/offline-run-*-{run.id}"
+            parts = f"{quoted(Path(run.dir).parents[1])}/offline-run-*-{quoted(run.id)}"
             print_line(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 

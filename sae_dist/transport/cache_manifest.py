@@ -25,9 +25,9 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
-LARGEST_BYTES = 64 << 20
-"""Of a manifest: that of a cache of tens of terabytes."""
-TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; no cache has so many shards"
+LARGEST_BYTES = 16 << 20
+"""Of a manifest: 40,000 shards, several terabytes; whatever it holds is read within 500 MB."""
+TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; harvest into fewer files, with a larger cache.shard_chunks"
 NUMBERS = ("chunks", "prefix", "suffix", "tp_sizes")
 """Lists of whole numbers; the others are of text."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}

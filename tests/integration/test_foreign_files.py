@@ -17,8 +17,10 @@ from sae_dist.config.trust import WRITES
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.owner import claim
 from sae_dist.core.process import own_command
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import train_command
 from sae_dist.launch.spawn import spawn
+from sae_dist.launch.start import Role, start
 from sae_dist.llm.facts import llm_facts
 from sae_dist.tokens.hf import check_dataset
 from sae_dist.tokens.shards import expand
@@ -238,6 +240,13 @@ def test_ranks_are_granted_what_their_command_was(tmp_path, monkeypatch):
     for each in started:
         run_as_rank(each)
     assert given == 2 * [{key: granted[key] for key in ("llm.trust_remote_code", "activations.path")}]
+
+
+def test_a_config_starts_no_thousands_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_dist.launch.spawn.spawn", lambda *_: pytest.fail("started"))
+    role = Role("train", lambda folder: 5000, lambda folder, granted: None)
+    with pytest.raises(ConfigError, match="5000 processes on one machine, at most"):
+        start(lambda world: Frozen(tmp_path), role, lambda folder, granted: None, dict)
 
 
 def stopped():
