@@ -155,7 +155,7 @@ def continue_folder(
                 save_config(cfg, temporary)
         starts = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
 
 

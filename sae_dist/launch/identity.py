@@ -83,7 +83,7 @@ def differences(file: Path, now: Identity) -> str:
     """
     try:
         begun: Identity = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read ({error}); remove it to go on without this check") from None
     changes = [
         in_words("changed", (name for name in begun if name in now and now[name] != begun[name])),

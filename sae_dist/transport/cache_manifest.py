@@ -27,7 +27,10 @@ HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
 LARGEST_BYTES = 16 << 20
 """Of a manifest: 40,000 shards, several terabytes; whatever it holds is read within 500 MB."""
-TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; harvest into fewer files, with a larger cache.shard_chunks"
+MOST_PARTS = 200_000
+"""Lists and objects of a manifest, two for each shard."""
+FEWER = "harvest into fewer files, with a larger cache.shard_chunks"
+TOO_LARGE = f"has more than {LARGEST_BYTES} bytes; {FEWER}"
 NUMBERS = ("chunks", "prefix", "suffix", "tp_sizes")
 """Lists of whole numbers; the others are of text."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -145,6 +148,8 @@ def read_manifest(path: str) -> Manifest:
     """
     asked, location = f"activations.path={path}", Location(path)
     text = _read(location, asked)
+    if text.count(b"[") + text.count(b"{") > MOST_PARTS:
+        raise ConfigError(f"{asked}: its {MANIFEST} holds more than {MOST_PARTS} lists; {FEWER}")
     try:
         content = json.loads(text)
         schema = content.get("schema")
