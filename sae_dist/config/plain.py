@@ -25,6 +25,7 @@ MOST_DIGITS = 1000
 LARGEST_NUMBER = 2**62
 LONGEST_TEXT = 1 << 20
 LARGEST = {
+    "batch": 2**26,
     "shuffle.lanes": 2**20,
     "shuffle.chunk_rows": 2**24,
     "shuffle.block_chunks": 2**20,

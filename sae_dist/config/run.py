@@ -39,7 +39,7 @@ from sae_dist.config.sections import (
     TokensConfig,
     TopologyConfig,
 )
-from sae_dist.config.tables import CHOICES, LARGEST_GRID, MAY_BE_OPEN
+from sae_dist.config.tables import CHOICES, LARGEST_GRID, LARGEST_MATRIX, MAY_BE_OPEN
 from sae_dist.config.trust import NOTHING, Granted, check_granted, withheld
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.parsing import read_bounded, reading
@@ -230,6 +230,8 @@ def _parsed(text: str) -> Resolved:
         value = getattr(getattr(loaded, section) if section else loaded, name)
         if value not in allowed and not (value is None and key in MAY_BE_OPEN):
             raise ValueError(f"{key}={value} is not one of {', '.join(allowed)}")
+    if (loaded.activations.num_features or 0) * (loaded.activations.width or 0) > LARGEST_MATRIX:
+        raise ValueError("activations.num_features times activations.width is too large")
     size = math.prod(len(values) for values in vars(loaded.grid).values() if values is not None)
     if size > LARGEST_GRID:
         raise ValueError(f"grid has {size} dictionaries; at most {LARGEST_GRID}")

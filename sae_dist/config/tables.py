@@ -62,7 +62,9 @@ NOT_NEGATIVE = (
 BELOW_ONE = ("optim.beta1", "optim.beta2", "sae.threshold_beta")
 AT_MOST_ONE = ("sae.sparsity_warmup",)
 LARGEST_SEED = 2**32 - 1
-LARGEST_GRID = 10_000
+LARGEST_MATRIX = 2**33
+"""Numbers in the true features of synthetic activations."""
+LARGEST_GRID = 1_000
 """Dictionaries of a grid."""
 
 TEXT_ONLY = (

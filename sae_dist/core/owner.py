@@ -19,7 +19,7 @@ from sae_dist.core.errors import CheckpointError, ConfigError
 from sae_dist.core.files import remove_temporaries
 from sae_dist.core.private import as_private_as
 from sae_dist.core.process import Machine, Process
-from sae_dist.core.run_folder import CONFIG
+from sae_dist.core.run_folder import CONFIG, check_links
 from sae_dist.core.text import print_line
 
 BEAT_S = 5.0
@@ -149,9 +149,10 @@ def claim(folder: Path, doing: str) -> Owner:
         doing: what will be done to it, such as `trained`.
 
     Raises:
-        ConfigError: another process owns it.
+        ConfigError: another process owns it, or a file in it is a link to elsewhere.
         OSError: the folder cannot be written.
     """
+    check_links(folder)
     record = Record.mine(doing)
     while True:
         dead = refuse_owned(folder)

@@ -31,8 +31,36 @@ REPORT = "report.html"
 SWEEP_TABLE = "sweep.csv"
 SWEEP_PLOT = "sweep.png"
 
+IN_PLACE = ("*.*", f"{LOGS}/*", f"{PLOTS}/*", f"{HUB}/*", "wandb/*")
+"""Files of a run that are written without being replaced as a whole."""
+
 FINISHED, TRAINED, DIVERGED, IMPORTED = "finished", "trained", "diverged", "imported"
 """Values of `status` in SUMMARY: evaluated; not evaluated yet; given up; not trained here."""
+
+
+def check_links(folder: Path) -> None:
+    """Check that no file in a run folder which may be written over in its place is a link to elsewhere.
+
+    A folder that somebody else made could hold one to any file of this machine.
+
+    Raises:
+        ConfigError: one is.
+    """
+    home = folder.resolve()
+    for pattern in (*IN_PLACE, *(f"*/{each}" for each in IN_PLACE)):
+        for path in folder.glob(pattern):
+            if path.is_symlink() and not path.is_dir() and not _target(path).is_relative_to(home):
+                raise ConfigError(
+                    f"{path} is a link to a file outside of the run folder, which would be written over; "
+                    "remove the link"
+                )
+
+
+def _target(path: Path) -> Path:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link to itself, before Python 3.13
+        return Path("/")
 
 
 def read_summary(folder: Path) -> dict[str, Any]:

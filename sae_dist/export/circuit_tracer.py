@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from sae_dist.config.plain import read_yaml
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
-from sae_dist.core.parsing import parse_yaml, read_bounded, reading
+from sae_dist.core.parsing import read_bounded, reading
 from sae_dist.export.exported import ExportedSae, Latents, tiles
 from sae_dist.export.keys import CIRCUIT_TRACER, checked
 from sae_dist.export.names import FILES, LAYER_FILE, MODULE
@@ -151,7 +152,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     with reading(path, "is not YAML ({reason}); export the dictionary again"):
-        found = parse_yaml(read_bounded(path).decode("utf-8-sig"))
+        found = read_yaml(read_bounded(path).decode("utf-8-sig"))
     if not isinstance(found, dict):
         raise ConfigError(f"{path} holds no keys; export the dictionary again")
     return checked(path, {str(key): value for key, value in found.items()}, CIRCUIT_TRACER)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Sequence
@@ -154,7 +155,7 @@ def continue_folder(
                 save_config(cfg, temporary)
         starts = read_json(folder / PROVENANCE) or {}
         write_json(folder / PROVENANCE, {**starts, "resumed": [*starts.get("resumed", []), provenance()]})
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{folder} cannot be continued: {error}; choose another name=") from None
 
 
@@ -222,7 +223,8 @@ def _newest_step(folder: Path) -> int:
     """Return the step of the newest checkpoint, the earliest of a grid's dictionaries; 0 without one."""
     files = [*folder.glob(f"{CHECKPOINTS}/{LATEST}"), *folder.glob(f"*/{CHECKPOINTS}/{LATEST}")]
     names = [each.read_text(encoding="utf-8").strip() for each in files]
-    return min((int(name.removeprefix("step_")) for name in names), default=0)
+    found = (re.fullmatch(r"step_(\d{1,18})", name) for name in names)
+    return min((int(each[1]) if each else 0 for each in found), default=0)
 
 
 def _check_same(begun: dict[str, Any], now: dict[str, Any], folder: Path, kind: FolderKind) -> None:

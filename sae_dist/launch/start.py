@@ -1,5 +1,6 @@
 """The way from a prepared run folder to a finished one: ranks started here, or one rank of a launcher."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistE
 from sae_dist.core.place import launched, place
 from sae_dist.core.private import as_private_as
 from sae_dist.launch.freeze import Frozen
+
+FEWEST_AT_MOST, PER_CORE = 64, 4
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ def start(
     with released_at_the_end(frozen):
         ranks = role.count(frozen.folder)
         with leaving_nothing(frozen):
+            check_number(ranks)
             if ranks == 1:
                 with own_signals():
                     role.work(frozen.folder, frozen.granted)
@@ -62,6 +66,20 @@ def start(
 
                 spawn(frozen.folder, ranks, role.name, frozen.owner, frozen.granted)
         finish(frozen.folder, frozen.granted)
+
+
+def check_number(ranks: int) -> None:
+    """Check that one machine is not asked to start more processes than it can bear; a file may say how many.
+
+    Raises:
+        ConfigError: it is.
+    """
+    most = max(FEWEST_AT_MOST, PER_CORE * (os.cpu_count() or 1))
+    if ranks > most:
+        raise ConfigError(
+            f"topology: {ranks} processes on one machine, at most {most} are started; start them by torchrun "
+            "or Slurm on several"
+        )
 
 
 def _join(

@@ -10,6 +10,8 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
+from configparser import ConfigParser
+from configparser import Error as ConfigParserError
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sae_dist.config.run import RunConfig
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.core.text import class_and_line, print_line, quoted, visible
 
@@ -24,6 +27,7 @@ INIT_TIMEOUT_S = 20
 USED = "sae_dist.json"
 """The file in the run folder's wandb/ that records the id and mode of the W&B run."""
 LONGEST_TITLE = 63
+PLAIN_SETTINGS = ("entity", "project", "mode", "disabled", "silent", "quiet", "console")
 HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")
 """The default hosts of W&B's library: since version 0.31, and before."""
 
@@ -62,7 +66,7 @@ class WandbSink:
         self._guard(run.finish)
         if self._run is not None and self._mode == "offline":
             # A resumed run has several parts, which W&B joins only with WANDB_RESUME.
-            parts = f"{quoted(Path(run.dir).parents[1])}/offline-run-*-{run.id}"
+            parts = f"{quoted(Path(run.dir).parents[1])}/offline-run-*-{quoted(run.id)}"
             print_line(f"wandb: offline; to upload: WANDB_RESUME=allow wandb sync {parts}")
         self._run = None
 
@@ -105,6 +109,8 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     """Start a W&B run, or continue one."""
     import wandb
 
+    if mode == "online":
+        _check_settings()
     _folders_that_can_be_written(folder / "wandb")
     # In a grid, one process has a W&B run for each dictionary.
     settings = wandb.Settings(silent=True, console="off", init_timeout=INIT_TIMEOUT_S, reinit="create_new")
@@ -124,6 +130,28 @@ def begin(cfg: RunConfig, folder: Path, run_id: str, mode: str) -> Any:
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
     return run
+
+
+def _check_settings() -> None:
+    """Check that the working folder does not say where W&B's key is sent.
+
+    The library reads such a file wherever it is started; a person's own is in the home folder.
+
+    Raises:
+        ConfigError: wandb/settings there sets more than names and modes.
+    """
+    if os.environ.get("WANDB_BASE_URL") or os.environ.get("WANDB_DIR"):
+        return
+    for path in (Path("wandb/settings"), Path(".wandb/settings")):
+        found = ConfigParser(interpolation=None)
+        with suppress(ConfigParserError, UnicodeDecodeError):
+            found.read(path, encoding="utf-8")
+        keys = [key for section in found.values() for key in section if key not in PLAIN_SETTINGS]
+        if keys:
+            raise ConfigError(
+                f"{path} of the working folder sets {keys[0]}, which is not taken from a file there; set "
+                "W&B's variables (WANDB_BASE_URL), or remove the line"
+            )
 
 
 def _folders_that_can_be_written(ours: Path) -> None:

@@ -29,8 +29,11 @@ WITHOUT_SUM = 1
 MANIFEST = "manifest.json"
 HARVEST = "harvest.yaml"
 PIECE_BYTES = 1 << 20
-LARGEST_BYTES = 64 << 20
-"""Of a manifest: that of a cache of tens of terabytes."""
+LARGEST_BYTES = 16 << 20
+"""Of a manifest: 40,000 shards, several terabytes; whatever it holds is read within 500 MB."""
+MOST_PARTS = 200_000
+"""Lists and objects of a manifest, two for each shard."""
+FEWER = "harvest into fewer files, with a larger cache.shard_chunks"
 NUMBERS = ("chunks", "prefix", "suffix", "tp_sizes")
 """Lists of whole numbers; the others are of text."""
 ITEM_BYTES = {"bfloat16": 2, "float32": 4, "float64": 8}
@@ -149,6 +152,8 @@ def read_manifest(path: str) -> Manifest:
     """
     asked, location = f"activations.path={path}", Location(path)
     data = _read(location, asked)
+    if data.count(b"[") + data.count(b"{") > MOST_PARTS:
+        raise ConfigError(f"{asked}: its {MANIFEST} holds more than {MOST_PARTS} lists; {FEWER}")
     with reading(f"{asked}:", f"its {MANIFEST} is not readable ({{reason}}); harvest the cache again"):
         text = data.decode("utf-8")
         content = parse_json(text, unique=True)

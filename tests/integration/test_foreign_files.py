@@ -11,10 +11,16 @@ import pytest
 import yaml
 
 from sae_dist.cli import main
+from sae_dist.commands.rank import run as run_as_rank
 from sae_dist.config.sections import LlmConfig, TokensConfig
-from sae_dist.core.errors import ConfigError
+from sae_dist.config.trust import WRITES
+from sae_dist.core.errors import ConfigError, SaeDistError
+from sae_dist.core.owner import claim
 from sae_dist.core.process import own_command
+from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.run import train_command
+from sae_dist.launch.spawn import spawn
+from sae_dist.launch.start import Role, start
 from sae_dist.llm.facts import llm_facts
 from sae_dist.tokens.hf import check_dataset
 from sae_dist.tokens.shards import expand
@@ -76,6 +82,23 @@ def test_the_word_grants_it(hostile):
     _folder, marker = hostile
     assert main(["export", "outputs/run", WORD]) == 2
     assert marker.exists()
+
+
+@pytest.mark.parametrize("key", sorted(WRITES))
+def test_a_config_does_not_say_where_is_written(key, hostile):
+    folder, _marker = hostile
+    frozen = folder / "outputs" / "run" / "config.yaml"
+    asked = frozen.read_text()
+    content = yaml.safe_load(asked)
+    content[key] = str(folder / "elsewhere") if key == "output" else "elsewhere"
+    content["llm"] = {**content["llm"], "trust_remote_code": False, "name": "embedded"}
+    content["hook"], before = "layers.0:out", {path for path in folder.rglob("*") if "run" not in path.parts}
+    frozen.write_text(yaml.safe_dump(content, sort_keys=False))
+    try:
+        assert main(["export", "outputs/run"]) == 0
+    finally:
+        frozen.write_text(asked)
+    assert {path for path in folder.rglob("*") if "run" not in path.parts} == before
 
 
 def test_without_a_record_nothing_is_run_either(hostile, capsys):
@@ -201,3 +224,49 @@ def test_a_model_config_fetches_no_kernel(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attn_implementation": "org/kernels"}))
     with pytest.raises(ConfigError, match="attn_implementation=org/kernels, code of a repository"):
         llm_facts(LlmConfig(name=str(tmp_path / "llm")), None)
+
+
+def test_ranks_are_granted_what_their_command_was(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("sae_dist.launch.spawn._start", lambda words, *_: started.append(words) or stopped())
+    granted = {"llm.trust_remote_code": True, "activations.path": "pipe:cat 'a b'/{}", "cluster.command": "x"}
+    with pytest.raises(SaeDistError):
+        spawn(tmp_path, 2, "train", granted=granted)
+    given = []
+    monkeypatch.setattr(
+        "sae_dist.commands.rank._work_of", lambda role: lambda folder, words: given.append(words)
+    )
+    monkeypatch.setattr("sae_dist.commands.rank._end_with_parent", lambda pipe: None)
+    for each in started:
+        run_as_rank(each)
+    assert given == 2 * [{key: granted[key] for key in ("llm.trust_remote_code", "activations.path")}]
+
+
+def test_a_config_starts_no_thousands_of_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_dist.launch.spawn.spawn", lambda *_: pytest.fail("started"))
+    role = Role("train", lambda folder: 5000, lambda folder, granted: None)
+    with pytest.raises(ConfigError, match="5000 processes on one machine, at most"):
+        start(lambda world: Frozen(tmp_path), role, lambda folder, granted: None, dict)
+
+
+def stopped():
+    """A rank that has failed."""
+    done = subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+    done.wait()
+    return done
+
+
+@pytest.mark.parametrize("place", ["plots/loss.png", "logs/rank_1.log", "member/plots/loss.png", "seeds.csv"])
+def test_a_file_that_leads_out_of_the_folder_is_not_written_over(place, tmp_path):
+    private = tmp_path / "private"
+    private.write_text("kept")
+    link = tmp_path / "run" / place
+    link.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").touch()
+    link.symlink_to(private)
+    with pytest.raises(ConfigError, match="is a link to a file outside of the run folder"):
+        claim(tmp_path / "run", "trained")
+    link.unlink()
+    (link.parent / "inside").touch()
+    link.symlink_to(link.parent / "inside")
+    claim(tmp_path / "run", "trained").release()

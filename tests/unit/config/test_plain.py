@@ -99,6 +99,16 @@ def test_a_frozen_config_that_does_not_fit(text, tmp_path, line, other, says):
     assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
 
 
+def test_a_matrix_of_petabytes_is_refused_before_it_is_made(text, tmp_path):
+    path = tmp_path / "config.yaml"
+    for line, number in (("num_features: null", 2**32), ("  width: null", 2**24)):
+        assert line in text
+        text = text.replace(line, line.replace("null", str(number)), 1)
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="num_features times activations.width is too large"):
+        load_config(path)
+
+
 def test_a_grid_of_millions_is_refused_before_it_is_laid_out(text, tmp_path):
     path = tmp_path / "config.yaml"
     lists = {key: list(range(1, 1001)) for key in ("num_latents", "k", "seed")}
@@ -106,8 +116,8 @@ def test_a_grid_of_millions_is_refused_before_it_is_laid_out(text, tmp_path):
     path.write_text(text.replace(grid, write_yaml({"grid": lists})))
     with pytest.raises(ConfigError, match="grid has 1000000000 dictionaries"):
         load_config(path)
-    words = [f"grid.{key}={[*range(1, 401)]}".replace(" ", "") for key in ("k", "seed")]
-    with pytest.raises(ConfigError, match="grid has 160000 dictionaries; at most"):
+    words = [f"grid.{key}={[*range(1, 101)]}".replace(" ", "") for key in ("k", "seed")]
+    with pytest.raises(ConfigError, match="grid has 10000 dictionaries; at most"):
         validate(compose_config(words))
 
 

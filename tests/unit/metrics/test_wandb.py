@@ -193,3 +193,31 @@ def test_folders_that_cannot_be_made_at_home_are_in_the_run_folder(tmp_path, mon
     monkeypatch.delenv("WANDB_DATA_DIR")
     write(WandbSink(config(), tmp_path, "abc"), [5])
     assert os.environ["WANDB_CACHE_DIR"] == str(tmp_path / "cache") and "WANDB_DATA_DIR" not in os.environ
+
+
+@pytest.mark.parametrize("name", ["wandb", ".wandb"])
+def test_the_working_folder_does_not_say_where_the_key_is_sent(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_API_KEY", "a1b2" * 10)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "settings").write_text(
+        "[default]\nproject = x\nbase_url = https://elsewhere.example\n"
+    )
+    cfg = config()
+    cfg.metrics.wandb = "online"
+    (tmp_path / "run").mkdir()
+    sink = WandbSink(cfg, tmp_path / "run", "id")
+    sink.close()
+    said = capfd.readouterr().err
+    assert (
+        f"{name}/settings of the working folder sets base_url, which is not taken from a file there" in said
+    )
+    assert sink._mode == "offline"
+
+
+def test_what_looks_like_an_interpolation_or_a_control_character_is_text():
+    from sae_dist.metrics.wandb_sink import shown
+
+    assert shown({"a\x1b": ["${oc.env:HOME}", 1, None, {"b": "\u202e"}]}) == {
+        "a\\x1b": ["${oc.env:HOME}", 1, None, {"b": "\\u202e"}]
+    }

@@ -196,6 +196,13 @@ def test_a_manifest_that_is_not_right(change, says, tmp_path):
         read_manifest(str(tmp_path))
 
 
+def test_a_manifest_of_millions_of_lists_is_not_parsed(tmp_path, monkeypatch):
+    (tmp_path / "manifest.json").write_text('{"schema": 1, "x": [' + "[]," * 5_000_000 + "0]}")
+    monkeypatch.setattr("json.loads", lambda _: pytest.fail("parsed"))
+    with pytest.raises(ConfigError, match="holds more than 200000 lists; harvest into fewer files"):
+        read_manifest(str(tmp_path))
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, '{"schema": ' + "9" * 5000 + "}", '{"schema": 1, "facts": 3}']
 )

@@ -166,7 +166,7 @@ def test_the_truth_is_in_the_frozen_config(tmp_path):
     for given in (config(num_features=64), named):
         cfg = RunConfig(seed=7, activations=given)
         cfg.sae.kind, cfg.optim.kind = "topk", "adam"
-        cfg.llm.name = cfg.tokens.kind = "x"
+        cfg.llm.name, cfg.tokens.kind = "x", "text"
         save_config(resolve(cfg, None, 2), tmp_path / "config.yaml")
         read = load_config(tmp_path / "config.yaml")
         one, two = (GroundTruth.of(each.activations, each.seed) for each in (cfg, read))
