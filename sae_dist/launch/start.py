@@ -6,9 +6,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
+from sae_dist.core.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericsError,
+    Preempted,
+    SaeDistError,
+    TransportError,
+)
 from sae_dist.core.place import launched, place
 from sae_dist.launch.freeze import Frozen
+
+OF_RANK_ZERO = "rank 0 failed: "
+"""The beginning of what other ranks know of a failure that rank 0 prints itself; see `Control.tell`."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +82,8 @@ def _join(prepare: Callable[[int | None], Frozen], role: Role, finish: Callable[
         try:
             with leaving_nothing(frozen), own_signals():
                 role.work(frozen.folder)
-        except (NumericsError, Preempted) as error:
-            if where.rank:
+        except (CheckpointError, NumericsError, Preempted, TransportError) as error:
+            if where.rank and (not isinstance(error, TransportError) or str(error).startswith(OF_RANK_ZERO)):
                 raise SaidByRankZero(error.exit_code) from None
             raise
         if where.rank == 0:
