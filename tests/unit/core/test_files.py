@@ -67,6 +67,16 @@ def test_what_dead_processes_left_half_written_goes_with_the_next_owner(tmp_path
     remove_temporaries(tmp_path / "gone")
 
 
+def test_who_cannot_clear_away_does_not_own(tmp_path, monkeypatch):
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("sae_dist.core.owner.remove_temporaries", fails)
+    with pytest.raises(OSError):
+        claim(tmp_path, "trained")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_of_a_library_is_the_systems_and_names_the_file(tmp_path):
     """A limit on the size of files, met by Rust's writes; its own error class says nothing of that."""
     path = tmp_path / "a.safetensors"
