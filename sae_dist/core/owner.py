@@ -166,8 +166,13 @@ def claim(folder: Path, doing: str) -> Owner:
         if as_seen and found[-1] == number:
             # The last dead claim stays: others may be about to succeed it.
             remove(folder, [each for each in found if each < number - 1])
-            remove_temporaries(folder)
-            return Owner(folder, number, file, record)
+            owner = Owner(folder, number, file, record)
+            try:
+                remove_temporaries(folder)
+            except OSError:
+                owner.release()
+                raise
+            return owner
         os.close(file)
         remove(folder, [number])
         time.sleep(random.random() * POLL_S)

@@ -8,12 +8,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_dist.config.trust import Granted
-from sae_dist.core.errors import ConfigError, NumericsError, Preempted, SaeDistError
+from sae_dist.core.errors import (
+    CheckpointError,
+    ConfigError,
+    NumericsError,
+    Preempted,
+    SaeDistError,
+    TransportError,
+)
 from sae_dist.core.place import launched, place
 from sae_dist.core.private import as_private_as
 from sae_dist.launch.freeze import Frozen
 
 FEWEST_AT_MOST, PER_CORE = 64, 4
+OF_RANK_ZERO = "rank 0 failed: "
+"""The beginning of what other ranks know of a failure that rank 0 prints itself; see `Control.tell`."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +112,8 @@ def _join(
         try:
             with leaving_nothing(frozen), own_signals():
                 role.work(frozen.folder, frozen.granted)
-        except (NumericsError, Preempted) as error:
-            if where.rank:
+        except (CheckpointError, NumericsError, Preempted, TransportError) as error:
+            if where.rank and (not isinstance(error, TransportError) or str(error).startswith(OF_RANK_ZERO)):
                 raise SaidByRankZero(error.exit_code) from None
             raise
         if where.rank == 0:

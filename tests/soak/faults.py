@@ -17,6 +17,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -110,7 +111,9 @@ class Place:
             _, err = command.communicate(END_S)
         except AssertionError as error:
             return None, str(error)
-        return command.poll(), err
+        # One that waits for a rank that has gone is killed, as by a launcher.
+        codes = [process.exitcode for process in command.processes]
+        return next((code for code in codes if code not in (0, -signal.SIGKILL)), 0), err
 
     def calls(self) -> Counter[str]:
         """Run a command that is left alone, `alone`; how many calls of each kind it makes in its folder."""

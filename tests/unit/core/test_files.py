@@ -1,12 +1,14 @@
 """What files that last look like to others."""
 
 import errno
+import os
 import resource
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sae_dist.commands import main
 from sae_dist.core.files import in_words, remove_temporaries, replacing, write_json, write_tensors, write_text
 from sae_dist.core.owner import claim
 
@@ -65,6 +67,16 @@ def test_what_dead_processes_left_half_written_goes_with_the_next_owner(tmp_path
     remove_temporaries(tmp_path / "gone")
 
 
+def test_who_cannot_clear_away_does_not_own(tmp_path, monkeypatch):
+    def fails(_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("sae_dist.core.owner.remove_temporaries", fails)
+    with pytest.raises(OSError):
+        claim(tmp_path, "trained")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_error_of_a_library_is_the_systems_and_names_the_file(tmp_path):
     """A limit on the size of files, met by Rust's writes; its own error class says nothing of that."""
     path = tmp_path / "a.safetensors"
@@ -83,3 +95,21 @@ def test_an_error_of_a_library_is_the_systems_and_names_the_file(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name,said", [("EIO", "look at the disk"), ("EDQUOT", "make room"), ("EROFS", "writable")]
+)
+def test_an_error_of_the_system_is_a_line_that_says_what_to_do(name, said, capsys, monkeypatch):
+    number = getattr(errno, name)
+
+    def fails(_):
+        raise OSError(number, os.strerror(number), "metrics.jsonl")
+
+    monkeypatch.setattr(main, "dispatch", fails)
+    assert main.main([]) == 1
+    line = capsys.readouterr().err
+    assert (
+        line.count("\n") == 1 and "metrics.jsonl: " in line and said in line and os.strerror(number) in line
+    )
+    assert ("free" in line, "make room" in line) == (False, name == "EDQUOT")

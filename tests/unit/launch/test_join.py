@@ -1,4 +1,4 @@
-"""What a rank believes of the answer that stands in the store in rank 0's name."""
+"""What a rank believes of the answer that the store has in rank 0's name, and which of them says what."""
 
 import json
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from sae_dist.core.errors import TransportError
+from sae_dist.core.errors import CheckpointError, DataError, TransportError
 from sae_dist.core.place import Place
-from sae_dist.launch import join
+from sae_dist.launch import join, start
 from sae_dist.launch.freeze import Frozen
 
 NOBODY = 65534
@@ -55,3 +55,25 @@ def test_no_other_folder_is(monkeypatch, tmp_path, place):
     folder = Path("/proc") if place == "elsewhere" else hostile
     with pytest.raises(TransportError, match="where this rank cannot write|no folder that this user froze"):
         told(monkeypatch, folder=str(folder), finished=False)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    "error,known",
+    [
+        (CheckpointError("cannot write a checkpoint"), True),
+        (TransportError("rank 0 failed: OSError: Input/output error"), True),
+        (TransportError("rank 2 failed: shard 7 is damaged"), False),
+        (DataError("shard 7 is damaged"), False),
+    ],
+)
+def test_rank_0_alone_says_what_all_ranks_know(monkeypatch, tmp_path, rank, error, known):
+    def work(folder):
+        raise error
+
+    monkeypatch.setattr(start, "place", lambda: Place(rank, 2, rank, 2))
+    monkeypatch.setattr(join, "agree_on_run", lambda where, prepare: Frozen(tmp_path))
+    role = start.Role("train", lambda folder: 2, work)
+    with pytest.raises(join.SaidByRankZero if known and rank else type(error)) as failure:
+        start._join(lambda world: Frozen(tmp_path), role, lambda folder: None)
+    assert failure.value.exit_code == 1
