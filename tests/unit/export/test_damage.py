@@ -128,6 +128,12 @@ def test_weights_are_numbers(tmp_path, what):
         check_start(resolved(), str(tmp_path), D)
 
 
+def test_weights_of_a_byte_are_numbers_too(tmp_path):
+    export_saelens(tmp_path, random_sae("topk"))
+    _changed(tmp_path, lambda w: w.update(W_dec=w["W_dec"].to(torch.float8_e4m3fn)))
+    assert load_exported(tmp_path).W_dec_FE.dtype == torch.float8_e4m3fn
+
+
 def test_a_threshold_that_is_never_reached_is_one(tmp_path):
     export_saelens(tmp_path, random_sae("jumprelu"))
     _changed(tmp_path, lambda w: w["threshold"][2:3].fill_(float("inf")))
