@@ -105,7 +105,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     Raises:
         ConfigError: it is not JSON.
     """
-    if not path.exists():
+    if not path.is_file():
         return None
     with reading(path, "is not JSON ({reason}); remove it, or write it again"):
         found = parse_json(read_bounded(path))

@@ -74,21 +74,20 @@ def _read_list(path: Path, name: str) -> list[tuple[Path, str]]:
     with open(path, "rb") as file:
         text = file.read(LONGEST_LIST_BYTES).decode("latin1")
     found = LINE.findall(text)
-    if "".join(f"{digest}  {each}\n" for digest, each in found) != text or name not in dict(
-        (each, digest) for digest, each in found
-    ):
+    whole = "".join(f"{digest}  {each}\n" for digest, each in found) == text
+    if not whole or name not in [each for _, each in found]:
         raise ConfigError(f"{path} is not a list of checksums; copy the folder again, or remove it")
     return [(path.parent / each, digest) for digest, each in found]
 
 
 def sealed(text: str) -> str:
-    """Return a text in which `OPEN` stands once, with the checksum of the whole text in its place."""
-    assert text.count(OPEN) == 1
-    return text.replace(OPEN, hashlib.sha256(text.encode()).hexdigest())
+    """Return a text with its checksum in place of the first `OPEN` in it."""
+    assert OPEN in text
+    return text.replace(OPEN, hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
 def is_sealed(text: str, digest: object) -> bool:
     """Return whether a text is what `sealed` returned; `digest` is the checksum that it holds."""
     if not isinstance(digest, str) or not SUM.fullmatch(digest) or text.count(digest) != 1:
         return False
-    return hashlib.sha256(text.replace(digest, OPEN).encode()).hexdigest() == digest
+    return hashlib.sha256(text.replace(digest, OPEN, 1).encode()).hexdigest() == digest

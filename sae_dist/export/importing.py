@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +54,15 @@ class Imported:
         """
         name = name or format_of(place)
         folder = place.parent if place.is_file() else place
-        names = [place.name] if place.is_file() and name == "circuit_tracer" else FILES[name]
-        files = sorted({file for each in names for file in folder.glob(each)})
+        config, weights = FILES[name]
+        if place.is_file() and name == "circuit_tracer":  # of which one folder holds many
+            weights = escape(place.name)
+        files = sorted({file for each in (config, weights) for file in folder.glob(each)})
         if verify is None:
             verify = sum(file.stat().st_size for file in files) <= AT_ONCE_BYTES
         if verify:
             check_files(folder, files)
-        if name != "circuit_tracer":  # of which one folder holds many
+        if name != "circuit_tracer":
             place = folder
         sae = READERS[name](place, transcoder) if name in READERS else FORMATS[name].read(place)
         check_said(place, sae)

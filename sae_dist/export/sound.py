@@ -55,6 +55,7 @@ def _first_bad_row(tensor: Tensor, open_above: bool) -> int | None:
     ordered = tensor.T if across else tensor
     rows = max(1, CHECKED_AT_ONCE * len(ordered) // max(1, ordered.numel()))
     for number, part in enumerate(ordered.split(rows)):
+        part = part.float() if part.element_size() == 1 else part  # float8 has few operations
         bad = part.isnan() | (part == -float("inf")) if open_above else ~part.isfinite()
         if bool(bad.any()):
             place: list[int] = bad.nonzero()[0].tolist()

@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.helpers.cases_desk import SHORT, Desk
 from tests.helpers.commands import answer, sae_dist
+from tests.helpers.dictionaries import unlisted
 
 
 def without_a_network(desk: Desk) -> str:
@@ -56,7 +57,7 @@ def foreign_configs(desk: Desk) -> str:
     """Values of wrong types in a foreign config are named with their file."""
     _exportable(desk)
     folder = desk.folder / "foreign"
-    shutil.copytree(desk.run("exported") / "export", folder)
+    unlisted(shutil.copytree(desk.run("exported") / "export", folder))
     found = json.loads((folder / "cfg.json").read_text())
     said = []
     for key, value in (("k", None), ("d_sae", "many"), ("metadata", 7)):

@@ -263,3 +263,18 @@ READERS = {
         _scope_2, ("params.safetensors", "config.json"), lambda f: Imported.read(f, "gemma_scope_2")
     ),
 }
+KEPT = {
+    "cache_manifest": (556,),
+    "checkpoint_list": (104, 766, 1910),
+    "prompts": (291,),
+    "measured_codes": (1096,),
+    "model_config": (143,),
+    "SAELens": (264, 751),
+    "SAELens_jumprelu": (775,),
+    "SAELens_gated": (1616,),
+    "sparsify": (2296,),
+    "dictionary_learning_relu": (22,),
+    "circuit_tracer": (1058, 1592),
+    "gemma_scope_2": (1179,),
+}
+"""Inputs that were read wrongly once, by their numbers; they change with `mutated`."""

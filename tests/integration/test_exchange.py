@@ -1,6 +1,7 @@
 """`sae-dist export` and `sae-dist import`: to other libraries, back, and on with the training."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -215,6 +216,7 @@ def test_a_folder_for_the_hub(runs, tmp_path, capfd):
     assert f"hf upload me/mine {hub}" in err and (hub / "README.md").is_file()
 
 
+OF_WHAT_IS_DAMAGED = ("train sae.start={torn}", "import {torn}/export name=x", "eval {torn}", "report {torn}")
 BAD = [
     ("export {run} --format onnx", "invalid choice: 'onnx'", "saelens"),
     ("export {run} --folder-only", "--folder-only", "--push"),
@@ -240,6 +242,7 @@ BAD = [
     ("train sae.start={relu}", "is a relu dictionary", "sae=relu"),
     ("train sae.start={long}", "decoder rows of norm", "unit rows"),
     ("train sae=jumprelu sae.start={low}", "thresholds of 0 or less", "logarithm"),
+    *((line, "weights.safetensors is not what was written", "copy it again") for line in OF_WHAT_IS_DAMAGED),
 ]
 
 
@@ -258,6 +261,13 @@ def test_wrong_words_and_folders(runs, tmp_path, monkeypatch, capfd, line, names
     sae.kind, sae.k, sae.threshold_F = "jumprelu", None, torch.zeros(sae.num_latents)
     places["low"] = where / "low"
     FORMATS["saelens"].write(places["low"], sae)
+    if "{torn}" in line:
+        places["torn"] = shutil.copytree(places["run"], where / "torn")
+        with open(places["torn"] / "export" / "sae_weights.safetensors", "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last = file.read(1)[0]
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     words = [word.format(**places) for word in line.split()]

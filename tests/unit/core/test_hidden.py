@@ -10,7 +10,6 @@ from sae_dist.cli import main
 from sae_dist.core.hidden import MASK, holds_secret, masked
 from sae_dist.core.text import print_line
 from sae_dist.launch.compose import compose_config
-from tests.unit.core.test_docs_commands import PAGES, ROOT, commands_of
 
 A = "Zx81kQp0Lm7Rt3Vb9Ny2Hc6Wd4Fg5Js"
 HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
@@ -125,6 +124,8 @@ def test_what_is_no_secret_is_taken(text):
 
 def test_the_commands_of_docs_and_tests_hold_none():
     """Those of the pages, and every word `key=value` of the tests but of the tests of this."""
+    from tests.unit.core.test_docs_commands import PAGES, ROOT, commands_of
+
     commands = {str(each) for page in PAGES for each in commands_of(page.read_text())}
     of_tests = {
         word

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import time
 from math import prod
@@ -46,6 +47,7 @@ def test_who_looks(tmp_path, file):
         check_start(resolved(), str(tmp_path), D)
 
 
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="no sha256sum")
 def test_a_list_is_one_that_others_read(tmp_path):
     export_saelens(tmp_path, random_sae("topk"))
     done = subprocess.run(["sha256sum", "-c", LISTED], cwd=tmp_path, capture_output=True, text=True)
@@ -126,6 +128,12 @@ def test_weights_are_numbers(tmp_path, what):
         assert "\n" not in str(refusal.value)
     with pytest.raises(ConfigError, match=says):
         check_start(resolved(), str(tmp_path), D)
+
+
+def test_weights_of_a_byte_are_numbers_too(tmp_path):
+    export_saelens(tmp_path, random_sae("topk"))
+    _changed(tmp_path, lambda w: w.update(W_dec=w["W_dec"].to(torch.float8_e4m3fn)))
+    assert load_exported(tmp_path).W_dec_FE.dtype == torch.float8_e4m3fn
 
 
 def test_a_threshold_that_is_never_reached_is_one(tmp_path):
