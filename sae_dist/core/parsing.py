@@ -1,4 +1,4 @@
-"""The door for what files say: JSON and YAML, with bounds that hold before they are parsed, and errors.
+"""The door for what files say: JSON, with bounds that hold before they are parsed, and errors.
 
 A file may be damaged, or made by somebody who means harm. Reading it ends in a value or in one line:
 `reading` turns every error that a parser has for bytes into an error that names the file.
@@ -23,7 +23,7 @@ from sae_dist.core.text import first_line
 MIB = 1 << 20
 MOST_BYTES = 64 * MIB
 """The largest file of JSON that is read whole, unless the caller knows of larger ones."""
-MOST_YAML_BYTES = MOST_HEADER_BYTES = 4 * MIB
+MOST_HEADER_BYTES = 4 * MIB
 DEEPEST = 64
 """The most lists and objects within each other: later code walks through them by recursion."""
 LONGEST_REASON = 200
@@ -79,6 +79,8 @@ def reason_of(error: BaseException) -> str:
         return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it asks for more memory than there is"
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not text in UTF-8: {error.reason} at byte {error.start}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     found = first_line(error)
@@ -155,39 +157,3 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice} is there twice")
     return found
-
-
-def check_yaml(text: str) -> None:
-    """Check a text of YAML before anything is made of it.
-
-    Parts that stand for others (`*name`) are refused: a few lines of them can stand for more than there is
-    memory.
-
-    Raises:
-        ValueError: it is too long, is nested deeper than `DEEPEST`, or has such parts.
-        YAMLError: it is not YAML.
-    """
-    import yaml
-
-    if len(text) > MOST_YAML_BYTES:
-        raise ValueError(f"it has more than {MOST_YAML_BYTES // MIB} MiB")
-    depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.AliasEvent):
-            raise ValueError(f"*{event.anchor} stands for another part; write that part out")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError("it is nested too deeply")
-
-
-def parse_yaml(text: str) -> Any:
-    """Return what a text of YAML says, as plain values.
-
-    Raises:
-        ValueError: see `check_yaml`.
-        YAMLError: it is not YAML.
-    """
-    import yaml
-
-    check_yaml(text)
-    return yaml.safe_load(text)

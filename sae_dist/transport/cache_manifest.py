@@ -250,6 +250,8 @@ def _fields(kind: type, values: Any, prefix: str) -> dict[str, Any]:
     """Return the fields of a dataclass, as JSON has them: tuples are lists there."""
     hints, found = _hints(kind), {}
     for key, value in values.items():
+        if key not in hints:
+            raise ValueError(f"it sets {prefix}{key}, which is no key of a manifest")
         hint = hints[key]
         if isinstance(value, list):
             item = int if key in NUMBERS else str

@@ -218,7 +218,6 @@ def test_bad_input_is_one_line(changed, tmp_path, capsys):
     shutil.copy(changed / "config.yaml", tmp_path / "bare")
     names["bare"] = "a grid of 8 dictionaries, whose folders are all gone"
     for name, file, content in (
-        ("metrics", "metrics.jsonl", "{\n{}\n"),
         ("summary", "summary.json", "{"),
         ("config", "config.yaml", "sae: 3"),
         ("firing", "export/sparsity.safetensors", "none"),

@@ -63,7 +63,7 @@ COUNTS = {
 SWITCHES = {
     *("llm.packed", "llm.offload", "llm.compile", "llm.random_init", "tokens.streaming", "sae.skip"),
     *("metrics.console", "metrics.upload", "checkpoint.background", "eval.baselines", "eval.absorption"),
-    *("eval.controls", "cluster.requeue", "activations.directions"),
+    *("eval.controls", "cluster.requeue", "activations.directions", "private"),
 }
 """Yes or no, of our own code; and numbers in a list without a type."""
 
@@ -275,7 +275,7 @@ RUNNERS = {
     "subprocess": "bench core/process core/slurm_queue launch/provenance launch/spawn launch/submit "
     "kernels/triton_cubins",
     "gopen": "transport/cache transport/cache_manifest",
-    "pickle": "export/dictionary_learning",
+    "pickle": "core/parsing export/state",
     "importlib": "__init__ bench commands/main config/triton config/validate dictionary/base kernels/choose "
     "launch/provenance launch/settle llm/hub",
 }

@@ -31,7 +31,8 @@ def pickles(source: str) -> list[str]:
             modules = [getattr(node, "module", None) or "", *names]
             found += [each for each in modules if each.split(".")[0] in READERS]
             if isinstance(node, ast.ImportFrom) and node.module == "pickle":
-                found += [f"from pickle import {name}" for name in names if name.startswith(("load", "Unp"))]
+                readers = {"load", "loads", "Unpickler"}
+                found += [f"from pickle import {name}" for name in names if name in readers]
         elif isinstance(node, ast.Attribute) and node.attr in COLLECTIVES:
             found.append(node.attr)
         elif isinstance(node, ast.Attribute) and ast.unparse(node) in NEVER:

@@ -9,11 +9,9 @@ import pytest
 
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.npy import npy_array, npy_header
-from sae_dist.core.parsing import check_yaml, parse_json, parse_yaml, read_bounded, reading
+from sae_dist.core.parsing import parse_json, read_bounded, reading
 from sae_dist.core.sums import OPEN, is_sealed, sealed
 from sae_dist.core.typed import of_type
-
-BOMB = "a: &a [x, x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in ("ab", "bc", "cd", "de"))
 
 
 @pytest.mark.parametrize(
@@ -48,19 +46,6 @@ def test_the_depth_of_a_text_is_found_in_one_pass(text):
     with pytest.raises(ValueError):
         parse_json(text + "[" * 70)
     assert time.process_time() - begin < 2
-
-
-@pytest.mark.parametrize(
-    "text", [BOMB, "a: &a [*a]", "- " * 5000 + "x", "[" * 70 + "]" * 70, "x" * (5 << 20)]
-)
-def test_yaml_that_is_refused(text):
-    for read in (check_yaml, parse_yaml):
-        with pytest.raises(ValueError):
-            read(text)
-
-
-def test_yaml_that_is_read():
-    assert parse_yaml("a: [1, {b: c}]\nd: '*a'\n") == {"a": [1, {"b": "c"}], "d": "*a"}
 
 
 def test_files_have_a_size(tmp_path):

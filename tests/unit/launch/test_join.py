@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from sae_dist.config.trust import NOTHING
 from sae_dist.core.errors import CheckpointError, DataError, TransportError
 from sae_dist.core.place import Place
 from sae_dist.launch import join, start
@@ -68,12 +69,12 @@ def test_no_other_folder_is(monkeypatch, tmp_path, place):
     ],
 )
 def test_rank_0_alone_says_what_all_ranks_know(monkeypatch, tmp_path, rank, error, known):
-    def work(folder):
+    def work(folder, granted):
         raise error
 
     monkeypatch.setattr(start, "place", lambda: Place(rank, 2, rank, 2))
     monkeypatch.setattr(join, "agree_on_run", lambda where, prepare: Frozen(tmp_path))
     role = start.Role("train", lambda folder: 2, work)
     with pytest.raises(join.SaidByRankZero if known and rank else type(error)) as failure:
-        start._join(lambda world: Frozen(tmp_path), role, lambda folder: None)
+        start._join(lambda world: Frozen(tmp_path), role, lambda folder, granted: None, lambda: NOTHING)
     assert failure.value.exit_code == 1
