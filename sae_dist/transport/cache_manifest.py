@@ -163,7 +163,7 @@ def read_manifest(path: str) -> Manifest:
     try:
         manifest = _parse(content)
         _check(manifest)
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ConfigError(f"{asked}: its {MANIFEST} is damaged ({reason}); harvest the cache again") from None
     return manifest
@@ -253,6 +253,8 @@ def _fields(kind: type, values: Any, prefix: str) -> dict[str, Any]:
     hints, found = _hints(kind), {}
     for key, value in values.items():
         hint = hints[key]
+        if value is not None and isinstance(value, list) != ("tuple" in str(hint)):
+            raise ValueError(f"{prefix}{key} has the wrong type")
         if isinstance(value, list):
             item = int if key in NUMBERS else str
             found[key] = tuple(fitting(each, item, prefix + key) for each in value)
