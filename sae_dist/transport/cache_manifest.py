@@ -253,6 +253,8 @@ def _fields(kind: type, values: Any, prefix: str) -> dict[str, Any]:
         if key not in hints:
             raise ValueError(f"it sets {prefix}{key}, which is no key of a manifest")
         hint = hints[key]
+        if value is not None and isinstance(value, list) != ("tuple" in str(hint)):
+            raise ValueError(f"{prefix}{key} has the wrong type")
         if isinstance(value, list):
             item = int if key in NUMBERS else str
             found[key] = tuple(fitting(each, item, prefix + key) for each in value)

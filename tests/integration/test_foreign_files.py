@@ -129,6 +129,7 @@ def test_what_a_page_shows_is_in_its_folder(hostile, tmp_path):
     assert len(pictures(folder)) == 1
 
 
+@pytest.mark.long
 def test_a_config_does_not_read_the_environment_into_a_page(hostile, monkeypatch, capsys):
     folder, _marker = hostile
     monkeypatch.setenv("PRIVATE", "of-the-reader")

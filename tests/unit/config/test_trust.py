@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import functools
+import itertools
 import json
 import typing
 from pathlib import Path
@@ -213,9 +215,14 @@ def as_yaml(key, value):
     return "# @package _global_\n" + json.dumps(value)
 
 
-@pytest.mark.parametrize("key", EXECUTES)
-@pytest.mark.parametrize("file", ["local/default", "experiment/mine", "cluster/mine"])
-def test_files_of_the_working_folder_run_nothing(key, file, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        *(("local/default", key) for key in EXECUTES),
+        *itertools.product(("experiment/mine", "cluster/mine"), ("llm.trust_remote_code", "cluster.setup")),
+    ],
+)
+def test_files_of_the_working_folder_run_nothing(file, key, tmp_path, monkeypatch):
     """A job's lines may be in the file that the command names by cluster=; nothing else anywhere."""
     monkeypatch.chdir(tmp_path)
     conf(tmp_path, f"{file}.yaml", as_yaml(key, RUNS[key]))
@@ -281,9 +288,17 @@ RUNNERS = {
 }
 
 
-def names_in(source):
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
+@functools.cache
+def trees():
+    """Every file of the package, by its path there, as what it holds."""
+    return {
+        path.relative_to(PACKAGE).with_suffix("").as_posix(): [*ast.walk(ast.parse(path.read_text()))]
+        for path in PACKAGE.rglob("*.py")
+    }
+
+
+def names_in(nodes):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -294,18 +309,14 @@ def names_in(source):
 @pytest.mark.parametrize("name", RUNNERS)
 def test_few_files_can_run_anything(name):
     """A new one has to be looked at: what reaches it, and who may say so."""
-    found = {
-        path.relative_to(PACKAGE).with_suffix("").as_posix()
-        for path in PACKAGE.rglob("*.py")
-        if name in names_in(path.read_text())
-    }
+    found = {place for place, nodes in trees().items() if name in names_in(nodes)}
     allowed = RUNNERS[name].split()
     assert [each for each in found if not any(each == a or each.startswith(f"{a}/") for a in allowed)] == []
 
 
 def test_nothing_is_run_by_a_name_from_a_file():
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
+    for path, nodes in trees().items():
+        for node in nodes:
             if not isinstance(node, ast.Call):
                 continue
             called, keys = (
