@@ -65,7 +65,7 @@ class Imported:
         if name != "circuit_tracer":
             place = folder
         sae = READERS[name](place, transcoder) if name in READERS else FORMATS[name].read(place)
-        check_said(place, sae)
+        check_said(next(iter(sorted(folder.glob(config))), place), sae)
         if verify:
             check_numbers(place, sae)
         return cls(place, sae)
