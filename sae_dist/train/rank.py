@@ -12,6 +12,7 @@ from sae_dist.config.grid import member_folders, shared_out
 from sae_dist.config.run import Resolved, load_config
 from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.errors import NumericsError, Preempted, SaeDistError, TransportError
+from sae_dist.core.hidden import masked
 from sae_dist.core.place import place
 from sae_dist.core.process import pause
 from sae_dist.core.progress import waiting
@@ -72,7 +73,7 @@ def leave(logs: Path, rank: int, error: Exception) -> None:
     """Exit for a main thread that stands still, with the reason where the parent process reads it."""
     if logs.is_dir():
         with suppress(OSError):
-            (logs / f"rank_{rank}.error").write_text(str(error), encoding="utf-8")
+            (logs / f"rank_{rank}.error").write_text(masked(str(error)), encoding="utf-8")
     print_line(str(error))
     sys.stdout.flush()
     os._exit(error.exit_code if isinstance(error, SaeDistError) else 1)
