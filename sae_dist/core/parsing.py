@@ -128,6 +128,22 @@ def check_header(path: Path) -> None:
         raise ValueError(f"its header would have {size:,} bytes")
 
 
+def check_archive(archive: zipfile.ZipFile, size: int, times: int) -> None:
+    """Check what the directory of a zip archive says of its entries, before one is read.
+
+    Args:
+        size: bytes of the archive; times: how many times as much it may unpack to.
+
+    Raises:
+        ValueError: an entry would be longer than the archive, or all of them unpack to more.
+    """
+    entries = archive.infolist()
+    if longest := max((entry.compress_size for entry in entries if entry.compress_size > size), default=0):
+        raise ValueError(f"an entry of it would have {longest:,} bytes")
+    if (unpacked := sum(entry.file_size for entry in entries)) > times * size:
+        raise ValueError(f"it would unpack to {unpacked:,} bytes")
+
+
 def parse_json(text: str | bytes, *, unique: bool = False) -> Any:
     """Return what a text of JSON says; bytes are UTF-8, with or without a byte order mark.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.npy import npy_array
-from sae_dist.core.parsing import reading
+from sae_dist.core.parsing import check_archive, reading
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.keys import GEMMA_SCOPE, checked
 from sae_dist.export.names import FILES
@@ -73,9 +73,7 @@ def _arrays(path: Path) -> dict[str, Tensor]:
     """Return the arrays of an .npz file; objects in it are refused, and what unpacks to far more than it."""
     with reading(path, "is not an .npz file of numbers ({reason}); download it again"):
         with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-            if unpacked > UNPACKED_TIMES * path.stat().st_size:
-                raise ValueError(f"it would unpack to {unpacked:,} bytes")
+            check_archive(archive, path.stat().st_size, UNPACKED_TIMES)
             return dict(map(partial(_array, archive), archive.infolist()))
 
 

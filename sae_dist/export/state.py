@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.parsing import reading
+from sae_dist.core.parsing import check_archive, reading
 from sae_dist.export.keys import LONGEST_SHOWN
 from sae_dist.export.reading import floats
 
@@ -52,8 +52,9 @@ def _check_archive(path: Path) -> None:
         ValueError, BadZipFile: it is not.
     """
     with zipfile.ZipFile(path) as archive:
+        check_archive(archive, path.stat().st_size, 1)
         for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > path.stat().st_size:
+            if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} in it is packed")
             if entry.filename.endswith(PICKLE):
                 _check_pickle(archive.read(entry) if entry.file_size <= MOST_PICKLE_BYTES else b"")

@@ -65,7 +65,7 @@ class ShardCorpus:
                 members.append((offset, size))
                 offset, size = mask_of.get(_key(name), NO_MEMBER)
                 masks.append((offset, size))
-                digest = hashlib.sha256(f"{shard.name}/{name}".encode()).digest()
+                digest = hashlib.sha256(f"{shard.name}/{name}".encode(errors="surrogateescape")).digest()
                 hashes.append(int.from_bytes(digest[:8], "big"))
         if not members:
             raise ConfigError(f"{self.field} holds no samples named *{ENDINGS[0]} or *{ENDINGS[1]}")

@@ -264,6 +264,9 @@ READERS = {
     ),
 }
 KEPT = {
+    "token_shards": (5308, 9111),
+    "gemma_scope": (7508,),
+    "dictionary_learning": (8763,),
     "cache_manifest": (556,),
     "checkpoint_list": (104, 766, 1910),
     "prompts": (291,),

@@ -103,3 +103,8 @@ def test_an_array_that_asks_for_more_than_there_is(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.ids.npy": data})
     with pytest.raises(ConfigError, match="needs 19999999999998 bytes|header is damaged"):
         opened(tmp_path)
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    write_tar(tmp_path / "a.tar", {"caf\udce9.ids.npy": npy(range(9))} | SAMPLES)
+    assert len(opened(tmp_path)) == 7
