@@ -82,9 +82,9 @@ part_1() {
     # The default dictionary is too narrow for the sweep; this one is not.
     train swept 90 "sae.num_latents=$latents" train_tokens=60k eval.tokens=20k eval.ce_tokens=0
     if is_small; then
-        say tests 240 python3 -m pytest -q -n 0 -p no:cacheprovider "$root/tests/kernels/test_backends.py"
+        say tests 240 python3 -m pytest -q -n 0 -o "cache_dir=$work/cache" "$root/tests/kernels/test_backends.py"
     else
-        say tests 200 python3 -m pytest -q -n 8 -p no:cacheprovider --maxfail 20 "$root/tests/kernels"
+        say tests 200 python3 -m pytest -q -n 8 -o "cache_dir=$work/cache" --maxfail 20 "$root/tests/kernels"
         command -v compute-sanitizer >/dev/null &&
             say memory_check 90 compute-sanitizer --error-exitcode 9 python3 -m sae_dist.bench.first.run kernels \
                 --device cuda --small --out "$out/memory_check"
