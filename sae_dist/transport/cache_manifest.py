@@ -248,6 +248,8 @@ def _parse(content: Mapping[str, Any]) -> Manifest:
 
 def _fields(kind: type, values: Any, prefix: str) -> dict[str, Any]:
     """Return the fields of a dataclass, as JSON has them: tuples are lists there."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.removesuffix('.')} holds {str(values)[:20]}, not named values")
     hints, found = _hints(kind), {}
     for key, value in values.items():
         if key not in hints:
