@@ -43,10 +43,12 @@ def main() -> None:
         forms[rule["id"]] = [sorted(rule["keywords"]), converted(pattern)]
         re.compile(forms[rule["id"]][1])
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(form)}" for name, form in sorted(forms.items()))
+    before = json.loads(OUT.read_text())
     source = {
         "source": "https://github.com/gitleaks/gitleaks, config/gitleaks.toml",
         "commit": asked.commit,
-        "licence": "MIT, Copyright (c) 2019 Zachary Rice",
+        "licence": before["licence"],
+        "permission": before["permission"],
         "converted_by": "tools/secret_forms.py",
     }
     head = json.dumps(source, indent=1).removesuffix("\n}")
