@@ -70,8 +70,8 @@ def check_ours(folder: Path) -> None:
     Raises:
         TransportError: it was not: somebody else answers in rank 0's place.
     """
-    frozen = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
     try:
+        frozen = [*folder.glob("*.yaml"), *folder.glob("*/*.yaml")]
         # Not this process's own number: a file server may give files of all users to one.
         with tempfile.TemporaryFile(dir=folder) as own:
             mine = os.fstat(own.fileno()).st_uid
