@@ -30,7 +30,7 @@ def fused(device: torch.device, small: bool) -> Found:
     x, W = (torch.randn(rows, D, generator=made, device=device) for rows in (B, F))
     b, dead = 0.1 * torch.randn(F, generator=made, device=device), torch.arange(F, device=device) % 10 == 0
     kernels, found = choose_kernels("triton"), Found()
-    tile = triton_plan.FUSED_TILE
+    way, tile = triton_select.FUSED, triton_plan.FUSED_TILE
     acts = {
         "all": lambda: kernels.encode_topk(x, W, b, k),
         "with_dead": lambda: sum(kernels.encode_topk_dead(x, W, b, k, dead, k), ()),
@@ -46,7 +46,7 @@ def fused(device: torch.device, small: bool) -> Found:
                 found[f"{name}_fused_{shown}_ms"] = 1e3 * timed(act, device)
                 print(f"{name}, {shown}: {found[f'{name}_fused_{shown}_ms']:.2f} ms", flush=True)
     finally:
-        triton_select.FUSED, triton_plan.FUSED_TILE = False, tile
+        triton_select.FUSED, triton_plan.FUSED_TILE = way, tile
     return found
 
 
