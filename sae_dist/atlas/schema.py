@@ -21,7 +21,7 @@ ROW_GROUPS = {
     "tokens": 1 << 13,
     "documents": 1 << 13,
     "postings": 1 << 14,
-    "latents": 1 << 12,
+    "latents": 1 << 10,
     "examples": 1 << 13,
 }
 """Rows in a group of a table, which is the least that a reader of a few rows reads."""

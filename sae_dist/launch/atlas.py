@@ -32,7 +32,6 @@ from sae_dist.launch.start import Role, start
 
 FOLDER = "atlas"
 MANIFEST = "atlas.json"
-PART_OF_RESUMING = tuple(key for key in keys() if not key.startswith("atlas."))
 
 
 def atlas_command(folder: Path, words: list[str], granted: Granted) -> None:
@@ -119,11 +118,11 @@ def _continue(place: Path, values: Mapping[str, Any], resume: bool, granted: Gra
 
 def _check_same(place: Path, values: Mapping[str, Any]) -> None:
     """Refuse to make another atlas where there is one, or the beginning of one."""
-    there, here = written(read_asked(place)), written(values)
+    there = written(read_asked(place))
     differing = [
-        f"{key} is {there[key]} there and {here[key]} here"
-        for key in there
-        if key not in PART_OF_RESUMING and there[key] != here[key]
+        f"{key} is {there[key]} there and {value} here"
+        for key, value in values.items()
+        if key.startswith("atlas.") and there[key] != value
     ]
     if differing:
         raise ConfigError(

@@ -6,12 +6,15 @@ Letters: as core.types; S the ranks of the shard axis.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.encode import ShardEncoder, rows_of
 from sae_dist.atlas.finish import Finishing
+from sae_dist.atlas.manifest import VERSION
 from sae_dist.atlas.progress import Done
 from sae_dist.atlas.text import Plan, Recorded
 from sae_dist.atlas.windows import WindowCodes
@@ -24,12 +27,13 @@ from sae_dist.core.errors import Preempted
 from sae_dist.core.place import place
 from sae_dist.core.progress import reported
 from sae_dist.core.run_folder import CONFIG, EXPORT, LOGS
+from sae_dist.core.sums import checksum
 from sae_dist.core.types import ActivationChunk, ChunkSource, LlmFacts, Precision
 from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.export.exported import ExportedSae
-from sae_dist.export.saelens import open_exported
+from sae_dist.export.saelens import WEIGHTS, open_exported
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
@@ -47,9 +51,10 @@ ROWS_PER_LATENT = 7
 
 @dataclass(frozen=True)
 class Pass:
-    """What a rank of the pass works with; `folder` is the atlas's."""
+    """What a rank of the pass works with; `folder` is the atlas's, `target_hook` the run's."""
 
     cfg: Single
+    target_hook: str | None
     atlas: AtlasConfig
     folder: Path
     sae: ExportedSae
@@ -78,7 +83,7 @@ def atlas_rank(folder: Path, granted: Granted = NOTHING) -> None:
         topology.meet(device)
         sae, atlas = open_exported(folder.parent / EXPORT), atlas_of(values)
         plan = plan_of(cfg, atlas, sae.num_latents)
-        each = Pass(cfg, atlas, folder, sae, facts, plan, topology, device, stop)
+        each = Pass(cfg, run.target_hook, atlas, folder, sae, facts, plan, topology, device, stop)
         _consume(each) if topology.is_consumer else _produce(each)
 
     joined(cfg, folder / LOGS, work)
@@ -157,7 +162,31 @@ def _consume(each: Pass) -> None:
         raise
     close(chunks)
     consumers = each.topology.consumers
-    Finishing(each.folder, each.plan, each.sae.num_latents, windows, consumers, each.stop).index()
+    finishing = Finishing(each.folder, each.plan, each.sae.num_latents, windows, consumers, each.stop)
+    settings = Settings(each.atlas.top, each.atlas.bins, each.atlas.each, few=each.atlas.few)
+    finishing.index()
+    finishing.describe(settings)
+    finishing.seal(_facts(each), settings)
+
+
+def _facts(each: Pass) -> dict[str, Any]:
+    """Return what the manifest says of the dictionary and of the text."""
+    cfg, sae, text = each.cfg, each.sae, each.atlas.text
+    of_run = {HELD_OUT: "held-out text of the run", TRAINING: "text that the run was trained on"}
+    return {
+        "version": VERSION,
+        "kind": sae.trained_as or sae.kind,
+        "num_latents": sae.num_latents,
+        "k": sae.k,
+        "model": cfg.llm.name,
+        "hook": cfg.hook,
+        "target_hook": each.target_hook,
+        "context": cfg.tokens.context,
+        "dictionary": checksum(each.folder.parent / EXPORT / WEIGHTS)["sha256"],
+        "text": of_run.get(text, text),
+        "lens": "not fitted",
+        "effects": "not computed",
+    }
 
 
 class Reading:
