@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from sae_dist.atlas.read.codes import Postings
 from sae_dist.atlas.read.facts import atlas_folder, read_facts
+from sae_dist.atlas.read.labels import REVIEWS, Labels
 from sae_dist.atlas.read.places import Places
 from sae_dist.atlas.read.rows import Context, ContextToken, Example, Latent, latent_of
 from sae_dist.atlas.read.table import TableFile, numbers
@@ -93,6 +94,11 @@ class Atlas:
     def postings(self) -> Postings:
         """The codes of latents by latent."""
         return Postings(lambda latent: self.table(POSTINGS, latent // part_latents(self.num_latents)))
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The words that were given to latents."""
+        return Labels(self.folder / REVIEWS, self.num_latents)
 
     def table(self, name: str, part: int) -> TableFile:
         """Return a part's file of a table.
