@@ -1,4 +1,4 @@
-"""How often each latent fires at chosen places, from all postings: exact, whatever lists hold.
+"""The number of chosen places at which each latent fires, from all postings: exact, whatever lists hold.
 
 Letters: T places of the text; F latents.
 """
