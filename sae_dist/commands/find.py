@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _give_model(atlas: "Atlas", name: str | None, trusted: bool) -> None:
-    """Let an atlas encode texts with the dictionary beside it; without one its reason is told later."""
+    """Let an atlas encode texts with the dictionary beside it; without one, the search says why later."""
     from sae_dist.interpret.charted import Encoding
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import model
