@@ -33,7 +33,7 @@ their rate. Where the model is not on this machine, the places where its words o
 
   --top N         show so many latents (20)
   --json          print everything as JSON
-  --exact         by token and co-firing: read all postings, some 35M a second; --quick: lists only.
+  --exact         by token and co-firing: read all postings, some 40M a second; --quick: lists only.
                   Default: all postings, up to 67M of them
   --tokens 20M    by pattern: tokens of the text that are looked at
   --model NAME    a model's name or folder that encodes the text, in place of the run's
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> None:
 
 
 def _give_model(atlas: "Atlas", name: str | None, trusted: bool) -> None:
-    """Let an atlas encode texts with the dictionary beside it, which is opened for the first of them."""
+    """Let an atlas encode texts with the dictionary beside it; without one, the search says why later."""
     from sae_dist.interpret.charted import Encoding
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import model

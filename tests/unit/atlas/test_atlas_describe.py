@@ -249,6 +249,7 @@ def planted(tmp_path):
             [pa.array(each, f.type) for each, f in zip(columns, TOKENS_SCHEMA, strict=True)],
             schema=TOKENS_SCHEMA,
         ),
+        row_group=64,
     )
     at_R = np.flatnonzero(state == KEPT).astype(np.uint32)
     rows = [np.flatnonzero(np.isin(at_R, np.flatnonzero(token == 777) + by)) for by in (0, 1, -1)]
