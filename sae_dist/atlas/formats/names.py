@@ -16,7 +16,7 @@ SAE_CONFIG = "cfg.json"
 
 @dataclass(frozen=True)
 class Names:
-    """What an atlas is of, in words and numbers.
+    """The words and numbers that an atlas is of.
 
     Attributes:
         model: the last part of the model's name; `model_path` the whole.
