@@ -82,6 +82,17 @@ def test_nor_in_an_atlas_of_another_kind(folder, kind):
     assert files(one) == files(other)
 
 
+@pytest.mark.long
+def test_nor_does_a_model_that_two_ranks_hold(run, whole):
+    """With ZeRO-3 rows are the same to the bit; with tensor parallelism the model's own sums differ."""
+    other = again(run, "zero3")
+    text = (other / "config.yaml").read_text()
+    text = text.replace("shard: none", "shard: zero3", 1).replace("shard_size: 1", "shard_size: 2", 1)
+    (other / "config.yaml").write_text(text)
+    found = files(atlas_of(other, *TEXT, "topology.producers=1", ranks=3))
+    assert found == files(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stop_changes_nothing_nor_does_another_topology_after_it(run, whole, number):
     other = again(run, f"stopped-{number.name}")
