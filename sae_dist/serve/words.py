@@ -1,0 +1,48 @@
+"""Numbers in few digits, as the pages show them."""
+
+import math
+from typing import Any
+
+from sae_dist.core.text import visible
+
+UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number in few digits; None and what is not finite as a dash."""
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return "–"
+    if isinstance(value, int) or abs(value) >= 10**digits:
+        return f"{value:,.0f}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def signed(value: float) -> str:
+    """Return a number with its sign."""
+    return ("+" if value > 0 else "") + number(value)
+
+
+def short(value: float) -> str:
+    """Return a count such as `1.2M`."""
+    for size, unit in UNITS:
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def share(value: float) -> str:
+    """Return a share in percent."""
+    percent = 100 * value
+    return "0 %" if not value else f"{percent:.2g} %" if percent >= 1e-3 else f"{percent:.0e} %"
+
+
+def one_in(rate: float) -> str:
+    """Return a rate such as `1 in 830`."""
+    if not rate:
+        return "never"
+    return f"1 in {short(1 / rate)}" if rate < 0.5 else f"{100 * rate:.0f} in 100"
+
+
+def piece(text: str) -> str:
+    """Return a token's text in one line, with every control character written out; an empty one as ∅."""
+    return visible(text, "") or "∅"
