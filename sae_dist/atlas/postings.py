@@ -4,19 +4,21 @@ Letters: P codes.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from sae_dist.atlas.schema import POSTINGS, POSTINGS_SCHEMA, part_file
-from sae_dist.atlas.tables import write_table
+from sae_dist.atlas.schema import POSTINGS, POSTINGS_SCHEMA, ROW_GROUPS, part_file
+from sae_dist.atlas.tables import TableWriter
 from sae_dist.core.files import replacing
 
 CODE = np.dtype([("latent", "<u4"), ("row", "<u4"), ("code", "<f4")])
 """A code in a window: its row is the number of the activation, in the order of chunks."""
 NO_PLACE = 2**32 - 1
+SORTED_AT_ONCE = 1 << 22
+"""So many codes are sorted in memory, 48 bytes each."""
 
 
 def write_window(path: Path, latent_P: np.ndarray, row_P: np.ndarray, code_P: np.ndarray) -> None:
@@ -43,17 +45,30 @@ def merge_part(
         folder: of the atlas.
         at_of_row: the place of each row; NO_PLACE: the row stands for none, and its codes do not count.
     """
-    pieces = [_of_latents(read_window(path), latents) for path in windows]
-    codes = np.concatenate([np.empty(0, CODE), *pieces])
-    at_P = at_of_row[codes["row"]].astype(np.uint32)
-    there_P = at_P != NO_PLACE
-    codes, at_P = codes[there_P], at_P[there_P]
-    order_P = np.lexsort((at_P, codes["latent"]))
-    table = pa.table(
-        [codes["latent"][order_P], at_P[order_P], codes["code"][order_P]], schema=POSTINGS_SCHEMA
-    )
-    write_table(part_file(folder, POSTINGS, part), table)
-    return len(table)
+    mapped, count = [read_window(path) for path in windows], 0
+    file = part_file(folder, POSTINGS, part)
+    with TableWriter(file, POSTINGS_SCHEMA, ROW_GROUPS[POSTINGS]) as writer:
+        for few in _blocks(mapped, latents):
+            codes = np.concatenate([np.empty(0, CODE), *(_of_latents(each, few) for each in mapped)])
+            at_P = at_of_row[codes["row"]]
+            there_P = at_P != NO_PLACE
+            codes, at_P = codes[there_P], at_P[there_P]
+            order_P = np.lexsort((at_P, codes["latent"]))
+            columns = [codes["latent"][order_P], at_P[order_P], codes["code"][order_P]]
+            writer.write(pa.table(columns, schema=POSTINGS_SCHEMA))
+            count += len(order_P)
+    return count
+
+
+def _blocks(windows: Sequence[np.ndarray], latents: range) -> Iterator[range]:
+    """Yield the latents in ranges with few enough codes each to be sorted in memory, at least one latent."""
+    codes = sum(len(_of_latents(window, latents)) for window in windows)
+    if codes <= SORTED_AT_ONCE or len(latents) == 1:
+        yield latents
+        return
+    middle = len(latents) // 2
+    yield from _blocks(windows, latents[:middle])
+    yield from _blocks(windows, latents[middle:])
 
 
 def _of_latents(window: np.ndarray, latents: range) -> np.ndarray:

@@ -17,7 +17,14 @@ POSTINGS, LATENTS, EXAMPLES = "postings", "latents", "examples"
 """Folders with a file for each part."""
 WORK = "work"
 """The folder of what is kept only until an atlas is complete."""
-ROW_GROUP = 1 << 17
+ROW_GROUPS = {
+    "tokens": 1 << 13,
+    "documents": 1 << 13,
+    "postings": 1 << 14,
+    "latents": 1 << 10,
+    "examples": 1 << 13,
+}
+"""Rows in a group of a table, which is the least that a reader of a few rows reads."""
 MOST_PLACES = 2**32 - 1
 
 KEPT, LEFT_OUT, OUTLIER = 0, 1, 2

@@ -42,6 +42,7 @@ COMMANDS = {
     "explain": Command("explain", 'RUN "text"', "show which latents fire on a text"),
     "steer": Command("steer", "RUN --clamp LATENT=DOSE ...", "measure what changing a latent does"),
     "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
+    "atlas": Command("atlas", "RUN [atlas.tokens=10M ...]", "index what every latent fires on"),
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),

@@ -15,7 +15,7 @@ from sae_dist.core.hidden import masked
 from sae_dist.core.run_folder import LOGS
 from sae_dist.core.text import class_and_line, print_line
 
-ROLES = ("train", "harvest", "check", "bench")
+ROLES = ("train", "harvest", "atlas", "check", "bench")
 
 
 def run(arguments: list[str]) -> None:
@@ -44,6 +44,10 @@ def _work_of(role: str) -> Callable[[Path, Granted], None]:
         from sae_dist.train.harvest import harvest_rank
 
         return harvest_rank
+    if role == "atlas":
+        from sae_dist.train.atlas import atlas_rank
+
+        return atlas_rank
     if role == "check":
         from sae_dist.launch.check import check_rank
 

@@ -1,7 +1,7 @@
 """Activation chunks from the LLM: an exact number of rows each, without rows of outlying norm."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -37,6 +37,9 @@ class LlmChunkSource:
             median norm. A transcoder's target is not looked at; with several hooks, a row is excluded
             everywhere if it is an outlier at any of them. None: no row is excluded.
         wire: dtype of the rows, whether they travel to another rank or not; None: the LLM's.
+
+    Attributes:
+        chose: called with each token chunk, and which of its kept tokens are the rows, none twice.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class LlmChunkSource:
         self.rows, self.spare, self.max_norm_multiple = rows, spare, max_norm_multiple
         self.width = llm.facts.columns
         self.wire = wire or llm.dtype
+        self.chose: Callable[[TokenChunk, Tensor], None] | None = None
 
     def open(self, lane: int, start: Position | None) -> Iterator[ActivationChunk]:
         """Yield the chunks of a lane from position `start` on, each a function of its token chunk alone.
@@ -93,6 +97,8 @@ class LlmChunkSource:
                 )
         repeated = max(self.rows - fits, 0)
         ids_R = moved(chunk.ids_NS[chunk.keep_NS], x_RD.device)
+        if self.chose is not None:
+            self.chose(chunk, index_R[: self.rows - repeated].cpu())
         return ActivationChunk(
             number=chunk.number,
             lane=chunk.lane,
@@ -114,7 +120,9 @@ class LlmChunkSource:
         """
         order_R = torch.arange(self.rows, device=norms[0].device)
         if self.max_norm_multiple is None:
-            return order_R, [torch.full_like(order_R[0], self.rows), order_R[-1]]
+            # Fewer only in the last chunk of a short text.
+            there = min(self.rows, len(norms[0]))
+            return order_R % there, [torch.full_like(order_R[0], there), order_R[there - 1]]
         fits = [norm_R <= self.max_norm_multiple * norm_R.median() for norm_R in norms]
         fit = torch.stack(fits).all(0)
         num_fit = fit.sum()

@@ -52,17 +52,21 @@ def random_keys(seed: int, epoch: int, count: int) -> np.ndarray:
 class IndexedDocuments:
     """The training or the held-out documents of a corpus, read lane by lane.
 
+    Args:
+        held_out: the held-out documents; false: all others; None: all there are, in the same order as these.
+        few: lanes without a document are fine.
+
     Raises:
         ConfigError: fewer documents than lanes.
     """
 
-    def __init__(self, corpus: Corpus, *, lanes: int, seed: int, held_out: bool):
+    def __init__(self, corpus: Corpus, *, lanes: int, seed: int, held_out: bool | None, few: bool = False):
         self.corpus, self.lanes = corpus, lanes
-        self.seed = 0 if held_out else seed
-        self.same_every_epoch = held_out
-        mask = corpus.held_out()
-        self.numbers = np.flatnonzero(mask if held_out else ~mask)
-        if len(self.numbers) < lanes:
+        self.seed = seed if held_out is False else 0
+        self.same_every_epoch = held_out is not False
+        mask = np.ones(len(corpus), bool) if held_out is None else corpus.held_out() == held_out
+        self.numbers = np.flatnonzero(mask)
+        if len(self.numbers) < lanes and not few:
             found = f"{len(self.numbers)} document{'s' * (len(self.numbers) != 1)}"
             which = f"{found} held out" if held_out else f"{found} to train on"
             raise ConfigError(

@@ -43,8 +43,11 @@ class Packing:
     rows: int
     shared: bool = True
 
-    def pack(self, reader: Reader) -> dict[str, Tensor] | None:
+    def pack(self, reader: Reader, partial: bool = False) -> dict[str, Tensor] | None:
         """Read and pack documents until exactly `rows` tokens are kept; the last segment ends there.
+
+        Args:
+            partial: where the documents end before, pack what there is, if any token of it is kept.
 
         Space at the end of a sequence for fewer than MIN_SEGMENT tokens stays padding, unless the document is
         that short: the first tokens of a segment have too little context.
@@ -59,7 +62,9 @@ class Packing:
         while left:
             current = reader.rest()
             if current is None:
-                return None
+                if not partial or left == self.rows:
+                    return None
+                break
             number, ids, keep = current
             room = self.context - used - overhead
             if used and (not self.shared or room < min(MIN_SEGMENT, len(ids))):

@@ -49,6 +49,7 @@ class TokenSource:
 
     Args:
         kept: which tokens are; None: all but the special ones of `packing`.
+        short: the text may be short: the last chunk of a lane has what is left, and a lane may have none.
     """
 
     def __init__(
@@ -60,8 +61,9 @@ class TokenSource:
         lanes: int,
         epochs: int | None,
         kept: Kept | None = None,
+        short: bool = False,
     ):
-        self.documents, self.packing = documents, packing
+        self.documents, self.packing, self.short = documents, packing, short
         self.field, self.lanes, self.epochs = field, lanes, epochs
         self.kept = kept or Kept(packing.prefix, packing.suffix)
         self.named = 0
@@ -85,7 +87,8 @@ class TokenSource:
     def open(self, lane: int, start: Position | None) -> Iterator[TokenChunk]:
         """Yield the chunks of a lane from position `start` on (None: the first) until the epochs end.
 
-        `start` is the start of a chunk. Tokens at the very end that do not fill a chunk are left out.
+        `start` is the start of a chunk. Tokens at the very end that do not fill a chunk are left out, unless
+        the text may be short.
 
         Raises:
             ConfigError: a whole pass over the lane's documents gave no token.
@@ -95,7 +98,7 @@ class TokenSource:
         index = start["chunk"] if start else 0
         while True:
             at: Position = {"chunk": index, **reader.position()}
-            packed = self.packing.pack(reader)
+            packed = self.packing.pack(reader, self.short)
             if packed is None:
                 return
             number = index * self.lanes + lane
@@ -180,7 +183,7 @@ class LaneReader:
         return (f" (left out: {found})" if found else "") + (f": {self.problem}" if self.problem else "")
 
     def _next_epoch(self) -> None:
-        if self.whole_epoch and not self.found_tokens:
+        if self.whole_epoch and not self.found_tokens and not self.source.short:
             wrong = ConfigError if self.epoch == 0 else DataError
             raise wrong(
                 f"{self.source.field} has no text for lane {self.lane} of shuffle.lanes={self.source.lanes} "
@@ -198,14 +201,22 @@ class LaneReader:
 
 
 def open_tokens(
-    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, rows: int, held_out: bool
+    cfg: TokensConfig,
+    facts: LlmFacts,
+    *,
+    lanes: int,
+    seed: int,
+    rows: int,
+    held_out: bool | None,
+    short: bool = False,
 ) -> TokenSource:
     """Open the token source that `cfg` describes.
 
     Args:
         rows: kept tokens per chunk.
-        held_out: open the held-out documents, in an order that does not depend on the seed; else all other
-            documents, permuted by (seed, epoch).
+        held_out: open the held-out documents, in an order that does not depend on the seed; false: all other
+            documents, permuted by (seed, epoch); None: all of a corpus of files, in the first order.
+        short: see `TokenSource`.
 
     Raises:
         ConfigError: the source does not exist, is damaged, or has fewer documents than lanes.
@@ -219,8 +230,10 @@ def open_tokens(
         )
     packing = Packing(context, facts.prefix, facts.suffix, rows, shared=facts.packed)
     kept = Kept.of(facts, cfg.exclude_ids)
-    documents, field = _open_kind(cfg, facts, lanes=lanes, seed=seed, held_out=held_out)
-    return TokenSource(documents, packing, field=field, lanes=lanes, epochs=cfg.epochs, kept=kept)
+    documents, field = _open_kind(cfg, facts, lanes=lanes, seed=seed, held_out=held_out, short=short)
+    return TokenSource(
+        documents, packing, field=field, lanes=lanes, epochs=cfg.epochs, kept=kept, short=short
+    )
 
 
 def held_out_tokens(cfg: TokensConfig, facts: LlmFacts, *, seed: int, rows: int) -> TokenSource:
@@ -234,10 +247,10 @@ def held_out_tokens(cfg: TokensConfig, facts: LlmFacts, *, seed: int, rows: int)
 
 
 def _open_kind(
-    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, held_out: bool
+    cfg: TokensConfig, facts: LlmFacts, *, lanes: int, seed: int, held_out: bool | None, short: bool
 ) -> tuple[Documents, str]:
     if cfg.kind == "hf":
-        documents = open_dataset(cfg, facts, lanes=lanes, seed=seed, held_out=held_out)
+        documents = open_dataset(cfg, facts, lanes=lanes, seed=seed, held_out=bool(held_out))
         return documents, f"tokens.dataset={cfg.dataset}"
     if cfg.kind == "text":
         encoder = Encoder(facts)
@@ -249,4 +262,5 @@ def _open_kind(
         corpus = ShardCorpus(cfg.path, facts.vocab_size)
     else:
         raise ConfigError(f"tokens.kind={cfg.kind} is unknown; use text, webdataset or hf")
-    return IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out), corpus.field
+    found = IndexedDocuments(corpus, lanes=lanes, seed=seed, held_out=held_out, few=short)
+    return found, corpus.field

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -47,14 +48,32 @@ def run_rank(folder: Path, granted: Granted = NOTHING) -> None:
         SaeDistError: see `core.errors`.
     """
     cfg = load_config(folder / CONFIG, granted)
+    joined(
+        cfg,
+        folder / LOGS,
+        lambda device, stop, control: run_role(make_rank(cfg, folder, device, stop, control)),
+    )
+
+
+def joined(
+    cfg: Resolved, logs: Path, work: Callable[[torch.device, runtime.StopRequest, Control], None]
+) -> None:
+    """Join the process group, work in it, and leave; a failure is told to the other ranks.
+
+    Args:
+        logs: where the reason is left if this process must be ended from outside of `work`.
+
+    Raises:
+        SaeDistError: see `core.errors`.
+    """
     stop = runtime.StopRequest()
     where = place()
     device = runtime.start(where, cfg.device, cfg.topology.timeout_s)
     control = Control(cfg.topology.timeout_s)
     control.start_beating(where.rank)
-    start_lookout(control, where.rank, device.type == "cuda", partial(leave, folder / LOGS, where.rank))
+    start_lookout(control, where.rank, device.type == "cuda", partial(leave, logs, where.rank))
     try:
-        run_role(make_rank(cfg, folder, device, stop, control))
+        work(device, stop, control)
     except Preempted:
         control.ended.set()
         runtime.finish()

@@ -12,6 +12,7 @@ from sae_dist.atlas.schema import (
     KEPT,
     LEFT_OUT,
     OUTLIER,
+    ROW_GROUPS,
     TOKENS,
     TOKENS_SCHEMA,
     WORK,
@@ -47,12 +48,13 @@ def text(folder: Path, documents=40, longest=60, vocabulary=500, context=32, see
             [at, *(np.array(each, np.uint32) for each in (token, document, position)), state],
             schema=TOKENS_SCHEMA,
         ),
+        ROW_GROUPS["tokens"],
     )
     for number in range(documents):
         inside = np.flatnonzero(np.array(document) == number)
         about.append((number, 0, number, inside[0], len(inside), int((state[inside] == KEPT).sum())))
     columns = [pa.array([row[n] for row in about], DOCUMENTS_SCHEMA.field(n).type) for n in range(6)]
-    write_table(folder / DOCUMENTS, pa.table(columns, schema=DOCUMENTS_SCHEMA))
+    write_table(folder / DOCUMENTS, pa.table(columns, schema=DOCUMENTS_SCHEMA), ROW_GROUPS["documents"])
     return at[state == KEPT]
 
 

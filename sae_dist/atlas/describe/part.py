@@ -19,13 +19,11 @@ from sae_dist.atlas.schema import (
     LATENTS,
     LATENTS_SCHEMA,
     QUANTILES,
+    ROW_GROUPS,
     part_file,
     part_latents,
 )
 from sae_dist.atlas.tables import write_table
-
-LATENTS_GROUP = 1 << 10
-"""Rows in a group of the table of latents, whose rows are long."""
 
 
 def describe_part(
@@ -51,8 +49,8 @@ def describe_part(
         **_of_extra(extra, len(latents)),
     }
     table = pa.table([columns[name] for name in LATENTS_SCHEMA.names], schema=LATENTS_SCHEMA)
-    write_table(part_file(folder, LATENTS, part), table, LATENTS_GROUP)
-    write_table(part_file(folder, EXAMPLES, part), _examples(codes, settings))
+    write_table(part_file(folder, LATENTS, part), table, ROW_GROUPS[LATENTS])
+    write_table(part_file(folder, EXAMPLES, part), _examples(codes, settings), ROW_GROUPS[EXAMPLES])
 
 
 def _of_codes(codes: Codes, text: Text, settings: Settings) -> dict[str, np.ndarray | pa.Array]:
