@@ -41,7 +41,7 @@ def rates(histogram: Sequence[tuple[float, int]], step: float, links: Sequence[s
         bar = _bar((power - low) * width, step * width, count / most, title)
         bars.append(Markup('<a href="{}">{}</a>').format(link, bar) if link else bar)
     ticks = [((power - low) * width, one_in(10.0**power)) for power in range(low, high + 1)]
-    every = -(-len(ticks) // 6)
+    every = -(-len(ticks) // 5)
     return _svg("Histogram of latents by how often they fire", bars, ticks[::every])
 
 

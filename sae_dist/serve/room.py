@@ -1,4 +1,4 @@
-"""The room of the model: one thread that loads what it needs when first asked, and works on one wish at a time."""
+"""The room of the model: a thread that loads what it needs when first asked, and grants a wish at a time."""
 
 from __future__ import annotations
 

@@ -143,7 +143,11 @@ def written(prompt: str, latent: int, how: str, dose: float, tokens: int) -> Any
             plain = _generated(bench, prompt, tokens)
             with bench.dictionary.steer(lm, {latent: change}) as session:
                 steered = _generated(bench, prompt, tokens)
-        remarks = [first_line(each.message) for each in caught if issubclass(each.category, UserWarning)]
+        remarks = [
+            first_line(Warning(str(each.message)))
+            for each in caught
+            if issubclass(each.category, UserWarning)
+        ]
         if session.largest == 0 or plain == steered:
             remarks.append("The model writes the same text.")
         said = DOSES[how] + ("" if how == "ablate" else f" {number(dose)}")

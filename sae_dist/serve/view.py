@@ -26,8 +26,9 @@ class Piece:
 
 @dataclass(frozen=True)
 class Shown:
-    """A context as it is shown."""
+    """A context of a latent as it is shown."""
 
+    latent: int
     code: str
     document: int
     at: int
@@ -46,12 +47,17 @@ class Tab:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table with a bar: what it is of, its values in words, and the bar's length of 100."""
+    """A line of a table with a bar: what it is of, its values in words, and the bar's length of 100.
+
+    Attributes:
+        more: words on demand.
+    """
 
     text: str
     values: tuple[str, ...]
     bar: int
     latent: int | None = None
+    more: str = ""
 
 
 def level(value: float, most: float) -> int:
@@ -61,8 +67,8 @@ def level(value: float, most: float) -> int:
     return min(SHADES, max(1, math.ceil(SHADES * min(value / most, 1.0))))
 
 
-def shown(context: Context, most: float, code: float | None = None) -> Shown:
-    """Return a context shaded by the latent's codes, its own place marked.
+def shown(context: Context, latent: int, most: float, code: float | None = None) -> Shown:
+    """Return a context shaded by a latent's codes, its own place marked.
 
     Args:
         most: the code of the darkest shade.
@@ -70,7 +76,7 @@ def shown(context: Context, most: float, code: float | None = None) -> Shown:
     """
     own = next((token.code for token in context.tokens if token.at == context.at), 0.0)
     pieces = [_piece(token, most, token.at == context.at) for token in context.tokens]
-    return Shown(number(own if code is None else code), context.document, context.at, pieces)
+    return Shown(latent, number(own if code is None else code), context.document, context.at, pieces)
 
 
 def _piece(token: ContextToken, most: float, own: bool) -> Piece:
@@ -90,7 +96,7 @@ def tabs(examples: Sequence[Example], latent: Latent) -> list[Tab]:
     most = latent.most
     found = []
     for key in sorted({each.bin for each in examples}):
-        own = [shown(each.context, most, each.code) for each in examples if each.bin == key]
+        own = [shown(each.context, latent.latent, most, each.code) for each in examples if each.bin == key]
         title, hint = _of_bin(key, latent)
         found.append(Tab("top" if key == TOP else f"bin{key}", title, hint, own))
     return found
@@ -114,8 +120,9 @@ def token_rows(tokens: Sequence[TokenCount] | None, latent: Latent) -> list[Row]
     return [
         Row(
             piece(each.text),
-            (share(each.count / max(latent.count, 1)), f"{number(each.bits, 2)} bits"),
+            (share(each.count / max(latent.count, 1)),),
             round(100 * each.count / most),
+            more=f"{each.count:,} places, {number(each.bits)} bits of mutual information",
         )
         for each in tokens
     ]

@@ -1,10 +1,13 @@
 """Numbers in few digits, as the pages show them."""
 
 import math
+import re
 from typing import Any
 
 from sae_dist.core.text import visible
 
+SPACES = re.compile(" {3,}")
+RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -37,12 +40,14 @@ def share(value: float) -> str:
 
 
 def one_in(rate: float) -> str:
-    """Return a rate such as `1 in 830`."""
+    """Return a rate such as `1 in 830`; of 1 in 20 and more in percent."""
     if not rate:
         return "never"
-    return f"1 in {short(1 / rate)}" if rate < 0.5 else f"{100 * rate:.0f} in 100"
+    if rate >= 0.05:
+        return f"{100 * rate:.0f} %"
+    return f"1 in {1 / rate:,.0f}" if rate > 1e-5 else f"1 in {short(1 / rate)}"
 
 
 def piece(text: str) -> str:
-    """Return a token's text in one line, with every control character written out; an empty one as ∅."""
-    return visible(text, "") or "∅"
+    """Return a token's text in one line: control characters written out, many spaces counted, none as ∅."""
+    return SPACES.sub(lambda run: "␣" + str(len(run[0])).translate(RAISED), visible(text, "")) or "∅"
