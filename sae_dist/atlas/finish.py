@@ -78,7 +78,7 @@ class Finishing:
         self.together()
 
     def describe(self, settings: Settings) -> None:
-        """Write what is said of each latent."""
+        """Write the tables of latents and of examples."""
         text = Text.open(self.folder) if self._consumers.rank == 0 else None
         self.together()
         for part, _ in self.mine():

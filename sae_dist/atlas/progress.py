@@ -1,4 +1,4 @@
-"""How far the pass over the text of an atlas is: windows that are done, and where each lane goes on."""
+"""The progress of the pass over the text of an atlas: windows that are done, and where each lane goes on."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -27,7 +27,7 @@ class TableWriter:
         self._rows = 0
 
     def __enter__(self) -> "TableWriter":
-        """Begin the file."""
+        """Begin to write the file."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             temporary = stack.enter_context(replacing(self._path, synced=True))
@@ -36,7 +36,7 @@ class TableWriter:
         return self
 
     def write(self, table: pa.Table) -> None:
-        """Add rows."""
+        """Add rows at the end of the table."""
         self._waiting.append(table)
         self._rows += len(table)
         if self._rows >= self._row_group:

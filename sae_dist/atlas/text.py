@@ -96,8 +96,8 @@ class Recorded:
                 break
             kept.append(self._latest)
             index += 1
-            if index % plan.window == 0:
-                self._write(lane, index // plan.window - 1, kept)
+            if index % plan.window == 0 or index * plan.lanes + lane >= plan.chunks:
+                self._write(lane, (index - 1) // plan.window, kept)
                 kept = []
             yield chunk
         self._write(lane, index // plan.window, kept)

@@ -22,8 +22,11 @@ class WindowCodes:
 
     def add(self, row_P: Tensor, latent_P: Tensor, code_P: Tensor) -> None:
         """Add codes, which are on the host."""
-        whole = (row_P.numpy().astype(np.uint32), latent_P.numpy().astype(np.uint32))
-        self._parts.append((*whole, code_P.float().numpy()))
+        self.add_arrays(row_P.numpy(), latent_P.numpy(), code_P.float().numpy())
+
+    def add_arrays(self, row_P: np.ndarray, latent_P: np.ndarray, code_P: np.ndarray) -> None:
+        """Add codes that are arrays; a row and a latent take four bytes each from now on."""
+        self._parts.append((row_P.astype(np.uint32), latent_P.astype(np.uint32), code_P))
 
     def write(self, folder: Path, window: int, consumer: int) -> None:
         """Write them as the part of a consumer, by its index, in the files of a window."""

@@ -14,7 +14,7 @@ For each latent: where it fires and how strongly, its rate, examples of every st
 fires on and those that follow, what it does to the logits, its nearest decoder rows, and the latents that
 fire with it. Tables are Parquet files; docs/atlas.md lists their columns.
 
-  atlas.tokens=10M          activations to read, at most; the held-out text of a run may be shorter
+  atlas.tokens=10M          activations to read, in whole chunks; held-out text may be shorter
   atlas.text=held_out       held_out | training: of the run; or a file or folder; or tar files of tokens
   atlas.top=20              examples of the greatest codes of each latent, one a document
   atlas.bins=5 atlas.each=5 5 examples of each of 5 ranges of codes: above 1/2 of the greatest, above 1/4, ...

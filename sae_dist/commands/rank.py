@@ -45,7 +45,7 @@ def _work_of(role: str) -> Callable[[Path, Granted], None]:
 
         return harvest_rank
     if role == "atlas":
-        from sae_dist.train.atlas import atlas_rank
+        from sae_dist.train.atlas.rank import atlas_rank
 
         return atlas_rank
     if role == "check":

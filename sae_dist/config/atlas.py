@@ -31,7 +31,7 @@ CAN_CHANGE = (
 class AtlasConfig:
     """The extent of an atlas."""
 
-    tokens: Any = "10M"  # activations to read, at most
+    tokens: Any = "10M"  # activations to read, in whole chunks, if there are so many
     text: str = HELD_OUT  # held_out: of the run | training | a file or folder of text | tar files of tokens
     lanes: int = 24  # streams of documents, dealt out to producers and consumers
     top: int = 20  # examples of the greatest codes of each latent

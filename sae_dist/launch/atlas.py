@@ -190,7 +190,7 @@ def _count(place: Path) -> int:
 
 
 def _work(place: Path, granted: Granted) -> None:
-    from sae_dist.train.atlas import atlas_rank
+    from sae_dist.train.atlas.rank import atlas_rank
 
     atlas_rank(place, granted)
 

@@ -49,7 +49,7 @@ class TokenSource:
 
     Args:
         kept: which tokens are; None: all but the special ones of `packing`.
-        short: the text may be short: the last chunk of a lane has what is left, and a lane may have none.
+        short: the text may be short: the last chunk of a lane has what is left, and a lane may be empty.
     """
 
     def __init__(

@@ -58,7 +58,7 @@ def run_rank(folder: Path, granted: Granted = NOTHING) -> None:
 def joined(
     cfg: Resolved, logs: Path, work: Callable[[torch.device, runtime.StopRequest, Control], None]
 ) -> None:
-    """Join the process group, work in it, and leave; a failure is told to the other ranks.
+    """Join the process group, work in it, and leave; the other ranks learn of a failure.
 
     Args:
         logs: where the reason is left if this process must be ended from outside of `work`.
