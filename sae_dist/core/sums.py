@@ -70,6 +70,18 @@ def check_listed(folder: Path, names: Iterable[str]) -> None:
                 )
 
 
+def listed(path: Path) -> str | None:
+    """Return the sha256 of a file that the list named as it has; None: there is no such list.
+
+    Raises:
+        ConfigError: the list is damaged.
+    """
+    sums = path.with_name(f"{path.name}{LIST}")
+    if not sums.is_file():
+        return None
+    return next(digest for file, digest in _read_list(sums, path.name) if file == path)
+
+
 def _read_list(path: Path, name: str) -> list[tuple[Path, str]]:
     with open(path, "rb") as file:
         text = file.read(LONGEST_LIST_BYTES).decode("latin1")

@@ -4,7 +4,7 @@ Nothing is loaded at once: a latent is found in its part's file by arithmetic, a
 the groups of rows. Letters: P codes, N places.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from threading import RLock
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from sae_dist.atlas.find.direction import open_decoder
 from sae_dist.atlas.read.codes import Postings
 from sae_dist.atlas.read.facts import atlas_folder, read_facts
 from sae_dist.atlas.read.labels import REVIEWS, Labels
 from sae_dist.atlas.read.places import Places
 from sae_dist.atlas.read.rows import Context, ContextToken, Example, Latent, latent_of
 from sae_dist.atlas.read.table import TableFile, numbers
+from sae_dist.atlas.read.view import LatentView
 from sae_dist.atlas.read.words import Words
 from sae_dist.atlas.schema import (
     EXAMPLES,
@@ -36,6 +38,8 @@ from sae_dist.atlas.schema import (
 from sae_dist.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sae_dist.atlas.find.found import Found
+    from sae_dist.atlas.find.text import Encode
     from sae_dist.tokens.decoder import Decoder
 
 SCHEMAS = {POSTINGS: POSTINGS_SCHEMA, LATENTS: LATENTS_SCHEMA, EXAMPLES: EXAMPLES_SCHEMA}
@@ -49,11 +53,14 @@ class Atlas:
         folder: of its files.
         facts: the manifest: model, hook, numbers of tokens and latents, how it was made.
         words: the text of token ids.
+        encode: encodes a text with model and dictionary, for `find`; None: that is done without them.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], words: Words):
         self.folder, self.facts, self.words = folder, facts, words
-        self._lock, self._files = RLock(), {}  # type: ignore[var-annotated]
+        self.encode: Encode | None = None
+        self._lock = RLock()
+        self._files: dict[tuple[str, int], TableFile] = {}
 
     @classmethod
     def open(cls, where: str | Path, decoder: "Decoder | None" = None) -> "Atlas":
@@ -100,6 +107,15 @@ class Atlas:
         """The words that were given to latents."""
         return Labels(self.folder / REVIEWS, self.num_latents)
 
+    @cached_property
+    def decoder(self) -> Any:
+        """The decoder rows [F, E] of the dictionary beside the atlas, a tensor mapped from its file.
+
+        Raises:
+            ConfigError: there is none, or it is another dictionary.
+        """
+        return open_decoder(self.folder.parent, self.num_latents, self.facts["dictionary"])
+
     def table(self, name: str, part: int) -> TableFile:
         """Return a part's file of a table.
 
@@ -109,8 +125,7 @@ class Atlas:
         with self._lock:
             if (name, part) not in self._files:
                 self._files[name, part] = TableFile(part_file(self.folder, name, part), SCHEMAS[name])
-            found: TableFile = self._files[name, part]
-            return found
+            return self._files[name, part]
 
     def checked(self, latent: int) -> int:
         """Return the number of a latent that exists.
@@ -206,9 +221,12 @@ class Atlas:
         Raises:
             ConfigError: a file is damaged.
         """
+        files = [self.table(LATENTS, part) for part in range(parts(self.num_latents))]
+        if (rows := sum(each.num_rows for each in files)) != self.num_latents:
+            raise ConfigError(f"{self.folder} has {rows:,} rows of latents; make the atlas again")
         found_F: np.ndarray = np.zeros(self.num_latents, kind)
-        for part in range(parts(self.num_latents)):
-            for table in self.table(LATENTS, part).batches(["latent", name]):
+        for file in files:
+            for table in file.batches(["latent", name]):
                 latent_f = numbers(table, "latent")
                 if len(latent_f) and int(latent_f.max()) >= self.num_latents:
                     raise ConfigError(f"{self.folder} has latents that do not exist; make the atlas again")
@@ -224,6 +242,29 @@ class Atlas:
         from sae_dist.atlas.read.sql import answer
 
         return answer(self.folder, self.num_latents, query, **limits)
+
+    def find(self, text: str | None = None, **how: Any) -> "Found":
+        """Find latents by a text, token, pattern, direction, label or co-firing; see `atlas.find.find.find`.
+
+        Raises:
+            ConfigError: not exactly one of them is given, or it is not valid, or nothing has it.
+        """
+        from sae_dist.atlas.find.find import find
+
+        return find(self, text, **how)
+
+    def __getitem__(self, latent: int) -> LatentView:
+        """Return a latent with its examples, for a notebook to show.
+
+        Raises:
+            ConfigError: it does not exist, or a file is damaged.
+        """
+        label = self.labels.of([self.checked(latent)]).get(latent)
+        return LatentView(self.latent(latent), self.examples(latent), label, self.facts)
+
+    def __iter__(self) -> Iterator[LatentView]:
+        """Iterate over all latents."""
+        return (self[latent] for latent in range(self.num_latents))
 
     def _rows(self, name: str, latent: int) -> pa.Table:
         """Return the rows of a latent in a table of its part."""
