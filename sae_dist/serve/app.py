@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from starlette.applications import Starlette
@@ -11,30 +12,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
 
 from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.serve import asked, tries
 from sae_dist.serve.asked import Refused, form
-from sae_dist.serve.guard import Door, Guard
 from sae_dist.serve.links import Links
 from sae_dist.serve.room import Busy, Room, Stopped
 from sae_dist.serve.search import Search
-from sae_dist.serve.site import PAGES, Site, this_user
+from sae_dist.serve.site import PAGES, Site
 
 ASSETS = {"atlas.css": "text/css", "atlas.js": "text/javascript", "atlas.svg": "image/svg+xml"}
 BUSY = "The model is at work on another text; try again in a moment."
-
-
-def app(atlas: Atlas, door: Door, room: Room) -> ASGIApp:
-    """Return the server of an atlas.
-
-    Args:
-        door: who may ask.
-        room: where the model is.
-    """
-    return Guard(Pages(atlas, room, this_user() if door.local else "").routed(), door)
 
 
 class Pages:
@@ -45,6 +34,11 @@ class Pages:
         self.site = Site(atlas, no_model=lambda: room.closed, author=author)
         self.search = Search(self.site)
         self.assets = {name: (PAGES / name).read_bytes() for name in ASSETS}
+
+    def warm(self) -> None:
+        """Read what the first page would wait for; what is wrong with it, that page tells."""
+        with suppress(SaeDistError):
+            self.site.start({}, Links())
 
     def routed(self) -> Starlette:
         """Return the app of Starlette."""

@@ -4,6 +4,7 @@ import errno
 import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from urllib.parse import quote
 
@@ -42,9 +43,10 @@ def serve(wanted: Asked) -> None:
     import uvicorn
 
     from sae_dist.atlas.read.atlas import Atlas
-    from sae_dist.serve.app import app
-    from sae_dist.serve.guard import Door
+    from sae_dist.serve.app import Pages
+    from sae_dist.serve.guard import Door, Guard
     from sae_dist.serve.room import Room
+    from sae_dist.serve.site import this_user
 
     atlas = Atlas.open(wanted.where)
     with listening(wanted.host, wanted.port) as bound:
@@ -52,11 +54,12 @@ def serve(wanted: Asked) -> None:
         door = Door.at(wanted.host, port, wanted.with_token)
         closed = None if wanted.with_model else "The model is left out: --no-model."
         room = Room(wanted.where, closed=closed, trust_remote_code=wanted.trust_remote_code)
+        pages = Pages(atlas, room, this_user() if door.local else "")
         # uvicorn raises the signal again that ended it, for whoever handled it before; that is nobody.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: None)
         settings = uvicorn.Config(
-            app(atlas, door, room),
+            Guard(pages.routed(), door),
             log_level="warning",
             access_log=False,
             server_header=False,
@@ -67,6 +70,7 @@ def serve(wanted: Asked) -> None:
         )
         show(f"{address(wanted.host, port, door.token)}   (Ctrl-C ends it)")
         sys.stdout.flush()
+        threading.Thread(target=pages.warm, daemon=True).start()
         try:
             uvicorn.Server(settings).run(sockets=[bound])
         finally:
