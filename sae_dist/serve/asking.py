@@ -122,7 +122,7 @@ def _key(given: Mapping[str, str], name: str) -> Key | None:
         return None
     value, _, latent = found.partition("~")
     number = real({name: value}, name)
-    if number is None:
+    if number is None or not latent:
         raise Refused(400, f"{name}={found[:40]} is no place in the list")
     return number, whole({name: latent}, name, 0, 2**32, 0)
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
 TOKEN = "token"
 POLICY = (
@@ -100,8 +101,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
+        if scope["type"] == "websocket":
+            await WebSocketClose()(scope, receive, send)
+            return
         if scope["type"] != "http":
-            return  # no websockets; nothing to start or end
+            await self.app(scope, receive, send)
+            return
         answer = self._answer(scope)
 
         async def adding(message: Message) -> None:

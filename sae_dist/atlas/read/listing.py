@@ -121,7 +121,7 @@ class Listing:
         if backwards:
             latents.reverse()
         rows = self.rows(latents)
-        keys = [(float(row[column]), int(row["latent"])) for row in (*rows[:1], *rows[-1:])]
+        keys = [(float(row[column] or 0), int(row["latent"])) for row in (*rows[:1], *rows[-1:])]
         return Page(
             rows,
             keys[-1] if keys and (more or backwards) else None,
@@ -220,7 +220,11 @@ class Listing:
         for part in range(parts(self.atlas.num_latents)):
             piece = pa.concat_tables(self.atlas.table(LATENTS, part).batches(INDEX))
             made.register("piece", piece)
-            made.execute(("insert into latents" if part else "create table latents as") + " from piece")
+            # What a latent that never fires has no value of counts as 0.
+            values = "select latent, " + ", ".join(f"coalesce({name}, 0) as {name}" for name in INDEX[1:])
+            made.execute(
+                f"{'insert into latents' if part else 'create table latents as'} {values} from piece"
+            )
             made.unregister("piece")
         return made
 
