@@ -17,6 +17,7 @@ WHOLE = Manifest(
     target_hook=None,
     context=None,
     effects=None,
+    near=None,
     files={"tokens.parquet": "ab"},
     **TEXTS,
     **NUMBERS,
