@@ -175,9 +175,9 @@ def numbers_of(latent: Latent, facts: Mapping[str, Any]) -> list[tuple[str, str,
 
 
 def quantile_rows(latent: Latent) -> list[tuple[str, str]]:
-    """Return the quantiles of a latent's codes, named in percent."""
+    """Return the quantiles of a latent's codes, named by percent."""
     return [
-        (f"{100 * level:g} %", number(value))
+        (f"{100 * level:g}", number(value))
         for level, value in zip(QUANTILES, latent.quantiles, strict=False)
     ]
 

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 import pyarrow.parquet as pq
 import pytest
 
-from sae_dist.atlas.schema import LATENTS, part_file
+from sae_dist.atlas.schema import LATENTS, part_file, parts
 from sae_dist.serve import asked
 from tests.helpers.browser import Tags
 from tests.helpers.served import OWN, client, evil_atlas
@@ -117,7 +117,9 @@ def test_filters(user, atlas):
     page = user.get("/?low=0.01&high=0.1").text
     assert places(page) and all(0.01 <= rates[each] <= 0.1 for each in places(page))
     by_token = user.get("/", params={"where": "tokens", "token": " t7"}).text
-    named = [each for each in range(F) if 7 in [one.token for one in atlas.latent(each).tokens or ()]]
+    files = [pq.read_table(part_file(atlas.folder, LATENTS, part)) for part in range(parts(F))]
+    lists = [each for file in files for each in file.column("tokens").to_pylist()]
+    named = [n for n, each in enumerate(lists) if 7 in [one["token"] for one in each]]
     assert set(places(by_token)) <= set(named) and f">{len(named):,} of" in by_token
     assert user.get("/?token=%237&where=tokens").text.count('role="row"') == by_token.count('role="row"')
 
