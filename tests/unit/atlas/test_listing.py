@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae_dist.atlas.read.atlas import Atlas
-from sae_dist.atlas.read.listing import COLUMNS, ORDERS, STEP, Filter, Listing
+from sae_dist.atlas.read.listing import INDEX, ORDERS, SHOWN, STEP, Filter, Listing
 from sae_dist.atlas.schema import LATENTS, part_file, parts
 from sae_dist.core.errors import ConfigError
 from tests.helpers.described import described
@@ -59,8 +59,9 @@ def test_each_latent_is_listed_once_in_order(listing, values, order):
 def test_rows_are_those_of_the_tables(listing, atlas):
     for row in listing.rows([5, 300, 5]):
         latent = atlas.latent(row["latent"])
-        assert set(row) == set(COLUMNS) and row["count"] == latent.count and row["rate"] == latent.rate
-        assert [each["token"] for each in row["tokens"]] == [each.token for each in latent.tokens]
+        assert set(row) == {*INDEX, *SHOWN} and row["count"] == latent.count and row["rate"] == latent.rate
+        for name in SHOWN:
+            assert row[name] == [each.token for each in getattr(latent, name)]
 
 
 def test_filters_and_counts(listing, atlas):
