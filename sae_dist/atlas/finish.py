@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from torch import Tensor
 
-from sae_dist.atlas.describe.lists import Extra
+from sae_dist.atlas.describe.head import Head
 from sae_dist.atlas.describe.part import describe_part
 from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.describe.text import Text
+from sae_dist.atlas.describe.together import by_place
+from sae_dist.atlas.extras import Extras
 from sae_dist.atlas.manifest import Manifest
 from sae_dist.atlas.postings import merge_part
 from sae_dist.atlas.schema import (
@@ -75,16 +78,29 @@ class Finishing:
         for part, latents in self.mine():
             if not part_file(self.folder, POSTINGS, part).is_file():
                 merge_part(self.folder, part, latents, files, at_of_row)
+        for window in range(self._consumers.rank, self.windows, self._consumers.size):
+            self._check_stop()
+            by_place(self.folder, window, window_files(self.folder, self.windows)[window], at_of_row)
         self.together()
 
-    def describe(self, settings: Settings) -> None:
-        """Write the tables of latents and of examples."""
+    def describe(self, settings: Settings, W_dec_FE: Tensor, head: Head, device: torch.device) -> None:
+        """Write the tables of latents and of examples.
+
+        Args:
+            W_dec_FE: decoder rows of all latents, in memory or mapped.
+            device: that multiplies.
+        """
         text = Text.open(self.folder) if self._consumers.rank == 0 else None
         self.together()
-        for part, _ in self.mine():
-            if not all(part_file(self.folder, table, part).is_file() for table in (LATENTS, EXAMPLES)):
-                text = text or Text.open(self.folder)
-                describe_part(self.folder, part, self.num_latents, settings, Extra(), text)
+        extras = None
+        for part, latents in self.mine():
+            if all(part_file(self.folder, table, part).is_file() for table in (LATENTS, EXAMPLES)):
+                continue
+            text = text or Text.open(self.folder)
+            kept = self._numbers()["kept"]
+            extras = extras or Extras.open(self.folder, W_dec_FE, head, self.windows, kept, device)
+            extra = extras.of(part, latents, settings)
+            describe_part(self.folder, part, self.num_latents, settings, extra, text)
         self.together()
 
     def seal(self, facts: dict[str, Any], settings: Settings) -> None:
@@ -112,9 +128,12 @@ class Finishing:
         """
         each = part_latents(self.num_latents)
         for part in range(self._consumers.rank, parts(self.num_latents), self._consumers.size):
-            if self._stop.wanted:
-                raise Preempted(GO_ON)
+            self._check_stop()
             yield part, range(part * each, min((part + 1) * each, self.num_latents))
+
+    def _check_stop(self) -> None:
+        if self._stop.wanted:
+            raise Preempted(GO_ON)
 
     def together(self) -> None:
         """Wait until all consumers are here."""

@@ -29,7 +29,7 @@ class Manifest:
         silent: latents that never fired; too_rare: others that fired fewer than `few` times.
         top, bins, each, few: as asked; see `config.atlas`.
         lens: on how many positions the mean Jacobian was fitted, or why it was not.
-        effects: why there are no effects on logits; None: there are.
+        effects, near: why there are no effects on logits, or no nearest rows; None: there are.
         files: sha256 of each file of the tables, by its path in the folder.
     """
 
@@ -57,6 +57,7 @@ class Manifest:
     few: int
     lens: str
     effects: str | None
+    near: str | None
     files: dict[str, str]
 
     def write(self, folder: Path) -> None:

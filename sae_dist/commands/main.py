@@ -43,6 +43,7 @@ COMMANDS = {
     "steer": Command("steer", "RUN --clamp LATENT=DOSE ...", "measure what changing a latent does"),
     "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
     "atlas": Command("atlas", "RUN [atlas.tokens=10M ...]", "index what every latent fires on"),
+    "find": Command("find", 'RUN "text"', "find latents in a run's atlas"),
     "serve": Command("serve", "RUN [--port N]", "show the atlas of a run as pages to look at"),
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),

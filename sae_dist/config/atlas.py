@@ -38,7 +38,7 @@ class AtlasConfig:
     bins: int = 5  # halvings of its greatest code, each with examples of its own
     each: int = 5  # examples of a bin
     few: int = 10  # a latent that fires less often is called too rare
-    lens: int = 4  # chunks of text on which the mean Jacobian to the logits is fitted; 0: without
+    lens: int = 1  # chunks of text on which the mean Jacobian to the logits is fitted; 0: without
 
     @property
     def count(self) -> int:

@@ -18,6 +18,7 @@ from sae_dist.interpret.place import Place
 from sae_dist.interpret.some import SomeLatents
 
 if TYPE_CHECKING:
+    from sae_dist.atlas.read.atlas import Atlas
     from sae_dist.export.statistics import CodeStatistics
     from sae_dist.interpret.attach import Attached
     from sae_dist.interpret.explaining.explanation import Explanation
@@ -264,6 +265,16 @@ class Dictionary:
         from sae_dist.interpret.measure import measure
 
         return measure(self, lm, **how)
+
+    def atlas(self, lm: Any = None, **how: Any) -> "Atlas":
+        """Open the atlas that was made of the dictionary; see `interpret.charted.atlas_of`.
+
+        Raises:
+            ConfigError: there is none, it is damaged, or it is of another dictionary.
+        """
+        from sae_dist.interpret.charted import atlas_of
+
+        return atlas_of(self, lm, **how)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "Dictionary":
         """Return the same dictionary on another device, or in another dtype, in memory."""

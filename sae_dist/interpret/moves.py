@@ -9,8 +9,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sae_dist.export.exported import ExportedSae
 from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
 from sae_dist.interpret.some import SomeLatents
+
+NUM_RIVALS = 512
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """A sample of the latents of a TopK dictionary: a latent that k of them surpass is not selected.
+
+    Letter S: of the sample.
+
+    Attributes:
+        bias_S: b_enc - W_enc b_dec.
+        slack: by how much a score may differ from itself computed otherwise, as a share of the norms of
+            activation and b_dec together.
+    """
+
+    W_SD: Tensor
+    bias_S: Tensor
+    k: int
+    slack: float
+    centre: float
+
+    @classmethod
+    def of(cls, sae: ExportedSae) -> "Rivals | None":
+        """Take latents at equal distances; None: there are too few for that to tell anything."""
+        assert sae.b_enc_F is not None and sae.k is not None
+        step = sae.num_latents // NUM_RIVALS
+        if step < 2 or NUM_RIVALS < 2 * sae.k:
+            return None
+        W_SD, bias_S = sae.W_enc_FD[::step].contiguous(), sae.b_enc_F[::step]
+        if not sae.transcoder:
+            bias_S = bias_S - W_SD @ sae.b_dec_E
+        longest = float(sae.W_enc_FD.norm(dim=1).max())
+        slack = 8 * sae.width * torch.finfo(W_SD.dtype).eps * longest
+        return cls(W_SD, bias_S, sae.k, slack, float(sae.b_dec_E.norm()))
+
+    def surpass(self, x_D: Tensor, score: float) -> bool:
+        """Return whether it is certain that k latents have greater scores."""
+        limit = score + self.slack * (torch.linalg.vector_norm(x_D).item() + self.centre)
+        return int((torch.addmv(self.bias_S, self.W_SD, x_D) > limit).count_nonzero()) >= self.k
 
 
 @dataclass(frozen=True)
@@ -23,6 +64,7 @@ class Moves:
         silent_norm: its norm.
         W_enc_DI, screen_I: activations whose product with W_enc_DI plus screen_I is not above 0 have no score
             above 0; most_silent: -screen_I of a single latent.
+        rivals: what may tell that a single latent is not selected though its score is above 0.
     """
 
     some: SomeLatents
@@ -35,12 +77,14 @@ class Moves:
     W_enc_DI: Tensor
     screen_I: Tensor
     most_silent: float
+    rivals: Rivals | None = None
 
     def silent(self, x_NSD: Tensor) -> bool:
-        """Return whether it is certain that no score of some activations is above zero."""
+        """Return whether it is certain that no code of some activations is above zero."""
         score_NSI = torch.matmul(x_NSD, self.W_enc_DI)
         if score_NSI.numel() == 1:
-            return score_NSI.item() <= self.most_silent
+            above = score_NSI.item() - self.most_silent
+            return above <= 0 or self.rivals is not None and self.rivals.surpass(x_NSD.view(-1), above)
         return (score_NSI + self.screen_I).max().item() <= 0
 
     @classmethod
@@ -50,6 +94,7 @@ class Moves:
         directions_IE: Tensor,
         interventions: Mapping[int, Intervention],
         device: torch.device,
+        rivals: Rivals | None = None,
     ) -> "Moves":
         how = [each.how for each in interventions.values()]
         value_I = directions_IE.new_tensor([each.value or 0.0 for each in interventions.values()]).to(device)
@@ -73,6 +118,7 @@ class Moves:
             W_enc_DI=some.W_enc_ID.T.contiguous(),
             screen_I=screen_I,
             most_silent=-float(screen_I.min()),
+            rivals=rivals,
         )
 
 

@@ -82,6 +82,17 @@ def test_nor_in_an_atlas_of_another_kind(folder, kind):
     assert files(one) == files(other)
 
 
+@pytest.mark.long
+def test_nor_does_a_model_that_two_ranks_hold(run, whole):
+    """With ZeRO-3 rows are the same to the bit; with tensor parallelism the model's own sums differ."""
+    other = again(run, "zero3")
+    text = (other / "config.yaml").read_text()
+    text = text.replace("shard: none", "shard: zero3", 1).replace("shard_size: 1", "shard_size: 2", 1)
+    (other / "config.yaml").write_text(text)
+    found = files(atlas_of(other, *TEXT, "topology.producers=1", ranks=3))
+    assert found == files(whole)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_stop_changes_nothing_nor_does_another_topology_after_it(run, whole, number):
     other = again(run, f"stopped-{number.name}")
@@ -151,6 +162,16 @@ def test_documents_are_whole_and_their_tokens_are_the_tokenizer_s(run, whole):
     assert (tokens["state"] == KEPT).sum() == 4096, "32 chunks of 128"
 
 
+@pytest.mark.parametrize("name", ["neuronpedia", "circuit_tracer", "delphi", "pages"])
+def test_it_is_handed_on(run, whole, name):
+    out = run.parent / f"out-{name}"
+    done = warm(run.parent, "atlas", str(run), "--format", name, "--latents", "0-9,300", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert any(out.rglob("*")) and str(out) in done.stdout
+    again = warm(run.parent, "atlas", str(run), "--format", name, "--latents", "0-9", f"--out={out}")
+    assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -165,6 +186,13 @@ def test_documents_are_whole_and_their_tokens_are_the_tokenizer_s(run, whole):
         (["resume=yes"], "resume=yes"),
         (["sae.k=3"], "only atlas.tokens"),
         (["--fast"], "no option --fast"),
+        (["--format", "csv"], "--format csv is none of neuronpedia, circuit_tracer, delphi, pages"),
+        (["--format", "pages"], "--format pages needs --latents"),
+        (["--format", "delphi", "--latents", "3-x"], "--latents 3-x is no list"),
+        (["--format", "delphi", "--latents", "0-99999999"], "more than 1,000,000"),
+        (["--format", "delphi"], "sae-dist atlas"),
+        (["--latents", "3"], "--latents goes with --format"),
+        (["--format", "delphi", "atlas.tokens=3"], "handed on as it is"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, words, said):

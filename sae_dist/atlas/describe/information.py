@@ -28,6 +28,16 @@ def bits(both, of_token, of_latent, places: int) -> np.ndarray:
     )
 
 
+def ratio_bits(share, rate) -> np.ndarray:
+    """Compute by how many bits a draw that came with `share` is likelier under that share than under `rate`.
+
+    Args:
+        share: at most 1; rate: above 0 and below `share`.
+    """
+    share, rate = np.asarray(share, np.float64), np.asarray(rate, np.float64)
+    return _times_log(share, rate) + _times_log(1 - share, 1 - rate)
+
+
 def best_tokens(
     latent_P: np.ndarray, token_P: np.ndarray, count_V: np.ndarray, num_latents: int, num: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -58,6 +68,11 @@ def best_tokens(
     chosen_S = found.which_S
     size_f = np.bincount(found.latent_S, minlength=num_latents)
     return size_f, [token_Q[chosen_S], both_Q[chosen_S], bits_Q[chosen_S]]
+
+
+def _times_log(share: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """Return share * log2(share / rate), 0 where the share is."""
+    return share * np.log2(np.divide(share, rate, out=np.ones_like(share), where=share > 0))
 
 
 def _share(cell: np.ndarray, row: np.ndarray, column: np.ndarray, places: int) -> np.ndarray:

@@ -23,6 +23,20 @@ class Ranked:
     values: tuple[np.ndarray, ...]
     size_f: np.ndarray | None = None
 
+    @staticmethod
+    def joined(parts: list["Ranked"]) -> "Ranked":
+        """Return the lists of several groups of latents, one after the other."""
+        values = zip(*(each.values for each in parts), strict=True)
+        sizes = [
+            np.full(len(each.id_fN), each.id_fN.shape[1]) if each.size_f is None else each.size_f
+            for each in parts
+        ]
+        return Ranked(
+            np.concatenate([each.id_fN for each in parts]),
+            tuple(np.concatenate(each) for each in values),
+            np.concatenate(sizes),
+        )
+
     def column(self, kind: pa.ListType) -> pa.Array:
         """Return the lists as a column of a kind that `LATENTS_SCHEMA` has."""
         num, longest = self.id_fN.shape

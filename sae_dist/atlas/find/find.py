@@ -43,7 +43,7 @@ def find(
         label: words of labels.
         together: a latent, or several: those that fire at the same places.
         top: how many to return, at most.
-        exact: by token and co-firing: read all postings, which takes a second for about 40M; None: where
+        exact: by token and co-firing: read all postings, which takes a second for about 35M; None: where
             there are few.
         tokens: by regex: tokens of the text that are looked at.
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from sae_dist.core.text import columns, visible
+from sae_dist.atlas.read.view import chip, visible_token
+from sae_dist.core.text import columns
 
 if TYPE_CHECKING:
     from sae_dist.atlas.read.atlas import Atlas
@@ -90,10 +91,14 @@ class Found:
         """The hits as a table of pyarrow."""
         return pa.Table.from_pylist(self.records)
 
+    @property
+    def json(self) -> dict[str, Any]:
+        """The hits, and which way they were found, as JSON has them."""
+        return {"how": self.how, "score": self.score, "latents": self.records}
+
     def to_json(self, indent: int | None = None) -> str:
-        """Return the hits, and which way they were found, as JSON."""
-        content = {"how": self.how, "score": self.score, "latents": self.records}
-        return json.dumps(content, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
+        """Return `json` as text."""
+        return json.dumps(self.json, indent=indent, allow_nan=False).replace("\x7f", "\\u007f")
 
     @property
     def rows(self) -> tuple[list[str], list[list[str]]]:
@@ -105,9 +110,9 @@ class Found:
         for record in self.records:
             row = [str(record["latent"]), number(record[self.score])]
             row += [_cell(record.get(key)) for key in extra]
-            tokens = "  ".join(_visible(each) for each in record["tokens"])
+            tokens = "  ".join(chip(each) for each in record["tokens"])
             row += [number(record["rate"]), tokens]
-            rows.append(row + [_visible(record["label"] or "")] * labelled)
+            rows.append(row + [visible_token(record["label"] or "")] * labelled)
         return headings + ["label"] * labelled, rows
 
     def __str__(self) -> str:
@@ -140,11 +145,7 @@ def number(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return _visible(value) if isinstance(value, str) else number(value)
-
-
-def _visible(text: str) -> str:
-    return visible(text, "").replace(" ", "␣") if text.strip() == "" else visible(text, "")
+    return chip(value) if isinstance(value, str) else number(value)
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""How often each latent fires at chosen places, from all postings: exact, whatever lists hold.
+"""The number of chosen places at which each latent fires, from all postings: exact, whatever lists hold.
 
 Letters: T places of the text; F latents.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 THREADS = 2
 AT_ONCE = 1 << 19
-PER_SECOND = 40_000_000
+PER_SECOND = 35_000_000
 """Postings that two cores read in a second, for telling how long it takes; see docs/python.md."""
 
 

@@ -47,16 +47,18 @@ def by_token(atlas: "Atlas", token: str | int, top: int, exact: bool | None) -> 
 def by_words(atlas: "Atlas", words: str, top: int) -> Found:
     """Find latents by words as they stand in the text, in any case; it needs no model.
 
+    Where they do not occur in a row, each of them is looked up.
+
     Raises:
         ConfigError: they cannot be made tokens, or do not occur.
     """
-    written = dict.fromkeys([words, words.lower(), words.title(), words.capitalize(), words.upper()])
-    forms = [space + each for each in written for space in ("", " ")]
-    sequences = {tuple(atlas.words.ids(each)): None for each in forms}
-    usable = [list(ids) for ids in sequences if 0 < len(ids) <= LONGEST]
-    if not usable:
-        raise ConfigError(f"{visible(words[:40], '')!r} is no text of 1 to {LONGEST} tokens")
-    return by_sequences(atlas, usable, top, f"the words {visible(words, '')!r}, in any case")
+    shown = visible(words, "")
+    try:
+        return by_sequences(atlas, _forms(atlas, [words]), top, f"the words {shown!r}, in any case")
+    except ConfigError:
+        if len(each := words.split()) < 2:
+            raise
+    return by_sequences(atlas, _forms(atlas, each), top, f"any of the words of {shown!r}, in any case")
 
 
 def by_sequences(atlas: "Atlas", sequences: Sequence[Sequence[int]], top: int, what: str) -> Found:
@@ -68,7 +70,7 @@ def by_sequences(atlas: "Atlas", sequences: Sequence[Sequence[int]], top: int, w
     chosen_T = _occurrences(atlas, sequences)
     places = kept_of(atlas, chosen_T)
     if not places:
-        raise ConfigError(f"{what} occurs nowhere in the {atlas.facts['kept']:,} tokens of the atlas")
+        raise ConfigError(f"nowhere in the {atlas.facts['kept']:,} tokens of the atlas: {what}")
     both_F = fired_at(atlas, chosen_T)
     latents, score = informative(atlas, both_F, places, top)
     hits = [
@@ -77,6 +79,23 @@ def by_sequences(atlas: "Atlas", sequences: Sequence[Sequence[int]], top: int, w
     ]
     how = f"by mutual information, in bits, of firing with {what}: {places:,} places, exact, by all postings"
     return Found(atlas, how, "bits", hits)
+
+
+def _forms(atlas: "Atlas", texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of texts in lower and upper case, at the beginning of a text and within it.
+
+    Raises:
+        ConfigError: there is no tokenizer, or a text has no token, or very many.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for text in texts:
+        for form in (text, text.lower(), text.title(), text.capitalize(), text.upper()):
+            for each in (form, f" {form}"):
+                ids = atlas.words.ids(each)
+                if not 0 < len(ids) <= LONGEST:
+                    raise ConfigError(f"{visible(text[:40], '')!r} is no text of 1 to {LONGEST} tokens")
+                found[tuple(ids)] = None
+    return [list(ids) for ids in found]
 
 
 def _from_lists(atlas: "Atlas", token: int, top: int, named: str) -> Found:

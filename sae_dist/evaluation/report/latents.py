@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sae_dist.atlas.describe.effects import why_no_fit, why_none
 from sae_dist.config.counts import parse_count
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
@@ -14,7 +15,7 @@ from sae_dist.core.progress import reported
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
 from sae_dist.evaluation.report.firing import Firing
-from sae_dist.evaluation.report.logits import Effect, effects, why_none
+from sae_dist.evaluation.report.logits import Effect, effects
 from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
 from sae_dist.evaluation.subject import file_rows
 from sae_dist.evaluation.synthetic import held_out
@@ -97,13 +98,10 @@ def _look(sae: ExportedSae, encode: Encode, source: Source, tokens: int, rate_F:
     no_effects = source.no_effects
     if source.llm is not None and decoder is not None and no_effects is None:
         W_U_VH = source.llm.unembedding()
-        if W_U_VH.shape[1] == sae.W_dec_FE.shape[1]:
-            each = effects(W_U_VH, sae.W_dec_FE[chosen].to(W_U_VH.device), decoder)
+        no_effects = why_no_fit(sae.W_dec_FE.shape[1], W_U_VH.shape[1])
+        if no_effects is None:
+            each = effects(W_U_VH, sae.W_dec_FE[chosen], decoder)
             found = dict(zip(chosen, each, strict=True))
-        else:
-            no_effects = (
-                f"decoder rows have {sae.W_dec_FE.shape[1]} numbers, the head reads {W_U_VH.shape[1]}"
-            )
     return Latents(
         sae,
         rate_F=rate_F,

@@ -58,18 +58,9 @@ def explain(
     known = Rates.of(dictionary, rates)
     session = Session(dictionary, lm, force)
     ids_S = document_ids(session, text)
-    special_S = torch.isin(ids_S.cpu(), torch.tensor(sorted(_special(session)), dtype=torch.int64))
-    if bool(special_S.all()):
-        raise ConfigError(
-            f"the text has special tokens only, {ids_S.tolist()[:8]}, which are no activations for a "
-            "dictionary; give a text"
-        )
-    x_SD, y_SE = activations(session, ids_S)
-    tokens = _tokens(session, ids_S.cpu(), special_S, x_SD)
-    d = session.on(x_SD.device)
-    codes = _codes(d, x_SD, tokens.counted_S.to(x_SD.device))
+    tokens, codes, x_SD, y_SE = encoded(session, ids_S)
     paths = direct(session, ids_S)
-    parts = parts_of(d, codes, x_SD, y_SE, paths.grad_SE)
+    parts = parts_of(session.on(x_SD.device), codes, x_SD, y_SE, paths.grad_SE)
     pairs = _pairs(tokens, parts, known, named)
     return Explanation(
         about=_about(session, text, tokens, parts, known, paths, top),
@@ -79,6 +70,28 @@ def explain(
         tokens_seen=_token_columns(session, tokens, parts, paths),
         latents_seen=_latents(tokens, parts, known, named),
     )
+
+
+def encoded(session: Session, ids_S: Tensor) -> tuple[Tokens, Codes, Tensor, Tensor]:
+    """Run the model on a document and encode its activations.
+
+    Returns:
+        Its tokens, the codes of all of them, and the activations at the hook [S, D] and at the target [S, E].
+
+    Raises:
+        ConfigError: it has special tokens only, or its activations are not what the dictionary is for.
+        DataError: they are not finite.
+    """
+    special_S = torch.isin(ids_S.cpu(), torch.tensor(sorted(_special(session)), dtype=torch.int64))
+    if bool(special_S.all()):
+        raise ConfigError(
+            f"the text has special tokens only, {ids_S.tolist()[:8]}, which are no activations for a "
+            "dictionary; give a text"
+        )
+    x_SD, y_SE = activations(session, ids_S)
+    tokens = _tokens(session, ids_S.cpu(), special_S, x_SD)
+    codes = _codes(session.on(x_SD.device), x_SD, tokens.counted_S.to(x_SD.device))
+    return tokens, codes, x_SD, y_SE
 
 
 def _labels(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[int, str]:

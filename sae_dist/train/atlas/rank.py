@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 
+from sae_dist.atlas.describe.near import why_not as why_no_near
 from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.finish import Finishing
 from sae_dist.atlas.manifest import VERSION
-from sae_dist.atlas.text import Plan, Recorded
+from sae_dist.atlas.text import Plan
 from sae_dist.config.atlas import HELD_OUT, TRAINING, AtlasConfig, atlas_of, for_atlas, read_asked
 from sae_dist.config.grid import single
 from sae_dist.config.run import Single, load_config
@@ -23,10 +24,8 @@ from sae_dist.distributed import runtime
 from sae_dist.distributed.control import Control
 from sae_dist.distributed.mesh import Topology
 from sae_dist.export.saelens import WEIGHTS, open_exported
-from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
-from sae_dist.llm.frozen import FrozenLlm
-from sae_dist.tokens.source import open_tokens
+from sae_dist.train.atlas.model import await_head, head_of, look_at_head, open_source
 from sae_dist.train.atlas.reading import Pass, Reading, Seconds
 from sae_dist.train.rank import close, joined
 from sae_dist.transport.collective import RemoteChunks, produce
@@ -48,7 +47,7 @@ def atlas_rank(folder: Path, granted: Granted = NOTHING) -> None:
     run = single(load_config(folder.parent / CONFIG, granted), folder.parent)
     cfg = for_atlas(run, values)
 
-    def work(device: torch.device, stop: runtime.StopRequest, control: Control) -> None:
+    def play(device: torch.device, stop: runtime.StopRequest, control: Control) -> None:
         facts = llm_facts(cfg.llm, cfg.hook, None)[0]
         in_step = cfg.llm.shard == "zero3"
         size = cfg.llm.shard_size
@@ -57,9 +56,10 @@ def atlas_rank(folder: Path, granted: Granted = NOTHING) -> None:
         sae, atlas = open_exported(folder.parent / EXPORT), atlas_of(values)
         plan = plan_of(cfg, atlas, sae.num_latents)
         each = Pass(cfg, run.target_hook, atlas, folder, sae, facts, plan, topology, device, stop)
-        _consume(each) if topology.is_consumer else _produce(each)
+        work = _consume if topology.is_consumer else _produce
+        work(each, control)
 
-    joined(cfg, folder / LOGS, work)
+    joined(cfg, folder / LOGS, play)
 
 
 def plan_of(cfg: Single, atlas: AtlasConfig, num_latents: int) -> Plan:
@@ -68,38 +68,6 @@ def plan_of(cfg: Single, atlas: AtlasConfig, num_latents: int) -> Plan:
     once = atlas.lanes * rows
     window = max(1, min(WINDOW_ROWS, ROWS_PER_LATENT * num_latents) // once)
     return Plan(atlas.lanes, rows, -(-atlas.count // rows), window)
-
-
-def _source(each: Pass) -> Recorded:
-    """Load the LLM, and open the text."""
-    cfg, topology = each.cfg, each.topology
-    held_out = {HELD_OUT: True, TRAINING: False}.get(each.atlas.text)
-    tokens = open_tokens(
-        cfg.tokens,
-        each.facts,
-        lanes=each.plan.lanes,
-        seed=cfg.seed,
-        rows=each.plan.rows,
-        held_out=held_out,
-        short=True,
-    )
-    llm = FrozenLlm.load(
-        cfg.llm,
-        each.facts,
-        device=each.device,
-        dtype=getattr(torch, cfg.llm.dtype),
-        with_head=False,
-        team=None if topology.is_consumer else topology.team,
-    )
-    source = LlmChunkSource(
-        llm,
-        tokens,
-        rows=each.plan.rows,
-        spare=0,
-        max_norm_multiple=cfg.tokens.max_norm_multiple,
-        wire=Precision.of(cfg.precision).wire,
-    )
-    return Recorded(source, each.folder, each.plan, topology.is_consumer or topology.is_sender)
 
 
 def _stream(each: Pass) -> Stream:
@@ -114,37 +82,53 @@ def _stream(each: Pass) -> Stream:
     )
 
 
-def _produce(each: Pass) -> None:
-    source, in_flight = _source(each), each.cfg.topology.in_flight
-    work = produce_in_step if each.topology.in_step else produce
+def _produce(each: Pass, control: Control) -> None:
+    """Run the model over this producer's lanes; then look at its head."""
+    topology = each.topology
+    source, in_flight = open_source(each), each.cfg.topology.in_flight
+    work = produce_in_step if topology.in_step else produce
     work(_stream(each), source, in_flight)
+    del source
+    if topology.is_sender:
+        look_at_head(each, topology.producer_index, topology.num_producers, control)
 
 
-def _consume(each: Pass) -> None:
+def _consume(each: Pass, control: Control) -> None:
     """Keep the codes of this rank's latents on all of the text, then help to make the tables."""
+    topology, clock = each.topology, Seconds()
+    windows = _read(each, clock)
+    clock.lap("reading")
+    consumers = topology.consumers
+    finishing = Finishing(each.folder, each.plan, each.sae.num_latents, windows, consumers, each.stop)
+    settings = Settings(each.atlas.top, each.atlas.bins, each.atlas.each, few=each.atlas.few)
+    finishing.index()
+    lookers = topology.num_producers or consumers.size
+    if not topology.num_producers:
+        look_at_head(each, topology.index, lookers, control)
+    await_head(lookers, control)
+    head, said = head_of(each, lookers)
+    finishing.describe(settings, each.sae.W_dec_FE, head, each.device)
+    finishing.seal(_facts(each) | said, settings)
+    clock.lap("tables")
+    if topology.leads:
+        print_line(clock.in_words(bool(topology.num_producers)))
+
+
+def _read(each: Pass, clock: Seconds) -> int:
+    """Read the text; return how many windows there are."""
     chunks: ChunkSource
     if each.topology.num_producers:
         mine = each.topology.lanes_of_consumer(each.topology.index, each.plan.lanes)
         chunks = RemoteChunks(_stream(each), lanes=mine, ahead=2, in_flight=each.cfg.topology.in_flight)
     else:
-        chunks = _source(each)
-    clock = Seconds()
+        chunks = open_source(each)
     try:
         windows = Reading(each, chunks, clock).read()
     except Preempted:
         close(chunks)
         raise
     close(chunks)
-    clock.lap("reading")
-    consumers = each.topology.consumers
-    finishing = Finishing(each.folder, each.plan, each.sae.num_latents, windows, consumers, each.stop)
-    settings = Settings(each.atlas.top, each.atlas.bins, each.atlas.each, few=each.atlas.few)
-    finishing.index()
-    finishing.describe(settings)
-    finishing.seal(_facts(each), settings)
-    clock.lap("tables")
-    if each.topology.leads:
-        print_line(clock.in_words(bool(each.topology.num_producers)))
+    return windows
 
 
 def _facts(each: Pass) -> dict[str, Any]:
@@ -162,6 +146,5 @@ def _facts(each: Pass) -> dict[str, Any]:
         "context": cfg.tokens.context,
         "dictionary": checksum(each.folder.parent / EXPORT / WEIGHTS)["sha256"],
         "text": of_run.get(text, text),
-        "lens": "not fitted",
-        "effects": "not computed",
+        "near": why_no_near(sae.num_latents, sae.W_dec_FE.shape[1], each.device),
     }

@@ -31,6 +31,7 @@ from sae_dist.atlas.schema import (
 )
 from sae_dist.atlas.tables import write_table
 from tests.helpers.atlas import codes, index
+from tests.helpers.plain_hash import splitmix
 
 F = 4096
 SETTINGS = Settings(top=4, bins=3, each=2, tokens=5, next=4)
@@ -113,7 +114,7 @@ def test_examples_of_every_latent(atlas):
             else:
                 low, high = (0 if number == 2 else most / 2 ** (number + 1)), most / 2**number
                 inside, num = [r for r in rows if low < code_R[r] <= high], 2
-                order = sorted(inside, key=lambda r, f=latent: _splitmix(f, int(at_R[r])))
+                order = sorted(inside, key=lambda r, f=latent: splitmix(f, int(at_R[r])))
             wanted, met = [], set()
             for r in order:
                 document = int(text["document"][at_R[r]])
@@ -125,14 +126,6 @@ def test_examples_of_every_latent(atlas):
             assert [row["rank"] for row in mine] == list(range(len(mine)))
             of_hash += len(mine) * (number != TOP)
     assert of_hash > F
-
-
-def _splitmix(latent, at):
-    mask = 2**64 - 1
-    z = ((latent << 32 | at) + 0x9E3779B97F4A7C15) & mask
-    z = ((z ^ z >> 30) * 0xBF58476D1CE4E5B9) & mask
-    z = ((z ^ z >> 27) * 0x94D049BB133111EB) & mask
-    return z ^ z >> 31
 
 
 @pytest.mark.parametrize("column", ["tokens", "next"])
@@ -231,7 +224,7 @@ def test_hashes_of_different_places_differ():
     at_P = np.tile(np.arange(1000, dtype=np.uint32), 1000)
     hash_P = hash64(latent_P, at_P)
     assert len(np.unique(hash_P)) == len(hash_P)
-    assert hash64(np.uint32([7]), np.uint32([9]))[0] == _splitmix(7, 9)
+    assert hash64(np.uint32([7]), np.uint32([9]))[0] == splitmix(7, 9)
 
 
 @pytest.fixture
@@ -249,6 +242,7 @@ def planted(tmp_path):
             [pa.array(each, f.type) for each, f in zip(columns, TOKENS_SCHEMA, strict=True)],
             schema=TOKENS_SCHEMA,
         ),
+        row_group=64,
     )
     at_R = np.flatnonzero(state == KEPT).astype(np.uint32)
     rows = [np.flatnonzero(np.isin(at_R, np.flatnonzero(token == 777) + by)) for by in (0, 1, -1)]

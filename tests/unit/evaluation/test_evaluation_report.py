@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sae_dist.atlas.describe.effects import why_none
 from sae_dist.config.run import RunConfig
 from sae_dist.config.sections import LlmConfig
 from sae_dist.evaluation.report.cards import chip, line, percent, visible
@@ -13,7 +14,7 @@ from sae_dist.evaluation.report.collect import choose, collect, firing_rates
 from sae_dist.evaluation.report.figures import curves, density
 from sae_dist.evaluation.report.files import RunFiles
 from sae_dist.evaluation.report.firing import BINS, DRAWN, LEFT, RIGHT, TOP, Context, Firing, Histogram
-from sae_dist.evaluation.report.logits import effects, why_none
+from sae_dist.evaluation.report.logits import effects
 from sae_dist.evaluation.report.numbers import entries, headline, results, speed
 from sae_dist.evaluation.report.read import Read, Text, first
 from sae_dist.evaluation.report.warn import warnings

@@ -8,7 +8,7 @@ import torch
 import sae_dist as sd
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import as_model
-from sae_dist.interpret.moves import Moves
+from sae_dist.interpret.moves import Moves, Rivals
 from sae_dist.interpret.session import Session
 from sae_dist.interpret.steer import Steered
 from tests.helpers.dictionaries import KINDS, D, random_sae
@@ -80,6 +80,25 @@ def test_a_code_is_never_screened_out():
     exact = (x.double() - sae.b_dec_E.double()) @ sae.W_enc_FD.double().T + sae.b_enc_F.double()
     screened = x @ moves.W_enc_DI + moves.screen_I <= 0
     assert screened.any() and not (screened & (exact > 0)).any()
+
+
+@pytest.mark.parametrize("far", [1.0, 1000.0])
+def test_rivals_never_surpass_a_latent_that_is_selected(far):
+    sae = random_sae("topk", F=4096, k=30)
+    sae = replace(sae, b_dec_E=far * sae.b_dec_E)
+    d, rivals = Dictionary(sae, dictionary().place), Rivals.of(sae)
+    x = sae.b_dec_E + rows(200)
+    dense_BF = d.encode(x).dense()
+    selected = surpassed = 0
+    for latent in range(0, 4096, 97):
+        some = d.some([latent])
+        moves = Moves.of(some, some.W_dec_IE, {latent: sd.ablate()}, torch.device("cpu"), rivals)
+        for row, code in zip(x, dense_BF[:, latent], strict=True):
+            silent = moves.silent(row.view(1, 1, -1))
+            assert not (silent and code > 0)
+            selected += int(code > 0)
+            surpassed += silent and float((row @ moves.W_enc_DI)[0]) > moves.most_silent
+    assert selected > 20 and surpassed > 200
 
 
 @pytest.mark.parametrize("how", [sd.clamp(1.5), sd.ablate(), sd.add(0.5)], ids=lambda how: how.how)

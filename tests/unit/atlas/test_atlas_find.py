@@ -121,10 +121,17 @@ def test_words_are_looked_up_without_a_model(atlas, dense, decoder):
 
 
 def test_what_occurs_nowhere(atlas):
-    with pytest.raises(ConfigError, match="occurs nowhere in the .* tokens of the atlas"):
+    with pytest.raises(ConfigError, match="nowhere in the .* tokens of the atlas: the token"):
         atlas.find(token=499_999)
-    with pytest.raises(ConfigError, match="occurs nowhere .*; and the text was not encoded: no model"):
-        atlas.find("an improbable sequence of words")
+    with pytest.raises(ConfigError, match="nowhere in .*; and the text was not encoded: no model"):
+        atlas.find("zqzqzq")
+
+
+def test_words_that_never_stand_in_a_row_are_looked_up_each(atlas):
+    found = atlas.find("# zqz# $")
+    assert "any of the words of '# zqz# $'" in found.how
+    alone = atlas.find("#").hits[0].about["of"] + atlas.find("$").hits[0].about["of"]
+    assert found[0].about["of"] == alone
 
 
 def test_by_other_latents(atlas, dense):
