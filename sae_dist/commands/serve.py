@@ -29,7 +29,7 @@ Examples:
 
 
 def run(arguments: list[str]) -> None:
-    """Serve until the process is told to end.
+    """Serve until the process gets a signal to end.
 
     Raises:
         ConfigError: an option is not valid, there is no atlas, or the port is taken.

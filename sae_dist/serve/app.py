@@ -27,7 +27,7 @@ BUSY = "The model is at work on another text; try again in a moment."
 
 
 class Pages:
-    """What each address answers. Pages are made in threads; the model has one of its own."""
+    """The answers of all addresses. Pages are made in threads; the model has one of its own."""
 
     def __init__(self, atlas: Atlas, room: Room, author: str = ""):
         self.room = room

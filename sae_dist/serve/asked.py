@@ -1,4 +1,4 @@
-"""What a request says: numbers, choices and forms, each within bounds."""
+"""Fields of a request: numbers, choices and forms, each within bounds."""
 
 import math
 from collections.abc import Collection, Mapping

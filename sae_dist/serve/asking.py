@@ -1,4 +1,4 @@
-"""What the list and the search are asked for, as an address has it."""
+"""Questions to the list and the search, as an address has them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,7 +78,7 @@ class Asked:
 
     @property
     def filtered(self) -> bool:
-        """Whether the list has not all latents that fire."""
+        """The answer to: is the list other than of all latents that fire?"""
         return bool(self.low or self.high or self.state or self.token or self.silent)
 
     def address(self, **change: str) -> str:

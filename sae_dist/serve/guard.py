@@ -1,4 +1,4 @@
-"""Who may ask the server, and what browsers are told with every answer.
+"""The wall around the server: who may ask, and what every answer lets browsers do.
 
 The server is for one person. Other pages that this person's browser shows must not read from it (names other
 than its own are refused: an attacker's name may be made to lead to 127.0.0.1), must not send to it (a POST
@@ -44,7 +44,7 @@ on another site's page; a page of its own does."""
 
 @dataclass(frozen=True)
 class Door:
-    """Under which names a server is asked, and with which word.
+    """A server's door: the names under which it is asked, and the word that opens it.
 
     Attributes:
         local: only this machine reaches it.

@@ -25,12 +25,12 @@ class Links:
 
     @property
     def home(self) -> str:
-        """The start."""
+        """The address of the start."""
         return (self.root or "./") if self.chosen is None else f"{self.root}index.html"
 
     @property
     def find(self) -> str:
-        """The search."""
+        """The address of the search."""
         return f"{self.root}find"
 
     @property
@@ -48,7 +48,7 @@ class Links:
         return f"{self.root}{ASSETS}/{name}"
 
     def latent(self, number: int) -> str | None:
-        """Return the address of a latent's page; None: it has none."""
+        """Return the address of a latent's page; None: there is no such page."""
         if self.chosen is None:
             return f"{self.root}latent/{number}"
         return f"{self.root}{LATENTS}/{number}.html" if number in self.chosen else None

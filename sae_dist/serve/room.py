@@ -23,16 +23,16 @@ LEAVING_S = 10.0
 
 
 class Busy(Exception):
-    """Another wish is being worked on."""
+    """A wish that came while another is worked on."""
 
 
 class Stopped(Exception):
-    """The program ends."""
+    """The program ends before a wish is granted."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What is worked with.
+    """The dictionary and the model that wishes need.
 
     Attributes:
         stopped: the program ends; what takes long looks at it now and then.
@@ -47,7 +47,7 @@ Work = Callable[[Bench], T]
 
 
 class Room:
-    """Loads a run's dictionary and model in a thread of its own, and works there on one wish at a time."""
+    """A thread with a run's dictionary and model, which grants one wish at a time."""
 
     def __init__(self, where: str, *, closed: str | None = None, trust_remote_code: bool = False):
         """Open no file yet.
@@ -66,7 +66,7 @@ class Room:
 
     @property
     def loaded(self) -> bool:
-        """Whether the model is in memory."""
+        """The answer to: is the model in memory?"""
         return self._bench is not None
 
     async def work(self, wish: Work[T]) -> T:

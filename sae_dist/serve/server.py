@@ -17,7 +17,7 @@ PENDING_S = 3
 
 @dataclass(frozen=True)
 class Asked:
-    """What `serve` is asked for.
+    """The wishes of whoever calls `serve`.
 
     Attributes:
         where: a run with an atlas.
@@ -35,7 +35,7 @@ class Asked:
 
 
 def serve(wanted: Asked) -> None:
-    """Serve the atlas of a run until the process is told to end.
+    """Serve the atlas of a run until the process gets a signal to end.
 
     Raises:
         ConfigError: there is no atlas, or the address cannot be had.

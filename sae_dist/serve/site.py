@@ -21,6 +21,8 @@ from sae_dist.serve.tries import DOSES, MOST_TEXT
 from sae_dist.serve.words import number, share, short
 
 PAGES = Path(__file__).with_name("pages")
+WRITABLE = 2
+"""The mode of os.access that asks for writing."""
 AROUND = 256
 """Tokens on each side of a place that its own page shows."""
 TIMES = 2
@@ -43,19 +45,19 @@ class Site:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the manifest says."""
+        """The facts of the manifest."""
         return self.atlas.facts
 
     @cached_property
     def name(self) -> str:
-        """What the atlas is of, in a line."""
+        """The model and the place in it, in a line."""
         facts = self.facts
         hooks = facts["hook"] + (f" to {facts['target_hook']}" if facts.get("target_hook") else "")
         return f"{facts['model']}, {hooks}"
 
     @cached_property
     def kind(self) -> str:
-        """What kind of dictionary it is, in words."""
+        """The kind of the dictionary, in words."""
         facts = self.facts
         what = "transcoder" if facts.get("target_hook") else "autoencoder"
         each = f", {facts['k']} at a token" if facts.get("k") else ""
@@ -63,11 +65,9 @@ class Site:
 
     @property
     def no_labels(self) -> str | None:
-        """Why labels cannot be kept; None: they can."""
-        folder = self.atlas.folder
-        if os.access(folder, os.W_OK) and os.access(self.atlas.labels.path, os.W_OK | os.F_OK):
-            return None
-        if os.access(folder, os.W_OK) and not self.atlas.labels.path.exists():
+        """The reason why labels cannot be kept; None: they can."""
+        folder, file = self.atlas.folder, self.atlas.labels.path
+        if all(os.access(each, WRITABLE) for each in (folder, file) if each.exists()):
             return None
         return f"Labels cannot be kept here: {folder} is read-only."
 

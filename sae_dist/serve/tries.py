@@ -1,4 +1,4 @@
-"""What a person tries with the model: which latents fire on a sentence, and what a steered model writes."""
+"""Trials with the model: the latents that fire on a sentence, and the text that a steered model writes."""
 
 import warnings
 from collections.abc import Callable
@@ -22,7 +22,7 @@ DOSES = {"clamp": "set its code to", "add": "add to its code", "ablate": "set it
 
 @dataclass(frozen=True)
 class Explained:
-    """Which latents fired on a sentence, as a page shows it.
+    """The latents that fired on a sentence, as a page shows them.
 
     Attributes:
         headline: about model, text and what is missing.
@@ -40,7 +40,7 @@ class Explained:
 
 @dataclass(frozen=True)
 class Written:
-    """What the model writes after a prompt, as it is and steered.
+    """The texts that a model writes after a prompt, as it is and steered.
 
     Attributes:
         changed: the change as a share of activations' usual norm, in words.

@@ -1,4 +1,4 @@
-"""What the page of a latent shows, from an atlas: contexts, tables and bars, in the words of a person."""
+"""The page of a latent: contexts, tables and bars from an atlas, in the words of a person."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -175,10 +175,9 @@ def numbers_of(latent: Latent, facts: Mapping[str, Any]) -> list[tuple[str, str,
 
 
 def quantile_rows(latent: Latent) -> list[tuple[str, str]]:
-    """Return the quantiles of a latent's codes, named in percent."""
+    """Return the quantiles of a latent's codes, named by percent."""
     return [
-        (f"{100 * level:g} %", number(value))
-        for level, value in zip(QUANTILES, latent.quantiles, strict=False)
+        (f"{100 * level:g}", number(value)) for level, value in zip(QUANTILES, latent.quantiles, strict=False)
     ]
 
 
@@ -188,7 +187,7 @@ def list_row(
     """Return a latent as the list shows it."""
     latent = int(row["latent"])
     texts = {
-        key: [piece(atlas.words.token(each["token"])) for each in (row[key] or ())[:limit]]
+        key: [piece(atlas.words.token(each)) for each in row[key][:limit]]
         for key, limit in (("tokens", 4), ("up", 3))
     }
     return {

@@ -2,6 +2,7 @@
 
 The index has the numbers that latents are sorted by, 28 bytes of each. A page begins behind a key, the value
 of the last latent on the page before and its number, so that the thousandth page costs what the first does.
+Letters: P tokens in a column; f latents of a file; N latents found.
 """
 
 from collections.abc import Collection, Sequence
@@ -31,7 +32,7 @@ ORDERS = {
 LISTS = ("up", "down", "lens_up", "lens_down", "tokens", "next")
 """Columns that name tokens."""
 INDEX = ("latent", "count", "documents", "rate", "most")
-COLUMNS = (*INDEX, "tokens", "up")
+SHOWN = ("tokens", "up")
 THREADS = 2
 KEPT = 64
 """Sets of latents, and counts, that are kept for the next page."""
@@ -43,7 +44,7 @@ Key = tuple[float, int]
 
 @dataclass(frozen=True)
 class Filter:
-    """Which latents are listed.
+    """The latents that are listed.
 
     Attributes:
         low, high: bounds of the rate, both included.
@@ -67,7 +68,7 @@ class Page:
     """A page of latents: rows in the order of the list, and the keys where its neighbours begin.
 
     Attributes:
-        rows: values of `COLUMNS` by name.
+        rows: as `Listing.rows` returns them.
         after, before: keys for the next page and the one before; None: there is none.
     """
 
@@ -114,14 +115,13 @@ class Listing:
         by = (
             f"latent {turn}" if column == "latent" else f"{column} {'desc' if down else 'asc'}, latent {turn}"
         )
-        found = self._rows(
-            f"select latent from latents {_where(clauses)} order by {by} limit {size + 1}", values
-        )
+        query = f"select latent from latents {_where(clauses)} order by {by} limit {size + 1}"
+        found = self._rows(query, values)
         more, latents = len(found) > size, [row[0] for row in found[:size]]
         if backwards:
             latents.reverse()
         rows = self.rows(latents)
-        keys = [(float(row[column] or 0), int(row["latent"])) for row in (*rows[:1], *rows[-1:])]
+        keys = [(float(row[column]), int(row["latent"])) for row in (*rows[:1], *rows[-1:])]
         return Page(
             rows,
             keys[-1] if keys and (more or backwards) else None,
@@ -129,21 +129,25 @@ class Listing:
         )
 
     def rows(self, latents: Sequence[int]) -> list[dict[str, Any]]:
-        """Return the rows of some latents, in the order given.
+        """Return the rows of some latents, in the order given: `INDEX`, and ids of tokens of `SHOWN`.
 
         Raises:
             ConfigError: the files are damaged.
         """
-        return [self._row(each) for each in latents]
+        query = f"select {', '.join(INDEX)} from latents where latent in (select unnest(?::uinteger[]))"
+        numbers_of = {row[0]: dict(zip(INDEX, row, strict=True)) for row in self._rows(query, [latents])}
+        if lost := [each for each in latents if each not in numbers_of]:
+            raise ConfigError(f"{self.atlas.folder} says nothing of latent {lost[0]}; make the atlas again")
+        return [numbers_of[each] | self._shown(each) for each in latents]
 
-    def _row(self, latent: int) -> dict[str, Any]:
+    def _shown(self, latent: int) -> dict[str, list[int]]:
+        """Return the ids in the lists of a latent that are shown; of these columns, tokens alone are read."""
         file = self.atlas.table(LATENTS, latent // part_latents(self.atlas.num_latents))
-        table = file.read(file.groups_with("latent", latent, latent), COLUMNS)
-        found = table.filter(pa.array(numbers(table, "latent") == latent)).to_pylist()
-        if not found:
-            raise ConfigError(f"{file.path} says nothing of latent {latent}; make the atlas again")
-        row: dict[str, Any] = found[0]
-        return row
+        leaves = [_leaf(name) for name in SHOWN]
+        table = file.read(file.groups_with("latent", latent, latent), ["latent", *leaves])
+        own_N = np.flatnonzero(numbers(table, "latent") == latent)
+        rows = table.slice(int(own_N[0]), 1).to_pylist() if len(own_N) else [{}]
+        return {name: [each["token"] for each in rows[0].get(name) or ()] for name in SHOWN}
 
     def count(self, which: Filter) -> int:
         """Return how many latents a list has.
@@ -237,13 +241,17 @@ class Listing:
 def _naming(file: TableFile, where: str, token: int) -> list[int]:
     """Return the latents of a file that name a token in a column; of the column, tokens alone are read."""
     found: list[int] = []
-    for table in file.batches(["latent", f"{where}.list.element.token"]):
+    for table in file.batches(["latent", _leaf(where)]):
         lists = table.column(where).combine_chunks()
         token_P = pc.struct_field(lists.flatten(), "token").to_numpy(zero_copy_only=False)
         end_f = np.cumsum(pc.list_value_length(lists).fill_null(0).to_numpy(zero_copy_only=False))
         rows = np.unique(np.searchsorted(end_f, np.flatnonzero(token_P == token), "right"))
         found += numbers(table, "latent")[rows].tolist()
     return found
+
+
+def _leaf(column: str) -> str:
+    return f"{column}.list.element.token"
 
 
 def _where(clauses: Sequence[str]) -> str:
