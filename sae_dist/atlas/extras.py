@@ -1,4 +1,4 @@
-"""What an atlas says of latents beyond their own postings: logits, near rows, latents that fire with them.
+"""The lists of an atlas that need more than a latent's own postings: logits, near rows, latents beside it.
 
 Letters: as core.types; f latents of a part.
 """

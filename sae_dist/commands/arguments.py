@@ -38,3 +38,27 @@ def without_cfg(arguments: list[str]) -> tuple[list[str], bool]:
     if arguments[place + 1 : place + 2] != ["job"]:
         raise ConfigError("--cfg must be followed by job: --cfg job prints the configuration")
     return [*arguments[:place], *arguments[place + 2 :]], True
+
+
+def options_of(
+    arguments: list[str], command: str, names: tuple[str, ...]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the values of options, written `--name value` or `--name=value`, and the other arguments.
+
+    Raises:
+        ConfigError: an option has no value, or is none of `names`.
+    """
+    given: dict[str, str] = {}
+    others: list[str] = []
+    rest = iter(arguments)
+    for each in rest:
+        name, equals, value = each.partition("=")
+        if name in names:
+            given[name] = value if equals else next(rest, "")
+            if not given[name]:
+                raise ConfigError(f"{name} needs a value; see sae-dist {command} --help")
+        elif each.startswith("--"):
+            raise ConfigError(f"sae-dist {command} has no option {each}; see sae-dist {command} --help")
+        else:
+            others.append(each)
+    return given, others

@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_dist.commands.arguments import options_of, without
 from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import show
@@ -77,20 +78,8 @@ def parsed(arguments: list[str]) -> Asked:
     Raises:
         ConfigError: one is unknown, or has no value, or one is missing.
     """
-    given, plain = {}, []
-    rest = iter(arguments)
-    for each in rest:
-        key, equals, value = each.partition("=")
-        if key in VALUES:
-            given[key] = value if equals else next(rest, "")
-            if not given[key]:
-                raise ConfigError(f"{key} needs a value; see sae-dist explain --help")
-        elif each == "--json":
-            given[each] = each
-        elif each.startswith("--"):
-            raise ConfigError(f"sae-dist explain has no option {each}; see sae-dist explain --help")
-        else:
-            plain.append(each)
+    rest, as_json = without(arguments, "--json")
+    given, plain = options_of(rest, "explain", VALUES)
     if len(plain) != 2:
         raise ConfigError(
             f'sae-dist explain needs a dictionary and one text in quotes, such as outputs/my_run "The text", '
@@ -108,7 +97,7 @@ def parsed(arguments: list[str]) -> Asked:
         plain[0],
         _text(plain[1]),
         int(top),
-        "--json" in given,
+        as_json,
         html,
         given.get("--model"),
         given.get("--format"),

@@ -44,6 +44,7 @@ COMMANDS = {
     "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
     "atlas": Command("atlas", "RUN [atlas.tokens=10M ...]", "index what every latent fires on"),
     "find": Command("find", 'RUN "text"', "find latents in a run's atlas"),
+    "serve": Command("serve", "RUN [--port N]", "show the atlas of a run as pages to look at"),
     "sweep-table": Command("sweep_table", "FOLDER", "print and draw the results of the runs in a folder"),
     "export": Command("export", "RUN", "export a run's newest checkpoint for other libraries"),
     "import": Command("import_", "FOLDER name=...", "make a run of a dictionary from elsewhere", keys=True),

@@ -63,6 +63,7 @@ def described(folder: Path, num_latents=600, dictionary="0" * 64, **how) -> Path
         few=SETTINGS.few,
         lens="0 positions: not asked for",
         effects=None,
+        near=None,
         files={},
     ).write(folder)
     return folder

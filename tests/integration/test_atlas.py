@@ -162,6 +162,16 @@ def test_documents_are_whole_and_their_tokens_are_the_tokenizer_s(run, whole):
     assert (tokens["state"] == KEPT).sum() == 4096, "32 chunks of 128"
 
 
+@pytest.mark.parametrize("name", ["neuronpedia", "circuit_tracer", "delphi", "pages"])
+def test_it_is_handed_on(run, whole, name):
+    out = run.parent / f"out-{name}"
+    done = warm(run.parent, "atlas", str(run), "--format", name, "--latents", "0-9,300", f"--out={out}")
+    assert done.returncode == 0, done.stderr
+    assert any(out.rglob("*")) and str(out) in done.stdout
+    again = warm(run.parent, "atlas", str(run), "--format", name, "--latents", "0-9", f"--out={out}")
+    assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -176,6 +186,13 @@ def test_documents_are_whole_and_their_tokens_are_the_tokenizer_s(run, whole):
         (["resume=yes"], "resume=yes"),
         (["sae.k=3"], "only atlas.tokens"),
         (["--fast"], "no option --fast"),
+        (["--format", "csv"], "--format csv is none of neuronpedia, circuit_tracer, delphi, pages"),
+        (["--format", "pages"], "--format pages needs --latents"),
+        (["--format", "delphi", "--latents", "3-x"], "--latents 3-x is no list"),
+        (["--format", "delphi", "--latents", "0-99999999"], "more than 1,000,000"),
+        (["--format", "delphi"], "sae-dist atlas"),
+        (["--latents", "3"], "--latents goes with --format"),
+        (["--format", "delphi", "atlas.tokens=3"], "handed on as it is"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, words, said):

@@ -1,4 +1,7 @@
-"""The ranks of a pass that run the model: the source of activations, and what the head says of latents."""
+"""The ranks of a pass that run the model: the source of activations, and what the head says of latents.
+
+Letters: as core.types; H width of what the last layer gives.
+"""
 
 from dataclasses import replace
 
