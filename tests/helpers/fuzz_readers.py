@@ -13,6 +13,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from sae_dist.atlas.read.atlas import Atlas
+from sae_dist.atlas.read.labels import REVIEWS, Labels
 from sae_dist.checkpoint.read import StoredRows, load_full
 from sae_dist.checkpoint.storage import PLACES, damage, read_scalars, seal
 from sae_dist.config.run import load_config, save_config
@@ -46,7 +47,7 @@ from tests.unit.export.test_export_scopes import save_scope, scope
 from tests.unit.tokens.test_tokens_sources import npy, write_tar
 from tests.unit.transport.test_cache import make as make_cache
 
-ROWS, D, ATLAS_LATENTS = 64, 8, 20
+ROWS, D = 64, 8
 
 
 def _nothing(folder: Path, draw: random.Random) -> None:
@@ -203,19 +204,6 @@ def _listed(folder: Path) -> None:
     FORMATS["saelens"].write(folder, make("topk"))
 
 
-def _atlas(folder: Path) -> None:
-    described(folder, num_latents=ATLAS_LATENTS, documents=12)
-
-
-def _read_atlas(folder: Path) -> list[Any]:
-    """Read all that is in an atlas, but for documents, which SQL alone reads."""
-    atlas, found = Atlas.open(folder), []
-    for latent in range(ATLAS_LATENTS):
-        code = [each.tolist() for each in atlas.codes(latent)]
-        found.append((atlas.latent(latent), atlas.examples(latent), code))
-    return found
-
-
 def _measured(folder: Path) -> None:
     _listed(folder)
     export_firing_rates(folder, torch.rand(F))
@@ -241,7 +229,36 @@ BEFORE_6 = {
     "activation_fn_kwargs": {"k": 5},
     "hook_point": "h",
 }
+
+
+def _atlas(folder: Path) -> None:
+    described(folder / "atlas", 256, documents=8)
+    Labels(folder / "atlas" / REVIEWS, 256).set(3, "a label")
+
+
+def _read_atlas(folder: Path) -> None:
+    atlas = Atlas.open(folder / "atlas")
+    for latent in (0, 3, 255):
+        atlas[latent].to_html()
+    atlas.find(token=2, top=3)
+    atlas.find(token=2, top=3, exact=False)
+    atlas.find(together=3, top=3)
+
+
+def _ask_atlas(folder: Path) -> None:
+    query = "select count(*), sum(code), max(len(tokens)) from postings join latents using (latent)"
+    Atlas.open(folder / "atlas").sql(query, memory="200MiB", threads=1, seconds=1.5)
+
+
+def _read_labels(folder: Path) -> None:
+    labels = Labels(folder / "atlas" / REVIEWS, 256)
+    labels.of([3]), labels.search("label"), labels.all(), labels.set(3, "another")
+
+
 READERS = {
+    "atlas": Reader(_atlas, ("atlas/*.json", "atlas/*.parquet", "atlas/*/*.parquet"), _read_atlas),
+    "atlas_sql": Reader(_atlas, ("atlas/postings/*.parquet", "atlas/latents/*.parquet"), _ask_atlas),
+    "atlas_labels": Reader(_atlas, (f"atlas/{REVIEWS}",), _read_labels),
     "npy": Reader(_arrays, ("*.npy",), _read_arrays),
     "safetensors": Reader(_scaled, ("*.safetensors",), _read_arrays),
     "token_shards": Reader(_shards, ("*.tar",), _read_shards),
@@ -262,7 +279,6 @@ READERS = {
     ),
     "claims": Reader(_record, (".owner.*",), lambda f: Record.from_bytes((f / ".owner.1").read_bytes())),
     "lists_of_checksums": Reader(_listed, ("*",), lambda f: check_listed(f, FORMATS["saelens"].files)),
-    "atlas": Reader(_atlas, ("*.parquet", "*/*.parquet", "*.json"), _read_atlas),
     "measured_codes": Reader(_measured, ("sparsity.safetensors", "codes.safetensors"), _read_measured),
     "SAELens": _export("saelens", "topk"),
     "SAELens_jumprelu": _export("saelens", "matryoshka"),

@@ -1,7 +1,7 @@
 """An atlas in use: what is known of each latent, read from its files as it is asked for.
 
-Nothing is loaded at once: a latent is found in its part's file by arithmetic, and there by the statistics of
-the groups of rows. Letters: P codes, N places.
+Nothing is loaded at once: a latent is found in its part's file by arithmetic, and there by halving:
+groups of rows ascend. Letters: P codes, N places.
 """
 
 from collections.abc import Iterator, Sequence
