@@ -194,6 +194,7 @@ class Site:
             **{key: view.logit_rows(getattr(about, key)) for key in ("up", "down", "lens_up", "lens_down")},
             **{key: view.token_rows(getattr(about, key), about) for key in ("tokens", "next")},
             near=view.near_rows(about, words),
+            no_near=self.facts.get("near") or "none",
             together=view.together_rows(about, words),
             place=self._place(latent),
             previous=previous,
