@@ -234,8 +234,11 @@ class Site:
         """Render a wide context of a place, with a latent's codes.
 
         Raises:
-            ConfigError: there is no such latent or place.
+            Refused: there is no such place.
+            ConfigError: there is no such latent.
         """
+        if not 0 <= at < self.facts["tokens"]:
+            raise Refused(404, f"There is no place {at}; they are 0 to {self.facts['tokens'] - 1:,}.")
         most = self.atlas.latent(latent).most
         context = view.shown(self.atlas.context(at, latent, AROUND, AROUND), latent, most, words=passage)
         return self.rendered(
