@@ -22,10 +22,11 @@ from sae_dist.atlas.schema import (
 from sae_dist.atlas.tables import write_table
 
 
-def text(folder: Path, documents=40, longest=60, vocabulary=500, context=32, seed=0) -> np.ndarray:
+def text(folder: Path, documents=40, longest=60, vocabulary=500, context=32, seed=0, ids=None) -> np.ndarray:
     """Write documents of random tokens, each segment after a special one (id 0); return each row's place.
 
-    Rows are the kept tokens in reading order; every 50th token is an outlier.
+    Rows are the kept tokens in reading order; every 50th token is an outlier. With `ids`, tokens are the
+    first of these in place of random ones.
     """
     rng = np.random.default_rng(seed)
     token, document, position, about = [], [], [], []
@@ -34,6 +35,8 @@ def text(folder: Path, documents=40, longest=60, vocabulary=500, context=32, see
         place = 0
         while place < length:
             body = rng.zipf(1.5, min(context - 1, length - place)) % (vocabulary - 1) + 1
+            if ids is not None:
+                body, ids = np.array(ids[: len(body)]), ids[len(body) :]
             token += [0, *body.tolist()]
             document += [number] * (len(body) + 1)
             position += range(len(body) + 1)

@@ -122,3 +122,28 @@ def test_an_atlas_of_another_dictionary(run, tmp_path):
 )
 def test_what_is_refused(run, capsys, words, says):
     assert says in refused(capsys, *(str(run) if each == "RUN" else each for each in words))
+
+
+def test_an_atlas_is_handed_on(run, capsys, tmp_path):
+    for name in ("neuronpedia", "circuit_tracer", "delphi"):
+        words = ["atlas", str(run), "--format", name, "--latents=3,77", "--out", str(tmp_path / name)]
+        assert main(words) == 0 and f"written: {tmp_path / name}" in capsys.readouterr().err
+        assert any((tmp_path / name).iterdir())
+    assert len(list((tmp_path / "circuit_tracer" / "features").glob("*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("RUN", "--format"), "--format needs a value"),
+        (("RUN", "--format", "saelens"), "format=saelens is unknown; the formats are"),
+        (("RUN", "--format", "delphi", "--latents", "1,x"), "--latents x: give numbers"),
+        (("RUN", "--format", "delphi", "--latents", "300"), "latent 300 does not exist"),
+        (("--format", "delphi"), "needs one run folder, and got none"),
+        (("RUN", "atlas.tokens=1M", "--format", "delphi"), "needs one run folder, and got"),
+    ],
+)
+def test_what_cannot_be_handed_on(run, capsys, words, says):
+    assert main(["atlas", *(str(run) if each == "RUN" else each for each in words)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line

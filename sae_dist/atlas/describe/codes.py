@@ -1,19 +1,18 @@
-"""Numbers about the codes of each latent, and its examples, from the postings of a part.
+"""Numbers about the codes of each latent, and its examples, from postings.
 
-Letters: f latents of a part; P codes, sorted by latent and place; J numbers of a list.
+Letters: f some latents of a part; P codes, sorted by latent and place; J numbers of a list.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from sae_dist.atlas.describe.hashing import hash64
 from sae_dist.atlas.describe.select import Selected, best_of_documents, groups
 from sae_dist.atlas.describe.settings import Settings
-from sae_dist.atlas.schema import HISTOGRAM, POSTINGS, QUANTILES, TOP, part_file
+from sae_dist.atlas.schema import HISTOGRAM, QUANTILES, TOP
 
 LOW = np.uint64(2**32 - 1)
 HALF = np.uint64(32)
@@ -21,10 +20,10 @@ HALF = np.uint64(32)
 
 @dataclass(frozen=True)
 class Codes:
-    """The postings of a part.
+    """The postings of some latents.
 
     Attributes:
-        first: the number of the part's first latent; num: how many latents it has.
+        first: the number of the first latent; num: how many latents it has.
         latent_P: counted from `first`; code_P: above zero.
     """
 
@@ -36,13 +35,11 @@ class Codes:
     document_P: np.ndarray
 
     @staticmethod
-    def read(folder: Path, part: int, latents: range, document_T: np.ndarray) -> "Codes":
-        """Read a part's postings; `document_T` has the document of each place."""
-        table = pq.read_table(part_file(folder, POSTINGS, part))
+    def of(latents: range, table: pa.Table, document_T: np.ndarray) -> "Codes":
+        """Take the postings of some latents; `document_T` has the document of each place."""
         latent_P, at_P, code_P = (table[name].to_numpy() for name in ("latent", "at", "code"))
-        return Codes(
-            latents.start, len(latents), latent_P - np.uint32(latents.start), at_P, code_P, document_T[at_P]
-        )
+        first = np.uint32(latents.start)
+        return Codes(latents.start, len(latents), latent_P - first, at_P, code_P, document_T[at_P])
 
     @cached_property
     def count_f(self) -> np.ndarray:

@@ -37,6 +37,11 @@ class Ranked:
             np.concatenate(sizes),
         )
 
+    def of(self, rows: slice) -> "Ranked":
+        """Return the lists of some latents."""
+        values = tuple(each[rows] for each in self.values)
+        return Ranked(self.id_fN[rows], values, None if self.size_f is None else self.size_f[rows])
+
     def column(self, kind: pa.ListType) -> pa.Array:
         """Return the lists as a column of a kind that `LATENTS_SCHEMA` has."""
         num, longest = self.id_fN.shape

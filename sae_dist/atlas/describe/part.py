@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sae_dist.atlas.describe.blocks import AT_ONCE, blocks
 from sae_dist.atlas.describe.codes import Codes
 from sae_dist.atlas.describe.information import best_tokens
 from sae_dist.atlas.describe.lists import Extra, numbers, structs
@@ -23,11 +24,18 @@ from sae_dist.atlas.schema import (
     part_file,
     part_latents,
 )
-from sae_dist.atlas.tables import write_table
+from sae_dist.atlas.tables import TableWriter
 
 
 def describe_part(
-    folder: Path, part: int, num_latents: int, settings: Settings, extra: Extra, text: Text | None = None
+    folder: Path,
+    part: int,
+    num_latents: int,
+    settings: Settings,
+    extra: Extra,
+    text: Text | None = None,
+    *,
+    at_once: int = AT_ONCE,
 ) -> None:
     """Write latents/ and examples/ of a part, from its postings and the text.
 
@@ -37,20 +45,28 @@ def describe_part(
     Args:
         folder: of the atlas.
         text: of the atlas, if it is open already.
+        at_once: codes in memory, at most, unless one latent has more; the files do not depend on it.
     """
     text = text or Text.open(folder)
     each = part_latents(num_latents)
     latents = range(part * each, min((part + 1) * each, num_latents))
-    codes = Codes.read(folder, part, latents, text.document_T)
-    columns = {
-        "latent": np.arange(latents.start, latents.stop, dtype=np.uint32),
-        **_of_codes(codes, text, settings),
-        **_of_tokens(codes, text, settings),
-        **_of_extra(extra, len(latents)),
-    }
-    table = pa.table([columns[name] for name in LATENTS_SCHEMA.names], schema=LATENTS_SCHEMA)
-    write_table(part_file(folder, LATENTS, part), table, ROW_GROUPS[LATENTS])
-    write_table(part_file(folder, EXAMPLES, part), _examples(codes, settings), ROW_GROUPS[EXAMPLES])
+    writers = [
+        TableWriter(part_file(folder, name, part), schema, ROW_GROUPS[name])
+        for name, schema in ((LATENTS, LATENTS_SCHEMA), (EXAMPLES, EXAMPLES_SCHEMA))
+    ]
+    with writers[0], writers[1]:
+        for some, table in blocks(folder, part, latents, at_once):
+            codes = Codes.of(some, table, text.document_T)
+            rows = slice(some.start - latents.start, some.stop - latents.start)
+            columns = {
+                "latent": np.arange(some.start, some.stop, dtype=np.uint32),
+                **_of_codes(codes, text, settings),
+                **_of_tokens(codes, text, settings),
+                **_of_extra(extra, rows),
+            }
+            arrays = [columns[name] for name in LATENTS_SCHEMA.names]
+            writers[0].write(pa.table(arrays, schema=LATENTS_SCHEMA))
+            writers[1].write(_examples(codes, settings))
 
 
 def _of_codes(codes: Codes, text: Text, settings: Settings) -> dict[str, np.ndarray | pa.Array]:
@@ -90,16 +106,17 @@ def _of_tokens(codes: Codes, text: Text, settings: Settings) -> dict[str, pa.Arr
     return {name: structs(LATENTS_SCHEMA.field(name).type, *lists) for name, lists in found.items()}
 
 
-def _of_extra(extra: Extra, num: int) -> dict[str, pa.Array]:
+def _of_extra(extra: Extra, rows: slice) -> dict[str, pa.Array]:
     columns = {}
     for name in ("up", "down", "lens_up", "lens_down", "near", "together"):
         kind, ranked = LATENTS_SCHEMA.field(name).type, getattr(extra, name)
-        columns[name] = pa.nulls(num, kind) if ranked is None else ranked.column(kind)
+        num = rows.stop - rows.start
+        columns[name] = pa.nulls(num, kind) if ranked is None else ranked.of(rows).column(kind)
     return columns
 
 
 def _examples(codes: Codes, settings: Settings) -> pa.Table:
-    """Return the examples of all latents, sorted by latent, bin and rank."""
+    """Return the examples of some latents, sorted by latent, bin and rank."""
     found = codes.examples(settings)
     latent_S = np.concatenate([each.latent_S for each in found.values()])
     rank_S = np.concatenate([each.rank_S for each in found.values()])

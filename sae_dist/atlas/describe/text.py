@@ -15,6 +15,8 @@ from sae_dist.core.files import replacing
 
 NO_TOKEN = 2**32 - 1
 """Stands for the token after the last one of a segment."""
+BATCH = 1 << 16
+"""Tokens read at a time."""
 COLUMNS = ("token", "follower", "document", "kept")
 
 
@@ -86,7 +88,7 @@ def _pieces(file: pq.ParquetFile, name: str):
     if name == "follower":
         yield from _followers(file)
         return
-    for batch in file.iter_batches(columns=["state" if name == "kept" else name]):
+    for batch in file.iter_batches(BATCH, columns=["state" if name == "kept" else name]):
         column = batch.column(0).to_numpy()
         yield column == KEPT if name == "kept" else column
 
@@ -94,7 +96,7 @@ def _pieces(file: pq.ParquetFile, name: str):
 def _followers(file: pq.ParquetFile):
     """Yield the followers of all tokens but the last of each batch, which the next batch tells."""
     waiting = False
-    for batch in file.iter_batches(columns=["token", "position"]):
+    for batch in file.iter_batches(BATCH, columns=["token", "position"]):
         token_T, position_T = (column.to_numpy() for column in batch.columns)
         next_T = np.where(position_T == 0, NO_TOKEN, token_T)
         yield next_T if waiting else next_T[1:]

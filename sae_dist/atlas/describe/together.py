@@ -7,16 +7,18 @@ Letters: f latents of a part; F all latents; P codes; Q drawn places, sorted; T 
 a latent and one that fires where it does; S those that count.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 
+from sae_dist.atlas.describe.blocks import AT_ONCE, blocks, counts
 from sae_dist.atlas.describe.hashing import hash64
 from sae_dist.atlas.describe.information import ratio_bits
 from sae_dist.atlas.describe.lists import Ranked
+from sae_dist.atlas.describe.products import tiles
 from sae_dist.atlas.describe.select import first_of_each, groups, sizes
 from sae_dist.atlas.postings import NO_PLACE, read_window
 from sae_dist.atlas.schema import POSTINGS, WORK, part_file, part_latents
@@ -24,6 +26,8 @@ from sae_dist.core.files import replacing
 
 HALF = np.uint64(32)
 LOW = np.uint64(2**32 - 1)
+LATENTS_AT_ONCE = 1024
+"""So many latents' pairs are in memory: `drawn` times the codes of a place, 30 bytes each."""
 FEWEST = 2
 """Places at which two latents must be seen together."""
 COLUMNS = ("at", "begin", "latent")
@@ -101,15 +105,11 @@ class Window:
 
 def latent_counts(folder: Path, num_latents: int, parts: range) -> np.ndarray:
     """Count the codes of all latents [F], from the postings of all parts."""
-    count_F = np.zeros(num_latents, np.int64)
+    each, found = part_latents(num_latents), []
     for part in parts:
         with pq.ParquetFile(part_file(folder, POSTINGS, part)) as file:
-            for batch in file.iter_batches(1 << 20, columns=["latent"]):
-                latent_P = batch.column(0).to_numpy()
-                first = int(latent_P[0])
-                found = np.bincount(latent_P - first)
-                count_F[first : first + len(found)] += found
-    return count_F
+            found.append(counts(file, range(part * each, min((part + 1) * each, num_latents))))
+    return np.concatenate(found)
 
 
 def together(
@@ -121,6 +121,7 @@ def together(
     *,
     drawn: int,
     num: int,
+    at_once: int = AT_ONCE,
 ) -> Ranked:
     """Find the latents that fire where those of a part do.
 
@@ -131,42 +132,61 @@ def together(
     Args:
         count_F: codes of all latents; kept: places that have codes, or could have.
         num: how long lists are.
+        at_once: codes in memory, at most, unless one latent has more.
 
     Returns:
         Latents; the share of the looked-at places where they fire; that share over their rate.
     """
     each = part_latents(len(count_F))
-    first, end = part * each, min((part + 1) * each, len(count_F))
-    latent_Q, at_Q = _draw(folder, part, first, drawn)
-    looked_f = np.bincount(latent_Q, minlength=end - first)
+    latents = range(part * each, min((part + 1) * each, len(count_F)))
+    rate_F, found = count_F / max(1, kept), []
+    for some, latent_Q, at_Q in _draw(folder, part, latents, drawn, at_once):
+        for block in tiles(len(some), LATENTS_AT_ONCE):
+            mine_Q = (latent_Q >= block.start) & (latent_Q < block.stop)
+            places = latent_Q[mine_Q] - block.start, at_Q[mine_Q]
+            found.append(_of_block(windows, some[block], *places, rate_F, num))
+    return Ranked.joined(found)
+
+
+def _of_block(
+    windows: Sequence[Window],
+    latents: range,
+    latent_Q: np.ndarray,
+    at_Q: np.ndarray,
+    rate_F: np.ndarray,
+    num: int,
+) -> Ranked:
+    """Count who fires at the drawn places of some latents, and rank them."""
+    looked_f = np.bincount(latent_Q, minlength=len(latents))
     pair_M = np.concatenate([np.zeros(0, np.uint64), *(each.found(latent_Q, at_Q) for each in windows)])
     pair_M.sort()
     start_S = groups(pair_M)
     times_S = sizes(start_S, len(pair_M))
     latent_S, other_S = (pair_M[start_S] >> HALF).astype(np.int64), (pair_M[start_S] & LOW).astype(np.int64)
-    share_S, rate_S = times_S / looked_f[latent_S], count_F[other_S] / max(1, kept)
-    counts_S = (times_S >= FEWEST) & (share_S > rate_S) & (other_S != latent_S + first)
+    share_S, rate_S = times_S / looked_f[latent_S], rate_F[other_S]
+    counts_S = (times_S >= FEWEST) & (share_S > rate_S) & (other_S != latent_S + latents.start)
     latent_S, other_S, share_S, rate_S = (x[counts_S] for x in (latent_S, other_S, share_S, rate_S))
     strength_S = (looked_f[latent_S] * ratio_bits(share_S, rate_S)).astype(np.float32)
     key_S = (~strength_S.view(np.uint32)).astype(np.uint64) << HALF
     found = first_of_each(latent_S, key_S | other_S.astype(np.uint64), num)
-    size_f = np.bincount(found.latent_S, minlength=end - first)
-    id_fN, share_fN, lift_fN = (np.zeros((end - first, num), kind) for kind in ("u4", "f4", "f4"))
+    id_fN, share_fN, lift_fN = (np.zeros((len(latents), num), kind) for kind in ("u4", "f4", "f4"))
     where = found.latent_S, found.rank_S
     id_fN[where] = other_S[found.which_S]
     share_fN[where] = share_S[found.which_S]
     lift_fN[where] = (share_S / rate_S)[found.which_S]
-    return Ranked(id_fN, (share_fN, lift_fN), size_f)
+    return Ranked(id_fN, (share_fN, lift_fN), np.bincount(found.latent_S, minlength=len(latents)))
 
 
-def _draw(folder: Path, part: int, first: int, drawn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw places of each latent of a part; return latents, counted from `first`, and places, ascending."""
-    table = pq.read_table(part_file(folder, POSTINGS, part), columns=["latent", "at"])
-    latent_P, at_P = table["latent"].to_numpy(), table["at"].to_numpy()
-    found = first_of_each(latent_P - np.uint32(first), hash64(latent_P, at_P), drawn)
-    latent_Q, at_Q = found.latent_S, at_P[found.which_S]
-    order_Q = np.lexsort((latent_Q, at_Q))
-    return latent_Q[order_Q], at_Q[order_Q]
+def _draw(
+    folder: Path, part: int, latents: range, drawn: int, at_once: int
+) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
+    """Draw places of each latent of a part; yield some latents, and pairs of latent and place by place."""
+    for few, table in blocks(folder, part, latents, at_once, ["latent", "at"]):
+        latent_P, at_P = table["latent"].to_numpy(), table["at"].to_numpy()
+        found = first_of_each(latent_P - np.uint32(few.start), hash64(latent_P, at_P), drawn)
+        latent_Q, at_Q = found.latent_S, at_P[found.which_S]
+        order_Q = np.lexsort((latent_Q, at_Q))
+        yield few, latent_Q[order_Q], at_Q[order_Q]
 
 
 def _file(folder: Path, number: int, name: str) -> Path:

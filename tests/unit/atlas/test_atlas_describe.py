@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chi2
 
+from sae_dist.atlas.describe.blocks import AT_ONCE
 from sae_dist.atlas.describe.codes import Codes
 from sae_dist.atlas.describe.hashing import hash64
 from sae_dist.atlas.describe.lists import Extra, Ranked
@@ -20,7 +21,9 @@ from sae_dist.atlas.schema import (
     EXAMPLES,
     KEPT,
     LATENTS,
+    POSTINGS,
     QUANTILES,
+    ROW_GROUPS,
     TOKENS,
     TOKENS_SCHEMA,
     TOP,
@@ -181,6 +184,28 @@ def test_windows_do_not_show(tmp_path):
     assert len(found[0]) == 6 and found[0] == found[1]
 
 
+@pytest.mark.parametrize("at_once", [1, 400])
+def test_latents_in_memory_do_not_show(tmp_path, monkeypatch, at_once):
+    """The same bytes, however few latents are described at a time, and over groups of rows."""
+    monkeypatch.setitem(ROW_GROUPS, POSTINGS, 70)
+    monkeypatch.setitem(ROW_GROUPS, EXAMPLES, 64)
+    index(tmp_path)
+    values = np.arange(512).reshape(256, 2)
+    extra = Extra(near=Ranked(values, (values / 4,), np.arange(256) % 3))
+    found = []
+    for codes_in_memory in (AT_ONCE, at_once):
+        describe_part(tmp_path, 1, 600, SETTINGS, extra, at_once=codes_in_memory)
+        found.append([part_file(tmp_path, table, 1).read_bytes() for table in (LATENTS, EXAMPLES)])
+    assert found[0] == found[1]
+
+
+def test_codes_at_an_edge_are_in_the_lower_bin():
+    """Half of the greatest code is not above half of it."""
+    code_P = np.float32([8, 4, np.nextafter(np.float32(4), np.float32(8)), 2, 1, 0.01])
+    codes = Codes(0, 1, np.zeros(6, np.uint32), np.arange(6), code_P, np.arange(6))
+    assert codes.bin_P(3).tolist() == [0, 1, 0, 2, 2, 2]
+
+
 def _drawn(document_M, latents=100_000, each=4):
     """Draw places of latents that all fire at the same places with the same code."""
     places = len(document_M)
@@ -275,8 +300,9 @@ def test_a_planted_token_stands_first(planted):
         assert all(each["token"] != 777 or each["count"] < 3 for each in other["tokens"])
 
 
-def test_text_is_read_over_groups_of_rows(tmp_path):
-    """Followers and counts are those of the whole, wherever a group of rows ends."""
+def test_text_is_read_over_batches(tmp_path, monkeypatch):
+    """Followers and counts are those of the whole, wherever a batch ends."""
+    monkeypatch.setattr("sae_dist.atlas.describe.text.BATCH", 7)
     rng = np.random.default_rng(0)
     token, position = rng.integers(0, 9, 100), np.arange(100) % 10
     state = rng.integers(0, 3, 100)

@@ -107,6 +107,15 @@ def test_a_pair_that_always_fires_together_is_found(tmp_path):
     assert listed(found, 5) == [] and listed(found, 17) == []
 
 
+def test_latents_in_memory_do_not_show(atlas, monkeypatch):
+    folder, windows, kept = atlas
+    count_F = latent_counts(folder, F, range(parts(F)))
+    whole = together(folder, 1, windows, count_F, kept, drawn=6, num=4)
+    monkeypatch.setattr("sae_dist.atlas.describe.together.LATENTS_AT_ONCE", 10)
+    few = together(folder, 1, windows, count_F, kept, drawn=6, num=4, at_once=300)
+    assert [listed(whole, row) for row in range(256)] == [listed(few, row) for row in range(256)]
+
+
 @pytest.mark.parametrize("tile", [7, 64, 8192])
 def test_near_rows_are_those_of_all_cosines(tile):
     generator = torch.Generator().manual_seed(0)
@@ -130,8 +139,10 @@ def test_near_rows_are_those_of_all_cosines(tile):
 
 
 def test_few_rows_have_few_that_are_near():
-    found = near_rows(torch.eye(3), range(3), 10)
-    assert listed(found, 1) == [(0, 0.0), (2, 0.0)]
+    """A row of zeros is none of them, and has none."""
+    found = near_rows(torch.eye(4)[[0, 1, 2, 3, 3]] * torch.tensor([1, 1, 1, 1, 0])[:, None], range(5), 10)
+    assert listed(found, 1) == [(0, 0.0), (2, 0.0), (3, 0.0)]
+    assert listed(found, 4) == []
 
 
 def test_near_rows_cost_is_told_before():

@@ -2,6 +2,8 @@
 
 import errno
 import importlib
+import subprocess
+import sys
 
 import pytest
 
@@ -107,6 +109,17 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(train, "run", fail)
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         cli.main(["train"])
+
+
+def test_the_traceback_of_an_unexpected_error_hides_secrets():
+    program = (
+        "import sys; from sae_dist import cli; from sae_dist.commands import report\n"
+        "def fail(words): raise RuntimeError('\\x1b[31mfor https://me:hunter22@example.org/x')\n"
+        "report.run = fail; sys.argv = ['sae-dist', 'report', 'x']; sys.exit(cli.main())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Traceback (most recent call last)" in done.stderr
+    assert r"RuntimeError: \x1b[31mfor ***example.org/x" in done.stderr and "hunter22" not in done.stderr
 
 
 @pytest.mark.parametrize(

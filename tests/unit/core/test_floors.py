@@ -35,7 +35,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "launch",
         "bench",
     ),
-    "cli": ("commands",),
+    "cli": ("commands", "core"),
 }
 DOORS = {
     "transformers": ("llm", "tokens"),

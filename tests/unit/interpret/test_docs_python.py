@@ -5,6 +5,9 @@ import re
 from pathlib import Path
 
 import sae_dist as sd
+from sae_dist.core.sums import checksum
+from sae_dist.export.saelens import WEIGHTS
+from tests.helpers.described import described
 from tests.helpers.evaluated import evaluated_run
 
 PAGE = Path(__file__).parents[3] / "docs" / "python.md"
@@ -16,6 +19,10 @@ def examples() -> list[str]:
 
 def test_the_examples_run(tmp_path, monkeypatch, capsys):
     evaluated_run(tmp_path / "outputs" / "tiny", tokens=1024, hook="layers.1:out", latents=512, k=64)
+    run = tmp_path / "outputs" / "tiny"
+    ids = sd.model(sd.load(run)).tokenizer(Path(sd.load.__code__.co_filename).read_text())["input_ids"]
+    weights = checksum(run / "export" / WEIGHTS)["sha256"]
+    described(run / "atlas", 512, weights, documents=40, ids=ids)
     monkeypatch.chdir(tmp_path)
     capsys.readouterr()
     names: dict = {}
@@ -26,6 +33,7 @@ def test_the_examples_run(tmp_path, monkeypatch, capsys):
     assert names["codes"].shape == (2, 5, 512) and names["y"].shape == (2, 5, 256)
     assert names["s"].intervened > 0 and names["effect"].abs().max() > 0
     assert names["w"].codes.shape[-1] == 3 and len(names["out"][0]) > 8
+    assert len(names["found"]) == 20 and names["t"].labels.of([123])[123].text == "dates"
     assert os.listdir(tmp_path) == ["outputs"], "nothing else was written"
 
 
