@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.checkpoint.read import StoredRows, load_full
 from sae_dist.checkpoint.storage import PLACES, damage, read_scalars, seal
 from sae_dist.config.run import load_config, save_config
@@ -38,13 +39,14 @@ from sae_dist.tokens.text_files import text_files
 from sae_dist.transport.array_file import find_arrays
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import MANIFEST, read_manifest
+from tests.helpers.described import described
 from tests.unit.config.test_config_rules import resolved
 from tests.unit.export.test_export_formats import F, make
 from tests.unit.export.test_export_scopes import save_scope, scope
 from tests.unit.tokens.test_tokens_sources import npy, write_tar
 from tests.unit.transport.test_cache import make as make_cache
 
-ROWS, D = 64, 8
+ROWS, D, ATLAS_LATENTS = 64, 8, 20
 
 
 def _nothing(folder: Path, draw: random.Random) -> None:
@@ -201,6 +203,19 @@ def _listed(folder: Path) -> None:
     FORMATS["saelens"].write(folder, make("topk"))
 
 
+def _atlas(folder: Path) -> None:
+    described(folder, num_latents=ATLAS_LATENTS, documents=12)
+
+
+def _read_atlas(folder: Path) -> list[Any]:
+    """Read all that is in an atlas, but for documents, which SQL alone reads."""
+    atlas, found = Atlas.open(folder), []
+    for latent in range(ATLAS_LATENTS):
+        code = [each.tolist() for each in atlas.codes(latent)]
+        found.append((atlas.latent(latent), atlas.examples(latent), code))
+    return found
+
+
 def _measured(folder: Path) -> None:
     _listed(folder)
     export_firing_rates(folder, torch.rand(F))
@@ -247,6 +262,7 @@ READERS = {
     ),
     "claims": Reader(_record, (".owner.*",), lambda f: Record.from_bytes((f / ".owner.1").read_bytes())),
     "lists_of_checksums": Reader(_listed, ("*",), lambda f: check_listed(f, FORMATS["saelens"].files)),
+    "atlas": Reader(_atlas, ("*.parquet", "*/*.parquet", "*.json"), _read_atlas),
     "measured_codes": Reader(_measured, ("sparsity.safetensors", "codes.safetensors"), _read_measured),
     "SAELens": _export("saelens", "topk"),
     "SAELens_jumprelu": _export("saelens", "matryoshka"),
