@@ -11,6 +11,8 @@ from urllib.parse import quote
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import show
 
+MOST_AT_ONCE = 128
+"""Requests that are answered at once; more are refused."""
 PENDING_S = 3
 """How long the end waits for answers that are being made."""
 
@@ -66,6 +68,7 @@ def serve(wanted: Asked) -> None:
             proxy_headers=False,
             lifespan="off",
             ws="none",
+            limit_concurrency=MOST_AT_ONCE,
             timeout_graceful_shutdown=PENDING_S,
         )
         show(f"{address(wanted.host, port, door.token)}   (Ctrl-C ends it)")

@@ -18,7 +18,7 @@ from sae_dist.serve.asked import Refused, choice, text
 from sae_dist.serve.asking import NAMES, SAID, SEARCHES, WHERES, Asked, written
 from sae_dist.serve.links import Links
 from sae_dist.serve.tries import DOSES, MOST_TEXT
-from sae_dist.serve.words import number, share, short
+from sae_dist.serve.words import number, passage, share, short
 
 PAGES = Path(__file__).with_name("pages")
 WRITABLE = 2
@@ -67,6 +67,10 @@ class Site:
     def no_labels(self) -> str | None:
         """The reason why labels cannot be kept; None: they can."""
         folder, file = self.atlas.folder, self.atlas.labels.path
+        try:
+            self.atlas.labels.history(0)
+        except ConfigError as error:
+            return f"Labels cannot be read: {error}"
         if all(os.access(each, WRITABLE) for each in (folder, file) if each.exists()):
             return None
         return f"Labels cannot be kept here: {folder} is read-only."
@@ -157,7 +161,7 @@ class Site:
 
     def list_rows(self, rows: Sequence[Mapping[str, Any]], links: Links) -> list[dict[str, Any]]:
         """Return latents as the list shows them, with their labels."""
-        labels = self.atlas.labels.of([int(row["latent"]) for row in rows])
+        labels = self._labels([int(row["latent"]) for row in rows])
         return [view.list_row(row, self.atlas, labels.get(row["latent"]), links.latent) for row in rows]
 
     def latent(self, latent: int, links: Links, around: tuple[int | None, int | None] | None = None) -> str:
@@ -170,10 +174,10 @@ class Site:
             ConfigError: it does not exist, or a file is damaged.
         """
         about = self.atlas.latent(latent)
-        history = self.atlas.labels.history(latent)
+        history = self._history(latent)
         label = history[0] if history else None
         others = [each.latent for each in about.near or ()] + [each.latent for each in about.together or ()]
-        words = {key: each.text for key, each in self.atlas.labels.of(others).items()}
+        words = self.labels_of(others)
         previous, following = around or (self.listing.living(latent, -1), self.listing.living(latent, 1))
         unit = about.quantiles[-1] if about.quantiles else about.most
         return self.rendered(
@@ -194,6 +198,7 @@ class Site:
             **{key: view.logit_rows(getattr(about, key)) for key in ("up", "down", "lens_up", "lens_down")},
             **{key: view.token_rows(getattr(about, key), about) for key in ("tokens", "next")},
             near=view.near_rows(about, words),
+            no_near=self.facts.get("near") or "none",
             together=view.together_rows(about, words),
             place=self._place(latent),
             previous=previous,
@@ -229,17 +234,33 @@ class Site:
         """Render a wide context of a place, with a latent's codes.
 
         Raises:
-            ConfigError: there is no such latent or place.
+            Refused: there is no such place.
+            ConfigError: there is no such latent.
         """
+        if not 0 <= at < self.facts["tokens"]:
+            raise Refused(404, f"There is no place {at}; they are 0 to {self.facts['tokens'] - 1:,}.")
         most = self.atlas.latent(latent).most
-        context = view.shown(self.atlas.context(at, latent, AROUND, AROUND), latent, most)
+        context = view.shown(self.atlas.context(at, latent, AROUND, AROUND), latent, most, words=passage)
         return self.rendered(
             "place.html", links, f"Latent {latent} at {at}", number=latent, context=context, around=AROUND
         )
 
     def labels_of(self, latents: Sequence[int]) -> dict[int, str]:
         """Return the words of latents that have some."""
-        return {key: each.text for key, each in self.atlas.labels.of(latents).items()}
+        return {key: each.text for key, each in self._labels(latents).items()}
+
+    def _labels(self, latents: Sequence[int]) -> dict[int, Label]:
+        """Return labels; none where their file is damaged, which `no_labels` tells."""
+        try:
+            return self.atlas.labels.of(latents)
+        except ConfigError:
+            return {}
+
+    def _history(self, latent: int) -> list[Label]:
+        try:
+            return self.atlas.labels.history(latent)
+        except ConfigError:
+            return []
 
     def label(self, latent: int, given: Mapping[str, str]) -> Label:
         """Keep a label.

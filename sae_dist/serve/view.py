@@ -67,19 +67,26 @@ def level(value: float, most: float) -> int:
     return min(SHADES, max(1, math.ceil(SHADES * min(value / most, 1.0))))
 
 
-def shown(context: Context, latent: int, most: float, code: float | None = None) -> Shown:
+def shown(
+    context: Context,
+    latent: int,
+    most: float,
+    code: float | None = None,
+    words: Callable[[str], str] = piece,
+) -> Shown:
     """Return a context shaded by a latent's codes, its own place marked.
 
     Args:
         most: the code of the darkest shade.
         code: at the context's place; None: as the context says.
+        words: makes a token's text what is shown.
     """
     own = next((token.code for token in context.tokens if token.at == context.at), 0.0)
-    pieces = [_piece(token, most, token.at == context.at) for token in context.tokens]
+    pieces = [_piece(token, most, token.at == context.at, words) for token in context.tokens]
     return Shown(latent, number(own if code is None else code), context.document, context.at, pieces)
 
 
-def _piece(token: ContextToken, most: float, own: bool) -> Piece:
+def _piece(token: ContextToken, most: float, own: bool, shape: Callable[[str], str]) -> Piece:
     looks = [f"k{level(token.code, most)}"] if token.code > 0 else []
     words = [f"code {token.code:.6g}"] if token.code > 0 else []
     if token.state != KEPT:
@@ -88,7 +95,7 @@ def _piece(token: ContextToken, most: float, own: bool) -> Piece:
     if own:
         looks.append("own")
     words += [f"token {token.id}", f"place {token.at:,}"]
-    return Piece(piece(token.text), " ".join(looks), ", ".join(words))
+    return Piece(shape(token.text), " ".join(looks), ", ".join(words))
 
 
 def tabs(examples: Sequence[Example], latent: Latent) -> list[Tab]:

@@ -51,3 +51,8 @@ def one_in(rate: float) -> str:
 def piece(text: str) -> str:
     """Return a token's text in one line: control characters written out, many spaces counted, none as ∅."""
     return SPACES.sub(lambda run: "␣" + str(len(run[0])).translate(RAISED), visible(text, "")) or "∅"
+
+
+def passage(text: str) -> str:
+    """Return a token's text in many lines: an end of line is marked and kept, and so are spaces."""
+    return visible(text).replace("\n", "↵\n") or "∅"

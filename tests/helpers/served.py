@@ -23,7 +23,7 @@ OWN = {"Origin": HOME}
 class Evil:
     """Gives tokens a text that means harm; stands in for a tokenizer."""
 
-    tokenizer = None
+    tokenizer = object()
     texts = {3: "<script>alert(1)</script>", 4: "\u202egnp.exe\x1b[31m", 5: '" onload="x', 6: "{{ 7*7 }}"}
 
     def __len__(self):

@@ -164,8 +164,8 @@ class Listing:
             _keep(self._counts, which, int(number))
         return self._counts[which]
 
-    def living(self, latent: int, step: int, reach: int = 4096) -> int | None:
-        """Return the nearest latent on one side that fires at all; None: none of the next `reach` does.
+    def living(self, latent: int, step: int) -> int | None:
+        """Return the nearest latent on one side that fires at all; None: there is none.
 
         Args:
             step: 1 for higher numbers, -1 for lower ones.
@@ -173,11 +173,10 @@ class Listing:
         Raises:
             ConfigError: the files are damaged.
         """
-        low, high = (latent + 1, latent + reach) if step > 0 else (latent - reach, latent - 1)
-        best = "min" if step > 0 else "max"
-        query = f"select {best}(latent) from latents where latent between ? and ? and count > 0"
-        ((found,),) = self._rows(query, [max(low, 0), max(high, 0)])
-        return None if found is None or found == latent else int(found)
+        best, side = ("min", ">") if step > 0 else ("max", "<")
+        query = f"select {best}(latent) from latents where latent {side} ? and count > 0"
+        ((found,),) = self._rows(query, [latent])
+        return None if found is None else int(found)
 
     @cached_property
     def rates(self) -> list[tuple[float, int]]:

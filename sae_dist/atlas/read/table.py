@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae_dist.atlas.manifest import footer_sum
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.parsing import reading
 
@@ -37,18 +38,26 @@ def sound(path: Path) -> Iterator[None]:
 class TableFile:
     """A Parquet file with a known schema. It may be read by several threads.
 
+    Args:
+        footer: sha256 of its footer, by the manifest; None: it is not compared. Pages have their own sums.
+
     Raises:
         ConfigError: it is missing, damaged, of another schema, or asks for too much memory.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema):
+    def __init__(self, path: Path, schema: pa.Schema, footer: str | None = None):
         self.path, self._lock = path, RLock()
         self._ends: dict[tuple[int, str], tuple[int, int]] = {}
         if not path.is_file():
             raise ConfigError(f"{path} does not exist; make the atlas again")
         with sound(path):
+            if footer is not None and footer_sum(path) != footer:
+                raise ValueError("it is not what was written")
             self.file = pq.ParquetFile(
-                path, thrift_string_size_limit=FOOTER_STRINGS, thrift_container_size_limit=FOOTER_ITEMS
+                path,
+                thrift_string_size_limit=FOOTER_STRINGS,
+                thrift_container_size_limit=FOOTER_ITEMS,
+                page_checksum_verification=True,
             )
             found = self.file.schema_arrow
         if found.names != schema.names or found.types != schema.types:

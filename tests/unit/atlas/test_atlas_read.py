@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sae_dist.atlas.manifest import SEAL, sealed_json
 from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.atlas.schema import LATENTS, MANIFEST, POSTINGS, TOKENS, TOP, WORK, part_file, parts
 from sae_dist.atlas.tables import write_table
@@ -189,7 +190,8 @@ def test_an_atlas_is_found_from_its_run_and_its_export(folder):
 )
 def test_a_manifest_that_is_wrong(tmp_path, folder, change):
     facts = json.loads((folder / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(facts | change))
+    del facts[SEAL]
+    (tmp_path / MANIFEST).write_text(sealed_json(facts | change))
     with pytest.raises(ConfigError, match="is damaged|has version") as caught:
         Atlas.open(tmp_path)
     assert "\n" not in str(caught.value)

@@ -1,6 +1,8 @@
 """The pages of a server: what each says, that nothing in it is obeyed, and what is refused."""
 
+import html
 import re
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlencode
 
 import pyarrow.parquet as pq
@@ -8,6 +10,7 @@ import pytest
 
 from sae_dist.atlas.schema import LATENTS, part_file, parts
 from sae_dist.serve import asked
+from sae_dist.serve.words import passage
 from tests.helpers.browser import Tags
 from tests.helpers.served import OWN, client, evil_atlas
 
@@ -50,6 +53,9 @@ def test_nothing_of_a_page_is_obeyed(user, path):
 
 def test_what_tokens_hold_is_shown_as_it_is(user):
     page = user.get("/latent/3").text
+    contexts = re.findall(r'<li class="context".*?</li>', page, flags=re.S)
+    assert any("&lt;script&gt;alert(1)" in each for each in contexts)
+    assert any("\\u202egnp.exe" in each for each in contexts)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "\\u202egnp.exe\\x1b[31m" in page
     assert "&#34; onload=&#34;x" in page
@@ -220,3 +226,31 @@ def test_damage_is_a_page_of_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:-9])
     answer = client(atlas).get("/latent/300")
     assert answer.status_code == 500 and "make the atlas again" in answer.text
+
+
+def test_a_place_shows_the_text_around_with_the_latents_codes(user, atlas):
+    example = atlas.examples(3)[0]
+    page = user.get(f"/latent/3/at/{example.context.at}").text
+    wide = atlas.context(example.context.at, 3, 256, 256)
+    quoted = re.search(r'<p class="sentence passage"[^>]*>(.*?)</p>', page, flags=re.S)[1]
+    assert html.unescape(re.sub("<[^>]*>", "", quoted)) == "".join(passage(each.text) for each in wide.tokens)
+    assert page.count('title="code ') == sum(each.code > 0 for each in wide.tokens)
+    assert user.get(f"/latent/3/at/{atlas.facts['tokens']}").status_code == 404
+
+
+def test_damaged_labels_leave_the_pages_alone(user, atlas):
+    atlas.labels.path.write_bytes(b"no database" * 99)
+    try:
+        assert places(user.get("/").text) and "Labels cannot be read" in user.get("/latent/5").text
+        assert user.post("/latent/5/label", data={"text": "x"}, headers=OWN).status_code == 409
+        assert user.get("/?state=none").status_code == 500
+    finally:
+        atlas.labels.path.unlink()
+
+
+def test_many_ask_at_once(user):
+    paths = [f"/latent/{n}" for n in range(12)] + ["/", "/?order=rare", "/?where=tokens&token=%23" + "7"] * 4
+    once = {path: user.get(path).text for path in paths}
+    with ThreadPoolExecutor(8) as pool:
+        for path, text in zip(paths, pool.map(lambda path: user.get(path).text, paths), strict=True):
+            assert text == once[path]
