@@ -108,6 +108,14 @@ def test_by_several_tokens_in_a_row(atlas, dense, ids, monkeypatch):
     same(atlas.find(token="any", top=9), ranked(code_TF, there_T, text["state"] == KEPT, 9))
 
 
+def test_a_row_of_tokens_stays_in_its_segment(atlas, dense, monkeypatch):
+    text = dense[1]["token"]
+    assert ((text[:-1] == 2) & (text[1:] == 0)).any(), "0 begins every segment"
+    monkeypatch.setattr(atlas.words, "ids", lambda _: [2, 0])
+    with pytest.raises(ConfigError, match="nowhere in"):
+        atlas.find(token="any")
+
+
 def test_words_are_looked_up_without_a_model(atlas, dense, decoder):
     code_TF, text = dense
     words = decoder.token(70).strip()
