@@ -2,11 +2,9 @@
 
 import sys
 import threading
-import traceback
-from types import TracebackType
 
+from sae_dist.commands import failures
 from sae_dist.commands import main as commands
-from sae_dist.core.text import print_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,14 +14,9 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: None: those of this process, whose unexpected errors are then printed without secrets.
     """
     if arguments is None:
-        sys.excepthook = _leave
-        threading.excepthook = lambda found: _leave(found.exc_type, found.exc_value, found.exc_traceback)
+        sys.excepthook = failures.say_all
+        threading.excepthook = failures.say_all_of_thread
     return commands.main(arguments)
-
-
-def _leave(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
-    """Print a traceback as Python does, without secrets and control characters."""
-    print_line("".join(traceback.format_exception(kind, error, where)).rstrip())
 
 
 if __name__ == "__main__":

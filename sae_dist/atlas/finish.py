@@ -17,7 +17,7 @@ from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.describe.text import Text
 from sae_dist.atlas.describe.together import by_place
 from sae_dist.atlas.extras import Extras
-from sae_dist.atlas.manifest import Manifest
+from sae_dist.atlas.manifest import Manifest, sums_of
 from sae_dist.atlas.postings import merge_part
 from sae_dist.atlas.schema import (
     DOCUMENTS,
@@ -34,7 +34,6 @@ from sae_dist.atlas.text import AT_OF_ROW, Plan, assemble
 from sae_dist.atlas.windows import window_files
 from sae_dist.core.errors import DataError, Preempted
 from sae_dist.core.files import read_json, write_json
-from sae_dist.core.sums import checksum
 from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.runtime import StopRequest
 
@@ -111,12 +110,13 @@ class Finishing:
         """
         told = self._consumers.gather_json([self._sums(), self._counts(settings.few)])
         if self._consumers.rank == 0:
-            files = {name: digest for sums, _ in told for name, digest in sums.items()}
+            sums = sorted((name, each) for part, _ in told for name, each in part.items())
             postings, silent, rare = (sum(each) for each in zip(*(counts for _, counts in told), strict=True))
             found: dict[str, Any] = {"postings": postings, "silent": silent, "too_rare": rare}
             found |= facts | self._numbers()
             found |= {name: getattr(settings, name) for name in ("top", "bins", "each", "few")}
-            Manifest(**found, files=dict(sorted(files.items()))).write(self.folder)
+            files, footers = ({name: each[n] for name, each in sums} for n in (0, 1))
+            Manifest(**found, files=files, footers=footers).write(self.folder)
             shutil.rmtree(self.folder / WORK, ignore_errors=True)
         self.together()
 
@@ -142,13 +142,13 @@ class Finishing:
     def _numbers(self) -> dict[str, int]:
         return read_json(self.folder / WORK / NUMBERS) or {}
 
-    def _sums(self) -> dict[str, str]:
-        """Return the checksums of the files that this rank wrote, by path in the folder."""
+    def _sums(self) -> dict[str, tuple[str, str]]:
+        """Return the checksums of the files that this rank wrote, see `sums_of`, by path in the folder."""
         tables = (POSTINGS, LATENTS, EXAMPLES)
         paths = [part_file(self.folder, table, part) for part, _ in self.mine() for table in tables]
         if self._consumers.rank == 0:
             paths += [self.folder / TOKENS, self.folder / DOCUMENTS]
-        return {path.relative_to(self.folder).as_posix(): checksum(path)["sha256"] for path in paths}
+        return {path.relative_to(self.folder).as_posix(): sums_of(path) for path in paths}
 
     def _counts(self, few: int) -> tuple[int, int, int]:
         """Return the codes of this rank's parts, how many of their latents are silent, and how many rare."""

@@ -63,7 +63,12 @@ def write_table(path: Path, table: pa.Table, row_group: int) -> None:
 def _how(schema: pa.Schema) -> dict[str, Any]:
     flat = [field for field in schema if not pa.types.is_nested(field.type)]
     encodings = {field.name: _encoding(field) for field in flat}
-    return {"compression": "zstd", "use_dictionary": False, "column_encoding": encodings}
+    return {
+        "compression": "zstd",
+        "use_dictionary": False,
+        "column_encoding": encodings,
+        "write_page_checksum": True,
+    }
 
 
 def _encoding(field: pa.Field) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_dist.bench.environments import is_mine
 from sae_dist.core.errors import ConfigError, SaeDistError
 
 PEERS = Path(__file__).parent / "peers"
@@ -63,13 +64,18 @@ def interpreter(peer: str, folder: Path, given: dict[str, str]) -> str:
     """Return a peer's Python: the given one, or that of its environment in the benchmark's folder.
 
     Raises:
-        TrialFailed: it does not exist.
+        TrialFailed: it does not exist, or is none that this user made or gave.
     """
     python = Path(given[peer]) if peer in given else peer_environment(folder, peer)
     if not python.is_file():
         raise TrialFailed(
             f"{python} does not exist; make it with sae-dist bench peers --folder {folder}, or give "
             f"--peer-python {peer}=/path/to/python"
+        )
+    if peer not in given and not is_mine(python.parents[1]):
+        raise TrialFailed(
+            f"{python} was not made by you, and would run as you; make it with sae-dist bench peers "
+            f"--folder {folder}, or, if you trust it, give --peer-python {peer}={python}"
         )
     return str(python)
 

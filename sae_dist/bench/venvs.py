@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_dist.bench.contestant import last_line, peer_environment
+from sae_dist.bench.environments import is_mine, keep
 from sae_dist.bench.quality.plan import make_bench_folder
-from sae_dist.core.errors import SaeDistError
+from sae_dist.core.errors import ConfigError, SaeDistError
 
 PACKAGES = {
     "saelens": ["sae-lens==6.54.12"],
@@ -20,7 +21,7 @@ TORCH = "torch==2.13.0"
 
 
 def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str]:
-    """Make the environments that do not exist yet.
+    """Make the environments that do not exist yet, or that somebody else made.
 
     torch is installed first and named again beside the peer, so that no requirement of the peer replaces it.
 
@@ -37,8 +38,8 @@ def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str
     lines = []
     for peer in only:
         python = peer_environment(folder, peer)
-        ready = python.parents[1] / "ready"
-        if not ready.exists():
+        if not is_mine(python.parents[1]):
+            _check_place(python.parents[1], folder)
             packages = PACKAGES[peer]
             print(f"{peer}: {', '.join([torch, *packages])}", file=sys.stderr, flush=True)
             venv.create(python.parents[1], with_pip=True, clear=True)
@@ -55,6 +56,16 @@ def make_environments(folder: Path, only: Sequence[str], torch: str) -> list[str
                     done = subprocess.run(words, stdout=out, stderr=out)
                 if done.returncode:
                     raise SaeDistError(f"{peer}: pip {' '.join(step)} failed: {last_line(log)} (see {log})")
-            ready.write_text("\n".join(packages) + "\n", encoding="utf-8")
+            keep(python.parents[1], packages)
         lines.append(f"{peer}: {python}")
     return lines
+
+
+def _check_place(environment: Path, folder: Path) -> None:
+    """Check that an environment's folder is where it seems to be: what is in it is removed first.
+
+    Raises:
+        ConfigError: it is a link, or behind one.
+    """
+    if environment.resolve() != folder.resolve() / environment.parent.name / environment.name:
+        raise ConfigError(f"{environment} is a link to {environment.resolve()}; remove it")

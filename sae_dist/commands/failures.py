@@ -1,5 +1,9 @@
 """The line on the terminal for each error."""
 
+import threading
+import traceback
+from types import TracebackType
+
 from sae_dist.core.errors import Preempted, SaeDistError, Told
 from sae_dist.core.files import BROKEN, WRITING, remedy
 from sae_dist.core.text import print_line
@@ -24,3 +28,13 @@ def cannot_write(error: OSError) -> SaeDistError:
     return SaeDistError(
         f"cannot {verb} {what}: {error.strerror}; {remedy(error)} and continue with resume=auto"
     )
+
+
+def say_all(kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
+    """Print the traceback of an unexpected error as Python does, without secrets and control characters."""
+    print_line("".join(traceback.format_exception(kind, error, where)).rstrip())
+
+
+def say_all_of_thread(found: threading.ExceptHookArgs) -> None:
+    """Print the traceback of an unexpected error that ended a thread; see `say_all`."""
+    say_all(found.exc_type, found.exc_value, found.exc_traceback)

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.core.files import TEMPORARY
-from sae_dist.core.parsing import parse_json
+from sae_dist.core.parsing import open_file, parse_json
 from sae_dist.core.process import Machine, Process
 from sae_dist.core.run_folder import OWNER
 from sae_dist.core.slurm_queue import Job
 
 READ_AGAIN_S = 0.05
 READ_FOR_S = 1.0
+LONGEST_BYTES = 1 << 20
 WITHOUT_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 
@@ -131,9 +132,9 @@ def path_of(home: Path, number: int) -> Path:
 
 
 def content_of(home: Path, number: int) -> bytes | None:
-    """Return what stands in a claim; None: it is gone."""
-    with suppress(FileNotFoundError):
-        return path_of(home, number).read_bytes()
+    """Return what stands in a claim, as far as it may be one; None: it is gone."""
+    with suppress(FileNotFoundError), open_file(path_of(home, number)) as file:
+        return file.read(LONGEST_BYTES)
     return None
 
 

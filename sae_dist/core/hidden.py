@@ -23,14 +23,14 @@ VALUE = r"""["']?(?!\$|["'](?:\s|$))[^\s"'&;,)\]}]"""
 STRONG = r"pass(?:word|wd|phrase)|secret|(?:api|access|private)[_-]?key"
 """Those that stand for themselves, even before a colon: `token: the` may be a feature's name."""
 GIVEN = rf"(?:(?:{WORDS})\s?=|(?:{STRONG})\s?:(?!//)|(?:{WORDS})[\"']\s?:)"
-NAMED = rf"(?i)(?<![A-Za-z0-9])[\w-]{{0,60}}?{GIVEN}\s?{VALUE}"
-"""A name and its value, in a config. In a line of code or of a log it would find `token = next(tokens)`."""
+NAMED = rf"(?i){GIVEN}\s?{VALUE}"
+"""The end of a name and its value, in a config. In code or a log it would find `token = next(tokens)`."""
 REST = r"[^\s\"'&;]*"
 CURL = r"\bcurl\b[^|;]{0,500}?\s"
 PREFIXED = (
     r"(?:gh[opsur]_|hf_|api_org_|npm_|gsk_|r8_|dapi|sk-|sk_(?:live|test)_|AIza)[A-Za-z0-9]{20,}",
     r"(?:github_pat_|glpat-|sk-(?:proj|ant|svcacct|admin|or)-|wandb_v1_|pypi-|xox[abeoprs]-|ya29\.|nvapi-|pplx-"
-    r"|tgp_v1_|dop_v1_|SG\.|whsec_)(?=[\w.-]*\d)[\w.-]{16,}",
+    r"|tgp_v1_|dop_v1_|SG\.|whsec_)(?=[\w.-]{0,200}\d)[\w.-]{16,}",
 )
 """Tokens that begin as their provider's do, whatever their length."""
 SIGNED = (
@@ -48,10 +48,10 @@ OWN = {
     "a login": rf"(?i)\blogin\s+\S+\s+password\s+{VALUE}\S*",
     "a header": rf"(?i)\b(?:proxy-)?authorization\s*[:=]\s*[\"']?(?:\w+\s+{VALUE}|(?!\w+\s){VALUE})[^\s\"']+",
     "a bearer": rf"(?i)\bbearer\s+{VALUE}[^\s\"']{{7,}}",
-    "a header of a key": rf"(?i)\bx-[a-z-]*(?:key|token|secret|auth[a-z-]*)\s*:\s*{VALUE}{REST}",
+    "a header of a key": rf"(?i)\bx-[a-z-]{{0,60}}(?:key|token|secret|auth[a-z-]{{0,9}})\s*:\s*{VALUE}{REST}",
     "a cookie": rf"(?i)\b(?:set-)?cookie\s*:\s*{VALUE}{REST}",
     "a cookie of curl": rf"{CURL}(?:-b|--cookie)[=\s]?{VALUE}{REST}",
-    "a password in an address": r"(?i)\b[a-z][a-z0-9+.-]*://[^/\s@?#\"']*:[^/\s@]+@",
+    "a password in an address": r"(?i)\b[a-z][a-z0-9+.-]{0,30}://[^/\s@?#\"':]*:[^/\s@]+@",
     "a token in an address": r"(?i)\b(?:git\+)?(?:https?|ftps?)://(?!\$)[^/\s@?#\"']+@",
     "a signed address": rf"(?i)[?&;#](?:{SIGNED})={VALUE}[^\s\"'&#]*",
     "a private key": r"-----BEGIN[ A-Z0-9_-]{0,100}PRIVATE KEY(?: BLOCK)?-----",

@@ -6,7 +6,9 @@ A file may be damaged, or made by somebody who means harm. Reading it ends in a 
 
 import csv
 import json
+import os
 import re
+import stat
 import tarfile
 import tokenize
 import zipfile
@@ -15,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.text import first_line
@@ -88,14 +90,36 @@ def reason_of(error: BaseException) -> str:
     return found if len(found) <= LONGEST_REASON else found[:LONGEST_REASON] + "..."
 
 
-def read_bounded(path: Path, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a file that is no longer than it may be.
+def open_file(path: Path, *, pipes: bool = False) -> BinaryIO:
+    """Open a file to read its bytes; a pipe, which a folder may hold, would be waited for without end.
+
+    Args:
+        pipes: open them, too: one that a person names, such as `<(command)`, has an end.
 
     Raises:
+        ConfigError: it is no file.
+        OSError: it cannot be read.
+    """
+    file = open(path, "rb", opener=None if pipes else _without_waiting)  # noqa: SIM115
+    if pipes or stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ConfigError(f"{path} is a pipe or a device, and no file; remove it")
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_bounded(path: Path, most: int = MOST_BYTES, *, pipes: bool = False) -> bytes:
+    """Return the bytes of a file that is no longer than it may be; `pipes` as in `open_file`.
+
+    Raises:
+        ConfigError: it is no file.
         OSError: it cannot be read.
         ValueError: it is longer.
     """
-    with open(path, "rb") as file:
+    with open_file(path, pipes=pipes) as file:
         return read_stream(file, most)
 
 
@@ -122,7 +146,7 @@ def check_header(path: Path) -> None:
         OSError: it cannot be read.
         ValueError: it is longer than that.
     """
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         size = int.from_bytes(file.read(8), "little")
     if size > MOST_HEADER_BYTES:
         raise ValueError(f"its header would have {size:,} bytes")

@@ -11,6 +11,7 @@ from typing import Any
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import read_json
+from sae_dist.core.text import print_line
 
 CONFIG = "config.yaml"  # frozen before the first rank starts; every rank reads it
 DATA = "data_files.json"  # the files that the run reads: names, bytes, hashes; compared when it goes on
@@ -41,7 +42,8 @@ FINISHED, TRAINED, DIVERGED, IMPORTED = "finished", "trained", "diverged", "impo
 def check_links(folder: Path) -> None:
     """Check that no file in a run folder which may be written over in its place is a link to elsewhere.
 
-    A folder that somebody else made could hold one to any file of this machine.
+    A folder that somebody else made could hold one to any file of this machine. Links to folders are
+    followed, since a person may keep checkpoints on another disk; a line on stderr says where they lead.
 
     Raises:
         ConfigError: one is.
@@ -54,6 +56,9 @@ def check_links(folder: Path) -> None:
                     f"{path} is a link to a file outside of the run folder, which would be written over; "
                     "remove the link"
                 )
+    for path in sorted({*folder.glob("*"), *folder.glob("*/*")}):
+        if path.is_symlink() and path.is_dir() and not _target(path).is_relative_to(home):
+            print_line(f"{path} is a link: what is written and removed there is in {_target(path)}")
 
 
 def _target(path: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.parsing import open_file
 
 LIST = ".sha256"
 """The end of the name of a list: it is named as its first file, and that."""
@@ -27,7 +28,7 @@ SUM = re.compile(r"[0-9a-f]{64}")
 def checksum(path: Path, sync: bool = False) -> dict[str, Any]:
     """Return the size and sha256 of a file; with `sync`, once it is safely on the disk."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         if sync:
             os.fsync(file.fileno())
         while piece := file.read(PIECE_BYTES):
@@ -83,7 +84,7 @@ def listed(path: Path) -> str | None:
 
 
 def _read_list(path: Path, name: str) -> list[tuple[Path, str]]:
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         text = file.read(LONGEST_LIST_BYTES).decode("latin1")
     found = LINE.findall(text)
     whole = "".join(f"{digest}  {each}\n" for digest, each in found) == text

@@ -80,8 +80,11 @@ def _prepare(
     _check_run(run, folder, values, world)
     place = folder / FOLDER
     if (place / MANIFEST).is_file():
+        from sae_dist.atlas.manifest import check_files, read_manifest
+
         _check_same(place, values)
-        show(f"{place} is there: {_use(folder)}")
+        check_files(place, read_manifest(place))
+        show(f"{place} is there, and its files are what was written: {_use(folder)}")
         return Frozen(place, finished=True)
     if (place / ASKED).is_file():
         return _continue(place, values, resume, granted)

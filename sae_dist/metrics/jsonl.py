@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_dist.core.errors import SaeDistError
 from sae_dist.core.files import in_words, remedy, write_text
+from sae_dist.core.parsing import open_file
 from sae_dist.core.text import print_line
 
 WAITING_ROWS = 10_000
@@ -96,15 +97,17 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     A last line without its end is one that is being written, or was when the process died.
     """
     rows, damaged = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    with open_file(path) as file:
+        lines = file.read().split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
         row = _row(line)
         if row is None:
             damaged.append(number)
         else:
             rows.append(row)
     if damaged:
-        lines = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines, from {damaged[0]} on,"
-        print_line(f"{path}: {lines} left out: damaged")
+        which = f"line {damaged[0]}" if len(damaged) == 1 else f"{len(damaged)} lines, from {damaged[0]} on,"
+        print_line(f"{path}: {which} left out: damaged")
     return rows
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from sae_dist.atlas.describe.lists import Extra, Ranked
 from sae_dist.atlas.describe.part import describe_part
 from sae_dist.atlas.describe.settings import Settings
-from sae_dist.atlas.manifest import VERSION, Manifest
+from sae_dist.atlas.manifest import VERSION, Manifest, sums_of
 from sae_dist.atlas.schema import (
     DOCUMENTS,
     KEPT,
@@ -38,6 +38,7 @@ def described(folder: Path, num_latents=600, dictionary="0" * 64, **how) -> Path
         pq.read_table(part_file(folder, POSTINGS, part))["latent"] for part in range(parts(num_latents))
     ]
     count_F = sum(np.bincount(column.to_numpy(), minlength=num_latents) for column in counts)
+    sums = {path.relative_to(folder).as_posix(): sums_of(path) for path in folder.rglob("*.parquet")}
     Manifest(
         version=VERSION,
         kind="topk",
@@ -64,7 +65,8 @@ def described(folder: Path, num_latents=600, dictionary="0" * 64, **how) -> Path
         lens="0 positions: not asked for",
         effects=None,
         near=None,
-        files={},
+        files={name: whole for name, (whole, _) in sums.items()},
+        footers={name: footer for name, (_, footer) in sums.items()},
     ).write(folder)
     return folder
 

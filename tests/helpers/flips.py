@@ -9,12 +9,15 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sae_dist.atlas.manifest import check_files
+from sae_dist.atlas.manifest import read_manifest as read_atlas
+from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.core.errors import SaeDistError
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.importing import Imported
@@ -24,8 +27,11 @@ from sae_dist.tokens.shards import BLOCK_BYTES, ShardCorpus
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import MANIFEST, read_manifest
 from tests.helpers import fuzz_readers
+from tests.helpers.described import described
 from tests.unit.export.test_export_formats import F, make
 from tests.unit.transport.test_cache import make as make_cache
+
+ATLAS_LATENTS = 20
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,29 @@ def _measured(folder: Path) -> None:
     export_firing_rates(folder, torch.rand(F))
 
 
+def _atlas(folder: Path) -> None:
+    described(folder, num_latents=ATLAS_LATENTS, documents=12)
+
+
+def _all_of_atlas(folder: Path) -> list[Any]:
+    """Read an atlas: what is asked of latents, and documents, which SQL alone reads, by their checksum."""
+    manifest = read_atlas(folder)
+    documents = replace(manifest, files={"documents.parquet": manifest.files["documents.parquet"]})
+    check_files(folder, documents)
+    atlas, found = Atlas.open(folder), []
+    for latent in range(ATLAS_LATENTS):
+        code = [each.tolist() for each in atlas.codes(latent)]
+        found.append((atlas.latent(latent), atlas.examples(latent), code))
+    return found
+
+
+def _anywhere(data: bytes) -> range:
+    """Return all bytes: a few bits of a page's header mean nothing, and what is read is compared."""
+    return range(len(data))
+
+
 KINDS = {
+    "atlases": Kept(_atlas, ("*.parquet", "*/*.parquet", "*.json"), _all_of_atlas, _anywhere),
     "checkpoints": Kept(fuzz_readers._checkpoint, ("*",), fuzz_readers._read_checkpoint),
     "cache shards": Kept(make_cache, ("shards/*",), _chunks),
     "cache manifests": Kept(make_cache, (MANIFEST,), lambda folder: read_manifest(str(folder)) and None),

@@ -12,6 +12,8 @@ import torch
 from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
+from sae_dist.atlas.read.atlas import Atlas
+from sae_dist.atlas.read.labels import REVIEWS, Labels
 from sae_dist.checkpoint.read import StoredRows, load_full
 from sae_dist.checkpoint.storage import PLACES, damage, read_scalars, seal
 from sae_dist.config.run import load_config, save_config
@@ -38,6 +40,7 @@ from sae_dist.tokens.text_files import text_files
 from sae_dist.transport.array_file import find_arrays
 from sae_dist.transport.cache import CachedChunkSource
 from sae_dist.transport.cache_manifest import MANIFEST, read_manifest
+from tests.helpers.described import described
 from tests.unit.config.test_config_rules import resolved
 from tests.unit.export.test_export_formats import F, make
 from tests.unit.export.test_export_scopes import save_scope, scope
@@ -226,7 +229,36 @@ BEFORE_6 = {
     "activation_fn_kwargs": {"k": 5},
     "hook_point": "h",
 }
+
+
+def _atlas(folder: Path) -> None:
+    described(folder / "atlas", 256, documents=8)
+    Labels(folder / "atlas" / REVIEWS, 256).set(3, "a label")
+
+
+def _read_atlas(folder: Path) -> None:
+    atlas = Atlas.open(folder / "atlas")
+    for latent in (0, 3, 255):
+        atlas[latent].to_html()
+    atlas.find(token=2, top=3)
+    atlas.find(token=2, top=3, exact=False)
+    atlas.find(together=3, top=3)
+
+
+def _ask_atlas(folder: Path) -> None:
+    query = "select count(*), sum(code), max(len(tokens)) from postings join latents using (latent)"
+    Atlas.open(folder / "atlas").sql(query, memory="200MiB", threads=1, seconds=1.5)
+
+
+def _read_labels(folder: Path) -> None:
+    labels = Labels(folder / "atlas" / REVIEWS, 256)
+    labels.of([3]), labels.search("label"), labels.all(), labels.set(3, "another")
+
+
 READERS = {
+    "atlas": Reader(_atlas, ("atlas/*.json", "atlas/*.parquet", "atlas/*/*.parquet"), _read_atlas),
+    "atlas_sql": Reader(_atlas, ("atlas/postings/*.parquet", "atlas/latents/*.parquet"), _ask_atlas),
+    "atlas_labels": Reader(_atlas, (f"atlas/{REVIEWS}",), _read_labels),
     "npy": Reader(_arrays, ("*.npy",), _read_arrays),
     "safetensors": Reader(_scaled, ("*.safetensors",), _read_arrays),
     "token_shards": Reader(_shards, ("*.tar",), _read_shards),

@@ -41,7 +41,10 @@ def by_together(atlas: "Atlas", latents: Sequence[int], top: int, exact: bool | 
     chosen_T = np.ones(len(atlas.places), bool)
     for each in own:
         fires_T = np.zeros(len(chosen_T), bool)
-        fires_T[atlas.codes(each)[0]] = True
+        at_P = atlas.codes(each)[0]
+        if len(at_P) and int(at_P.max()) >= len(fires_T):
+            raise ConfigError(f"{atlas.folder} has codes at places that do not exist; make the atlas again")
+        fires_T[at_P] = True
         chosen_T &= fires_T
     places = int(np.count_nonzero(chosen_T))
     if not places:

@@ -1,7 +1,7 @@
 """An atlas in use: what is known of each latent, read from its files as it is asked for.
 
-Nothing is loaded at once: a latent is found in its part's file by arithmetic, and there by the statistics of
-the groups of rows. Letters: P codes, N places.
+Nothing is loaded at once: a latent is found in its part's file by arithmetic, and there by halving:
+groups of rows ascend. Letters: P codes, N places.
 """
 
 from collections.abc import Iterator, Sequence
@@ -95,7 +95,7 @@ class Atlas:
     @cached_property
     def places(self) -> Places:
         """The tokens of the text by their places."""
-        return Places(TableFile(self.folder / TOKENS, TOKENS_SCHEMA))
+        return Places(self._opened(self.folder / TOKENS, TOKENS_SCHEMA))
 
     @cached_property
     def postings(self) -> Postings:
@@ -124,8 +124,14 @@ class Atlas:
         """
         with self._lock:
             if (name, part) not in self._files:
-                self._files[name, part] = TableFile(part_file(self.folder, name, part), SCHEMAS[name])
+                path = part_file(self.folder, name, part)
+                self._files[name, part] = self._opened(path, SCHEMAS[name])
             return self._files[name, part]
+
+    def _opened(self, path: Path, schema: pa.Schema) -> TableFile:
+        """Open a file, whose footer must be the one that the manifest knows."""
+        name = path.relative_to(self.folder).as_posix()
+        return TableFile(path, schema, self.facts["footers"].get(name, ""))
 
     def checked(self, latent: int) -> int:
         """Return the number of a latent that exists.

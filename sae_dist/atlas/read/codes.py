@@ -3,6 +3,7 @@
 Letters: P codes, N places asked for, G groups of rows.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable
 
 import numpy as np
@@ -42,12 +43,14 @@ class Postings:
         """
         file = self.part(latent)
         groups_G = file.groups_with("latent", latent, latent)
-        least_G, most_G = file.bounds("latent")
-        first_G, last_G = file.bounds("at")
-        # Of a group that other latents share, the range of places says nothing of this one.
-        own_G = (least_G[groups_G] == latent) & (most_G[groups_G] == latent)
-        near_G = np.searchsorted(at_N, first_G[groups_G]) < np.searchsorted(at_N, last_G[groups_G], "right")
-        at_P, code_P = self._read(file, latent, groups_G[~own_G | near_G])
+        # All groups between the outer two are this latent's alone: places ascend through them.
+        inner = groups_G[1:-1].tolist()
+        near = set()
+        for at in at_N.tolist() if inner else ():
+            number = bisect_right(inner, at, key=lambda group: file.ends(group, "at")[0]) - 1
+            near.add(inner[max(number, 0)])
+        wanted = sorted({*groups_G[:1].tolist(), *near, *groups_G[-1:].tolist()})
+        at_P, code_P = self._read(file, latent, np.array(wanted, np.int64))
         code_N = np.zeros(len(at_N), np.float32)
         if len(at_P):
             place_N = np.minimum(np.searchsorted(at_P, at_N), len(at_P) - 1)

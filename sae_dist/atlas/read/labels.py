@@ -184,6 +184,7 @@ class Labels:
                 try:
                     # What a file from elsewhere defines, such as views, may call nothing.
                     file.execute("PRAGMA trusted_schema = OFF")
+                    file.text_factory = lambda content: content.decode("utf-8", "replace")
                     end = monotonic() + BUSY_S
                     file.set_progress_handler(lambda: monotonic() > end, STEPS)
                     if write or not there:
@@ -193,7 +194,7 @@ class Labels:
                     yield file
                 finally:
                     file.close()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeError) as error:
                 raise ConfigError(f"{self.path} cannot be used: {first_line(error)}") from None
 
     def _latent(self, latent: int) -> int:
@@ -203,8 +204,8 @@ class Labels:
             )
         return int(latent)
 
-    def _label(self, row: tuple[object, ...]) -> Label:
-        latent, *words = row
+    def _label(self, row: tuple[object, ...] | None) -> Label:
+        latent, *words = row or (None,)
         if not isinstance(latent, int) or not all(isinstance(each, str) for each in words):
             raise ConfigError(f"{self.path} cannot be used: a row of it is no label")
         return Label(latent, *(str(each)[:LONGEST] for each in words))

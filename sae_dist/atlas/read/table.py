@@ -1,8 +1,8 @@
 """Parquet files of an atlas, read a few groups of rows at a time; a faulty file becomes a line of error."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from threading import RLock
 
@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae_dist.atlas.manifest import footer_sum
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.parsing import reading
 
 MOST_GROUPS, MOST_ROWS = 1 << 20, 1 << 23
 """Groups of a file, and rows of a group, that are read at all."""
-MOST_COLUMN_BYTES = 1 << 29
+MOST_GROUP_BYTES = 1 << 29
 FOOTER_STRINGS, FOOTER_ITEMS = 1 << 28, 1 << 24
 """Bounds of what a footer may ask for."""
 
@@ -37,17 +38,26 @@ def sound(path: Path) -> Iterator[None]:
 class TableFile:
     """A Parquet file with a known schema. It may be read by several threads.
 
+    Args:
+        footer: sha256 of its footer, by the manifest; None: it is not compared. Pages have their own sums.
+
     Raises:
         ConfigError: it is missing, damaged, of another schema, or asks for too much memory.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema):
+    def __init__(self, path: Path, schema: pa.Schema, footer: str | None = None):
         self.path, self._lock = path, RLock()
+        self._ends: dict[tuple[int, str], tuple[int, int]] = {}
         if not path.is_file():
             raise ConfigError(f"{path} does not exist; make the atlas again")
         with sound(path):
+            if footer is not None and footer_sum(path) != footer:
+                raise ValueError("it is not what was written")
             self.file = pq.ParquetFile(
-                path, thrift_string_size_limit=FOOTER_STRINGS, thrift_container_size_limit=FOOTER_ITEMS
+                path,
+                thrift_string_size_limit=FOOTER_STRINGS,
+                thrift_container_size_limit=FOOTER_ITEMS,
+                page_checksum_verification=True,
             )
             found = self.file.schema_arrow
         if found.names != schema.names or found.types != schema.types:
@@ -72,34 +82,29 @@ class TableFile:
         """The number of rows."""
         return int(self.first_G[-1])
 
-    @cached_property
-    def _bounds(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        return {}
+    def ends(self, group: int, column: str) -> tuple[int, int]:
+        """Return a column of numbers in the first and the last row of a group, which has rows.
 
-    def bounds(self, column: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return the least and the greatest value of a column in each group, by the file's statistics.
-
-        A group without statistics could hold anything.
+        They are read, not taken from the footer's statistics: a damaged footer ends pyarrow, not the reading.
 
         Raises:
-            ConfigError: the statistics are damaged.
+            ConfigError: the file is damaged.
         """
-        with self._lock, sound(self.path):
-            if column not in self._bounds:
-                place = self.file.schema_arrow.names.index(column)
-                least, most = [], []
-                for number in range(len(self.first_G) - 1):
-                    said = self.file.metadata.row_group(number).column(place).statistics
-                    known = said is not None and said.has_min_max
-                    least.append(int(said.min) if known else 0)
-                    most.append(int(said.max) if known else 2**32 - 1)
-                self._bounds[column] = np.array(least, np.int64), np.array(most, np.int64)
-            return self._bounds[column]
+        if (group, column) not in self._ends:
+            values = numbers(self.read([group], [column]), column)
+            self._ends[group, column] = (int(values[0]), int(values[-1])) if len(values) else (0, 0)
+        return self._ends[group, column]
 
     def groups_with(self, column: str, low: int, high: int) -> np.ndarray:
-        """Return the groups that may hold rows whose `column` is from `low` to `high`, both included."""
-        least_G, most_G = self.bounds(column)
-        return np.flatnonzero((least_G <= high) & (most_G >= low))
+        """Return the groups that may hold rows whose `column`, which ascends, is from `low` to `high`.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
+        groups = range(len(self.first_G) - 1)
+        first = bisect_left(groups, low, key=lambda group: self.ends(group, column)[1])
+        end = bisect_right(groups, high, key=lambda group: self.ends(group, column)[0])
+        return np.arange(first, max(end, first))
 
     def read(self, groups: Sequence[int] | np.ndarray, columns: Sequence[str]) -> pa.Table:
         """Return some columns of some groups, in the order of the file.
@@ -109,7 +114,9 @@ class TableFile:
         """
         with self._lock, sound(self.path):
             for number in groups:
-                self._check_bytes(int(number), columns)
+                size = self.file.metadata.row_group(int(number)).total_byte_size
+                if not 0 <= size <= MOST_GROUP_BYTES:
+                    raise ValueError(f"a group of it would have {size:,} bytes")
             if not len(groups):
                 return self.file.schema_arrow.empty_table().select(list(columns))
             table = self.file.read_row_groups([int(each) for each in groups], columns=list(columns))
@@ -118,14 +125,6 @@ class TableFile:
             if len(table) != wanted:
                 raise ValueError(f"it has {len(table):,} rows where {wanted:,} should be")
             return table
-
-    def _check_bytes(self, group: int, columns: Sequence[str]) -> None:
-        about = self.file.metadata.row_group(group)
-        for number in range(about.num_columns):
-            column = about.column(number)
-            if column.path_in_schema.split(".")[0] in columns:
-                if not 0 <= column.total_uncompressed_size <= MOST_COLUMN_BYTES:
-                    raise ValueError(f"a column of it would have {column.total_uncompressed_size:,} bytes")
 
     def batches(self, columns: Sequence[str], at_once: int = 1 << 20) -> Iterator[pa.Table]:
         """Yield some columns of the whole file, about so many rows at a time."""

@@ -1,5 +1,6 @@
 """A latent as a person sees it: its numbers, tokens, neighbours and examples, in lines or in a notebook."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,5 +169,6 @@ def visible_token(text: str) -> str:
 
 
 def chip(text: str) -> str:
-    """Return a token's text alone: its spaces can be seen."""
-    return visible_token(text).replace(" ", "␣")
+    """Return a token's text alone: its spaces can be seen, and many of them are counted."""
+    spaced = visible_token(text).replace(" ", "␣")
+    return re.sub("␣{4,}", lambda run: f"␣×{len(run[0])}", spaced)

@@ -58,6 +58,12 @@ class Words:
         decoder, _ = self._loaded
         return None if decoder is None else decoder.tokenizer
 
+    @property
+    def decoder(self) -> "Decoder | None":
+        """The tokenizer as a decoder; None: there is none here."""
+        decoder, lacking = self._loaded
+        return decoder if lacking is None else None
+
     def ids(self, text: str) -> list[int]:
         """Return the token ids of a text, without special tokens.
 

@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass
 
 from sae_dist.core.text import visible as text_visible
-from sae_dist.evaluation.report.firing import Context, Firing
+from sae_dist.evaluation.report.firing import Context, Fired
 from sae_dist.evaluation.report.latents import Latents
 from sae_dist.tokens.decoder import Decoder
 
-QUANTILES, OF_EACH = 5, 2
 SIGNS = {"\n": "↵", "\r": "\\r", "\t": "⇥"}
 SPACE = "␣"
 
@@ -47,7 +46,7 @@ class Card:
     end: str
     strongest: str
     top: list[Line]
-    quantiles: list[tuple[str, list[Line]]]
+    drawn: list[tuple[str, list[Line]]]
     promoted: list[tuple[str, str]]
     suppressed: list[tuple[str, str]]
 
@@ -75,7 +74,7 @@ def parts(latents: Latents) -> list[Part]:
     ]
 
 
-def card(latents: Latents, firing: Firing) -> Card:
+def card(latents: Latents, firing: Fired) -> Card:
     """Make the card of one latent: numbers, histogram, contexts, and tokens."""
     share = firing.fired / max(latents.rows, 1)
     counts, end = firing.histogram.shown()
@@ -87,8 +86,7 @@ def card(latents: Latents, firing: Firing) -> Card:
         (100 * count / most, f"{count:,} codes from {width * n:.3g} to {width * (n + 1):.3g}")
         for n, count in enumerate(counts)
     ]
-    quantiles = firing.quantiles(QUANTILES, OF_EACH) if latents.decoder else []
-    edge = 100 / max(len(quantiles), 1)
+    drawn = firing.drawn() if latents.decoder else []
     top = [line(each, latents.decoder, largest) for each in firing.top]
     fires = [span.text for span in top[0].spans if span.fires] if top else []
     return Card(
@@ -103,14 +101,7 @@ def card(latents: Latents, firing: Firing) -> Card:
         end=f"{end:.3g}",
         strongest=chip("".join(fires)),
         top=top,
-        quantiles=[
-            (
-                f"{100 - edge * (n + 1):.0f} to {100 - edge * n:.0f} % ({low:.3g} to {high:.3g})",
-                [line(each, latents.decoder, largest) for each in chosen],
-            )
-            for n, (low, high, chosen) in enumerate(quantiles)
-            if chosen
-        ],
+        drawn=[(name, [line(each, latents.decoder, largest) for each in chosen]) for name, chosen in drawn],
         promoted=[(chip(token), f"{value:+.2f}") for token, value in effect.promoted] if effect else [],
         suppressed=[(chip(token), f"{value:+.2f}") for token, value in effect.suppressed] if effect else [],
     )

@@ -1,6 +1,7 @@
 """The firings of one latent, kept while held-out tokens stream by: a bounded amount of each."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from sae_dist.evaluation.report.read import Read
 TOP, DRAWN = 8, 256
 LEFT, RIGHT = 16, 8
 BINS = 48
+QUANTILES, OF_EACH = 5, 2
+"""Ranges of a latent's codes with as many firings each, and contexts shown of each."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,47 @@ class Context:
     def same_text(self, other: "Context") -> bool:
         """Return whether two contexts show the same text."""
         return bool(self.ids) and (self.ids, self.at) == (other.ids, other.at)
+
+
+class Shown(Protocol):
+    """A histogram that can be drawn."""
+
+    def shown(self) -> tuple[list[int], float]:
+        """Return the counts of equal bins from 0, and where the last ends."""
+        ...
+
+
+class Fired(Protocol):
+    """The firings of a latent as a card shows them: `Firing`, or what an atlas says."""
+
+    @property
+    def latent(self) -> int:
+        """The number of the latent."""
+        ...
+
+    @property
+    def fired(self) -> int:
+        """The number of rows on which it fired."""
+        ...
+
+    @property
+    def total(self) -> float:
+        """The sum of its codes."""
+        ...
+
+    @property
+    def top(self) -> list[Context]:
+        """The contexts of its greatest codes, greatest first."""
+        ...
+
+    @property
+    def histogram(self) -> Shown:
+        """The histogram of the codes."""
+        ...
+
+    def drawn(self) -> list[tuple[str, list[Context]]]:
+        """Return contexts drawn at random from each range of the codes, and what range that is."""
+        ...
 
 
 class Histogram:
@@ -101,6 +145,16 @@ class Firing:
         self.top.append(context)
         self.top.sort(key=lambda each: -each.code)
         del self.top[TOP:]
+
+    def drawn(self) -> list[tuple[str, list[Context]]]:
+        """Return contexts drawn at random from each range of the latent's codes, and what range that is."""
+        found = self.quantiles(QUANTILES, OF_EACH)
+        edge = 100 / max(len(found), 1)
+        return [
+            (f"{100 - edge * (n + 1):.0f} to {100 - edge * n:.0f} % ({low:.3g} to {high:.3g})", chosen)
+            for n, (low, high, chosen) in enumerate(found)
+            if chosen
+        ]
 
     def quantiles(self, parts: int, each: int) -> list[tuple[float, float, list[Context]]]:
         """Split the firings into parts of equal number, greatest codes first.

@@ -1,6 +1,6 @@
 """The latents of a report, from the export, the LLM and the held-out data of a run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.core.progress import reported
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.evaluation.report.collect import Group, choose, collect, firing_rates
-from sae_dist.evaluation.report.firing import Firing
+from sae_dist.evaluation.report.firing import Fired
 from sae_dist.evaluation.report.logits import Effect, effects
 from sae_dist.evaluation.report.read import Read, first, read_rows_of, read_text
 from sae_dist.evaluation.subject import file_rows
@@ -38,17 +38,20 @@ class Latents:
         rate_F: share of held-out tokens on which each latent fires; None: nothing could be read.
         rows: held-out activations on which `firings` were collected.
         no_text, no_effects: why there are no contexts, and no effects on logits.
+        of: what the rows are; drawn_by: what contexts were drawn by, in words.
     """
 
     sae: ExportedSae
     rate_F: Tensor | None = None
     rows: int = 0
     groups: tuple[Group, ...] = ()
-    firings: dict[int, Firing] | None = None
+    firings: Mapping[int, Fired] | None = None
     effects: dict[int, Effect] | None = None
     decoder: Decoder | None = None
     no_text: str | None = None
     no_effects: str | None = None
+    of: str = "held-out activations"
+    drawn_by: str = "quantile"
 
 
 @dataclass(frozen=True)

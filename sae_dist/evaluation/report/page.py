@@ -7,9 +7,10 @@ from typing import Any
 from sae_dist.config.trust import NOTHING, Granted
 from sae_dist.core.run_folder import CHECKPOINTS, EXPORT, PLOTS
 from sae_dist.evaluation.report.cards import parts
+from sae_dist.evaluation.report.charted import latents_of
 from sae_dist.evaluation.report.figures import curves, density
 from sae_dist.evaluation.report.files import RunFiles, read_run
-from sae_dist.evaluation.report.latents import Latents, read_latents
+from sae_dist.evaluation.report.latents import Latents
 from sae_dist.evaluation.report.numbers import dictionary, entries, headline, of_start, results, speed, what
 from sae_dist.evaluation.report.warn import warnings
 from sae_dist.evaluation.report.write import write_page
@@ -28,7 +29,7 @@ def report_run(folder: Path, granted: Granted = NOTHING) -> Path:
         DataError: there are no held-out activations.
     """
     run = read_run(folder, granted)
-    return write_page(folder, TEMPLATE, **content(run, read_latents(run.cfg, folder)))
+    return write_page(folder, TEMPLATE, **content(run, latents_of(run.cfg, folder)))
 
 
 def needs_export(folder: Path) -> bool:

@@ -58,7 +58,7 @@ def read_prompts(path: Path, target: str | None, against: str | None) -> list[As
         ConfigError: the file cannot be read, a line is not what it should be, or there is no prompt.
     """
     with reading(f"--prompts {path}", "cannot be read ({reason}); give a text file"):
-        text = read_bounded(path).decode("utf-8-sig")
+        text = read_bounded(path, pipes=True).decode("utf-8-sig")
     lines = ((number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip())
     read = _json_line if path.suffix == ".jsonl" else _plain_line
     found = [read(line, f"{path} line {number}", target, against) for number, line in lines]

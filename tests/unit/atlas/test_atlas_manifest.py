@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sae_dist.atlas.manifest import Manifest, read_manifest
+from sae_dist.atlas.manifest import SEAL, Manifest, read_manifest, sealed_json
 from sae_dist.atlas.progress import Done
 from sae_dist.core.errors import ConfigError
 
@@ -19,6 +19,7 @@ WHOLE = Manifest(
     effects=None,
     near=None,
     files={"tokens.parquet": "ab"},
+    footers={},
     **TEXTS,
     **NUMBERS,
 )
@@ -52,7 +53,8 @@ def test_what_is_written_is_read(tmp_path):
 def test_a_damaged_manifest_is_named(tmp_path, change, said):
     WHOLE.write(tmp_path)
     path = tmp_path / "atlas.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    values = json.loads(path.read_text()) | change
+    path.write_text(sealed_json({key: each for key, each in values.items() if key != SEAL}))
     with pytest.raises(ConfigError, match=said) as caught:
         read_manifest(tmp_path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)

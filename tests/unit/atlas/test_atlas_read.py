@@ -8,8 +8,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from sae_dist.atlas.manifest import SEAL, sealed_json
 from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.atlas.schema import LATENTS, MANIFEST, POSTINGS, TOKENS, TOP, WORK, part_file, parts
+from sae_dist.atlas.tables import write_table
 from sae_dist.core.errors import ConfigError
 from tests.helpers.described import described
 
@@ -74,6 +76,21 @@ def test_a_context_is_of_one_segment_and_has_the_codes_of_its_latent(folder, atl
             assert [each.id for each in context.tokens] == [tokens["token"][each] for each in places]
             assert [each.code for each in context.tokens] == [codes.get(each, 0.0) for each in places]
             assert context.document == tokens["document"][context.at]
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64])
+def test_groups_of_any_size_say_the_same(folder, atlas, tmp_path, rows):
+    for path in folder.rglob("*.parquet"):
+        (tmp_path / path.relative_to(folder)).parent.mkdir(exist_ok=True)
+        write_table(tmp_path / path.relative_to(folder), pq.read_table(path), rows)
+    (tmp_path / MANIFEST).write_bytes((folder / MANIFEST).read_bytes())
+    other = Atlas.open(tmp_path)
+    for latent in (0, 1, 100, 255, 256, F - 1):
+        assert other.latent(latent) == atlas.latent(latent)
+        assert other.examples(latent) == atlas.examples(latent)
+        assert np.array_equal(other.codes(latent), atlas.codes(latent))
+    assert np.array_equal(other.rates, atlas.rates)
+    assert other.find(token=2).records == atlas.find(token=2).records
 
 
 def test_the_greatest_codes_come_first(atlas):
@@ -173,7 +190,8 @@ def test_an_atlas_is_found_from_its_run_and_its_export(folder):
 )
 def test_a_manifest_that_is_wrong(tmp_path, folder, change):
     facts = json.loads((folder / MANIFEST).read_text())
-    (tmp_path / MANIFEST).write_text(json.dumps(facts | change))
+    del facts[SEAL]
+    (tmp_path / MANIFEST).write_text(sealed_json(facts | change))
     with pytest.raises(ConfigError, match="is damaged|has version") as caught:
         Atlas.open(tmp_path)
     assert "\n" not in str(caught.value)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_dist.bench import venvs
-from sae_dist.bench.contestant import TrialFailed
+from sae_dist.bench import environments, venvs
+from sae_dist.bench.contestant import TrialFailed, interpreter
 from sae_dist.bench.quality import run as quality
 from sae_dist.bench.quality.arguments import read_plan
 from sae_dist.bench.quality.data import order_file, prepare_data, rows_needed, run_order
@@ -240,6 +240,7 @@ def test_environments_are_made_once_with_one_torch(tmp_path, monkeypatch):
         calls.append(words[words.index("pip") + 2 :])
         return SimpleNamespace(returncode=int("eai-sparsify==1.3.3" in words))
 
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(venvs.venv, "create", lambda folder, **_: folder.mkdir(parents=True))
     monkeypatch.setattr(venvs.subprocess, "run", pip)
     for _ in range(2):
@@ -248,3 +249,25 @@ def test_environments_are_made_once_with_one_torch(tmp_path, monkeypatch):
     assert all("torch==2.13.0" in words for words in calls if words[0] == "install")
     with pytest.raises(SaeDistError, match="sparsify: pip install torch==2.13.0 eai-sparsify==1.3.3 failed"):
         venvs.make_environments(tmp_path, ["sparsify"], "torch==2.13.0")
+
+
+def test_an_interpreter_in_somebody_elses_folder_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    python = tmp_path / "theirs" / "peers" / "saelens" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\ntouch ran\n")
+    (python.parents[1] / environments.READY).write_text("sae-lens==6.54.12\n" + "0" * 32 + "\n")
+    with pytest.raises(SaeDistError, match="was not made by you, and would run as you; make it with"):
+        interpreter("saelens", tmp_path / "theirs", {})
+    assert interpreter("saelens", tmp_path / "theirs", {"saelens": str(python)}) == str(python)
+    environments.keep(python.parents[1], ["sae-lens==6.54.12"])
+    assert interpreter("saelens", tmp_path / "theirs", {}) == str(python)
+
+
+def test_an_environment_is_not_made_behind_a_link(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "theirs" / "peers").mkdir(parents=True)
+    (tmp_path / "theirs" / "peers" / "saelens").symlink_to(tmp_path / "mine")
+    with pytest.raises(ConfigError, match="peers/saelens is a link to .*mine; remove it"):
+        venvs.make_environments(tmp_path / "theirs", ["saelens"], "torch==2.13.0")

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -178,3 +179,11 @@ def test_lines_hide_them(capsys):
 def test_the_forms_of_others_are_named_with_their_source():
     text = (Path(__file__).parents[3] / "sae_dist" / "core" / "secret_forms.json").read_text()
     assert '"source": "https://github.com/gitleaks/gitleaks' in text and '"licence": "MIT' in text
+
+
+@pytest.mark.parametrize("piece", ["x-", "x-key-", "a.", "xoxb-", "a_token_", "http://a:", "curl "])
+def test_a_long_text_is_searched_in_a_time_that_grows_with_its_length(piece):
+    text = piece * (100_000 // len(piece))
+    before = time.process_time()
+    holds_secret(text), masked(text)
+    assert time.process_time() - before < 1.5

@@ -2,16 +2,20 @@
 
 import io
 import json
+import os
+import threading
 import time
 
 import numpy as np
 import pytest
 
+from sae_dist.core.claims import content_of
 from sae_dist.core.errors import ConfigError, DataError
 from sae_dist.core.npy import npy_array, npy_header
-from sae_dist.core.parsing import parse_json, read_bounded, reading
-from sae_dist.core.sums import OPEN, is_sealed, sealed
+from sae_dist.core.parsing import check_header, parse_json, read_bounded, reading
+from sae_dist.core.sums import OPEN, checksum, is_sealed, sealed
 from sae_dist.core.typed import of_type
+from sae_dist.metrics.jsonl import read_rows
 
 
 @pytest.mark.parametrize(
@@ -135,3 +139,20 @@ def test_a_text_has_its_own_checksum():
 )
 def test_values_are_of_the_type_of_their_field(hint, good, bad):
     assert of_type(hint, good) and not of_type(hint, bad)
+
+
+@pytest.mark.parametrize(
+    "read", [read_bounded, checksum, check_header, read_rows, lambda path: content_of(path.parent, 1)]
+)
+def test_a_pipe_in_a_folder_is_not_waited_for(read, tmp_path):
+    path = tmp_path / ".owner.1"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="is a pipe or a device, and no file; remove it"):
+        read(path)
+
+
+def test_a_pipe_that_a_person_names_is_read(tmp_path):
+    path = tmp_path / "prompts"
+    os.mkfifo(path)
+    threading.Thread(target=lambda: path.write_text("one\ntwo\n")).start()
+    assert read_bounded(path, pipes=True) == b"one\ntwo\n"

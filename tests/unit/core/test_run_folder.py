@@ -74,3 +74,13 @@ def test_a_damaged_summary_is_named_where_it_is_read(tmp_path):
     assert status(tmp_path) == "unfinished"
     with pytest.raises(ConfigError, match=r"summary\.json is not JSON"):
         read_summary(tmp_path)
+
+
+def test_where_a_link_to_a_folder_leads_is_said(tmp_path, capsys):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "newest").symlink_to("export")
+    run_folder.check_links(tmp_path / "run")
+    where = f"what is written and removed there is in {tmp_path}/elsewhere"
+    assert capsys.readouterr().err == f"{tmp_path}/run/checkpoints is a link: {where}\n"
