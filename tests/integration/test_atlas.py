@@ -16,7 +16,7 @@ from sae_dist.export.saelens import load_exported
 from tests.helpers.untrained import untrained_run
 from tests.helpers.warm import Command, warm
 
-TEXT = ["atlas.tokens=4000", "atlas.lanes=8", "atlas.lens=0"]
+TEXT = ["atlas.tokens=4000", "atlas.lanes=8", "atlas.lens=2"]
 TOPOLOGIES = [
     "topology.shard=4",
     "topology.dp=2",

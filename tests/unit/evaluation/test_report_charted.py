@@ -68,7 +68,7 @@ def test_an_atlas_of_another_dictionary_is_left_alone(run, monkeypatch, capsys):
     assert charted.latents_of(None, run) == "read from text"
     assert "is another dictionary; make the atlas again; the report reads held-out" in capsys.readouterr().err
     (run / "atlas" / "atlas.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
+    with pytest.raises(ConfigError, match="is damaged"):
         charted.latents_of(None, run)
     (run / "atlas" / "atlas.json").unlink()
     assert charted.latents_of(None, run) == "read from text" and capsys.readouterr().err == ""
