@@ -181,9 +181,7 @@ def _bounded(value: Any, key: str) -> Any:
         raise ValueError(f"{key}={_shown(value)} has the control character {visible(sign[0], '')}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value} is no finite number")
-    most = LARGEST.get(key, LARGEST_NUMBER)
-    if type(value) is float and key not in LARGEST:
-        most = LARGEST_FLOAT
+    most = LARGEST.get(key, LARGEST_FLOAT if type(value) is float else LARGEST_NUMBER)
     if type(value) in (int, float) and abs(value) > most:
         raise ValueError(f"{key}={_shown(value)} is too large; at most {most}")
     return value

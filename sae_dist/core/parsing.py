@@ -77,6 +77,24 @@ def reading(
         raise kind(f"{what} {how.replace('{reason}', reason_of(error))}") from None
 
 
+@contextmanager
+def without_panics(what: str) -> Iterator[None]:
+    """Turn the end of a library in Rust into one line: tokenizers panic over a file of a model.
+
+    Args:
+        what: the beginning of the line.
+
+    Raises:
+        ConfigError: it ended so; that is no Exception, so nothing else would catch it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise ConfigError(f"{what} failed: {first_line(error)}") from None
+
+
 def reason_of(error: BaseException) -> str:
     """Return in a few words what a parser did not like."""
     if isinstance(error, RecursionError):

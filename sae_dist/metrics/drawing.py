@@ -22,6 +22,7 @@ def plain_settings(changes: Mapping[str, Any] = MappingProxyType({})) -> Iterato
     """
     import matplotlib
 
-    own = {key: value for key, value in matplotlib.rcParamsDefault.items() if key not in OUTSIDE}
-    with matplotlib.rc_context({**own, **changes}):
+    own: dict[Any, Any] = {k: v for k, v in matplotlib.rcParamsDefault.items() if k not in OUTSIDE}
+    own |= changes
+    with matplotlib.rc_context(own):
         yield
