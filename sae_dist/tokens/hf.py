@@ -155,9 +155,11 @@ def identity_of_dataset(cfg: TokensConfig) -> dict[str, list[int | str]]:
     """List the files of a dataset of the Hub, by name; {}: without a network they cannot be known.
 
     Raises:
-        ConfigError: there is no such dataset.
+        ConfigError: there is no such dataset, or its address is one that is not read here.
     """
     import datasets
+
+    check_addresses(cfg)
 
     try:
         builder = datasets.load_dataset_builder(cfg.dataset or "", cfg.subset, data_files=cfg.data_files)

@@ -10,7 +10,7 @@ from test_tokens_sources import FACTS
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.tokens import hf_files, hf_places
+from sae_dist.tokens import hf, hf_files, hf_places
 from sae_dist.tokens.source import open_tokens
 
 ROWS = [{"text": f"a few words of text, number {number}"} for number in range(60)]
@@ -150,5 +150,6 @@ def test_addresses_are_of_systems_that_only_read(files, system):
     if system is None:
         hf_places.check_addresses(cfg)
         return
-    with pytest.raises(ConfigError, match=f"is an address of {system}, which is not read here"):
-        hf_places.check_addresses(cfg)
+    for use in (hf_places.check_addresses, hf.check_dataset, hf.identity_of_dataset):
+        with pytest.raises(ConfigError, match=f"is an address of {system}, which is not read here"):
+            use(cfg)
