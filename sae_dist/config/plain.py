@@ -25,7 +25,7 @@ MOST_DIGITS = 1000
 LARGEST_NUMBER = 2**62
 LARGEST_FLOAT = 1e30
 """Below the largest of float32."""
-LONGEST_TEXT = 1 << 20
+LONGEST_TEXT = 1 << 16
 LARGEST = {
     "batch": 2**26,
     "shuffle.lanes": 2**20,

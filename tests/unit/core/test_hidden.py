@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae_dist.cli import main
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.hidden import MASK, holds_secret, masked
 from sae_dist.core.text import print_line
 from sae_dist.launch.compose import compose_config
@@ -228,3 +229,8 @@ def test_a_long_text_is_searched_in_a_time_that_grows_with_its_length(piece):
     before = time.process_time()
     holds_secret(text), masked(text)
     assert time.process_time() - before < 1.5
+
+
+def test_a_value_is_not_longer_than_a_command():
+    with pytest.raises(ConfigError, match="hook has 100,000 characters; at most 65,536 are read"):
+        compose_config(["hook=" + "a-" * 50_000])
