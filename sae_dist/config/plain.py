@@ -23,7 +23,9 @@ MOST_PARTS = 300_000
 DEEPEST = 16
 MOST_DIGITS = 1000
 LARGEST_NUMBER = 2**62
-LONGEST_TEXT = 1 << 20
+LARGEST_FLOAT = 1e30
+"""Below the largest of float32."""
+LONGEST_TEXT = 1 << 16
 LARGEST = {
     "batch": 2**26,
     "shuffle.lanes": 2**20,
@@ -41,6 +43,8 @@ LARGEST = {
     "activations.group_size": 2**32,
     "sae.num_latents": 2**32,
     "sae.k": 2**24,
+    "topology.timeout_s": 2**27,
+    "metrics.telemetry_s": 2**27,
 }
 """The largest values of keys that are allocated or looped over, in a file as on the command line."""
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false", list: "a list"}
@@ -177,8 +181,8 @@ def _bounded(value: Any, key: str) -> Any:
         raise ValueError(f"{key}={_shown(value)} has the control character {visible(sign[0], '')}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{key}={value} is no finite number")
-    most = LARGEST.get(key, LARGEST_NUMBER)
-    if type(value) is int and abs(value) > most:
+    most = LARGEST.get(key, LARGEST_FLOAT if type(value) is float else LARGEST_NUMBER)
+    if type(value) in (int, float) and abs(value) > most:
         raise ValueError(f"{key}={_shown(value)} is too large; at most {most}")
     return value
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from sae_dist.config.plain import LONGEST_TEXT
 from sae_dist.config.run import RunConfig, flat
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.hidden import SECRET_NAME, holds_secret
@@ -16,10 +17,12 @@ def check_secrets(cfg: RunConfig) -> None:
     """Refuse a config that holds a secret: config.yaml, provenance.json, logs and W&B would all show it.
 
     Raises:
-        ConfigError: names the key and never the value.
+        ConfigError: it does, or a value is too long; names the key and never the value.
     """
     for key, value in flat(cfg).items():
         for text in _texts(value):
+            if len(text) > LONGEST_TEXT:
+                raise ConfigError(f"{key} has {len(text):,} characters; at most {LONGEST_TEXT:,} are read")
             if holds_secret(text):
                 raise _refusal(key)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_dist.config.grid import grid_problems, members
 from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
-from sae_dist.config.plain import LARGEST
+from sae_dist.config.plain import LARGEST, LARGEST_FLOAT
 from sae_dist.config.rules.checkpoint import checkpoint_problems
 from sae_dist.config.rules.cluster import cluster_problems, submit_problems
 from sae_dist.config.rules.evaluation import evaluation_problems
@@ -124,6 +124,8 @@ def _ranges(cfg: RunConfig) -> Iterator[str]:
             continue
         if not math.isfinite(value) or value < 0 or (value == 0 and key in POSITIVE):
             yield f"{key}={value} must be {'greater than 0' if key in POSITIVE else '0 or more'}"
+        elif value > LARGEST_FLOAT:
+            yield f"{key}={value} is too large; at most {LARGEST_FLOAT:g}"
     for key, most in LARGEST.items():
         if (get(cfg, key) or 0) > most:
             yield f"{key}={get(cfg, key)} is too large; at most {most}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.core.parsing import parse_json, read_bounded, reading
+from sae_dist.core.parsing import check_numbers, parse_json, read_bounded, reading
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,6 +109,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     with reading(path, "is not JSON ({reason}); remove it, or write it again"):
         found = parse_json(read_bounded(path))
+        check_numbers(found)
     return found if isinstance(found, dict) else None
 
 

@@ -22,33 +22,39 @@ VALUE = r"""["']?(?!\$|["'](?:\s|$))[^\s"'&;,)\]}]"""
 """The first sign of a value that is no variable of the shell."""
 STRONG = r"pass(?:word|wd|phrase)|secret|(?:api|access|private)[_-]?key"
 """Those that stand for themselves, even before a colon: `token: the` may be a feature's name."""
-GIVEN = rf"(?:(?:{WORDS})\s?=|(?:{STRONG})\s?:(?!//)|(?:{WORDS})[\"']\s?:)"
-NAMED = rf"(?i){GIVEN}\s?{VALUE}"
+GIVEN = rf"(?:(?:{WORDS})\s{{0,3}}=|(?:{STRONG})\s?:(?!//)|(?:{WORDS})[\"']\s?:)"
+NAMED = rf"(?i){GIVEN}\s{{0,3}}{VALUE}"
 """The end of a name and its value, in a config. In code or a log it would find `token = next(tokens)`."""
 REST = r"[^\s\"'&;]*"
 CURL = r"\bcurl\b[^|;]{0,500}?\s"
 PREFIXED = (
     r"(?:gh[opsur]_|hf_|api_org_|npm_|gsk_|r8_|dapi|sk-|sk_(?:live|test)_|AIza)[A-Za-z0-9]{20,}",
     r"(?:github_pat_|glpat-|sk-(?:proj|ant|svcacct|admin|or)-|wandb_v1_|pypi-|xox[abeoprs]-|ya29\.|nvapi-|pplx-"
-    r"|tgp_v1_|dop_v1_|SG\.|whsec_)(?=[\w.-]{0,200}\d)[\w.-]{16,}",
+    r"|tgp_v1_|dop_v1_|SG\.|whsec_|KGAT_|ntn_|figd_|ATATT3|1//0|sbp_|NRAK-|tskey-"
+    r"|dckr_pat_|GOOG1E|local-(?=[0-9a-f]{40})|key-(?=[0-9a-f]{32})|(?:xai-|csk-|rpa_|api_)(?=[A-Za-z0-9]{34})"
+    r"|fw_(?=[A-Za-z0-9]{22})|secret_(?=[A-Za-z0-9]{43}))(?=[\w.-]{0,200}\d)[\w.-]{16,}",
 )
 """Tokens that begin as their provider's do, whatever their length."""
 SIGNED = (
     rf"x-(?:amz|goog)-(?:signature|credential|security-token)|sig|key|awsaccesskeyid|code|[\w-]*(?:{WORDS})"
 )
 PAIR = rf"{VALUE}[^\s:\"']*:(?!\$)[^\s\"']+"
+LOGINS = (
+    r"(?:\bdocker\b[^|;]{0,300}?\slogin\b[^|;]{0,300}?\s-p|\bwandb\s+login|\bredis-cli\b[^|;]{0,300}?\s-a"
+    r"|\bldap[a-z]{1,9}\b[^|;]{0,300}?\s-w|\bmc\s+alias\s+set\s+\S+\s+\S+\s+\S+)\s+(?!-)"
+)
 OWN = {
     "a password": rf"(?i)(?:password|passwd|passphrase|secret|api[_-]?key)\s?=\s?{VALUE}{REST}",
     "a variable": rf"\b\w*(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)={VALUE}{REST}",
     "an option": rf"(?i)(?<!\S)--?(?:[a-z0-9]+-)*(?:{WORDS}|oauth2-bearer)\s+(?!-){VALUE}\S*",
-    "a user of curl": rf"{CURL}(?:-u|-U|--(?:proxy-)?user)[=\s]?{PAIR}",
+    "a user of curl": rf"{CURL}(?:-[a-zA-Z]{{0,8}}[uU]|--(?:proxy-)?user)[=\s]?{PAIR}",
     "a user of httpie": rf"\b(?:https?|xh)\s[^|;]{{0,500}}?(?:-a|--auth)[=\s]{PAIR}",
     "a password of ssh": rf"\bsshpass\s+-p\s?{VALUE}\S*",
     "a password of SQL": rf"\b(?:mysql|mysqldump|mariadb)\b[^|;]{{0,500}}?\s-p{VALUE}\S*",
     "a login": rf"(?i)\blogin\s+\S+\s+password\s+{VALUE}\S*",
     "a header": rf"(?i)\b(?:proxy-)?authorization\s*[:=]\s*[\"']?(?:\w+\s+{VALUE}|(?!\w+\s){VALUE})[^\s\"']+",
     "a bearer": rf"(?i)\bbearer\s+{VALUE}[^\s\"']{{7,}}",
-    "a header of a key": rf"(?i)\bx-[a-z-]{{0,60}}(?:key|token|secret|auth[a-z-]{{0,9}})\s*:\s*{VALUE}{REST}",
+    "a header of a key": rf"(?i)\bx-[a-z-]{{0,30}}(?:key|token|secret|auth[a-z-]{{0,9}})\s*:\s*{VALUE}{REST}",
     "a cookie": rf"(?i)\b(?:set-)?cookie\s*:\s*{VALUE}{REST}",
     "a cookie of curl": rf"{CURL}(?:-b|--cookie)[=\s]?{VALUE}{REST}",
     "a password in an address": r"(?i)\b[a-z][a-z0-9+.-]{0,30}://[^/\s@?#\"':]*:[^/\s@]+@",
@@ -56,6 +62,14 @@ OWN = {
     "a signed address": rf"(?i)[?&;#](?:{SIGNED})={VALUE}[^\s\"'&#]*",
     "a private key": r"-----BEGIN[ A-Z0-9_-]{0,100}PRIVATE KEY(?: BLOCK)?-----",
     "a key of AWS": r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z0-9]{16}\b",
+    "a token of JSON": r"\beyJ[\w-]{8,}\.eyJ[\w-]{5,}\.[\w-]{16,}",
+    "a bot": r"\b(?:bot)?[0-9]{8,10}:[\w-]{35}(?![\w-])",
+    "a hook": r"(?i)(?:discord\.com/api/webhooks|webhook\.office\.com)/\S{16,}",
+    "a password of a command": rf"{LOGINS}{VALUE}\S*",
+    "a password of OpenSSL": rf"\bopenssl\b[^|;]{{0,500}}?\s(?:-k\s+|-pass(?:in|out)?\s+pass:){VALUE}\S*",
+    "an archive": rf"\b(?:unzip|zip|7z|7za)\b[^|;]{{0,500}}?\s(?:-P\s?|-p){VALUE}\S*",
+    "a share": rf"\bsmbclient\b[^|;]{{0,500}}?\s-U\s?{VALUE}[^\s%]*%\S+",
+    "a header of others": rf"(?i)\b(?:private-token|job-token|ocp-[a-z-]{{0,40}}key)\s*:\s*{VALUE}{REST}",
     "a token": rf"\b(?:{'|'.join(PREFIXED)})",
 }
 """Forms that need no list, by what they are."""

@@ -6,6 +6,7 @@ A file may be damaged, or made by somebody who means harm. Reading it ends in a 
 
 import csv
 import json
+import math
 import os
 import re
 import stat
@@ -28,6 +29,7 @@ MOST_BYTES = 64 * MIB
 MOST_HEADER_BYTES = 4 * MIB
 DEEPEST = 64
 """The most lists and objects within each other: later code walks through them by recursion."""
+LARGEST = 1e100
 LONGEST_REASON = 200
 STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 """A string of JSON, to its end or to that of the text, or a bracket: each text is passed over once."""
@@ -73,6 +75,24 @@ def reading(
         if isinstance(error, (SaeDistError, *passed)) or not isinstance(error, parsing_errors()):
             raise
         raise kind(f"{what} {how.replace('{reason}', reason_of(error))}") from None
+
+
+@contextmanager
+def without_panics(what: str) -> Iterator[None]:
+    """Turn the end of a library in Rust into one line: tokenizers panic over a file of a model.
+
+    Args:
+        what: the beginning of the line.
+
+    Raises:
+        ConfigError: it ended so; that is no Exception, so nothing else would catch it.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__module__ != "pyo3_runtime":
+            raise
+        raise ConfigError(f"{what} failed: {first_line(error)}") from None
 
 
 def reason_of(error: BaseException) -> str:
@@ -197,3 +217,20 @@ def _without_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         (twice, _), *_ = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {twice} is there twice")
     return found
+
+
+def check_numbers(value: Any) -> None:
+    """Check that no number in what JSON said is larger than any that is measured or counted.
+
+    Raises:
+        ValueError: one is; drawn or printed it would overflow.
+    """
+    left = [value]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            left += each.values()
+        elif isinstance(each, list):
+            left += each
+        elif isinstance(each, int | float) and abs(each) > LARGEST and each not in (math.inf, -math.inf):
+            raise ValueError(f"it has a number of more than {LARGEST:g}")

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from sae_dist.evaluation.quality.recovery import MATCHED_ABOVE, Recovery
+from sae_dist.metrics.drawing import plain_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.image import AxesImage
 
 
+@plain_settings()
 def plot_evaluation(result: dict[str, Any], folder: Path) -> None:
     """Draw eval_redundancy.png, eval_probes.png, eval_absorption.png and eval_controls.png, if measured."""
     figures = {
@@ -75,6 +77,7 @@ def _controls(axes: "Axes", found: dict[str, Any]) -> None:
     axes.set(ylabel="FVU", title="the same dictionary on other activations")
 
 
+@plain_settings()
 def plot_density(density: dict[str, Any], path: Path) -> None:
     """Draw a histogram of how often latents fire, from the evaluation's `density`."""
     from matplotlib.figure import Figure
@@ -91,6 +94,7 @@ def plot_density(density: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+@plain_settings()
 def plot_recovery(
     recovery: Recovery, truth_GD: Tensor, W_dec_FD: Tensor, names: tuple[str, ...], path: Path
 ) -> None:

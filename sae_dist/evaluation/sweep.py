@@ -12,6 +12,7 @@ from sae_dist.core.files import replacing
 from sae_dist.core.run_folder import CONFIG, SWEEP_PLOT, SWEEP_TABLE, read_summary, status
 from sae_dist.core.text import columns
 from sae_dist.evaluation.axes import spanned
+from sae_dist.metrics.drawing import plain_settings
 
 ALWAYS = ("sae.num_latents", "sae.k")
 UNSAID = tuple(key for key in SAME_RUN if key != "topology")
@@ -124,6 +125,7 @@ def as_text(rows: list[dict[str, Any]]) -> str:
     return "\n".join(columns(lines))
 
 
+@plain_settings()
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Plot FVU against L0, a line for each width, and against width, a line for each k."""
     from matplotlib.figure import Figure

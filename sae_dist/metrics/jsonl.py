@@ -9,7 +9,7 @@ from typing import Any
 
 from sae_dist.core.errors import SaeDistError
 from sae_dist.core.files import in_words, remedy, write_text
-from sae_dist.core.parsing import open_file
+from sae_dist.core.parsing import check_numbers, open_file
 from sae_dist.core.text import print_line
 
 WAITING_ROWS = 10_000
@@ -114,6 +114,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
+        check_numbers(row)
     except (ValueError, RecursionError):
         return None
     known = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("tokens")) is int

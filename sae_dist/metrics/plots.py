@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sae_dist.core.run_folder import METRICS, PLOTS
+from sae_dist.metrics.drawing import plain_settings
 from sae_dist.metrics.jsonl import read_rows
 
 CURVES = {
@@ -13,6 +14,7 @@ CURVES = {
 }
 
 
+@plain_settings()
 def plot_curves(folder: Path) -> list[Path]:
     """Draw the curves of `folder`/metrics.jsonl over tokens into `folder`/plots.
 

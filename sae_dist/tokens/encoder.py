@@ -5,11 +5,14 @@ from typing import Any
 import numpy as np
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.core.parsing import without_panics
 from sae_dist.core.text import first_line
 from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.kept import DocumentTokens, ForeignIds
 
 ANOTHER = "tokenise with this LLM's tokenizer"
+
+TOKENIZER = "the LLM's tokenizer"
 
 
 class Encoder:
@@ -64,7 +67,8 @@ class Encoder:
         """
         if not text.isascii():
             text = without_surrogates(text)
-        encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, padding=False)
+        with without_panics(TOKENIZER):
+            encoded = self.tokenizer(text, add_special_tokens=False, truncation=False, padding=False)
         return in_vocabulary(np.asarray(encoded["input_ids"], dtype=np.int64), self.vocab_size)
 
     def spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
@@ -77,9 +81,10 @@ class Encoder:
             raise ConfigError(
                 "the LLM's tokenizer does not report character ranges; use a model with a fast tokenizer"
             )
-        encoded = self.tokenizer(
-            text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True
-        )
+        with without_panics(TOKENIZER):
+            encoded = self.tokenizer(
+                text, add_special_tokens=False, truncation=False, padding=False, return_offsets_mapping=True
+            )
         ids = np.asarray(encoded["input_ids"], dtype=np.int64)
         return ids, np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(len(ids), 2)
 

@@ -18,6 +18,7 @@ from sae_dist.core.types import LlmFacts
 from sae_dist.tokens.column import Column
 from sae_dist.tokens.documents import HELD_OUT_ONE_IN
 from sae_dist.tokens.hf_files import culprit, is_saved
+from sae_dist.tokens.hf_places import check_addresses, check_confined, check_saved
 from sae_dist.tokens.indexed import IndexedDocuments, lowest_hashes, random_keys
 from sae_dist.tokens.kept import DocumentTokens, ForeignIds, UnusableDocument
 
@@ -142,6 +143,7 @@ def check_dataset(cfg: TokensConfig) -> None:
         raise ConfigError(
             f"tokens.dataset={cfg.dataset} does not exist; give a folder, or the name of a dataset of the Hub"
         )
+    check_addresses(cfg)
     named = "/" not in cfg.dataset and not os.path.exists(cfg.dataset)
     if named and (cfg.dataset in RUNNING or cfg.data_files is not None and cfg.dataset not in LOADERS):
         raise ConfigError(
@@ -153,9 +155,11 @@ def identity_of_dataset(cfg: TokensConfig) -> dict[str, list[int | str]]:
     """List the files of a dataset of the Hub, by name; {}: without a network they cannot be known.
 
     Raises:
-        ConfigError: there is no such dataset.
+        ConfigError: there is no such dataset, or its address is one that is not read here.
     """
     import datasets
+
+    check_addresses(cfg)
 
     try:
         builder = datasets.load_dataset_builder(cfg.dataset or "", cfg.subset, data_files=cfg.data_files)
@@ -173,6 +177,7 @@ def _load(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | None]:
     check_dataset(cfg)
     if is_saved(cfg):
         return _load_saved(cfg, field)
+    check_confined(cfg, field)
     remote = cfg.data_files is None and not os.path.exists(cfg.dataset or "")
     unreachable = remote and not is_offline() and not hub_answers()
     if unreachable:
@@ -198,6 +203,7 @@ def _load_saved(cfg: TokensConfig, field: str) -> tuple[Any, dict[str, Any] | No
     """Load what `save_to_disk` wrote: it is on this machine and mapped, so it is read by number."""
     import datasets
 
+    check_saved(cfg, field)
     try:
         found = datasets.load_from_disk(os.path.expanduser(cfg.dataset or ""))
     except Exception as error:

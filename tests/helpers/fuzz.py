@@ -49,15 +49,21 @@ def broken_by(reader: Reader, folder: Path) -> str | None:
     return f"a line of {len(said)} signs" if len(said) > LONGEST_SAID else None
 
 
-def fuzz(name: str, first: int, inputs: int, folder: Path) -> tuple[int, list[tuple[int, str]]]:
-    """Read those of KEPT, and inputs from a number on; return how many, and what went wrong with which."""
+def fuzz(
+    name: str, first: int, inputs: int, folder: Path
+) -> tuple[int, list[tuple[int, str]], tuple[float, int]]:
+    """Read those of KEPT, and inputs from a number on.
+
+    Returns:
+        How many, what went wrong with which, and the slowest: its seconds of processor time and its number.
+    """
     reader = READERS[name]
     reader.make(folder)
     reader.read(folder)  # as it is, it is sound
     files = sorted(each for pattern in reader.files for each in folder.glob(pattern))
     assert files, name
     contents = {file: file.read_bytes() for file in files}
-    failures = []
+    failures, slowest = [], (0.0, -1)
     numbers = [*KEPT.get(name, ()), *range(first, first + inputs)]
     for number in numbers:
         draw = random.Random(f"{name} {number}")
@@ -65,12 +71,14 @@ def fuzz(name: str, first: int, inputs: int, folder: Path) -> tuple[int, list[tu
         faulthandler.dump_traceback_later(HANGS_S, exit=True)
         file.write_bytes(mutated(file.name, contents[file], draw))
         reader.after(folder, draw)
+        before = time.process_time()
         if (problem := broken_by(reader, folder)) is not None:
             failures.append((number, problem))
+        slowest = max(slowest, (time.process_time() - before, number))
         for each, content in contents.items():
             each.write_bytes(content)
     faulthandler.cancel_dump_traceback_later()
-    return len(numbers), failures
+    return len(numbers), failures, slowest
 
 
 def limit_memory() -> None:
@@ -98,12 +106,13 @@ def main() -> int:
             READERS[name].make(folder)
             broken_by(READERS[name], folder)  # imports what it needs, before memory is limited
             limit_memory()
-            read, failures = fuzz(name, asked.first, asked.inputs, folder)
+            read, failures, (longest, which) = fuzz(name, asked.first, asked.inputs, folder)
         finally:
             shutil.rmtree(folder)
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
         took = time.process_time() - begin
-        print(f"{name:24} {read - len(failures):6} of {read}, {took:.1f} s of processor time", flush=True)
+        right = f"{read - len(failures):6} of {read}, {took:.1f} s of processor time"
+        print(f"{name:24} {right}; the slowest {longest:.2f} s (input {which})", flush=True)
         for number, problem in failures[:SHOWN]:
             print(f"    input {number}: {problem}")
         failed += len(failures)

@@ -183,6 +183,7 @@ def test_ablate_prints_a_table_or_json(place, capsys):
         (["--clamp", "3", "--target", "a", "--positions", "generated"], "changes nothing before the first"),
         (["--clamp", "3", "--model", "minilm_or_not"], "minilm_or_not"),
         (["--clamp", "3", "--controls", "64"], "other latents fire, 64 are drawn"),
+        (["--clamp", "3", "--controls", "64", "--target", "\udcff"], "other latents fire, 64 are drawn"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(place, tmp_path, monkeypatch, capsys, arguments, words):

@@ -12,6 +12,7 @@ from sae_dist.bench.quality.plan import Outcome, QualityPlan
 from sae_dist.core.files import write_json
 from sae_dist.core.text import columns
 from sae_dist.launch.provenance import provenance
+from sae_dist.metrics.drawing import plain_settings
 
 HEAD = ("", "version", "lr", "FVU", "dead", "L0", "seconds", "seeds")
 COLUMNS = (
@@ -125,6 +126,7 @@ def _rate(plan: QualityPlan) -> str:
     )
 
 
+@plain_settings()
 def plot_learning_rates(shape: list[Outcome], path: Path) -> None:
     """Plot FVU against learning rate, one line for each contestant; seeds at the best rate as dots."""
     from matplotlib.figure import Figure

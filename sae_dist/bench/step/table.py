@@ -10,6 +10,7 @@ from sae_dist.bench.step.plan import CONTESTANTS, MODES, Shape, StepPlan
 from sae_dist.core.files import write_json
 from sae_dist.core.text import GIB, columns
 from sae_dist.launch.provenance import provenance
+from sae_dist.metrics.drawing import plain_settings
 
 BELOW = ("product_float32", "product_tf32", "product_bfloat16", "ours", "ours_row_adam")
 """What times are given as multiples of in a table; the CSV has all."""
@@ -169,6 +170,7 @@ def caption(lines: list[StepLine], remark: str) -> list[str]:
     ]
 
 
+@plain_settings()
 def plot_step_times(lines: list[StepLine], path: Path) -> None:
     """Plot the time of a step by contestant: a panel for each shape, a colour for each mode."""
     from matplotlib.figure import Figure

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from torch import Tensor
 
 from sae_dist.evaluation.report.collect import Group
+from sae_dist.metrics.drawing import plain_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,11 +122,10 @@ def svg(draw: Any, name: str, size: tuple[float, float] = SIZE) -> Markup:
     Args:
         size: inches; the larger, the smaller the text.
     """
-    import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure as Canvas
 
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+    with plain_settings({**STYLE, "svg.hashsalt": name}):
         figure = Canvas(figsize=size, layout="constrained")
         axes = figure.subplots()
         axes.grid(alpha=0.6, linewidth=0.6)

@@ -187,10 +187,12 @@ def _following(
     lm: "LanguageModel", text: str, ids: tuple[int, ...], following: str | None, where: str
 ) -> tuple[int, ...]:
     """Return the tokens of what follows a prompt, cut as they are behind it where the prompt's stay alike."""
+    from sae_dist.tokens.encoder import without_surrogates
+
     if following is None:
         return ()
     whole = _ids(lm, text + following)
-    alone = tuple(lm.tokenizer(following, add_special_tokens=False)["input_ids"])
+    alone = tuple(lm.tokenizer(without_surrogates(following), add_special_tokens=False)["input_ids"])
     found = whole[len(ids) :] if whole[: len(ids)] == ids else alone
     if not found:
         raise ConfigError(f"{where} {following!r} has no tokens; give a text, maybe with a space before it")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sae_dist.cli import main
+from sae_dist.core.errors import ConfigError
 from sae_dist.core.hidden import MASK, holds_secret, masked
 from sae_dist.core.text import print_line
 from sae_dist.launch.compose import compose_config
@@ -17,6 +18,40 @@ HEX = "0f1e2d3c4b5a69788796a5b4c3d2e1f0"
 FORMS = {
     # commands
     "curl": "pipe:curl -u me:pw1 https://example.org/{}",
+    "curl, in one option": "pipe:curl -sSLu me:pw1 https://example.org/{}",
+    "docker": "docker login -u me -p hunter2",
+    "W&B, a command": f"wandb login {HEX}01234567",
+    "redis": "redis-cli -a hunter2 get x",
+    "LDAP": "ldapsearch -x -w hunter2",
+    "MinIO": "mc alias set x https://h KEY hunter22",
+    "OpenSSL": "openssl enc -d -pass pass:hunter2",
+    "an archive": "unzip -P hunter2 a.zip",
+    "a share": "smbclient //h/s -U me%hunter2",
+    "a header of GitLab": "PRIVATE-TOKEN: abc",
+    "a header of Azure": f"Ocp-Apim-Subscription-Key: {HEX}",
+    "spaces": "password  =  hunter2",
+    "W&B, local": f"local-{HEX}01234567",
+    "a JSON web token": "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.IjZAx9LbRXHnssebfXwNL3W8TAt97ar7",
+    "a bot": f"https://api.telegram.org/bot123456789:{A}abcd/x",
+    "a hook": f"https://discord.com/api/webhooks/1234567890/{A}",
+    "another hook": f"https://x.webhook.office.com/webhookb2/{A}",
+    "xAI": f"xai-{A}{A}",
+    "Fireworks": f"fw_{A[:24]}",
+    "Cerebras": f"csk-{A}{A[:16]}",
+    "RunPod": f"rpa_{A}abcd",
+    "Kaggle": f"KGAT_{HEX}",
+    "Notion": f"ntn_{A}",
+    "Notion, older": f"secret_{A}{A[:12]}",
+    "Figma": f"figd_{A}",
+    "Atlassian": f"ATATT3{A}{A}",
+    "Google, refresh": f"1//0{A}",
+    "Google, storage": f"GOOG1E{A.upper()}",
+    "Supabase": f"sbp_{HEX}",
+    "New Relic": "NRAK-JGCBNGHQ7KYDAACWBLINJDANTQK",
+    "Tailscale": f"tskey-auth-{A}",
+    "Docker Hub": f"dckr_pat_{A[:27]}",
+    "Mailgun": f"key-{HEX}",
+    "Hugging Face, of an organisation": f"api_{A}abc",
     "curl, as one word": "pipe:curl -ume:pw1 https://example.org/{}",
     "curl, proxy": "pipe:curl -s --proxy-user me:pw1 https://example.org/{}",
     "curl, a header": f"pipe:curl -H 'Authorization: Basic {A}' https://example.org/{{}}",
@@ -80,6 +115,13 @@ FORMS = {
 ORDINARY = [
     "a@b:c.txt",
     "org/model-key",
+    "fw_edu_10b_tokens2024_part1",
+    "xai-layer12-width16384-k64-lr0",
+    "secret_sharing_of_layer_12_by_16_heads",
+    "local-2024-11-30-run-12",
+    "api_calls_of_2024_by_12_models_x",
+    "docker run -p 8080:80 image",
+    "2024-11-30 12:30:45",
     "s3://bucket/key",
     "hf://datasets/me/data@main/train.parquet",
     "ssh://host/data",
@@ -187,3 +229,8 @@ def test_a_long_text_is_searched_in_a_time_that_grows_with_its_length(piece):
     before = time.process_time()
     holds_secret(text), masked(text)
     assert time.process_time() - before < 1.5
+
+
+def test_a_value_is_not_longer_than_a_command():
+    with pytest.raises(ConfigError, match="hook has 100,000 characters; at most 65,536 are read"):
+        compose_config(["hook=" + "a-" * 50_000])

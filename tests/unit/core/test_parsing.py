@@ -11,6 +11,7 @@ import pytest
 
 from sae_dist.core.claims import content_of
 from sae_dist.core.errors import ConfigError, DataError
+from sae_dist.core.files import read_json
 from sae_dist.core.npy import npy_array, npy_header
 from sae_dist.core.parsing import check_header, parse_json, read_bounded, reading
 from sae_dist.core.sums import OPEN, checksum, is_sealed, sealed
@@ -156,3 +157,13 @@ def test_a_pipe_that_a_person_names_is_read(tmp_path):
     os.mkfifo(path)
     threading.Thread(target=lambda: path.write_text("one\ntwo\n")).start()
     assert read_bounded(path, pipes=True) == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 101, "-1e101", "[0, [1e300]]"])
+def test_no_number_is_beyond_what_is_measured(number, tmp_path):
+    (tmp_path / "summary.json").write_text(f'{{"fvu": {number}}}')
+    with pytest.raises(ConfigError, match="it has a number of more than 1e\\+100"):
+        read_json(tmp_path / "summary.json")
+    rows = tmp_path / "metrics.jsonl"
+    rows.write_text(f'{{"step": 1, "tokens": 2, "loss/fvu": {number}}}\n{{"step": 2, "tokens": 4}}\n')
+    assert [row["step"] for row in read_rows(rows)] == [2]

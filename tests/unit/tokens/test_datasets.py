@@ -10,7 +10,7 @@ from test_tokens_sources import FACTS
 
 from sae_dist.config.sections import TokensConfig
 from sae_dist.core.errors import ConfigError, DataError
-from sae_dist.tokens import hf_files
+from sae_dist.tokens import hf, hf_files, hf_places
 from sae_dist.tokens.source import open_tokens
 
 ROWS = [{"text": f"a few words of text, number {number}"} for number in range(60)]
@@ -103,3 +103,53 @@ def test_text_needs_a_tokenizer_that_the_model_has_embeddings_for(tmp_path):
         opened(replace(FACTS, vocab_size=900), **fields)
     with pytest.raises(ConfigError, match="has no tokenizer"):
         opened(NO_TOKENIZER, **fields)
+
+
+@pytest.mark.parametrize("named", ["{outside}/private.jsonl", "../outside/private.jsonl", "../outside/*"])
+def test_a_folder_names_no_file_outside_of_it(tmp_path, named):
+    (tmp_path / "outside").mkdir()
+    lines(tmp_path / "outside" / "private.jsonl", ROWS)
+    (tmp_path / "theirs").mkdir()
+    files = named.format(outside=tmp_path / "outside")
+    card = tmp_path / "theirs" / "README.md"
+    card.write_text(f"---\nconfigs:\n- config_name: default\n  data_files: '{files}'\n---\n")
+    with pytest.raises(ConfigError, match="README.md names a file outside of the folder|cannot be loaded"):
+        opened(dataset=str(tmp_path / "theirs"))
+    lines(tmp_path / "theirs" / "own.jsonl", ROWS)
+    card.write_text("---\nconfigs:\n- config_name: default\n  data_files: 'own.jsonl'\n---\n")
+    assert opened(dataset=str(tmp_path / "theirs"))
+
+
+@pytest.mark.parametrize("name", ["../../outside/data-00000-of-00001.arrow", "/outside.arrow", 5])
+def test_a_saved_folder_names_no_file_outside_of_it(tmp_path, name):
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    state = tmp_path / "saved" / "state.json"
+    content = json.loads(state.read_text())
+    content["_data_files"][0]["filename"] = name
+    state.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match="names a file outside of its folder"):
+        opened(dataset=str(tmp_path / "saved"))
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["../elsewhere"]}))
+    with pytest.raises(ConfigError, match="names a file outside of its folder"):
+        opened(dataset=str(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize(
+    "files, system",
+    [
+        ("reference::file:///a.json", "reference"),
+        ("reference://x::/a.json", "reference"),
+        ("zip://a::reference://b::https://c", "reference"),
+        ("ssh://host/a", "ssh"),
+        ("https://example.org/a.json", None),
+        ("zip://*.jsonl::https://example.org/a.zip", None),
+    ],
+)
+def test_addresses_are_of_systems_that_only_read(files, system):
+    cfg = TokensConfig(kind="hf", context=64, dataset="json", data_files=files)
+    if system is None:
+        hf_places.check_addresses(cfg)
+        return
+    for use in (hf_places.check_addresses, hf.check_dataset, hf.identity_of_dataset):
+        with pytest.raises(ConfigError, match=f"is an address of {system}, which is not read here"):
+            use(cfg)
