@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sae_dist.config.grid import member_folders, single
-from sae_dist.config.run import Single, load_config
+from sae_dist.config.run import Single, load_config, recorded_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG, EXPORT
 from sae_dist.core.text import quoted
@@ -60,7 +60,8 @@ def load(
     sae = imported.sae
     if torch.device(device).type != "cpu" or dtype is not None:
         sae = sae.to(torch.device(device), dtype)
-    return Dictionary(sae, Place(imported.source, run, dict(sae.metadata)))
+    own_code = run is not None and recorded_config(imported.source.parent / CONFIG).llm.trust_remote_code
+    return Dictionary(sae, Place(imported.source, run, dict(sae.metadata), own_code))
 
 
 def _format(place: Path, name: str | None) -> str | None:

@@ -185,7 +185,8 @@ def model(
         trust_remote_code: run code that the model brings along. A file never grants this.
 
     Raises:
-        ConfigError: the dictionary does not say its model, or that is not on this machine.
+        ConfigError: the dictionary does not say its model, that is not on this machine, or its run had leave
+            for code of the model's own, which is not given again.
     """
     if lm is not None and not isinstance(lm, str | Path):
         return as_model(lm, tokenizer)
@@ -194,6 +195,12 @@ def model(
     if name is None or (run is not None and lm is None and not run.has_llm):
         raise ConfigError(f"{place.folder} does not say its model; give one: sd.model(d, 'gpt2')")
     if run is not None and lm is None:
+        if place.own_code and not trust_remote_code:
+            raise ConfigError(
+                f"{place.folder} is of a run with code that its model {name} brings along; if you trust it, "
+                "say so again (llm.trust_remote_code=true, or sd.model(d, trust_remote_code=True)), or name "
+                f"the model, to use it without its code (--model {name}, or sd.model(d, {name!r}))"
+            )
         cfg: LlmConfig = replace(run.llm, compile=False, shard="none", trust_remote_code=trust_remote_code)
     else:
         cfg = LlmConfig(name=name, trust_remote_code=trust_remote_code)

@@ -20,12 +20,14 @@ class Place:
         folder: of the files with the weights.
         run: the config of the run that trained or imported it; None: only files are there.
         said: what the files say of model, hook and context, under SAELens' names.
+        own_code: the run had leave to run code that the model brings along.
         measured: statistics of its latents that were measured since it was opened.
     """
 
     folder: Path
     run: Single | None = None
     said: dict[str, Any] = field(default_factory=dict)
+    own_code: bool = False
     measured: CodeStatistics | None = None
 
     @property

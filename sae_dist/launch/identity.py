@@ -135,7 +135,7 @@ def identity_of(cfg: Resolved) -> Identity:
         from sae_dist.tokens.text_files import text_files
 
         path = Path(tokens.path or "").expanduser()
-        return samples(text_files(path, source_of(cfg)), path if path.is_dir() else None)
+        return samples(text_files(path, source_of(cfg), say_links=True), path if path.is_dir() else None)
     from sae_dist.tokens.shards import expand
 
     return samples(expand(tokens.path or "", source_of(cfg)))

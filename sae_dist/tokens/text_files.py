@@ -2,16 +2,20 @@
 
 import codecs
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.parsing import parse_json
+from sae_dist.core.text import print_line
 from sae_dist.tokens.documents import LINES_SUFFIX
 
 SUFFIXES = (".txt", ".md", ".rst", ".py", LINES_SUFFIX)
 HEAD_BYTES = 4096
 LONGEST_LINE_BYTES = 1 << 24
+MOST_VISITS = 100
+"""Of a folder, by several links: folders that link to one another have as many paths as orders."""
 MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
     b"\0\0\xfe\xff": "UTF-32",
@@ -21,15 +25,17 @@ MARKS = {
 """Byte order marks of encodings that are not UTF-8, longest first."""
 
 
-def text_files(root: Path, field: str) -> list[Path]:
+def text_files(root: Path, field: str, *, say_links: bool = False) -> list[Path]:
     """List the files of a text, one file or those of a folder, in order, and look at the head of each.
 
     Args:
         field: the key and value that name it, for messages.
+        say_links: say on stderr where links lead out of the folder: it may be somebody else's.
 
     Raises:
-        ConfigError: no such path, no text in it, a link that leads nowhere, or a file that cannot be read or
-            whose head is not UTF-8 text (in a .jsonl file, whose first line is not an object with a text).
+        ConfigError: no such path, no text in it, a link that leads nowhere, links that lead to one folder
+            again and again, or a file that cannot be read or whose head is not UTF-8 text (in a .jsonl file,
+            whose first line is not an object with a text).
     """
     if not os.path.exists(root):
         lost = f"is a link to {os.readlink(root)}, which is not there" if root.is_symlink() else None
@@ -40,6 +46,8 @@ def text_files(root: Path, field: str) -> list[Path]:
         if not os.access(root, os.R_OK | os.X_OK):
             raise ConfigError(f"{field} cannot be read; check its permissions")
         files = sorted(_below(root, field))
+        for link in _leading_out(root, files) if say_links else ():
+            print_line(f"{field}: {link} is a link: text is read from {os.path.realpath(link)}")
     if not files:
         raise ConfigError(f"{field} has no text in it; expected files ending in {', '.join(SUFFIXES)}")
     for file in files:
@@ -55,12 +63,16 @@ def text_files(root: Path, field: str) -> list[Path]:
 
 def _below(root: Path, field: str) -> Iterator[Path]:
     """Yield the text files below a folder, in linked folders too; no folder twice on one way down."""
+    visits = Counter[str]()
     seen: dict[Path, tuple[str, ...]] = {root: (os.path.realpath(root),)}
     for folder, folders, names in os.walk(root, followlinks=True):
         here = Path(folder)
         above = seen.pop(here)
         for name in list(folders):
             real = os.path.realpath(here / name)
+            visits[real] += 1
+            if visits[real] > MOST_VISITS:
+                raise ConfigError(f"{field}: links lead to {real} more than {MOST_VISITS} times; remove some")
             if real in above:
                 folders.remove(name)
             else:
@@ -74,6 +86,21 @@ def _below(root: Path, field: str) -> Iterator[Path]:
                 )
             if path.suffix in SUFFIXES and path.is_file():
                 yield path
+
+
+def _leading_out(root: Path, files: list[Path]) -> list[Path]:
+    """List the links below a folder that text outside of it is read by."""
+    home, found, inside = os.path.realpath(root), set[Path](), set[Path]()
+    for file in files:
+        for path in (*[each for each in file.parents if root in each.parents][::-1], file):
+            if path in found:
+                break
+            if path not in inside and path.is_symlink():
+                if not Path(os.path.realpath(path)).is_relative_to(home):
+                    found.add(path)
+                    break
+            inside.add(path)
+    return sorted(found)
 
 
 def _head_problem(file: Path) -> str | None:

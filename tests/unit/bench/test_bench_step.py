@@ -11,6 +11,7 @@ import torch
 
 from sae_dist.bench.command import bench
 from sae_dist.bench.contestant import TrialFailed
+from sae_dist.bench.environments import keep
 from sae_dist.bench.peers import step_io
 from sae_dist.bench.step import plain
 from sae_dist.bench.step.actors import Actor, NoMemory, Stage
@@ -306,10 +307,12 @@ def test_tables_csv_and_plot(tmp_path):
     assert (tmp_path / "step.png").stat().st_size > 10_000
 
 
-def test_words_mean_a_preset_or_shapes_of_ones_own(tmp_path, capsys):
+def test_words_mean_a_preset_or_shapes_of_ones_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     alone = tmp_path / "peers" / "saelens" / "bin" / "python"
     alone.parent.mkdir(parents=True)
     alone.touch()
+    keep(alone.parents[1], ["sae-lens"])
     plan = read_step_plan(["--device", "cpu", "--folder", str(tmp_path)])
     assert plan.shapes == PRESETS["laptop"].shapes and plan.minutes == 5.5
     assert plan.only == ("ours", "ours_row_adam", "saelens", "dense")

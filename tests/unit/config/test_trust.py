@@ -275,7 +275,7 @@ def test_the_written_record_is_read_where_nothing_runs():
         for path in PACKAGE.rglob("*.py")
         if "recorded_config" in path.read_text()
     }
-    assert users == {"config/run.py", "launch/freeze.py", "launch/run.py"}
+    assert users == {"config/run.py", "interpret/load.py", "launch/freeze.py", "launch/run.py"}
 
 
 RUNNERS = {

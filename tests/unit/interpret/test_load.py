@@ -11,10 +11,13 @@ import pytest
 import torch
 
 import sae_dist as sd
+from sae_dist.config.run import save_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.export.formats import FORMATS, check_format
 from sae_dist.export.saelens import export_firing_rates, export_saelens
 from tests.helpers.dictionaries import FORMS, KINDS, D, F, random_sae
+from tests.unit.config.test_config_rules import resolved
+from tests.unit.export.test_export_formats import make
 
 HEADER = 8
 
@@ -233,3 +236,18 @@ def test_a_folder_of_the_hub_is_read_from_the_cache(tmp_path, monkeypatch):
         same(d, sd.Dictionary(sae, d.place))
     with pytest.raises(ConfigError, match="the repository me/mine has no other"):
         sd.load("me/mine/other")
+
+
+def test_a_run_with_code_of_its_model_is_not_used_without_it_in_silence(tmp_path):
+    (tmp_path / "export").mkdir()
+    FORMATS["saelens"].write(tmp_path / "export", make("topk"))
+    cfg = resolved()
+    cfg.llm.trust_remote_code = True
+    save_config(cfg, tmp_path / "config.yaml")
+    for where in (tmp_path, tmp_path / "export"):
+        d = sd.load(where)
+        with pytest.raises(ConfigError, match="brings along; if you trust it, say so again"):
+            sd.model(d)
+    cfg.llm.trust_remote_code = False
+    save_config(cfg, tmp_path / "config.yaml")
+    assert not sd.load(tmp_path).place.own_code

@@ -121,3 +121,30 @@ def test_a_file_that_shrinks_in_the_run_is_named(tmp_path):
     path.write_text("word\n" * 10)
     with pytest.raises(DataError, match="a.txt was changed since the run began: it has 50 bytes"):
         list(islice(chunks, 2000))
+
+
+def test_where_links_lead_out_of_a_folder_is_said(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "private.txt").write_text("private")
+    theirs = tmp_path / "theirs"
+    (theirs / "own" / "deep").mkdir(parents=True)
+    (theirs / "own" / "deep" / "a.txt").write_text("a text")
+    (theirs / "own" / "out").symlink_to(tmp_path / "mine")
+    (theirs / "b.txt").symlink_to(tmp_path / "mine" / "private.txt")
+    (theirs / "c.txt").symlink_to("own/deep/a.txt")
+    assert len(text_files(theirs, "tokens.path=x")) == 4 and not capsys.readouterr().err
+    text_files(theirs, "tokens.path=x", say_links=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"tokens.path=x: {theirs}/{link} is a link: text is read from {tmp_path}/mine{file}"
+        for link, file in (("b.txt", "/private.txt"), ("own/out", ""))
+    ]
+
+
+def test_folders_that_link_to_one_another_are_refused_soon(tmp_path):
+    for folder in range(10):
+        (tmp_path / f"f{folder}").mkdir()
+        for other in range(10):
+            (tmp_path / f"f{folder}" / f"to{other}").symlink_to(tmp_path / f"f{other}")
+    with pytest.raises(ConfigError, match="links lead to .* more than 100 times; remove some"):
+        text_files(tmp_path, "tokens.path=x")
