@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from sae_dist.interpret.attach import Attached
     from sae_dist.interpret.explaining.explanation import Explanation
     from sae_dist.interpret.interventions import Intervention
+    from sae_dist.interpret.rivals import Rivals
     from sae_dist.interpret.steer import Steered
     from sae_dist.interpret.watch import Watched
 
@@ -186,6 +187,11 @@ class Dictionary:
         """
         return self._encoding.codes_of(some, x_BD)
 
+    @property
+    def rivals(self) -> "Rivals | None":
+        """A sample of latents; see `Encoding.rivals`."""
+        return self._encoding.rivals
+
     def checked(self, latents: Sequence[int]) -> list[int]:
         """Return latent numbers that exist.
 
@@ -237,11 +243,7 @@ class Dictionary:
         return steer(self, lm, interventions, positions=positions, again=again, force=force)
 
     def explain(self, lm: Any, text: Any, **how: Any) -> "Explanation":
-        """Tell which latents fired on a text, and how unusual that is; see `interpret.explain.explain`.
-
-        Raises:
-            ConfigError: the model is not the dictionary's, or the text has no token that counts.
-        """
+        """Tell which latents fired on a text, and how unusual that is; see `interpret.explain.explain`."""
         from sae_dist.interpret.explaining.explain import explain
 
         return explain(self, lm, text, **how)

@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 from sae_dist.config.triton import triton_problem
 from sae_dist.export.exported import ExportedSae, SparseCodes
 from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.rivals import Rivals
 from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.choose import choose_kernels
 from sae_dist.kernels.torch_backend import topk_rows
@@ -99,6 +100,12 @@ class Encoding:
     def _norm(self) -> float:
         """The norm of the encoder's longest row."""
         return float(self._sae.W_enc_FD.norm(dim=1).max())
+
+    @cached_property
+    def rivals(self) -> Rivals | None:
+        """A sample of a TopK dictionary's latents; None: it is too small for one, or too large for memory."""
+        held = self._held
+        return Rivals.of(held, self._norm) if held is not None and held.k is not None else None
 
     def decoded(self, codes: Codes, x_BD: Tensor) -> Tensor:
         """Return the reconstruction of codes [B, E]; `x_BD` counts only with a skip connection."""

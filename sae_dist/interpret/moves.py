@@ -9,49 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_dist.export.exported import ExportedSae
 from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
+from sae_dist.interpret.rivals import Rivals
 from sae_dist.interpret.some import SomeLatents
-
-NUM_RIVALS = 512
-
-
-@dataclass(frozen=True)
-class Rivals:
-    """A sample of the latents of a TopK dictionary: a latent that k of them surpass is not selected.
-
-    Letter S: of the sample.
-
-    Attributes:
-        bias_S: b_enc - W_enc b_dec.
-        slack: by how much a score may differ from itself computed otherwise, as a share of the norms of
-            activation and b_dec together.
-    """
-
-    W_SD: Tensor
-    bias_S: Tensor
-    k: int
-    slack: float
-    centre: float
-
-    @classmethod
-    def of(cls, sae: ExportedSae) -> "Rivals | None":
-        """Take latents at equal distances; None: there are too few for that to tell anything."""
-        assert sae.b_enc_F is not None and sae.k is not None
-        step = sae.num_latents // NUM_RIVALS
-        if step < 2 or NUM_RIVALS < 2 * sae.k:
-            return None
-        W_SD, bias_S = sae.W_enc_FD[::step].contiguous(), sae.b_enc_F[::step]
-        if not sae.transcoder:
-            bias_S = bias_S - W_SD @ sae.b_dec_E
-        longest = float(sae.W_enc_FD.norm(dim=1).max())
-        slack = 8 * sae.width * torch.finfo(W_SD.dtype).eps * longest
-        return cls(W_SD, bias_S, sae.k, slack, float(sae.b_dec_E.norm()))
-
-    def surpass(self, x_D: Tensor, score: float) -> bool:
-        """Return whether it is certain that k latents have greater scores."""
-        limit = score + self.slack * (torch.linalg.vector_norm(x_D).item() + self.centre)
-        return int((torch.addmv(self.bias_S, self.W_SD, x_D) > limit).count_nonzero()) >= self.k
 
 
 @dataclass(frozen=True)

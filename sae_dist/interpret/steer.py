@@ -17,7 +17,7 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.forward import Forward, Positions
 from sae_dist.interpret.interventions import ADD, PROJECT_OUT, Intervention
-from sae_dist.interpret.moves import Moves, Rivals
+from sae_dist.interpret.moves import Moves
 from sae_dist.interpret.session import Session, replaced, rows_at
 from sae_dist.interpret.some import SomeLatents
 from sae_dist.kernels.torch_backend import topk_rows
@@ -203,7 +203,7 @@ class Steered(Session):
     def _moves_on(self, device: torch.device) -> Moves:
         if device not in self._placed:
             alone = self._screens and device.type == "cpu" and len(self.interventions) == 1
-            rivals = Rivals.of(self.on(device).sae) if alone else None
+            rivals = self.on(device).rivals if alone else None
             named = self._some, self._directions_IE, self.interventions
             self._placed[device] = Moves.of(*named, device, rivals)
             simple = not self._places and (self._same or self._screens)

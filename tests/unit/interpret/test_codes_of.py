@@ -8,7 +8,7 @@ import torch
 import sae_dist as sd
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import as_model
-from sae_dist.interpret.moves import Moves, Rivals
+from sae_dist.interpret.moves import Moves
 from sae_dist.interpret.session import Session
 from sae_dist.interpret.steer import Steered
 from tests.helpers.dictionaries import KINDS, D, random_sae
@@ -86,13 +86,13 @@ def test_a_code_is_never_screened_out():
 def test_rivals_never_surpass_a_latent_that_is_selected(far):
     sae = random_sae("topk", F=4096, k=30)
     sae = replace(sae, b_dec_E=far * sae.b_dec_E)
-    d, rivals = Dictionary(sae, dictionary().place), Rivals.of(sae)
+    d = Dictionary(sae, dictionary().place)
     x = sae.b_dec_E + rows(200)
     dense_BF = d.encode(x).dense()
     selected = surpassed = 0
     for latent in range(0, 4096, 97):
         some = d.some([latent])
-        moves = Moves.of(some, some.W_dec_IE, {latent: sd.ablate()}, torch.device("cpu"), rivals)
+        moves = Moves.of(some, some.W_dec_IE, {latent: sd.ablate()}, torch.device("cpu"), d.rivals)
         for row, code in zip(x, dense_BF[:, latent], strict=True):
             silent = moves.silent(row.view(1, 1, -1))
             assert not (silent and code > 0)
