@@ -47,8 +47,8 @@ class Extras:
         mapped = [Window.open(folder, number) for number in range(windows)]
         return cls(folder, W_dec_FE, head, mapped, count_F, kept, device)
 
-    def of(self, part: int, latents: range, settings: Settings) -> Extra:
-        """Compute the lists of a part's latents."""
+    def of(self, part: int, latents: range, settings: Settings, at_once: int) -> Extra:
+        """Compute the lists of a part's latents, with at most so many codes in memory at once."""
         own_fE = self.W_dec_FE[latents.start : latents.stop]
         near = None
         if why_not(len(self.W_dec_FE), self.W_dec_FE.shape[1], self.device) is None:
@@ -61,6 +61,7 @@ class Extras:
             self.kept,
             drawn=settings.drawn,
             num=settings.together,
+            at_once=at_once,
         )
         effects = self.head.effects(own_fE, settings.logits, self.device)
         return Extra(near=near, together=with_it, **effects)

@@ -38,6 +38,8 @@ from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.runtime import StopRequest
 
 NUMBERS = "numbers.json"
+FEWEST_AT_ONCE, MOST_AT_ONCE, CODES_PER_LATENT = 1 << 18, 1 << 22, 20
+"""Codes that are in memory at once while tables are made, at most 160 bytes each: more for more latents."""
 GO_ON = "stopped as asked; what is done is kept. Go on: the same command with resume=auto"
 
 
@@ -60,6 +62,7 @@ class Finishing:
     ):
         self.folder, self.plan, self.num_latents, self.windows = folder, plan, num_latents, windows
         self._consumers, self._stop = consumers, stop
+        self._at_once = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, CODES_PER_LATENT * num_latents))
 
     def index(self) -> None:
         """Write text and postings.
@@ -76,7 +79,7 @@ class Finishing:
         files = [path for each in window_files(self.folder, self.windows) for path in each]
         for part, latents in self.mine():
             if not part_file(self.folder, POSTINGS, part).is_file():
-                merge_part(self.folder, part, latents, files, at_of_row)
+                merge_part(self.folder, part, latents, files, at_of_row, self._at_once)
         for window in range(self._consumers.rank, self.windows, self._consumers.size):
             self._check_stop()
             by_place(self.folder, window, window_files(self.folder, self.windows)[window], at_of_row)
@@ -98,8 +101,8 @@ class Finishing:
             text = text or Text.open(self.folder)
             kept = self._numbers()["kept"]
             extras = extras or Extras.open(self.folder, W_dec_FE, head, self.windows, kept, device)
-            extra = extras.of(part, latents, settings)
-            describe_part(self.folder, part, self.num_latents, settings, extra, text)
+            extra = extras.of(part, latents, settings, self._at_once)
+            describe_part(self.folder, part, self.num_latents, settings, extra, text, at_once=self._at_once)
         self.together()
 
     def seal(self, facts: dict[str, Any], settings: Settings) -> None:

@@ -18,7 +18,6 @@ CODE = np.dtype([("latent", "<u4"), ("row", "<u4"), ("code", "<f4")])
 """A code in a window: its row is the number of the activation, in the order of chunks."""
 NO_PLACE = 2**32 - 1
 SORTED_AT_ONCE = 1 << 22
-"""So many codes are sorted in memory, 48 bytes each."""
 
 
 def write_window(path: Path, latent_P: np.ndarray, row_P: np.ndarray, code_P: np.ndarray) -> None:
@@ -37,18 +36,24 @@ def read_window(path: Path) -> np.ndarray:
 
 
 def merge_part(
-    folder: Path, part: int, latents: range, windows: Sequence[Path], at_of_row: np.ndarray
+    folder: Path,
+    part: int,
+    latents: range,
+    windows: Sequence[Path],
+    at_of_row: np.ndarray,
+    at_once: int = SORTED_AT_ONCE,
 ) -> int:
     """Write the postings of a part's latents from all windows; return how many there are.
 
     Args:
         folder: of the atlas.
         at_of_row: the place of each row; NO_PLACE: the row stands for none, and its codes do not count.
+        at_once: codes that are in memory, 48 bytes each; those of one latent are together.
     """
     mapped, count = [read_window(path) for path in windows], 0
     file = part_file(folder, POSTINGS, part)
     with TableWriter(file, POSTINGS_SCHEMA, ROW_GROUPS[POSTINGS]) as writer:
-        for few in _blocks(mapped, latents):
+        for few in _blocks(mapped, latents, at_once):
             codes = np.concatenate([np.empty(0, CODE), *(_of_latents(each, few) for each in mapped)])
             at_P = at_of_row[codes["row"]]
             there_P = at_P != NO_PLACE
@@ -60,15 +65,15 @@ def merge_part(
     return count
 
 
-def _blocks(windows: Sequence[np.ndarray], latents: range) -> Iterator[range]:
+def _blocks(windows: Sequence[np.ndarray], latents: range, at_once: int) -> Iterator[range]:
     """Yield the latents in ranges with few enough codes each to be sorted in memory, at least one latent."""
     codes = sum(len(_of_latents(window, latents)) for window in windows)
-    if codes <= SORTED_AT_ONCE or len(latents) == 1:
+    if codes <= at_once or len(latents) == 1:
         yield latents
         return
     middle = len(latents) // 2
-    yield from _blocks(windows, latents[:middle])
-    yield from _blocks(windows, latents[middle:])
+    yield from _blocks(windows, latents[:middle], at_once)
+    yield from _blocks(windows, latents[middle:], at_once)
 
 
 def _of_latents(window: np.ndarray, latents: range) -> np.ndarray:
