@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-ATLAS = "atlas"
-"""The folder of an atlas in a run folder."""
 MANIFEST = "atlas.json"
 TOKENS, DOCUMENTS = "tokens.parquet", "documents.parquet"
 POSTINGS, LATENTS, EXAMPLES = "postings", "latents", "examples"

@@ -7,9 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_dist.atlas.read.labels import REVIEWS, Labels
 from sae_dist.config.run import Single
+from sae_dist.core.run_folder import ATLAS
 from sae_dist.export.saelens import FIRING, WEIGHTS, load_firing_rates
 from sae_dist.export.statistics import CodeStatistics, load_statistics
+
+REJECTED = "rejected"
+"""The state of a label that a person found wrong."""
 
 
 @dataclass
@@ -77,3 +82,15 @@ class Place:
             return None  # of an earlier export
         rate_F = load_firing_rates(self.folder)
         return rate_F if rate_F is not None and rate_F.shape == torch.Size([num_latents]) else None
+
+    def labels(self, num_latents: int) -> dict[int, str]:
+        """Return the words that latents have beside the atlas of the run, but for rejected ones.
+
+        Raises:
+            ConfigError: their file is damaged, or of another dictionary.
+        """
+        path = self.folder.parent / ATLAS / REVIEWS
+        if self.run is None or not path.is_file():
+            return {}
+        found = Labels(path, num_latents).all()
+        return {each.latent: each.text for each in found if each.state != REJECTED}

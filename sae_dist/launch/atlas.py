@@ -20,6 +20,7 @@ from sae_dist.config.atlas import (
 from sae_dist.config.plain import read_yaml, write_yaml
 from sae_dist.config.run import Resolved, Single, granted_config
 from sae_dist.config.trust import LLM, Granted, runs_a_command
+from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.owner import claim, refuse_owned
@@ -30,7 +31,6 @@ from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.settle import check_devices
 from sae_dist.launch.start import Role, start
 
-FOLDER = "atlas"
 MANIFEST = "atlas.json"
 
 
@@ -78,7 +78,7 @@ def _prepare(
     """
     run = granted_config(folder / CONFIG, granted, LLM)
     _check_run(run, folder, values, world)
-    place = folder / FOLDER
+    place = folder / run_folder.ATLAS
     if (place / MANIFEST).is_file():
         from sae_dist.atlas.manifest import check_files, read_manifest
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.atlas.manifest import read_manifest
-from sae_dist.atlas.schema import ATLAS, MANIFEST, MOST_PLACES, WORK
+from sae_dist.atlas.schema import MANIFEST, MOST_PLACES, WORK
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.run_folder import EXPORT
+from sae_dist.core.run_folder import ATLAS, EXPORT
 from sae_dist.core.text import quoted
 
 MOST_LATENTS = 1 << 32

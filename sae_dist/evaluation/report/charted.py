@@ -11,10 +11,10 @@ import torch
 from sae_dist.atlas.find.direction import check_same
 from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.atlas.read.rows import Example, Latent, TokenLogit
-from sae_dist.atlas.schema import ATLAS, MANIFEST, TOP
+from sae_dist.atlas.schema import MANIFEST, TOP
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.run_folder import EXPORT
+from sae_dist.core.run_folder import ATLAS, EXPORT
 from sae_dist.core.text import print_line
 from sae_dist.evaluation.report.collect import choose
 from sae_dist.evaluation.report.firing import OF_EACH, Context

@@ -45,7 +45,7 @@ def explain(
         top: how many latents are shown in print and in HTML; tables have all.
         rates: share of tokens on which each latent fires elsewhere [F], or `CodeStatistics`; None: as
             measured.
-        labels: words for latents.
+        labels: words for latents; None: those that stand beside the atlas of its run, but for rejected ones.
         force: go on with another model than the one that the dictionary was trained on.
 
     Raises:
@@ -95,8 +95,10 @@ def encoded(session: Session, ids_S: Tensor) -> tuple[Tokens, Codes, Tensor, Ten
 
 
 def _labels(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[int, str]:
+    if labels is None:
+        return dictionary.place.labels(dictionary.num_latents)
     try:
-        found = {int(latent): str(words) for latent, words in (labels or {}).items()}
+        found = {int(latent): str(words) for latent, words in labels.items()}
     except (AttributeError, TypeError, ValueError):
         raise ConfigError("labels must map numbers of latents to words, such as {123: 'dates'}") from None
     dictionary.checked(list(found))
