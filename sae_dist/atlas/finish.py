@@ -32,15 +32,30 @@ from sae_dist.atlas.schema import (
 )
 from sae_dist.atlas.text import AT_OF_ROW, Plan, assemble
 from sae_dist.atlas.windows import window_files
-from sae_dist.core.errors import DataError, Preempted
+from sae_dist.core.errors import DataError, Preempted, TransportError
 from sae_dist.core.files import read_json, write_json
+from sae_dist.core.process import pause
 from sae_dist.distributed.collectives import Axis
+from sae_dist.distributed.control import Control
 from sae_dist.distributed.runtime import StopRequest
 
 NUMBERS = "numbers.json"
 FEWEST_AT_ONCE, MOST_AT_ONCE, CODES_PER_LATENT = 1 << 18, 1 << 22, 20
 """Codes that are in memory at once while tables are made, at most 160 bytes each: more for more latents."""
+STOPPED, POLL_S = "tables/stopped", 0.02
 GO_ON = "stopped as asked; what is done is kept. Go on: the same command with resume=auto"
+
+
+def check_stop(stop: StopRequest, control: Control) -> None:
+    """Stop if a signal asked this rank to, or another one, while tables are made.
+
+    Raises:
+        Preempted: it did.
+    """
+    if stop.wanted:
+        control.set(STOPPED, "")
+    if control.check(STOPPED):
+        raise Preempted(GO_ON)
 
 
 class Finishing:
@@ -58,10 +73,11 @@ class Finishing:
         num_latents: int,
         windows: int,
         consumers: Axis,
+        control: Control,
         stop: StopRequest,
     ):
         self.folder, self.plan, self.num_latents, self.windows = folder, plan, num_latents, windows
-        self._consumers, self._stop = consumers, stop
+        self._consumers, self._control, self._stop, self._meetings = consumers, control, stop, 0
         self._at_once = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, CODES_PER_LATENT * num_latents))
 
     def index(self) -> None:
@@ -81,7 +97,7 @@ class Finishing:
             if not part_file(self.folder, POSTINGS, part).is_file():
                 merge_part(self.folder, part, latents, files, at_of_row, self._at_once)
         for window in range(self._consumers.rank, self.windows, self._consumers.size):
-            self._check_stop()
+            check_stop(self._stop, self._control)
             by_place(self.folder, window, window_files(self.folder, self.windows)[window], at_of_row)
         self.together()
 
@@ -131,16 +147,24 @@ class Finishing:
         """
         each = part_latents(self.num_latents)
         for part in range(self._consumers.rank, parts(self.num_latents), self._consumers.size):
-            self._check_stop()
+            check_stop(self._stop, self._control)
             yield part, range(part * each, min((part + 1) * each, self.num_latents))
 
-    def _check_stop(self) -> None:
-        if self._stop.wanted:
-            raise Preempted(GO_ON)
-
     def together(self) -> None:
-        """Wait until all consumers are here."""
-        self._consumers.sum(torch.zeros(1))
+        """Wait until all consumers are here, however long one of them takes.
+
+        Raises:
+            Preempted: a rank was asked to stop.
+            TransportError: a rank failed.
+        """
+        self._meetings += 1
+        here = f"tables/{self._meetings}"
+        self._control.add(here, 1)
+        while self._control.add(here, 0) < self._consumers.size:
+            check_stop(self._stop, self._control)
+            if failure := self._control.failure():
+                raise TransportError(failure)
+            pause(POLL_S)
 
     def _numbers(self) -> dict[str, int]:
         return read_json(self.folder / WORK / NUMBERS) or {}

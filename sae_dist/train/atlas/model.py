@@ -11,6 +11,7 @@ from sae_dist.atlas.describe.effects import why_no_fit
 from sae_dist.atlas.describe.head import FILE as HEAD
 from sae_dist.atlas.describe.head import Head
 from sae_dist.atlas.describe.lens import LensSum, fit, why_no_lens
+from sae_dist.atlas.finish import check_stop
 from sae_dist.atlas.schema import WORK
 from sae_dist.atlas.text import Recorded
 from sae_dist.config.atlas import HELD_OUT, TRAINING
@@ -19,6 +20,7 @@ from sae_dist.core.files import read_json, write_json
 from sae_dist.core.process import pause
 from sae_dist.core.types import Precision
 from sae_dist.distributed.control import Control
+from sae_dist.distributed.runtime import StopRequest
 from sae_dist.llm.capture import LlmChunkSource
 from sae_dist.llm.facts import llm_facts
 from sae_dist.llm.frozen import FrozenLlm
@@ -74,24 +76,26 @@ def look_at_head(each: Pass, rank: int, ranks: int, control: Control) -> None:
     The model is loaded whole; where that cannot be, or has no such effects, the reason is kept instead.
     """
     if not (each.folder / WORK / f"{rank}-of-{ranks}-{REASONS}").is_file():
-        write_json(each.folder / WORK / f"{rank}-of-{ranks}-{REASONS}", _looked(each, rank, ranks))
+        write_json(each.folder / WORK / f"{rank}-of-{ranks}-{REASONS}", _looked(each, rank, ranks, control))
     control.set(_key(rank, ranks), "")
 
 
-def await_head(ranks: int, control: Control) -> None:
+def await_head(ranks: int, stop: StopRequest, control: Control) -> None:
     """Wait until every rank has looked at the head.
 
     Raises:
+        Preempted: a rank was asked to stop.
         TransportError: a rank failed.
     """
     for rank in range(ranks):
         while not control.check(_key(rank, ranks)):
+            check_stop(stop, control)
             if failure := control.failure():
                 raise TransportError(failure)
             pause(POLL_S)
 
 
-def _looked(each: Pass, rank: int, ranks: int) -> dict[str, str | None]:
+def _looked(each: Pass, rank: int, ranks: int, control: Control) -> dict[str, str | None]:
     """Return why there are no direct effects, and why there is no lens; None: there are."""
     cfg = each.cfg
     facts = llm_facts(cfg.llm, cfg.hook, each.target_hook)[0]
@@ -103,10 +107,10 @@ def _looked(each: Pass, rank: int, ranks: int) -> dict[str, str | None]:
     head, reason = Head.of(llm, each.sae.W_dec_FE.shape[1], len(Decoder(facts)), None)
     if rank == 0:
         head.write(each.folder)
-    return {"effects": reason, "lens": _fitted(each, llm, rank, ranks)}
+    return {"effects": reason, "lens": _fitted(each, llm, rank, ranks, control)}
 
 
-def _fitted(each: Pass, llm: FrozenLlm, rank: int, ranks: int) -> str | None:
+def _fitted(each: Pass, llm: FrozenLlm, rank: int, ranks: int, control: Control) -> str | None:
     """Write the sum of Jacobians over the first chunk of this rank's lanes; return why not."""
     lanes = range(rank, min(each.atlas.lens, each.plan.lanes, each.plan.chunks), ranks)
     if not each.atlas.lens:
@@ -115,6 +119,7 @@ def _fitted(each: Pass, llm: FrozenLlm, rank: int, ranks: int) -> str | None:
         return reason
     text = open_text(each)
     for lane in lanes:
+        check_stop(each.stop, control)
         chunk = next(text.open(lane, None), None)
         path = each.folder / WORK / LENS / f"lane-{lane:05d}.safetensors"
         if chunk is None or path.is_file():

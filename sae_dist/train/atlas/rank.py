@@ -99,13 +99,15 @@ def _consume(each: Pass, control: Control) -> None:
     windows = _read(each, clock)
     clock.lap("reading")
     consumers = topology.consumers
-    finishing = Finishing(each.folder, each.plan, each.sae.num_latents, windows, consumers, each.stop)
+    finishing = Finishing(
+        each.folder, each.plan, each.sae.num_latents, windows, consumers, control, each.stop
+    )
     settings = Settings(each.atlas.top, each.atlas.bins, each.atlas.each, few=each.atlas.few)
     finishing.index()
     lookers = topology.num_producers or consumers.size
     if not topology.num_producers:
         look_at_head(each, topology.index, lookers, control)
-    await_head(lookers, control)
+    await_head(lookers, each.stop, control)
     head, said = head_of(each, lookers)
     finishing.describe(settings, each.sae.W_dec_FE, head, each.device)
     finishing.seal(_facts(each) | said, settings)
