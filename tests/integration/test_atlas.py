@@ -162,6 +162,23 @@ def test_documents_are_whole_and_their_tokens_are_the_tokenizer_s(run, whole):
     assert (tokens["state"] == KEPT).sum() == 4096, "32 chunks of 128"
 
 
+def test_a_given_text_is_read_whole(run):
+    """All its documents, those too that a run would hold out; a lane has few, or none."""
+    other, path = again(run, "given"), run.parent / "given.jsonl"
+    texts = [f"number {n} of a few short texts, and {n} more words" for n in range(11)]
+    path.write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
+    atlas = atlas_of(other, f"atlas.text={path}", "atlas.lens=0")
+    tokens = columns(atlas / "tokens.parquet")
+    tokenizer = AutoTokenizer.from_pretrained(run.parent / "llm")
+    found = [
+        tokenizer.decode(tokens["token"][(tokens["document"] == n) & (tokens["state"] == KEPT)])
+        for n in range(11)
+    ]
+    assert sorted(found) == sorted(texts)
+    said = json.loads((atlas / "atlas.json").read_text())
+    assert said["documents"] == 11 and said["text"] == str(path)
+
+
 @pytest.mark.parametrize("name", ["neuronpedia", "circuit_tracer", "delphi", "pages"])
 def test_it_is_handed_on(run, whole, name):
     out = run.parent / f"out-{name}"
