@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sae_dist.atlas.describe.head import Head
 from sae_dist.atlas.describe.lists import Extra
-from sae_dist.atlas.describe.near import near_rows, why_not
+from sae_dist.atlas.describe.near import near_rows
 from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.describe.together import Window, latent_counts, together
 from sae_dist.atlas.schema import parts
@@ -28,6 +28,7 @@ class Extras:
         windows: the numbers of the windows, of which each has its codes by place.
         count_F: codes of each latent; kept: places that the dictionary encoded.
         device: that multiplies.
+        near: find the nearest decoder rows.
     """
 
     folder: Path
@@ -37,21 +38,29 @@ class Extras:
     count_F: np.ndarray
     kept: int
     device: torch.device
+    near: bool
 
     @classmethod
     def open(
-        cls, folder: Path, W_dec_FE: Tensor, head: Head, windows: int, kept: int, device: torch.device
+        cls,
+        folder: Path,
+        W_dec_FE: Tensor,
+        head: Head,
+        windows: int,
+        kept: int,
+        device: torch.device,
+        near: bool,
     ) -> "Extras":
         """Map the windows, and count the codes of all latents."""
         count_F = latent_counts(folder, len(W_dec_FE), range(parts(len(W_dec_FE))))
         mapped = [Window.open(folder, number) for number in range(windows)]
-        return cls(folder, W_dec_FE, head, mapped, count_F, kept, device)
+        return cls(folder, W_dec_FE, head, mapped, count_F, kept, device, near)
 
     def of(self, part: int, latents: range, settings: Settings, at_once: int) -> Extra:
         """Compute the lists of a part's latents, with at most so many codes in memory at once."""
         own_fE = self.W_dec_FE[latents.start : latents.stop]
         near = None
-        if why_not(len(self.W_dec_FE), self.W_dec_FE.shape[1], self.device) is None:
+        if self.near:
             near = near_rows(self.W_dec_FE, latents, settings.near, device=self.device)
         with_it = together(
             self.folder,

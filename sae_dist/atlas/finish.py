@@ -101,12 +101,15 @@ class Finishing:
             by_place(self.folder, window, window_files(self.folder, self.windows)[window], at_of_row)
         self.together()
 
-    def describe(self, settings: Settings, W_dec_FE: Tensor, head: Head, device: torch.device) -> None:
+    def describe(
+        self, settings: Settings, W_dec_FE: Tensor, head: Head, device: torch.device, near: bool
+    ) -> None:
         """Write the tables of latents and of examples.
 
         Args:
             W_dec_FE: decoder rows of all latents, in memory or mapped.
             device: that multiplies.
+            near: find the nearest decoder rows.
         """
         text = Text.open(self.folder) if self._consumers.rank == 0 else None
         self.together()
@@ -116,7 +119,7 @@ class Finishing:
                 continue
             text = text or Text.open(self.folder)
             kept = self._numbers()["kept"]
-            extras = extras or Extras.open(self.folder, W_dec_FE, head, self.windows, kept, device)
+            extras = extras or Extras.open(self.folder, W_dec_FE, head, self.windows, kept, device, near)
             extra = extras.of(part, latents, settings, self._at_once)
             describe_part(self.folder, part, self.num_latents, settings, extra, text, at_once=self._at_once)
         self.together()

@@ -56,7 +56,8 @@ def options_of(
         if name in names:
             given[name] = value if equals else next(rest, "")
             if not given[name]:
-                raise ConfigError(f"{name} needs a value; see sae-dist {command} --help")
+                # In this order: what follows --token is hidden in errors, as if it were a secret.
+                raise ConfigError(f"see sae-dist {command} --help; a value must follow {name}")
         elif each.startswith("--"):
             raise ConfigError(f"sae-dist {command} has no option {each}; see sae-dist {command} --help")
         else:

@@ -25,6 +25,7 @@ fire with it. Tables are Parquet files; docs/atlas.md lists their columns.
   atlas.bins=5 atlas.each=5 5 examples of each of 5 ranges of codes: above 1/2 of the greatest, above 1/4, ...
   atlas.few=10              a latent that fires less often is called too rare
   atlas.lens=1              chunks of text on which the mean Jacobian to the logits is fitted; 0: without
+  atlas.near=true           nearest decoder rows even where they take over an hour; false: without
   atlas.lanes=24            streams of documents; more than ranks
   topology.shard=4          ranks that share the latents; topology.dp, topology.producers as in training
   device=cpu                where to compute; default: as the run

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_dist.commands.arguments import options_of
 from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import show
@@ -94,21 +95,8 @@ def parsed(arguments: list[str]) -> Asked:
     Raises:
         ConfigError: one is unknown, or has no value, or one is missing, or two ways are asked for.
     """
-    given, plain = {}, []
-    rest = iter(arguments)
-    for each in rest:
-        key, equals, value = each.partition("=")
-        if key in VALUES:
-            given[key] = value if equals else next(rest, "")
-            if not given[key]:
-                # In this order: what follows --token is hidden in errors, as if it were a secret.
-                raise ConfigError(f"see sae-dist find --help; a value must follow {key}")
-        elif each in FLAGS:
-            given[each] = each
-        elif each.startswith("--"):
-            raise ConfigError(f"sae-dist find has no option {each}; see sae-dist find --help")
-        else:
-            plain.append(each)
+    flags = {each for each in arguments if each in FLAGS}
+    given, plain = options_of([each for each in arguments if each not in FLAGS], "find", VALUES)
     ways = [key for key in WAYS if key in given]
     if not plain or len(plain[1:]) + len(ways) != 1:
         raise ConfigError(
@@ -119,11 +107,11 @@ def parsed(arguments: list[str]) -> Asked:
     how["top"] = _count("--top", given.get("--top", "20"))
     if "--tokens" in given:
         how["tokens"] = _count("--tokens", given["--tokens"])
-    if "--exact" in given and "--quick" in given:
+    if {"--exact", "--quick"} <= flags:
         raise ConfigError("--exact and --quick contradict each other; give one")
-    if "--exact" in given or "--quick" in given:
-        how["exact"] = "--exact" in given
-    return Asked(plain[0], how, "--json" in given, given.get("--model"))
+    if flags & {"--exact", "--quick"}:
+        how["exact"] = "--exact" in flags
+    return Asked(plain[0], how, "--json" in flags, given.get("--model"))
 
 
 def _way(key: str, value: str) -> dict[str, Any]:

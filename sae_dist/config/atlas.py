@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from sae_dist.config.counts import parse_count
 from sae_dist.config.plain import fitting, read_yaml
@@ -38,6 +38,7 @@ class AtlasConfig:
     bins: int = 5  # halvings of its greatest code, each with examples of its own
     each: int = 5  # examples of a bin
     few: int = 10  # a latent that fires less often is called too rare
+    near: bool | None = None  # nearest decoder rows; null: where that takes less than an hour
     lens: int = 1  # chunks of text on which the mean Jacobian to the logits is fitted; 0: without
 
     @property
@@ -54,7 +55,8 @@ LARGEST = {"lanes": 2**16, "top": 1000, "bins": 32, "each": 1000, "few": 2**31, 
 
 def keys() -> dict[str, Any]:
     """Return the type of each key that the command takes."""
-    own = {f"atlas.{each.name}": each.type for each in fields(AtlasConfig)}
+    hints = get_type_hints(AtlasConfig)
+    own = {f"atlas.{each.name}": hints[each.name] for each in fields(AtlasConfig)}
     return own | {key: schema()[key] for key in CAN_CHANGE}
 
 

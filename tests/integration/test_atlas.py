@@ -167,7 +167,7 @@ def test_a_given_text_is_read_whole(run):
     other, path = again(run, "given"), run.parent / "given.jsonl"
     texts = [f"number {n} of a few short texts, and {n} more words" for n in range(11)]
     path.write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
-    atlas = atlas_of(other, f"atlas.text={path}", "atlas.lens=0")
+    atlas = atlas_of(other, f"atlas.text={path}", "atlas.lens=0", "atlas.near=false")
     tokens = columns(atlas / "tokens.parquet")
     tokenizer = AutoTokenizer.from_pretrained(run.parent / "llm")
     found = [
@@ -177,6 +177,9 @@ def test_a_given_text_is_read_whole(run):
     assert sorted(found) == sorted(texts)
     said = json.loads((atlas / "atlas.json").read_text())
     assert said["documents"] == 11 and said["text"] == str(path)
+    assert said["near"] == "atlas.near=false" and said["lens"] == "not fitted: atlas.lens=0"
+    latents = pq.read_table(atlas / "latents")
+    assert latents["near"].null_count == latents["lens_up"].null_count == 512 and not latents["up"].null_count
 
 
 @pytest.mark.parametrize("name", ["neuronpedia", "circuit_tracer", "delphi", "pages"])

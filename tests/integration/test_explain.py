@@ -95,7 +95,7 @@ LONG = "a b c d e f g h " * 40 * CONTEXT
         (["RUN", ""], "empty"),
         (["RUN", "a", "--top", "0"], "--top 0"),
         (["RUN", "a", "--top", "many"], "--top many"),
-        (["RUN", "a", "--top"], "--top needs a value"),
+        (["RUN", "a", "--top"], "a value must follow --top"),
         (["RUN", "a", "--colour"], "no option --colour"),
         (["RUN", "a", "--html", "/nowhere/page.html"], "a folder that exists"),
         (["RUN", "a", "--format", "zip"], "--format zip"),

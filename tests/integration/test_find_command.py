@@ -135,7 +135,7 @@ def test_an_atlas_is_handed_on(run, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("RUN", "--format"), "--format needs a value"),
+        (("RUN", "--format"), "a value must follow --format"),
         (("RUN", "--format", "saelens"), "--format saelens is none of neuronpedia, circuit_tracer, delphi"),
         (("RUN", "--format", "delphi", "--latents", "1,x"), "--latents 1,x is no list of latents"),
         (("RUN", "--format", "delphi", "--latents", "300"), "latent 300 does not exist"),

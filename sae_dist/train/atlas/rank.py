@@ -109,7 +109,8 @@ def _consume(each: Pass, control: Control) -> None:
         look_at_head(each, topology.index, lookers, control)
     await_head(lookers, each.stop, control)
     head, said = head_of(each, lookers)
-    finishing.describe(settings, each.sae.W_dec_FE, head, each.device)
+    said["near"] = _why_no_near(each)
+    finishing.describe(settings, each.sae.W_dec_FE, head, each.device, said["near"] is None)
     finishing.seal(_facts(each) | said, settings)
     clock.lap("tables")
     if topology.leads:
@@ -133,6 +134,13 @@ def _read(each: Pass, clock: Seconds) -> int:
     return windows
 
 
+def _why_no_near(each: Pass) -> str | None:
+    """Return why nearest decoder rows are left out; None: they are not."""
+    if each.atlas.near is None:
+        return why_no_near(each.sae.num_latents, each.sae.W_dec_FE.shape[1], each.device)
+    return None if each.atlas.near else "atlas.near=false"
+
+
 def _facts(each: Pass) -> dict[str, Any]:
     """Return what the manifest says of the dictionary and of the text."""
     cfg, sae, text = each.cfg, each.sae, each.atlas.text
@@ -148,5 +156,4 @@ def _facts(each: Pass) -> dict[str, Any]:
         "context": cfg.tokens.context,
         "dictionary": checksum(each.folder.parent / EXPORT / WEIGHTS)["sha256"],
         "text": of_run.get(text, text),
-        "near": why_no_near(sae.num_latents, sae.W_dec_FE.shape[1], each.device),
     }
