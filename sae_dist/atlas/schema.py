@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-MANIFEST = "atlas.json"
+from sae_dist.core.run_folder import ATLAS_MANIFEST
+
+MANIFEST = ATLAS_MANIFEST
 TOKENS, DOCUMENTS = "tokens.parquet", "documents.parquet"
 POSTINGS, LATENTS, EXAMPLES = "postings", "latents", "examples"
 """Folders with a file for each part."""

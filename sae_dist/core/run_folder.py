@@ -25,6 +25,7 @@ CHECKPOINTS = "checkpoints"  # step_<n>/, complete or absent
 LATEST = "latest"  # in CHECKPOINTS: the name of the newest
 EXPORT = "export"  # the dictionary as SAELens reads it; other formats in folders within
 ATLAS = "atlas"  # every latent; its files: atlas.schema
+ATLAS_MANIFEST = "atlas.json"  # in ATLAS, once it is complete
 HUB = "hub"  # what is uploaded to the Hugging Face Hub
 SUMMARY = "summary.json"  # results of training and of the evaluation at its end
 EVALUATION = "eval.json"  # results of `sae-dist eval`

@@ -20,18 +20,16 @@ from sae_dist.config.atlas import (
 from sae_dist.config.plain import read_yaml, write_yaml
 from sae_dist.config.run import Resolved, Single, granted_config
 from sae_dist.config.trust import LLM, Granted, runs_a_command
-from sae_dist.core import run_folder
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
 from sae_dist.core.owner import claim, refuse_owned
 from sae_dist.core.private import as_private_as
-from sae_dist.core.run_folder import CONFIG, EXPORT
+from sae_dist.core.run_folder import ATLAS as FOLDER
+from sae_dist.core.run_folder import ATLAS_MANIFEST, CONFIG, EXPORT, check_links
 from sae_dist.core.text import check_plain, print_line, quoted, show
 from sae_dist.launch.freeze import Frozen
 from sae_dist.launch.settle import check_devices
 from sae_dist.launch.start import Role, start
-
-MANIFEST = "atlas.json"
 
 
 def atlas_command(folder: Path, words: list[str], granted: Granted) -> None:
@@ -78,8 +76,9 @@ def _prepare(
     """
     run = granted_config(folder / CONFIG, granted, LLM)
     _check_run(run, folder, values, world)
-    place = folder / run_folder.ATLAS
-    if (place / MANIFEST).is_file():
+    place = folder / FOLDER
+    check_links(folder)
+    if (place / ATLAS_MANIFEST).is_file():
         from sae_dist.atlas.manifest import check_files, read_manifest
 
         _check_same(place, values)
@@ -88,14 +87,17 @@ def _prepare(
         return Frozen(place, finished=True)
     if (place / ASKED).is_file():
         return _continue(place, values, resume, granted)
-    if place.exists() and any(place.iterdir()):
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise ConfigError(f"{place} exists and is no atlas; move it away")
+    owner = None
     try:
         place.mkdir(exist_ok=True)
         with as_private_as(folder):
             owner = claim(place, "read for")
             write_text(place / ASKED, write_yaml(written(values)))
     except OSError as error:
+        if owner is not None:
+            owner.release()
         shutil.rmtree(place, ignore_errors=True)
         raise ConfigError(f"{place} cannot be written: {error.strerror or error}") from None
     return Frozen(place, made=(place,), owner=owner, granted=granted)

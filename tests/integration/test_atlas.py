@@ -192,6 +192,25 @@ def test_it_is_handed_on(run, whole, name):
     assert again.returncode == 2 and len(again.stderr.strip().splitlines()) == 1
 
 
+def test_what_stands_in_its_place_is_left_alone(run):
+    """A file, a folder with something else: one line. A link to a folder elsewhere is followed, and said."""
+    other, elsewhere = again(run, "taken"), run.parent / "elsewhere"
+    place = other / "atlas"
+    for make in (lambda: place.write_text("x"), lambda: place.mkdir() or (place / "mine").write_text("x")):
+        make()
+        done = warm(run.parent, "atlas", str(other))
+        assert done.returncode == 2 and "is no atlas" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        place.unlink() if place.is_file() else shutil.rmtree(place)
+    elsewhere.mkdir()
+    place.symlink_to(elsewhere)
+    done = warm(run.parent, "atlas", str(other), "atlas.tokens=300", "atlas.lens=0")
+    assert (
+        done.returncode == 0
+        and f"is a link: what is written and removed there is in {elsewhere}" in done.stderr
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

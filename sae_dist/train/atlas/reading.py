@@ -93,9 +93,10 @@ class Reading:
         self._dtype, self._width = master, held.width
         self._done = Done.of(each.folder)
         self._lanes = topology.lanes_of_consumer(topology.index, each.plan.lanes)
-        self._open = {lane: chunks.open(lane, self._done.starts.get(lane)) for lane in self._lanes}
+        reads = [] if self._done.over else self._lanes
+        self._open = {lane: chunks.open(lane, self._done.starts.get(lane)) for lane in reads}
         self._starts = {lane: self._done.starts[lane] for lane in self._lanes if lane in self._done.starts}
-        for lane in self._starts:
+        for lane in self._starts.keys() & self._open.keys():
             next(self._open[lane], None)  # it was counted before
 
     def read(self) -> int:
