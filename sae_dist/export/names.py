@@ -50,7 +50,7 @@ def format_of(place: Path) -> str:
             return named[0]
     if not place.is_dir():
         raise ConfigError(f"{place} is not a folder; give one with {known}")
-    found = _formats_in(place)
+    found = formats_in(place)
     if len(found) == 1:
         return found[0]
     if found:
@@ -65,7 +65,7 @@ def format_of(place: Path) -> str:
     )
 
 
-def _formats_in(folder: Path) -> list[str]:
+def formats_in(folder: Path) -> list[str]:
     """List the formats whose weights are in a folder, in one file or in several that an index names."""
     return [
         name
@@ -80,7 +80,7 @@ def _folders_within(folder: Path) -> Iterator[Path]:
         inside = Path(path)
         if number > MOST_FOLDERS:
             return
-        if inside != folder and _formats_in(inside):
+        if inside != folder and formats_in(inside):
             yield inside
         if len(inside.relative_to(folder).parts) >= DEEPEST:
             names.clear()
@@ -110,7 +110,7 @@ def start_folder(start: str) -> Path:
     folder = Path(start).expanduser()
     folder = folder / EXPORT if (folder / EXPORT / config).is_file() else folder
     if not (folder / config).is_file() or not (folder / weights).is_file():
-        other = folder.is_dir() and _formats_in(folder)
+        other = folder.is_dir() and formats_in(folder)
         how = f"; first: sae-dist import {start} name=NAME, then sae.start=outputs/NAME" if other else ""
         raise ConfigError(
             f"sae.start={start} has no {config} and {weights}; give a run that was exported, its export, or "
