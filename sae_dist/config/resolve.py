@@ -52,7 +52,9 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> Resolved:
         cfg.llm.attn = cfg.llm.attn or facts.attn
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
-            cfg.grid.hook = list(facts.hooks)
+            cfg.grid.hook = [pair.hook for pair in facts.pairs]
+        if cfg.grid.target_hook is not None:
+            cfg.grid.target_hook = [pair.target_hook or "" for pair in facts.pairs]
     named_with = fill_open(cfg)
     _resolve_machine(cfg)
     if not cfg.is_grid:
@@ -95,7 +97,8 @@ def resolved_members(cfg: Resolved, facts: "LlmFacts | None", width: int) -> lis
     """
     found = members(cfg)
     for member in found:
-        _resolve_sae(member, width if facts is None else facts.only(member.hook).width)
+        place = member.hook, member.target_hook
+        _resolve_sae(member, width if facts is None else facts.only(*place).width)
     return [narrowed(Single, member) for member in found]
 
 
@@ -112,7 +115,7 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None", named_with: dict[str, Any
     """Return the default name of a run's folder.
 
     It is `<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, and of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
-    A transcoder's hook is `<hook>-to-<target_hook>`. Without an LLM, the stem of the activations' file or
+    A transcoder's hook is `<hook>-to-<target_hook>`, the first of a grid of such pairs. Without an LLM, the stem of the activations' file or
     `synthetic-<features>in<width>` stands in place of LLM and hook.
 
     Args:
@@ -123,7 +126,8 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None", named_with: dict[str, Any
     elif facts is None:
         source = Path(cfg.activations.path or "").stem
     else:
-        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
+        places = facts.pairs[0].hooks if facts.more_targets else facts.hooks
+        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in places)
         source = f"{Path(facts.name).name}-{hooks}"
     values = identity(cfg) | named_with
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

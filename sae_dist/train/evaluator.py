@@ -106,7 +106,7 @@ def evaluate_all(rank: Rank, runs: Sequence[Run], every: int, width: int) -> Non
     """
     facts, held_out = rank.facts, take(rank.cfg, rank.topology, rank.device, width)
     for run in runs:
-        columns = facts.stretch(run.cfg.hook) if facts else slice(0, width)
+        columns = facts.stretch(run.cfg.hook, run.cfg.target_hook) if facts else slice(0, width)
         run.evaluator = Evaluator(held_out, columns, max(1, every // rank.cfg.batch))
 
 

@@ -171,8 +171,8 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
         truth = GroundTruth.of(cfg.activations, cfg.seed)
         made = SyntheticChunkSource(truth, lanes=1, rows=rows, seed=cfg.seed, held_out=True, dtype=master)
         return made, None
-    hook, more = captured(cfg)
-    facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    first, more = captured(cfg)
+    facts, _ = llm_facts(cfg.llm, *first, more)
     whole = cfg.eval.ce is not None
     if whole and (reason := why_not_spliced(cfg.llm, facts, device)):
         raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
