@@ -16,10 +16,13 @@ FILES = {
     "circuit_tracer": (CONFIG, "layer_*.safetensors"),
     "gemma_scope": ("config.json", "params.npz"),
     "gemma_scope_2": ("config.json", "params.safetensors"),
+    "qwen_scope": ("config.json", "layer*.sae.pt"),
 }
 """Format -> the names of its config and of its weights."""
-READ_ONLY = ("gemma_scope", "gemma_scope_2")
+READ_ONLY = ("gemma_scope", "gemma_scope_2", "qwen_scope")
 """Formats that are imported, and not written."""
+FILE_EACH = ("circuit_tracer", "qwen_scope")
+"""Formats of which one folder holds a file for each of many layers."""
 INDEX = ".index.json"
 """The end of the name of a file that says in which files weights are, in place of one."""
 DEEPEST, MOST_FOLDERS, SHOWN_FOLDERS = 4, 5000, 4

@@ -11,7 +11,7 @@ from sae_dist.config.run import load_config
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.run_folder import CONFIG
 from sae_dist.export.fetched import fetched_set
-from sae_dist.export.names import DEEPEST, FILES, MOST_FOLDERS, formats_in, proposed_hook
+from sae_dist.export.names import DEEPEST, FILE_EACH, FILES, MOST_FOLDERS, formats_in, proposed_hook
 
 LAYER = re.compile(r"(?:layers?|h|blocks?|resid|mlp|attn)[._-]?(\d+)(?!\d)", re.IGNORECASE)
 """The number of a layer in the name of a folder or a file."""
@@ -84,11 +84,12 @@ def _within(place: Path, format: str | None) -> Iterator[Path]:
 
 def _own(place: Path, format: str | None) -> Iterator[Path]:
     """Yield the dictionaries that a folder is, or holds as files; a file is one."""
-    layers = sorted(place.glob(FILES["circuit_tracer"][1])) if place.is_dir() else []
     if place.is_file():
         yield place
-    elif layers and format in (None, "circuit_tracer"):
-        yield from layers
+        return
+    layers = [file for name in FILE_EACH if format in (None, name) for file in place.glob(FILES[name][1])]
+    if layers:
+        yield from sorted(layers)
     elif (place / CONFIG).is_file():
         cfg = load_config(place / CONFIG)
         yield from member_folders(cfg, place)
