@@ -133,7 +133,8 @@ def captured(cfg: RunConfig) -> tuple[Pair, list[tuple[str, str | None]]]:
     """Return the places that the LLM is read at: the first, which may be open, and those that a grid adds."""
     if not cfg.grid.hook:
         return (cfg.hook, cfg.target_hook), []
-    targets: list[str | None] = [*(cfg.grid.target_hook or [None] * len(cfg.grid.hook))]
+    targets: list[str | None] = [None] * len(cfg.grid.hook)
+    targets[:] = cfg.grid.target_hook or targets
     first, *more = zip(cfg.grid.hook, targets, strict=True)
     return first, more
 
@@ -168,11 +169,11 @@ def names_layers(cfg: RunConfig) -> bool:
 
 def grid_problems(cfg: RunConfig) -> Iterator[str]:
     """Yield broken rules of the lists; those of their values show in each dictionary's own config."""
-    paired = cfg.grid.target_hook is not None
     for key, values in varied(cfg).items():
         if not values:
             yield f"grid.{key}=[] is empty; give values, or leave it out"
-        pairs = list(zip(values, cfg.grid.target_hook, strict=False)) if key == "hook" and paired else values
+        targets = cfg.grid.target_hook if key == "hook" else None
+        pairs = list(zip(values, targets, strict=False)) if targets is not None else values
         twice = [value for value, pair in zip(values, pairs, strict=False) if pairs.count(pair) > 1]
         if twice:
             yield f"grid.{key}={_written(values)} holds {twice[0]} twice; a grid trains each once"
@@ -199,8 +200,8 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
             f"checkpoint.keep={cfg.checkpoint.keep} with a grid: its dictionaries save in turn, and go on "
             "from a step that all have; use checkpoint.keep=2"
         )
-    for key, values in (("k", grid.k), ("hook_k", grid.hook_k)):
-        if values is not None and cfg.sae.kind not in SELECTED:
+    for key in ("k", "hook_k"):
+        if (values := getattr(grid, key)) is not None and cfg.sae.kind not in SELECTED:
             k = f"grid.{key}={_written(values)}"
             yield f"{k} is not read with sae.kind={cfg.sae.kind}; use sae=topk, or leave it out"
     for both in ("num_latents", "k"):
@@ -213,8 +214,6 @@ def grid_problems(cfg: RunConfig) -> Iterator[str]:
         yield f"{hooks} is not read with activations.kind={cfg.activations.kind}; leave grid.hook out"
     if cfg.hook is not None and cfg.hook not in grid.hook:
         yield f"{hooks} and hook={cfg.hook} are both given; give one"
-    if cfg.eval.ce is not None:
-        yield f"eval.ce={cfg.eval.ce} splices one hook in, and {hooks} names several; leave eval.ce out"
     if cfg.target_hook is not None and cfg.target_hook not in (grid.target_hook or ()):
         yield (
             f"{hooks} with target_hook={cfg.target_hook}: give grid.target_hook in its place, one target for "

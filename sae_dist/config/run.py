@@ -6,7 +6,6 @@ frozen `config.yaml` of a run folder holds.
 """
 
 import copy
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache

@@ -188,10 +188,8 @@ class GridConfig:
             if self.hook is None:
                 return f"grid.{key} has a value for each of grid.hook; give that, too"
             if len(values) != len(self.hook):
-                return (
-                    f"grid.{key} has {len(values)} values for the {len(self.hook)} of grid.hook; give one for "
-                    "each"
-                )
+                hooks = len(self.hook)
+                return f"grid.{key} has {len(values)} values for the {hooks} of grid.hook; give one for each"
         return None
 
 

@@ -1,6 +1,6 @@
 """The dictionaries of Qwen-Scope: a file layer<n>.sae.pt for each layer, which torch.save wrote.
 
-They are TopK, of the output of a layer, and encode the input as it is: W_enc [F, D], W_dec [D, F]. Their files
+They are TopK, of the output of a layer, and encode the input as it is: W_enc [F, D], W_dec [D, F]. The files
 say neither k nor model; the name of their repository does, SAE-Res-<model>-W<width>K-L0_<k>.
 """
 
@@ -40,8 +40,8 @@ def load_qwen_scope(place: Path) -> ExportedSae:
     k = next((found[1] for name in reversed(names) if (found := K_OF.search(name))), None)
     if k is None:
         raise ConfigError(
-            f"{path} does not say k, which its folder's name has: keep it, such as SAE-Res-Qwen3-8B-Base-W64K-"
-            "L0_50"
+            f"{path} does not say k, which its folder's name has; keep that, such as "
+            "SAE-Res-Qwen3-8B-Base-W64K-L0_50"
         )
     return ExportedSae(
         kind="topk",

@@ -13,7 +13,7 @@ from sae_dist.core.run_folder import CONFIG
 from sae_dist.export.fetched import fetched_set
 from sae_dist.export.names import DEEPEST, FILE_EACH, FILES, MOST_FOLDERS, formats_in, proposed_hook
 
-LAYER = re.compile(r"(?:layers?|h|blocks?|resid|mlp|attn)[._-]?(\d+)(?!\d)", re.IGNORECASE)
+LAYER = re.compile(r"(?<![a-z])(?:layers?|h|blocks?|resid|mlp|attn)[._-]?(\d+)(?!\d)", re.IGNORECASE)
 """The number of a layer in the name of a folder or a file."""
 PATTERN = re.compile(r"[*?]")
 

@@ -51,7 +51,9 @@ class Settled:
         resolved = resolve(cfg, facts, width)
         check_held_out(resolved, columns)
         found = resolved_members(resolved, facts, width)
-        widths = tuple(facts.only(each.hook, each.target_hook).columns if facts else columns for each in found)
+        widths = tuple(
+            facts.only(each.hook, each.target_hook).columns if facts else columns for each in found
+        )
         for each, its in zip(found, widths, strict=True):
             if each.sae.start is not None:
                 from sae_dist.train.warm import check_start

@@ -54,8 +54,9 @@ class Evaluator:
         values = {f"eval/{key}": each for key, each in found.items() if isinstance(each, float)}
         if self.held_out.spliced is not None:
             new_NE = self.spliced(run, sae, self.held_out.spliced)
-            if self.held_out.splice is not None:
-                values |= self.held_out.splice.numbers(new_NE)
+            splice = self.held_out.splices.get((run.cfg.hook, run.cfg.target_hook))
+            if splice is not None:
+                values |= splice.numbers(new_NE)
         return values
 
     def batches(

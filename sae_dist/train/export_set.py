@@ -37,8 +37,8 @@ def export_set(folder: Path, formats: Sequence[str], granted: Granted = NOTHING)
     """
     cfg = load_config(folder / CONFIG, granted)
     dictionaries: dict[str, Latents] = {}
-    for place, each in _one_for_each_place(cfg, folder).items():
-        dictionaries[place] = open_latents(each, granted)
+    for place, run in _one_for_each_place(cfg, folder).items():
+        dictionaries[place] = open_latents(run, granted)
     for name in formats:
         for each in dictionaries.values():
             check_format(name, each.head)
@@ -70,7 +70,7 @@ def _one_for_each_place(cfg: Resolved, folder: Path) -> dict[str, Path]:
         if len(folders) > 1:
             more = f" and {len(folders) - SHOWN} more" if len(folders) > SHOWN else ""
             raise ConfigError(
-                f"{folder} has {len(folders)} dictionaries for {place}, and a set has one: export each alone, "
-                f"{', '.join(map(str, folders[:SHOWN]))}{more}"
+                f"{folder} has {len(folders)} dictionaries for {place}, and a set has one; export each "
+                f"alone: {', '.join(map(str, folders[:SHOWN]))}{more}"
             )
     return {place: folders[0] for place, folders in found.items()}

@@ -66,12 +66,17 @@ def test_a_resolved_grid_is_read_back_as_it_was(tmp_path):
         (f"{HOOKS} {TARGETS} target_hook=h.2", "target_hook=h.2: give grid.target_hook in its place"),
         (f"{HOOKS} target_hook=h.2", "target_hook=h.2: give grid.target_hook in its place, one target for"),
         (f"{HOOKS} sae.skip=true", "sae.skip=true leads from a transcoder's input"),
-        (f"{HOOKS} {TARGETS} grid.hook_k=[8,16] sae=relu", "grid.hook_k=.8,16. is not read with sae.kind=relu"),
+        (
+            f"{HOOKS} {TARGETS} grid.hook_k=[8,16] sae=relu",
+            "grid.hook_k=.8,16. is not read with sae.kind=relu",
+        ),
         (f"{HOOKS} grid.k=[1,2] grid.hook_k=[8,16]", "grid.k and grid.hook_k are both given; give one"),
         (f"{HOOKS} {TARGETS} sae.num_latents=64 grid.hook_k=[8,65]", "sae.k=65 is more than sae.num_latents"),
         (f"{HOOKS} grid.hook_num_latents=[64,65] topology.shard=2", r"use 'grid.hook_num_latents=\[64,64\]'"),
-        (f"{HOOKS} {TARGETS} eval.every=4k eval.ce=1k", "eval.ce=1000 splices one hook in, and grid.hook"),
-        ("hook=layers.*.mlp", r"hook=layers.\*.mlp names every layer; .* write 'grid.hook=\[layers.\*.mlp\]'"),
+        (
+            "hook=layers.*.mlp",
+            r"hook=layers.\*.mlp names every layer; .* write 'grid.hook=\[layers.\*.mlp\]'",
+        ),
     ],
 )
 def test_lists_that_do_not_fit(overrides, says):

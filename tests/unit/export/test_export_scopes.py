@@ -49,7 +49,7 @@ QWEN = f"SAE-Res-Qwen3-8B-Base-W64K-L0_{K}"
 
 
 def save_qwen(folder, sae, layer=3):
-    """A layer of Qwen-Scope: an encoder that reads the input as it is, and latents as the decoder's columns."""
+    """A layer of Qwen-Scope: an encoder that reads the input as it is; latents are columns of W_dec."""
     folder.mkdir(parents=True, exist_ok=True)
     found = {"W_enc": sae.W_enc_FD, "W_dec": sae.W_dec_FE.T.contiguous(), "b_dec": sae.b_dec_E}
     found["b_enc"] = sae.b_enc_F - sae.W_enc_FD @ sae.b_dec_E
@@ -367,7 +367,10 @@ def test_circuit_tracers_topk_is_not_read_as_relu(tmp_path):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | more))
         back = Imported.read(tmp_path, None).sae
         assert (back.kind, back.k) == (kind, more.get("k"))
-    for more, error in (({"activation": "topk"}, "has no key k"), ({"activation": "gelu"}, "only relu, jumpr")):
+    for more, error in (
+        ({"activation": "topk"}, "has no key k"),
+        ({"activation": "gelu"}, "only relu, jumpr"),
+    ):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | more))
         with pytest.raises(ConfigError, match=error):
             Imported.read(tmp_path, None)

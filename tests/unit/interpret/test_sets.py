@@ -77,7 +77,9 @@ def test_a_folder_of_exports_a_pattern_and_a_list(tmp_path):
 def test_several_of_one_place_are_named(tmp_path):
     for name in ("k=16", "k=32"):
         export_saelens(tmp_path / f"h.0,{name}", of_layer(0))
-    with pytest.raises(ConfigError, match=r"2 dictionaries for h.0.mlp: .*h.0,k=16, .*k=32; give one of each"):
+    with pytest.raises(
+        ConfigError, match=r"2 dictionaries for h.0.mlp: .*h.0,k=16, .*k=32; give one of each"
+    ):
         sd.load_set(tmp_path)
     check(sd.load_set(f"{tmp_path}/*,k=32"), (0,))
     export_saelens(tmp_path / "other", of_layer(1, model="org/llama"))
