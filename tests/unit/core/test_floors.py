@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[3] / "sae_dist"
 STAGES = ("tokens", "llm", "transport", "shuffle", "dictionary", "optim", "checkpoint", "metrics", "export")
 BASE = ("core", "config")
 FLOORS: dict[str, tuple[str, ...]] = {
-    "__init__": ("core", "interpret"),
+    "__init__": ("core", "interpret", "graph"),
     "core": (),
     "config": ("core",),
     "distributed": BASE,
