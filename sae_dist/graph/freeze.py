@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from sae_dist.core.errors import ConfigError
 
 SOFTMAX = frozenset((torch.softmax, Tensor.softmax, nn.functional.softmax, torch.special.softmax))
+WAYS = ("_attn_implementation_internal", "_experts_implementation_internal")
+"""Where a config of transformers says how attention, and a mixture's experts, are computed."""
 APART = 1e-4
 """How far a norm's output may be from scale * weight * row + bias, relative to the output: rounding alone."""
 
@@ -135,13 +137,18 @@ class Frozen:
     def _bypassing(self) -> Iterator[list[str]]:
         """Let attention be explicit, and yield a list that holds the replaced modules that are running."""
         inside: list[str] = []
+
+        def begin(module: nn.Module, _args: Any) -> None:
+            inside.append(type(module).__name__)
+
+        def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+            inside.pop()
+
         with explicit_attention(self.model), ExitStack() as stack:
             for name in self.replaced:
                 module = self.model.get_submodule(name)
-                begin = module.register_forward_pre_hook(lambda _module, _args: inside.append(""))
-                end = module.register_forward_hook(lambda _module, _args, _output: inside.pop() and None)
-                stack.callback(begin.remove)
-                stack.callback(end.remove)
+                stack.callback(module.register_forward_pre_hook(begin).remove)
+                stack.callback(module.register_forward_hook(end).remove)
             yield inside
 
     @contextmanager
@@ -204,16 +211,20 @@ class _Replay(TorchFunctionMode):
 
 @contextmanager
 def explicit_attention(model: nn.Module) -> Iterator[None]:
-    """Let a model compute its attention patterns by a softmax of its own in the body."""
-    key = "_attn_implementation_internal"
-    found = {id(each): each for module in model.modules() if hasattr(each := _config(module), key)}
-    before = [(each, getattr(each, key)) for each in found.values()]
+    """Let a model compute its attention patterns by a softmax of its own in the body.
+
+    Experts of a mixture are computed one by one, too: the kernel for all at once knows no float64.
+    """
+    found = {id(each): each for module in model.modules() if (each := _config(module)) is not None}
+    before = [
+        (each, key, getattr(each, key)) for each in found.values() for key in WAYS if hasattr(each, key)
+    ]
     try:
-        for each, _ in before:
+        for each, key, _ in before:
             setattr(each, key, "eager")
         yield
     finally:
-        for each, value in before:
+        for each, key, value in before:
             setattr(each, key, value)
 
 
