@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_dist.core.errors import ConfigError, SaeDistError
+    from sae_dist.graph.graph import Graph
+    from sae_dist.graph.trace import trace
     from sae_dist.interpret.attach import Attached
     from sae_dist.interpret.codes import Codes
     from sae_dist.interpret.dictionary import Dictionary
@@ -36,6 +38,8 @@ _PLACES = {
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
 """Public names, and the files of interpret/ that they are in."""
+_GRAPH = {"Graph": "graph", "trace": "trace"}
+"""The same of graph/."""
 
 __all__ = [
     "Attached",
@@ -43,6 +47,7 @@ __all__ = [
     "ConfigError",
     "Dictionary",
     "Explanation",
+    "Graph",
     "Intervention",
     "LanguageModel",
     "SaeDistError",
@@ -55,6 +60,7 @@ __all__ = [
     "mean",
     "model",
     "project_out",
+    "trace",
 ]
 
 
@@ -62,9 +68,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name in ("ConfigError", "SaeDistError"):
         return getattr(importlib.import_module("sae_dist.core.errors"), name)
-    if name not in _PLACES:
+    if name not in _PLACES and name not in _GRAPH:
         raise AttributeError(f"module 'sae_dist' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"sae_dist.interpret.{_PLACES[name]}"), name)
+    place = f"graph.{_GRAPH[name]}" if name in _GRAPH else f"interpret.{_PLACES[name]}"
+    found = getattr(importlib.import_module(f"sae_dist.{place}"), name)
     globals()[name] = found
     return found
 
