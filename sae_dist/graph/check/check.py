@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from sae_dist.core.errors import ConfigError
+from sae_dist.graph.asked import NODES, PATHS
 from sae_dist.graph.check import variants as other_prompts
 from sae_dist.graph.check.judged import judged
 from sae_dist.graph.check.measured import measure
@@ -15,13 +16,12 @@ from sae_dist.graph.check.seeds import seeds
 from sae_dist.graph.check.trials import BATCH, Trials
 from sae_dist.graph.check.verdict import Verdict
 from sae_dist.graph.sites import sites_of
+from sae_dist.graph.trace import exact_enough
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import as_model
 
 if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph
-
-NODES, PATHS = 20, 10
 
 
 def check(
@@ -46,7 +46,7 @@ def check(
 
     Args:
         dictionaries: those that the graph was traced with, in the order of the model.
-        lm: the model, in float32 or better.
+        lm: the model; of half precision, a copy in float32 is made.
         nodes, paths: how many are cut.
         against: effects are of the first logit minus the second; else minus the mean logit.
         paraphrases: other prompts; None: the prompt with something before it.
@@ -54,9 +54,9 @@ def check(
         batch: how many changes are computed at once.
 
     Raises:
-        ConfigError: graph, dictionaries and model do not belong together, or the model computes in 16 bits.
+        ConfigError: graph, dictionaries and model do not belong together.
     """
-    model = as_model(lm)
+    model = exact_enough(as_model(lm))
     ids_S = torch.as_tensor(graph.ids, dtype=torch.int64).reshape(-1)
     predicted = Predicted(graph)
     tokens = [int(graph.nodes[n].token or 0) for n in predicted.logits]

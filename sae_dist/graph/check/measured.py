@@ -167,17 +167,13 @@ def _beside_controls(
     of_controls = _on_metric(trials.run([[each.scaled(0.0)] for each in placebo]), weight_L)
     of_random = _on_metric(trials.run([[each] for each in random_directions(own, seed)]), weight_L)
     left = iter(of_controls.tolist())
-    return [
-        Cut(
-            n,
-            own[m],
-            *effects[:, m].tolist(),
-            others[m],
-            None if others[m] is None else next(left),
-            float(of_random[m]),
-        )
-        for m, n in enumerate(chosen)
-    ]
+    found = []
+    for m, n in enumerate(chosen):
+        predicted, cut, doubled = effects[:, m].tolist()
+        control_cut = None if others[m] is None else next(left)
+        random_cut = float(of_random[m])
+        found.append(Cut(n, own[m], predicted, cut, doubled, others[m], control_cut, random_cut))
+    return found
 
 
 def missing(trials: Trials) -> float:

@@ -90,7 +90,7 @@ def last_logits(lm: LanguageModel) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def mediated(d: Dictionary, x_NSD: Tensor, y_NSE: Tensor, later: list[int]) -> tuple[Tensor, Tensor]:
+def untold(d: Dictionary, x_NSD: Tensor, y_NSE: Tensor, later: list[int]) -> tuple[Tensor, Tensor]:
     """Return, of trials, the squared norm of what a dictionary misses of a layer's change, and of the change.
 
     Args:

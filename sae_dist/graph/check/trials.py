@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.graph.check.seen import Change, Outcome, Seen, last_logits, rows_of, softcapped
+from sae_dist.graph.check.seen import Change, Outcome, Seen, last_logits, rows_of, softcapped, untold
 from sae_dist.graph.sites import Site
 from sae_dist.interpret.codes import Codes
 from sae_dist.interpret.dictionary import Dictionary
@@ -51,11 +51,6 @@ class Trials:
 
     def __post_init__(self) -> None:
         """Compute the prompt as it is, in a batch of the size of those with changes."""
-        if self.lm.dtype in (torch.bfloat16, torch.float16):
-            raise ConfigError(
-                f"the model computes in {str(self.lm.dtype).removeprefix('torch.')}, in which small effects "
-                "are lost; load it in float32: sd.model(d, dtype=torch.float32)"
-            )
         # Dictionaries are applied where the activations are.
         self._dictionaries = [_on(site.dictionary, self.lm.device) for site in self.sites]
         special = torch.tensor(sorted(self.lm.special_ids), dtype=torch.int64)
@@ -156,7 +151,7 @@ class Trials:
                 later = [n for n, each in enumerate(own) if min(one.layer for one in each) < layer]
                 x_NSD = seen.x[layer]
                 if later and x_NSD is not None:
-                    unsaid, moved = mediated(self.at(layer)[0], x_NSD, seen.y[layer], later)
+                    unsaid, moved = untold(self.at(layer)[0], x_NSD, seen.y[layer], later)
                     unsaid_C[later] += unsaid
                     moved_C[later] += moved
         return (logit_NT[1:] - logit_NT[:1]).cpu(), pre_CM, unsaid_C, moved_C

@@ -74,7 +74,9 @@ def made(lm: LanguageModel, ids: Sequence[int]) -> list[Variant]:
         begin += 1
     head, rest = tuple(ids[:begin]), tuple(ids[begin:])
     if lm.tokenizer is None:
-        extra = {f"its token {each} before it": (each,) for each in dict.fromkeys(rest[:2])}
+        extra: dict[str, tuple[int, ...]] = {
+            f"its token {each} before it": (each,) for each in dict.fromkeys(rest[:2])
+        }
     else:
         extra = {name: _pieces(lm, text) for name, text in BEFORE.items()}
     found = [Variant(name, (*head, *more, *rest)) for name, more in extra.items() if more]
