@@ -24,7 +24,7 @@ PROMPT = "Eiffel beside the Colosseum in"
 EIFFEL, COLOSSEUM, LAST = 0, 3, 4
 """Positions in the prompt."""
 WIDTH, LATENTS, HEADS = 32, 24, 2
-COMMON, MARK = 40.0, 2.0
+COMMON, MARK = 200.0, 2.0
 """The component that all tokens have, and the strength of marks of single tokens."""
 DIRECTIONS = (
     "common",
@@ -227,3 +227,51 @@ def planted_circuit(
     """The transcoders and the model."""
     model = circuit_model(dtype)
     return transcoders(model, without), as_model(model, tokenizer())
+
+
+def saved(folder: Path) -> Path:
+    """Save the model and its transcoders; returns the folder of these, a set."""
+    from sae_dist.export.saelens import export_saelens
+
+    d, lm = planted_circuit()
+    lm.model.save_pretrained(folder / "llm")
+    lm.tokenizer.save_pretrained(folder / "llm")
+    for layer, each in enumerate(d):
+        each.sae.metadata["model_name"] = str(folder / "llm")
+        export_saelens(folder / "set" / f"layer_{layer}", each.sae)
+    return folder / "set"
+
+
+def table() -> str:
+    """The planted paths: by hand, by the graph, and what cutting each in the model does."""
+    from sae_dist.core.text import columns
+    from sae_dist.graph.check.chosen import firing
+    from sae_dist.graph.check.paths import measured
+    from sae_dist.graph.check.predicted import Predicted
+    from sae_dist.graph.check.trials import Trials
+    from sae_dist.graph.sites import sites_of
+    from sae_dist.graph.trace import trace
+
+    d, lm = planted_circuit()
+    graph = trace(d, lm, PROMPT, targets=["Paris", "Rome"], node_threshold=1.0, edge_threshold=1.0)
+    predicted, known = Predicted(graph), known_paths()
+    logit = predicted.logits[0]
+    found = {
+        tuple(graph.nodes[n].id for n in each.nodes): each for each in predicted.paths(logit, len(known))
+    }
+    trials = Trials(
+        sites_of(d, lm), lm, torch.tensor(graph.ids), [int(each.token or 0) for each in graph.logits]
+    )
+    inside = sorted({n for each in found.values() for n in each.nodes[:-1]})
+    keys = [(graph.nodes[n].layer, graph.nodes[n].position, graph.nodes[n].latent) for n in inside]
+    fired = dict(zip(inside, firing(trials, keys), strict=True))
+    cut = dict(zip(found, measured(trials, predicted, list(found.values()), fired), strict=True))
+    rows = [("path", "by hand", "graph", "cut in the model")]
+    for path, carried in known.items():
+        told = f"{found[path].effect:+.3f}" if path in found else "missing"
+        rows.append((" > ".join(path), f"{carried:+.3f}", told, f"{cut.get(path, 0.0):+.3f}"))
+    return "\n".join(columns(rows))
+
+
+if __name__ == "__main__":
+    print(table())

@@ -125,20 +125,33 @@ def _ranked(value_C: Floats) -> Floats:
     return found
 
 
-def _resampled(of_groups: list[NDArray[np.int64]], seed: int) -> list[NDArray[np.int64]]:
-    draw = np.random.default_rng(seed)
-    drawn = draw.integers(0, len(of_groups), (RESAMPLES, len(of_groups)))
-    return [np.concatenate([of_groups[n] for n in row]) for row in drawn]
-
-
 def _ranks(
     predicted_C: Floats, measured_C: Floats, of_groups: list[NDArray[np.int64]], seed: int
 ) -> tuple[float, float]:
     if math.isnan(spearman(predicted_C, measured_C)) or len(of_groups) < FEWEST:
         return -1.0, 1.0
-    found = [spearman(predicted_C[own], measured_C[own]) for own in _resampled(of_groups, seed)]
+    draw, G = np.random.default_rng(seed), len(of_groups)
+    times_RG = draw.multinomial(G, np.full(G, 1 / G), size=RESAMPLES).astype(np.float64)
+    times_RC = np.empty((RESAMPLES, len(predicted_C)))
+    for number, own in enumerate(of_groups):
+        times_RC[:, own] = times_RG[:, number : number + 1]
+    a_RC, b_RC = (_resampled_ranks(each, times_RC) for each in (predicted_C, measured_C))
+    spread_R = np.sqrt((times_RC * a_RC**2).sum(1) * (times_RC * b_RC**2).sum(1))
     # A resample without any difference says nothing of ranks.
-    return _ends(np.nan_to_num(np.array(found), nan=0.0))
+    found_R = np.divide(
+        (times_RC * a_RC * b_RC).sum(1), spread_R, out=np.zeros(RESAMPLES), where=spread_R > 0
+    )
+    return _ends(found_R)
+
+
+def _resampled_ranks(value_C: Floats, times_RC: Floats) -> Floats:
+    """Return centred mean ranks in resamples that have each value so many times [R, C]."""
+    _, first_C, place_C = np.unique(value_C, return_index=True, return_inverse=True)
+    times_RV = np.stack([times_RC[:, place_C == level].sum(1) for level in range(len(first_C))], 1)
+    rank_RV = times_RV.cumsum(1) - (times_RV - 1) / 2
+    mean_R1 = (times_RC.sum(1, keepdims=True) + 1) / 2
+    found: Floats = rank_RV[:, place_C] - mean_R1
+    return found
 
 
 def _ends(found_R: Floats) -> tuple[float, float]:

@@ -96,7 +96,7 @@ def judged(
     """Return the verdict.
 
     It explains little if errors carry more than half, if signs or ranks of the nodes' effects are not right
-    beyond chance, or if controls do as much. It explains in part if the paths between are not as it says.
+    beyond chance, or if latents of equal size do as much; in part if edges or paths are not as it says.
 
     Args:
         made: the variants were made, and not given.
@@ -104,7 +104,7 @@ def judged(
     equal = Beats.of([(each.cut, each.control_cut) for each in found.cuts if each.control_cut is not None])
     random = Beats.of([(each.cut, each.random_cut) for each in found.cuts])
     told = Told.of(found.unsaid_M, found.moved_M, seed)
-    against, short = _against(found, equal, random), _short_of(found, told)
+    against, short = _against(found, equal), _short_of(found, told)
     level: Level = "little" if against else "partly" if short else "explains"
     lines = [_headline(level, found, against or short), *_controls(equal, random), *_inside(found, told)]
     lines += [_errors(found), *_stable(variants, made), *_seeds(others)]
@@ -115,7 +115,7 @@ def judged(
     return Verdict(level=level, lines=tuple(lines), tables=tuple(shown), numbers=numbers)
 
 
-def _against(found: Measured, equal: Beats, random: Beats) -> list[str]:
+def _against(found: Measured, equal: Beats) -> list[str]:
     """Return why a graph explains little; nothing if it does not."""
     reasons = []
     if found.error_share > MOST_UNEXPLAINED:
@@ -136,8 +136,6 @@ def _against(found: Measured, equal: Beats, random: Beats) -> list[str]:
         reasons.append("which node does more than another is not predicted beyond chance")
     if not equal.passes:
         reasons.append("its nodes do no more than other latents of equal size")
-    if not random.passes:
-        reasons.append("its nodes do no more than random directions of equal size")
     return reasons
 
 

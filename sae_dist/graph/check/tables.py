@@ -1,6 +1,7 @@
 """The tables of a verdict: nodes, paths, variants of the prompt, and other dictionaries' latents."""
 
 from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from sae_dist.graph.check.measured import Measured
@@ -64,7 +65,7 @@ def _variants(variants: Sequence[Stability]) -> Table:
             "yes" if each.says else "no",
             f"{each.fire} of {each.num}",
             f"{each.agreement.same_sign} of {each.agreement.num}",
-            f"{each.agreement.rank:.2f}",
+            f"{each.agreement.rank:.2f}" if isfinite(each.agreement.rank) else "",
         )
         for each in variants
     )

@@ -1,4 +1,4 @@
-"""Controls of a check: latents of equal size, other prompts, other dictionaries, and graphs that mean nothing."""
+"""Controls of a check: equal latents, other prompts, other dictionaries, and graphs that mean nothing."""
 
 from dataclasses import replace
 
@@ -92,8 +92,9 @@ def test_paraphrases_are_compared(circuit):
     assert not other["same_next_token"] and other["fire"] == 0
 
 
-def test_the_same_dictionaries_in_another_order_are_found_again(circuit):
-    d, lm, graph = circuit
+def test_the_same_dictionaries_in_another_order_are_found_again(random_one):
+    d, lm = random_one
+    graph = trace(d, lm, list(range(20, 29)))
     order = torch.randperm(d[0].num_latents, generator=torch.Generator().manual_seed(0))
     others = [Dictionary(each.sae.tile(order), each.place) for each in d]
     found = check(graph, d, lm, other=others, other_name="again").numbers["other_set"]
@@ -156,8 +157,6 @@ def test_random_dictionaries_explain_little(random_one):
     graph = trace(d, lm, ids)
     found = check(graph, d, lm)
     assert found.level == "little", str(found)
-    # Edges are direct effects whatever the latents mean: they are as predicted.
-    assert found.numbers["edges"]["rank"] > 0.8
 
 
 def test_a_shuffled_graph_explains_little(random_one, circuit):

@@ -11,7 +11,7 @@ from sae_dist.graph.check.seen import Change
 from sae_dist.graph.check.trials import Trials
 from sae_dist.graph.sites import sites_of
 from sae_dist.graph.trace import trace
-from tests.helpers.planted_circuit import LAST, PARIS, PROMPT, known_paths, planted_circuit
+from tests.helpers.planted_circuit import LAST, PARIS, PLANTED, PROMPT, known_paths, planted_circuit, said
 
 NEAR = 0.02
 """How far norms are from 1."""
@@ -74,8 +74,11 @@ def test_cutting_the_path_kills_the_answer(circuit):
     codes = trials.at(0)[1]
     cuts = [Change(0, 0, -float(codes.of_latent(latent)[0]) * d[0].W_dec[latent]) for latent in (0, 4)]
     moved = float(trials.run([cuts]).logit_CT[0, 0])
-    carried = sum(size for path, size in known_paths().items() if path[0] in ("f_0_0_0", "f_0_0_4"))
-    assert moved == pytest.approx(-carried, rel=0.05)
+    # Without the path the latents of layer 1 that read it are silent, and what they said is gone.
+    codes = trials.at(1)[1]
+    said_by = {each.latent: said(each.writes) for each in PLANTED if each.layer == 1}
+    lost = sum(float(codes.of_latent(latent)[LAST]) * said_by[latent] for latent in (0, 2))
+    assert lost > 4 and moved == pytest.approx(-lost, rel=NEAR)
 
 
 def test_changes_are_those_of_a_hook_of_ones_own(circuit):
