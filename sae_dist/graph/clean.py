@@ -81,7 +81,8 @@ def clean_pass(sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor) -> Clean
         ConfigError: a place is passed several times, or its target before its hook, or logits are another
             function of the last norm's output than a product.
     """
-    caught, frozen = _Caught(), Frozen(lm.base)
+    replaced = [path for path, way in (site.target.split(":") for site in sites) if way == "out"]
+    caught, frozen = _Caught(), Frozen(lm.base, replaced)
     shape = (1, len(ids_S))
     with torch.no_grad(), ExitStack() as stack:
         stack.enter_context(frozen.recording())

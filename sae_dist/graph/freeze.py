@@ -7,7 +7,7 @@ it is called, and a norm is known by what it does with the recorded rows.
 Letters: as core.types.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,8 @@ from torch.overrides import TorchFunctionMode
 from sae_dist.core.errors import ConfigError
 
 SOFTMAX = frozenset((torch.softmax, Tensor.softmax, nn.functional.softmax, torch.special.softmax))
+WAYS = ("_attn_implementation_internal", "_experts_implementation_internal")
+"""Where a config of transformers says how attention, and a mixture's experts, are computed."""
 APART = 1e-4
 """How far a norm's output may be from scale * weight * row + bias, relative to the output: rounding alone."""
 
@@ -94,11 +96,13 @@ class Frozen:
 
     Attributes:
         patterns: results of every softmax, in the order of the calls.
+        replaced: modules whose output is replaced: what happens inside does not count.
         norms: by module, in the order of its calls.
         unknown: modules that have the name of a norm and do something else, with their class.
     """
 
     model: nn.Module
+    replaced: Sequence[str] = ()
     patterns: list[Tensor] = field(default_factory=list)
     norms: dict[str, list[Scaled]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
@@ -115,7 +119,7 @@ class Frozen:
                 self.norms.setdefault(name, []).append(found)
             return y
 
-        with explicit_attention(self.model), self._on_norms(note), _Record(self.patterns):
+        with self._bypassing() as inside, self._on_norms(note, inside), _Record(self.patterns, inside):
             yield
 
     @contextmanager
@@ -126,15 +130,35 @@ class Frozen:
         def replace(name: str, _module: nn.Module, x: Tensor, y: Any) -> Any:
             return next(calls[name])(x) if name in calls else y
 
-        with explicit_attention(self.model), self._on_norms(replace), _Replay(self.patterns):
+        with self._bypassing() as inside, self._on_norms(replace, inside), _Replay(self.patterns, inside):
             yield
 
     @contextmanager
-    def _on_norms(self, act: Callable[[str, nn.Module, Tensor, Any], Any]) -> Iterator[None]:
+    def _bypassing(self) -> Iterator[list[str]]:
+        """Let attention be explicit, and yield a list that holds the replaced modules that are running."""
+        inside: list[str] = []
+
+        def begin(module: nn.Module, _args: Any) -> None:
+            inside.append(type(module).__name__)
+
+        def end(_module: nn.Module, _args: Any, _output: Any) -> None:
+            inside.pop()
+
+        with explicit_attention(self.model), ExitStack() as stack:
+            for name in self.replaced:
+                module = self.model.get_submodule(name)
+                stack.callback(module.register_forward_pre_hook(begin).remove)
+                stack.callback(module.register_forward_hook(end).remove)
+            yield inside
+
+    @contextmanager
+    def _on_norms(
+        self, act: Callable[[str, nn.Module, Tensor, Any], Any], inside: list[str]
+    ) -> Iterator[None]:
         def hook(name: str) -> Callable[..., Any]:
             def called(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Any) -> Any:
                 x = args[0] if args else next(iter(kwargs.values()), None)
-                return act(name, module, x, y) if isinstance(x, Tensor) else y
+                return act(name, module, x, y) if isinstance(x, Tensor) and not inside else y
 
             return called
 
@@ -149,15 +173,15 @@ class Frozen:
 class _Record(TorchFunctionMode):
     """A look at every softmax."""
 
-    def __init__(self, found: list[Tensor]):
+    def __init__(self, found: list[Tensor], inside: list[str]):
         super().__init__()
-        self._found = found
+        self._found, self._inside = found, inside
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func in SOFTMAX:
+        if func in SOFTMAX and not self._inside:
             self._found.append(found.detach())
         return found
 
@@ -165,15 +189,15 @@ class _Record(TorchFunctionMode):
 class _Replay(TorchFunctionMode):
     """The results that were recorded, in place of every softmax."""
 
-    def __init__(self, recorded: list[Tensor]):
+    def __init__(self, recorded: list[Tensor], inside: list[str]):
         super().__init__()
-        self._next = iter(recorded)
+        self._next, self._inside = iter(recorded), inside
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func not in SOFTMAX:
+        if func not in SOFTMAX or self._inside:
             return func(*args, **given)
         like = args[0] if args else given["input"]
         recorded = next(self._next, None)
@@ -187,16 +211,20 @@ class _Replay(TorchFunctionMode):
 
 @contextmanager
 def explicit_attention(model: nn.Module) -> Iterator[None]:
-    """Let a model compute its attention patterns by a softmax of its own in the body."""
-    key = "_attn_implementation_internal"
-    found = {id(each): each for module in model.modules() if hasattr(each := _config(module), key)}
-    before = [(each, getattr(each, key)) for each in found.values()]
+    """Let a model compute its attention patterns by a softmax of its own in the body.
+
+    Experts of a mixture are computed one by one, too: the kernel for all at once knows no float64.
+    """
+    found = {id(each): each for module in model.modules() if (each := _config(module)) is not None}
+    before = [
+        (each, key, getattr(each, key)) for each in found.values() for key in WAYS if hasattr(each, key)
+    ]
     try:
-        for each, _ in before:
+        for each, key, _ in before:
             setattr(each, key, "eager")
         yield
     finally:
-        for each, value in before:
+        for each, key, value in before:
             setattr(each, key, value)
 
 

@@ -97,7 +97,7 @@ def prune(
     inside_X, inside = selected.influence(weight_T, depth, link)
     passed = torch.cat([inside_X[:N], weight_T.double()])
     score = inside * passed[:, None]
-    link &= smallest_set(score.flatten(), edge_threshold).view_as(score)
+    link[link.clone()] = smallest_set(score[link], edge_threshold)
     source_X = _connected(source_X, link, selected, N)
     target = torch.cat([source_X[:N], torch.ones(len(weight_T), dtype=torch.bool)])
     link &= target[:, None] & source_X

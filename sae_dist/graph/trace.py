@@ -27,6 +27,7 @@ from sae_dist.graph.sites import sites_of
 from sae_dist.graph.store import Store
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel, as_model
+from sae_dist.llm.architecture import text_part
 
 MOST_LOGITS, ENOUGH = 10, 0.95
 """Without targets: so many tokens at most, until their probabilities sum to so much."""
@@ -91,6 +92,7 @@ def trace(
         follow(replacement, store, weight_T, max_nodes=max_nodes, batch=batch, axis=axis)
         checks, constant_t = check_rows(replacement, store, faithful)
         found = assemble(replacement, store, weight_T, checks, constant_t, settings, probability_V)
+        _meet(axis)  # others may read rows until now
     text = prompt if isinstance(prompt, str) else "".join(found.tokens)
     found = replace(found, prompt=text, set_name=set_name)
     if folder is not None and (axis is None or axis.rank == 0):
@@ -128,6 +130,9 @@ def _ids(lm: LanguageModel, prompt: Any) -> Tensor:
     ids_S = lm.ids(prompt)
     if not len(ids_S):
         raise ConfigError("the prompt has no tokens; give at least one")
+    most = getattr(text_part(lm.model.config), "max_position_embeddings", None)
+    if most and len(ids_S) > most:
+        raise ConfigError(f"the prompt has {len(ids_S)} tokens; {lm.name} takes {most} at most")
     return ids_S
 
 
@@ -191,9 +196,14 @@ def _rows_folder(
         if there is None:
             rows.mkdir(parents=True, exist_ok=True)
             write_json(rows / TRACE, own)
+    _meet(axis)
+    return _Borrowed(str(rows))
+
+
+def _meet(axis: Axis | None) -> None:
+    """Wait for all ranks."""
     if axis is not None:
         axis.sum(torch.zeros(1))
-    return _Borrowed(str(rows))
 
 
 class _Borrowed:
