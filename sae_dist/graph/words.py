@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_dist.core.text import visible
@@ -55,6 +56,12 @@ def cumulative(graph: "Graph") -> list[float | None]:
         so_far += own[place] or 0.0
         found[place] = min(so_far / whole, 1.0)
     return found
+
+
+def name_of(where: str) -> str:
+    """Return the name of a model or set; of a path on this machine its last part, for others to read."""
+    path = Path(where)
+    return path.name if path.name and (path.is_absolute() or where.startswith((".", "~"))) else where
 
 
 def token_text(text: str) -> str:

@@ -175,4 +175,4 @@ def _slug(graph: "Graph") -> str:
     said = json.dumps(
         [list(map(int, graph.ids)), graph.set_name, sorted(graph.settings.items(), key=str)], default=str
     )
-    return f"{plain(graph.set_name)}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return f"{plain(Path(graph.set_name).name)}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"

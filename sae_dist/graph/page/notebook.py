@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from sae_dist.core.template import rendered
 from sae_dist.graph.page.view import headline, number, numbers_of, percent, unchecked
-from sae_dist.graph.words import LATENT, numbers_of_layers, token_text
+from sae_dist.graph.words import LATENT, name_of, numbers_of_layers, token_text
 
 if TYPE_CHECKING:
     from sae_dist.graph.check.verdict import Verdict
@@ -34,7 +34,8 @@ def fragment(graph: "Graph", verdict: "Verdict | None" = None) -> str:
         for node in latents[:ROWS]
     ]
     values = {
-        "graph": graph,
+        "model": name_of(graph.model),
+        "set_name": name_of(graph.set_name),
         "headline": headline(graph),
         "verdict": verdict or unchecked(),
         "numbers": numbers_of(graph),

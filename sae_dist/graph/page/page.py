@@ -15,6 +15,7 @@ from sae_dist.core.text import visible
 from sae_dist.graph.known import Known
 from sae_dist.graph.page.data import embedded, page_data
 from sae_dist.graph.page.view import headline, numbers_of, unchecked, words_of_checks
+from sae_dist.graph.words import name_of
 
 if TYPE_CHECKING:
     from sae_dist.graph.check.verdict import Verdict
@@ -62,10 +63,10 @@ def page(
         "numbers": numbers_of(graph),
         "verdict": verdict or unchecked(),
         "checks": words_of_checks(graph),
-        "graph": graph,
+        "model": name_of(graph.model),
+        "set_name": name_of(graph.set_name),
         "left_out": left_out,
         "is_node": NODE_ID.match,
-        "many": sum(node.kind not in ("token", "logit") for node in graph.nodes) or 1,
     }
     return rendered(HERE / "graph.html", values)
 

@@ -122,6 +122,14 @@ def test_small_graphs_have_pages(tmp_path, how):
     assert fragment(graph)
 
 
+def test_no_path_of_a_machine_is_shown():
+    graph = graph_of(model="/home/me/models/mine", set_name="../outputs/the set")
+    for text in (page(graph), fragment(graph)):
+        assert "/home" not in text and "outputs" not in text
+        assert "mine, the set" in text
+    assert "org/model" in page(graph_of(model="org/model"))
+
+
 def test_a_notebook_shows_no_script():
     graph, _ = hostile()
     read = Read(fragment(graph, VERDICT))
@@ -130,3 +138,4 @@ def test_a_notebook_shows_no_script():
     assert VERDICT.lines[0] in read.text and read.text.count("f_") == 15
     best = max((node for node in graph.nodes if node.kind == "latent"), key=lambda node: node.influence)
     assert best.id in read.text
+    assert fragment(graph) == graph._repr_html_()
