@@ -15,6 +15,7 @@ from sae_dist.atlas.formats.circuit_tracer import number_of
 from sae_dist.atlas.formats.names import plain
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.files import write_text
+from sae_dist.core.run_folder import EXPORT
 from sae_dist.core.text import visible
 from sae_dist.graph.known import Known, label_of
 from sae_dist.graph.words import ERROR, LATENT, LOGIT, TOKEN, cumulative, numbers_of_layers, target_texts
@@ -93,7 +94,7 @@ def neuronpedia(
         "scan": plain(scan or Path(graph.model).name),
         "prompt_tokens": [_text(each) for each in graph.tokens],
         "prompt": _text(graph.prompt),
-        "transcoder_list": [Path(each.folder).name for each in graph.layers if each.folder],
+        "transcoder_list": [_run_name(Path(each.folder)) for each in graph.layers if each.folder],
         "schema_version": SCHEMA_VERSION,
         "info": {
             "description": "\n".join(description),
@@ -164,6 +165,10 @@ class _Words:
         # The probability is read out of what follows the first "(p=".
         shown = _text(self.targets.get(node.token or 0, str(node.token))).replace("(p=", "(p =")
         return f'Output "{shown}" (p={float(node.probability or 0.0):.3f})'
+
+
+def _run_name(folder: Path) -> str:
+    return folder.parent.name if folder.name == EXPORT else folder.name
 
 
 def _text(words: str) -> str:

@@ -78,7 +78,7 @@ def policy(style: str, script: str) -> str:
         for each in (style, script)
     ]
     return (
-        f"default-src 'none'; style-src {allowed[0]}; script-src {allowed[1]}; img-src data:; "
+        f"default-src 'none'; style-src {allowed[0]}; script-src {allowed[1]}; "
         "base-uri 'none'; form-action 'none'"
     )
 

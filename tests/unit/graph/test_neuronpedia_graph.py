@@ -10,7 +10,7 @@ import torch
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.formats.neuronpedia import neuronpedia, write_neuronpedia
-from sae_dist.graph.graph import Node
+from sae_dist.graph.graph import Layer, Node
 from sae_dist.graph.known import Known
 from tests.helpers.made_graphs import HOSTILE, graph_of
 
@@ -135,6 +135,12 @@ def test_names_are_what_neuronpedia_takes():
     assert about["info"]["description"] == "It explains it." and about["schema_version"] == 1
     assert about["pruning_settings"] == {"node_threshold": 0.8, "edge_threshold": 0.98}
     assert "feature_details" not in about
+    folders = (
+        Layer("layers.0.mlp", "x", "/home/me/runs/first/export"),
+        Layer("layers.1.mlp", "y", "/a/second"),
+    )
+    named = neuronpedia(replace(graph_of(layers=2), layers=folders))["metadata"]
+    assert named["transcoder_list"] == ["first", "second"] and "/home" not in json.dumps(named)
     again = neuronpedia(graph, slug="mine", scan="gpt2", source_set="set-16k")["metadata"]
     assert (again["slug"], again["scan"]) == ("mine", "gpt2")
     assert again["feature_details"] == {"neuronpedia_source_set": "set-16k"}
