@@ -70,8 +70,7 @@ class _Caught:
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
     embedding: Tensor | None = None
-    heads: Tensor | None = None
-    last: Tensor | None = None
+    final: Tensor | None = None
 
 
 def clean_pass(sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor) -> Clean:
@@ -92,11 +91,9 @@ def clean_pass(sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor) -> Clean
         logits_V = lm.model(**lm.as_trained(ids_S), use_cache=False).logits[0, -1].detach()
     if lost := [site.target for number, site in enumerate(sites) if number not in caught.outputs]:
         raise ConfigError(f"target_hook={lost[0]} is not passed in a forward of {lm.name}")
-    if caught.embedding is None or caught.heads is None or caught.last is None:
+    if caught.embedding is None or caught.final is None:
         raise ConfigError(f"{lm.name} does not call its embedding or its head; no graph can be drawn of it")
-    final_D = caught.heads[0, -1]
-    if not torch.equal(final_D, caught.last[0, -1]):
-        raise ConfigError(f"{lm.name} computes something between its base model and its head")
+    final_D = caught.final[0, -1]
     return Clean(
         frozen=frozen,
         head=_head(lm, final_D, logits_V),
@@ -112,7 +109,7 @@ def _catch(
     stack: ExitStack, lm: LanguageModel, number: int, site: Site, caught: _Caught, shape: tuple[int, int]
 ) -> None:
     def note_input(x: Tensor) -> Tensor:
-        caught.inputs[number] = per_token(x, shape)[0].detach()
+        caught.inputs[number] = per_token(x, shape)[0].detach().clone()  # models add in place
         return x
 
     def note_output(y: Tensor) -> Tensor:
@@ -122,7 +119,7 @@ def _catch(
             )
         if site.hook is not None and number not in caught.inputs:
             raise ConfigError(f"{lm.name} reaches target_hook={site.target} before hook={site.hook}")
-        caught.outputs[number] = per_token(y, shape)[0].detach()
+        caught.outputs[number] = per_token(y, shape)[0].detach().clone()
         return y
 
     if site.hook is not None:
@@ -131,19 +128,15 @@ def _catch(
 
 
 def _catch_ends(stack: ExitStack, lm: LanguageModel, caught: _Caught) -> None:
-    """Catch the embedding's output, the base model's, and the head's input."""
+    """Catch the embedding's output and the head's input."""
 
     def embedded(_module: Any, _args: Any, output: Tensor) -> None:
-        caught.embedding = output.detach()
-
-    def ended(_module: Any, _args: Any, output: Any) -> None:
-        caught.last = output[0].detach()
+        caught.embedding = output.detach().clone()
 
     def read(_module: Any, args: tuple[Tensor, ...]) -> None:
-        caught.heads = args[0].detach()
+        caught.final = args[0].detach().clone()
 
     stack.callback(lm.model.get_input_embeddings().register_forward_hook(embedded).remove)
-    stack.callback(lm.base.register_forward_hook(ended).remove)
     stack.callback(lm.model.get_output_embeddings().register_forward_pre_hook(read).remove)
 
 

@@ -182,7 +182,7 @@ class _Record(TorchFunctionMode):
     ) -> Any:
         found = func(*args, **(kwargs or {}))
         if func in SOFTMAX and not self._inside:
-            self._found.append(found.detach())
+            self._found.append(found.detach().clone())
         return found
 
 

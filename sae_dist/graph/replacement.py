@@ -8,9 +8,9 @@ sources: those, an error for each place and position, and a token for each posit
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -20,8 +20,8 @@ from sae_dist.graph.active import Active
 from sae_dist.graph.clean import Clean, clean_pass
 from sae_dist.graph.sites import Site
 from sae_dist.interpret.model import LanguageModel
+from sae_dist.llm.hooks import Stop, per_token
 from sae_dist.llm.hooks import attach as hook_on
-from sae_dist.llm.hooks import per_token
 
 
 @dataclass(frozen=True)
@@ -153,12 +153,17 @@ class Replacement:
         with ExitStack() as stack:
             stack.enter_context(self.clean.frozen.replaying())
             embedding = self.lm.model.get_input_embeddings()
-            handle = embedding.register_forward_hook(lambda _module, _args, _output: tokens_NSD)
+            # Copies, since models add in place.
+            handle = embedding.register_forward_hook(lambda _module, _args, _output: tokens_NSD.clone())
+            stack.callback(handle.remove)
+            final: list[Tensor] = []
+            handle = self.lm.model.get_output_embeddings().register_forward_pre_hook(partial(_end, final))
             stack.callback(handle.remove)
             for number in range(len(self.sites)):
                 self._splice(stack, number, inputs, written[number], (N, S))
-            output = self.lm.base(**_copies(self.lm.as_trained(self.ids_S), N), use_cache=False)
-        return inputs, output[0][:, -1]
+            with suppress(Stop):
+                self.lm.model(**_copies(self.lm.as_trained(self.ids_S), N), use_cache=False)
+        return inputs, final[0][:, -1]
 
     def _splice(
         self,
@@ -171,12 +176,12 @@ class Replacement:
         site, active = self.sites[number], self.active[number]
 
         def note(x: Tensor) -> Tensor:
-            inputs[number] = per_token(x, shape)
+            inputs[number] = per_token(x, shape).clone()
             return x
 
         def replace(y: Tensor) -> Tensor:
             found = written_NSE if active is None else written_NSE + self._skipped(active, inputs[number])
-            return found.view_as(y)
+            return found.clone().view_as(y)
 
         if site.hook is not None:
             stack.callback(hook_on(self.lm.base, site.hook, note).remove)
@@ -243,6 +248,12 @@ class Replacement:
             if target >= self.num_latents:
                 grad[copy] = W_TD[target - self.num_latents]
         return [*outputs, opened.final_ND], [*gradients, grad]
+
+
+def _end(found: list[Tensor], _module: Any, args: tuple[Tensor, ...]) -> None:
+    """Keep what the head would multiply, and end the forward: no logits of all copies are needed."""
+    found.append(args[0])
+    raise Stop
 
 
 def _copies(arguments: Mapping[str, Any], N: int) -> dict[str, Any]:

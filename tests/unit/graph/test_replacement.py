@@ -177,7 +177,7 @@ def test_rows_are_those_of_a_llama_written_by_hand():
 
 @pytest.mark.parametrize(
     "kind",
-    ["qwen3_next", *(pytest.param(k, marks=pytest.mark.long) for k in ("lfm2", "nemotron_h", "falcon_h1"))],
+    ["qwen3_next", *(pytest.param(k, marks=pytest.mark.long) for k in ("lfm2_moe", "jamba", "falcon_h1"))],
 )
 def test_what_is_not_linear_is_refused(kind):
     lm = small_model(kind)
