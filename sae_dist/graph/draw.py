@@ -113,7 +113,8 @@ def write(folder: Path, graph: "Graph", dictionaries: Any, verdict: Verdict | No
 
     known = known_of(graph, dictionaries)
     write_page(folder / PAGE, graph, verdict, known)
-    write_neuronpedia(folder / NEURONPEDIA, graph, known)
+    said = () if verdict is None else verdict.lines
+    write_neuronpedia(folder / NEURONPEDIA, graph, known, description=said)
     found = [folder / PAGE, folder / NEURONPEDIA, folder / JSON]
     if verdict is not None:
         write_json(folder / VERDICT, verdict.to_json())

@@ -148,7 +148,7 @@ def _short_of(found: Measured, told: Told) -> list[str]:
         reasons.append("single edges are not as predicted")
     if found.by_paths.num >= FEWEST and not found.by_paths.signs_agree:
         reasons.append("single paths are not as predicted")
-    if told.num and not told.interval[0] > 0:
+    if told.num >= FEWEST and not told.interval[0] > 0:
         reasons.append("what later layers do when nodes are cut is not what their dictionaries say")
     return reasons
 
@@ -170,7 +170,7 @@ def _in_words(agree: Agreement, metric: str) -> str:
     if np.isfinite(agree.rank):
         low, high = agree.rank_interval
         words += f"; rank correlation {agree.rank:.2f} ({low:.2f} to {high:.2f})"
-    return f"{words}; {agree.slope:.2g} times the predicted size."
+    return f"{words}; {agree.slope:.2f} times the predicted size."
 
 
 def _controls(equal: Beats, random: Beats) -> list[str]:
@@ -196,15 +196,15 @@ def _inside(found: Measured, told: Told) -> list[str]:
         if agree.num:
             rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
             lines.append(
-                f"{what}: {agree.same_sign} of {agree.num} have the predicted sign{rank}; {agree.slope:.2g} "
+                f"{what}: {agree.same_sign} of {agree.num} have the predicted sign{rank}; {agree.slope:.2f} "
                 "times the predicted size."
             )
     if told.num:
         low, high = told.interval
         between = f" ({percent(low)} to {percent(high)})" if np.isfinite(low) else ""
         lines.append(
-            f"Of what later layers do otherwise when a node is cut, their dictionaries tell "
-            f"{percent(told.share)}{between}; the graph holds the rest still, as errors."
+            f"Where a node is cut later layers change, and their dictionaries tell {percent(told.share)} of "
+            f"that{between}; the graph takes the rest for fixed errors."
         )
     return lines
 
