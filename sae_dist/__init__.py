@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from sae_dist.interpret.interventions import Intervention, ablate, add, clamp, mean, project_out
     from sae_dist.interpret.load import load
     from sae_dist.interpret.model import LanguageModel, model
+    from sae_dist.interpret.sets import DictionarySet, load_set
     from sae_dist.interpret.steer import Steered
     from sae_dist.interpret.watch import Watched
 
 _PLACES = {
     "load": "load",
+    **dict.fromkeys(("load_set", "DictionarySet"), "sets"),
     "Dictionary": "dictionary",
     "Codes": "codes",
     "model": "model",
@@ -46,6 +48,7 @@ __all__ = [
     "Codes",
     "ConfigError",
     "Dictionary",
+    "DictionarySet",
     "Explanation",
     "Graph",
     "Intervention",
@@ -57,6 +60,7 @@ __all__ = [
     "add",
     "clamp",
     "load",
+    "load_set",
     "mean",
     "model",
     "project_out",

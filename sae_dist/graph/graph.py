@@ -212,5 +212,11 @@ class Graph:
             f"{self.error_share:.0%} of the influence in errors)"
         )
 
+    def _repr_html_(self) -> str:
+        """Show the graph's numbers and its most influential latents in a notebook."""
+        from sae_dist.graph.page.notebook import fragment
+
+        return fragment(self)
+
     def _shown(self) -> list[tuple[str, Node]]:
         return list(zip(self.targets, self.logits, strict=True))[:3]

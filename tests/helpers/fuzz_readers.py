@@ -45,7 +45,7 @@ from sae_dist.transport.cache_manifest import MANIFEST, read_manifest
 from tests.helpers.described import described
 from tests.unit.config.test_config_rules import resolved
 from tests.unit.export.test_export_formats import F, make
-from tests.unit.export.test_export_scopes import save_scope, scope
+from tests.unit.export.test_export_scopes import QWEN, save_qwen, save_scope, scope
 from tests.unit.tokens.test_tokens_sources import npy, write_tar
 from tests.unit.transport.test_cache import make as make_cache
 
@@ -347,6 +347,9 @@ READERS = {
     ),
     "gemma_scope_2": Reader(
         _scope_2, ("params.safetensors", "config.json"), lambda f: Imported.read(f, "gemma_scope_2")
+    ),
+    "qwen_scope": Reader(
+        lambda f: save_qwen(f / QWEN, make("topk")), ("*/*.pt",), lambda f: Imported.read(f / QWEN, None)
     ),
 }
 KEPT = {

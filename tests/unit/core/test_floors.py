@@ -58,7 +58,7 @@ DOORS = {
     "submitit": ("launch",),
     "matplotlib": ("metrics", "evaluation", "bench"),
     "jinja2": ("core/template",),
-    "markupsafe": ("evaluation/report", "interpret", "atlas", "serve"),
+    "markupsafe": ("evaluation/report", "interpret", "atlas", "serve", "graph"),
     "hydra": ("config/run", "launch"),
     "torch.distributed": (
         "distributed",
