@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sae_dist.core.errors import ConfigError, SaeDistError
     from sae_dist.interpret.attach import Attached
+    from sae_dist.interpret.attribute.attribution import Attribution
+    from sae_dist.interpret.attribute.metrics import logit, logit_diff
     from sae_dist.interpret.codes import Codes
     from sae_dist.interpret.dictionary import Dictionary
     from sae_dist.interpret.explaining.explanation import Explanation
@@ -33,12 +35,15 @@ _PLACES = {
     "Steered": "steer",
     "Watched": "watch",
     "Explanation": "explaining.explanation",
+    "Attribution": "attribute.attribution",
+    **dict.fromkeys(("logit", "logit_diff"), "attribute.metrics"),
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
 """Public names, and the files of interpret/ that they are in."""
 
 __all__ = [
     "Attached",
+    "Attribution",
     "Codes",
     "ConfigError",
     "Dictionary",
@@ -52,6 +57,8 @@ __all__ = [
     "add",
     "clamp",
     "load",
+    "logit",
+    "logit_diff",
     "mean",
     "model",
     "project_out",
