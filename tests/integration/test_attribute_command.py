@@ -52,7 +52,7 @@ def test_many_prompts(place, capsys):
         (["dictionary"], "needs a dictionary and one prompt"),
         (["dictionary", "a", "b"], "needs a dictionary and one prompt"),
         (["dictionary", ""], "the prompt is empty"),
-        (["dictionary", "a", "--against", " b"], "--against  b needs --target"),
+        (["dictionary", "a", "--against", " b"], "b needs --target"),
         (["dictionary", "a", "--exact", "-1"], "--exact -1"),
         (["dictionary", "a", "--top", "3"], "no option --top"),
         (["dictionary", "a", "--html", "no/where.html"], "give a file in a folder that exists"),

@@ -207,7 +207,10 @@ def test_a_dictionary_in_16_bits(llama):
 def test_other_architectures(tiny, family):
     lm = causal(tiny(family))
     found = double("topk").attribute(lm, text_ids(), metric=METRIC, exact=4)
-    assert found.certificate.complete and found.differences.median < 1e-2
+    # OPT's ReLU has kinks on the way, and that is said.
+    smooth = family != "opt"
+    assert found.certificate.complete == smooth and ("do not add up" in str(found)) != smooth
+    assert found.complete_to < 1e-2 * abs(found.certificate.lost) and found.differences.median < 1e-2
     assert sum(len(each._forward_hooks) + len(each._forward_pre_hooks) for each in lm.modules()) == 0
 
 
