@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph
     from sae_dist.graph.trace import trace
     from sae_dist.interpret.attach import Attached
+    from sae_dist.interpret.attribute.attribution import Attribution
+    from sae_dist.interpret.attribute.metrics import logit, logit_diff
     from sae_dist.interpret.codes import Codes
     from sae_dist.interpret.dictionary import Dictionary
     from sae_dist.interpret.explaining.explanation import Explanation
@@ -37,6 +39,8 @@ _PLACES = {
     "Steered": "steer",
     "Watched": "watch",
     "Explanation": "explaining.explanation",
+    "Attribution": "attribute.attribution",
+    **dict.fromkeys(("logit", "logit_diff"), "attribute.metrics"),
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
 """Public names, and the files of interpret/ that they are in."""
@@ -45,6 +49,7 @@ _GRAPH = {"Graph": "graph", "trace": "trace"}
 
 __all__ = [
     "Attached",
+    "Attribution",
     "Codes",
     "ConfigError",
     "Dictionary",
@@ -61,6 +66,8 @@ __all__ = [
     "clamp",
     "load",
     "load_set",
+    "logit",
+    "logit_diff",
     "mean",
     "model",
     "project_out",
