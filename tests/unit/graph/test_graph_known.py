@@ -83,7 +83,7 @@ def test_without_an_atlas_the_head_says_what_a_latent_raises():
     found = known_of(graph, [own], lm)
     assert sorted(found) == [(0, latent) for latent in by_layer(graph, 0)]
     for (_, latent), known in found.items():
-        logit_V = (own.W_dec[latent].double() @ head.weight.double().T)[:40]
+        logit_V = (own.W_dec[latent].double() @ head.weight.detach().double().T)[:40]
         order = logit_V.argsort(descending=True).tolist()
         assert [token for token, _ in known.up] == [f"token {each}" for each in order[:5]]
         assert [token for token, _ in known.down] == [f"token {each}" for each in order[::-1][:5]]
