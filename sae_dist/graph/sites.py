@@ -13,7 +13,6 @@ from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel, check_same
 from sae_dist.llm.cut import layers_of
 
-
 SHOWN = 3
 
 
@@ -72,8 +71,8 @@ def _in_order(found: dict[str, Site], base: nn.Module) -> list[Site]:
     place = layers_of(found)
     if place is None:
         raise ConfigError(
-            f"target_hook {', '.join([*found][:SHOWN])}: these are not in one list of layers; give hooks such as "
-            "layers.0.mlp:out"
+            f"target_hook {', '.join([*found][:SHOWN])}: these are not in one list of layers; give "
+            "hooks such as layers.0.mlp:out"
         )
     path = place[0]
     layers = base.get_submodule(path)
