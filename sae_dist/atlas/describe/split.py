@@ -2,7 +2,8 @@
 
 They are to the bit those of `About.of`.
 
-Letters: f one latent; g the same; P codes of a piece; Q chosen ones; V tokens of the vocabulary; J numbers of a list.
+Letters: f one latent; g the same; P codes of a piece; Q chosen ones; V tokens of the vocabulary; J numbers
+of a list.
 """
 
 from dataclasses import dataclass
