@@ -27,6 +27,8 @@ dictionary larger than this machine's memory can be exported. An unfinished run 
   --format circuit_tracer       RUN/export/circuit_tracer: config.yaml, layer_<n>.safetensors; transcoders
                                 of a layer's mlp, without a k
                                 several formats: --format again
+                                A grid over hooks is exported as a set, GRID/export/FORMAT: a folder for each
+                                place within, of circuit_tracer a file for each layer
   --push ORG/REPO               write these and a model card into RUN/hub, and upload that to the Hugging Face
                                 Hub, with the token that huggingface_hub finds (hf auth login)
   --folder-only                 with --push: build the repository's folder without uploading
@@ -36,11 +38,12 @@ Examples:
   sae-dist export outputs/my_run
   sae-dist export outputs/my_run --format saelens --format sparsify
   sae-dist export outputs/my_run --push me/my-dictionary
+  sae-dist export outputs/my_grid --format circuit_tracer
 """
 
 
 def run(arguments: list[str]) -> None:
-    """Export a run, and with --push publish it.
+    """Export a run, or a grid as a set; with --push publish a run.
 
     Raises:
         SaeDistError: see `train.export.export_run`, and `export.hub.push`.
@@ -56,12 +59,16 @@ def run(arguments: list[str]) -> None:
         raise ConfigError(
             "--folder-only needs --push ORG/REPO: it builds that repository's folder without uploading"
         )
-    single(granted_config(given.run / CONFIG, granted, LLM), given.run)
+    cfg = granted_config(given.run / CONFIG, granted, LLM)
+    if not cfg.grid.hook or given.push:
+        single(cfg, given.run)
     from sae_dist.train.export import export_run, publish
+    from sae_dist.train.export_set import export_set
 
     formats = list(dict.fromkeys(given.formats or ["saelens"]))
     with owning(run_of(given.run), "exported"):
         if given.push:
             show(publish(given.run, formats, given.push, upload_it=not given.folder_only, granted=granted))
         else:
-            show("\n".join(map(str, export_run(given.run, formats, granted))))
+            export = export_set if cfg.is_grid else export_run
+            show("\n".join(map(str, export(given.run, formats, granted))))

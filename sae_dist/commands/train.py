@@ -31,6 +31,8 @@ Main keys (key=value; all of them: --help all):
   optim.lr=null                 null: computed from steps, latents and width
   grid.num_latents=[4096,8192]  train many dictionaries on one stream, with one pass of the LLM: every
                                 combination of grid.num_latents, grid.k, grid.lr, grid.hook and grid.seed
+  'grid.hook=[layers.*.mlp:in]' 'grid.target_hook=[layers.*.mlp]'
+                                a transcoder for each pair of hook and target; * is every layer's number
   topology.shard=2              split the dictionary over 2 processes; topology.producers=1 adds a process
                                 that runs the LLM; topology.dp=2 adds a second replica
   resume=auto                   continue an unfinished run

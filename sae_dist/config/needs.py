@@ -91,16 +91,24 @@ MOST_SHARDS = 1024
 def held_bytes(members: Sequence[Single], columns: int, target: int) -> int:
     """Return the bytes of a consumer between two steps.
 
-    It holds every dictionary of a grid, and the activations that wait once.
+    It holds every dictionary of a grid, and the activations that wait once for each place in the LLM.
 
     Args:
         columns, target: as in `consumer_memory`, of the widest dictionary.
     """
+    waiting = {
+        (member.hook, member.target_hook): consumer_memory(member, columns, target).rows for member in members
+    }
+    return dictionary_bytes(members, columns, target) + sum(waiting.values())
+
+
+def dictionary_bytes(members: Sequence[Single], columns: int, target: int) -> int:
+    """Return the bytes of a consumer's dictionaries and their optimizers; see `held_bytes`."""
     cfg, each = members[0], [consumer_memory(member, columns, target) for member in members]
     dictionaries = sum(one.dictionary for one in each)
     if cfg.optim.kind == "offload" and cfg.device != "cpu":
         dictionaries -= sum(one.moments for one in each)
-    return dictionaries + max(one.rows for one in each)
+    return dictionaries
 
 
 def what_would_fit(
@@ -141,7 +149,7 @@ def _changes(cfg: Resolved, members: Sequence[Single]) -> Iterator[tuple[str, ob
             if possible and cfg.precision != "float64":
                 yield "optim", kind, changed("optim", "kind", kind)
     widths = {member.sae.num_latents for member in members}
-    if cfg.grid.num_latents is None and len(widths) == 1:
+    if cfg.grid.num_latents is None and cfg.grid.hook_num_latents is None and len(widths) == 1:
         step, most_k = cfg.topology.shard * cfg.topology.dp, max(member.sae.k for member in members)
         fewer = widths.pop()
         while (fewer := fewer // 2 // step * step) >= max(step, most_k):

@@ -10,6 +10,7 @@ from sae_dist.config.grid import members
 from sae_dist.config.kinds import ENCODER_SCALE, KINDS, SELECTED
 from sae_dist.config.rules.sharing import DEFAULT_LANES, default_lanes
 from sae_dist.config.run import Resolved, RunConfig, Single, flat, narrowed, parse_counts
+from sae_dist.config.sections import OF_HOOKS
 from sae_dist.config.triton import cuda_is_here, triton_problem
 from sae_dist.core.errors import ConfigError
 
@@ -27,6 +28,7 @@ EVAL_TOKENS, CE_TOKENS = (500_000, 50_000), (64_000, 8_000)
 DEAD_AFTER_AT_MOST = 10_000_000
 SAME_RUN = ("name", "output", "private", "resume", "metrics", "topology", "cache", "checkpoint", "cluster")
 """Sections and keys that may change when a run is continued."""
+LATER = tuple(f"grid.{key}" for key in OF_HOOKS)
 SAME_RUN_KEYS = ("llm.shard", "llm.shard_size", "llm.offload", "llm.compile")
 """Keys that may change too, in sections whose other keys may not."""
 
@@ -52,7 +54,9 @@ def resolve(cfg: RunConfig, facts: "LlmFacts | None", width: int) -> Resolved:
         cfg.llm.attn = cfg.llm.attn or facts.attn
         cfg.tokens.context = _context(cfg.tokens.context, facts)
         if cfg.grid.hook is not None:
-            cfg.grid.hook = list(facts.hooks)
+            cfg.grid.hook = [pair.hook for pair in facts.pairs]
+        if cfg.grid.target_hook is not None:
+            cfg.grid.target_hook = [pair.target_hook or "" for pair in facts.pairs]
     named_with = fill_open(cfg)
     _resolve_machine(cfg)
     if not cfg.is_grid:
@@ -95,7 +99,8 @@ def resolved_members(cfg: Resolved, facts: "LlmFacts | None", width: int) -> lis
     """
     found = members(cfg)
     for member in found:
-        _resolve_sae(member, width if facts is None else facts.only(member.hook).width)
+        place = member.hook, member.target_hook
+        _resolve_sae(member, width if facts is None else facts.only(*place).width)
     return [narrowed(Single, member) for member in found]
 
 
@@ -112,8 +117,8 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None", named_with: dict[str, Any
     """Return the default name of a run's folder.
 
     It is `<llm>-<hook>-<kind>-<latents>-k<k>-<hash>`, and of a grid `<llm>-<hook>-<kind>-grid-of-<n>-<hash>`.
-    A transcoder's hook is `<hook>-to-<target_hook>`. Without an LLM, the stem of the activations' file or
-    `synthetic-<features>in<width>` stands in place of LLM and hook.
+    A transcoder's hook is `<hook>-to-<target_hook>`, the first of a grid of such pairs. Without an LLM, the
+    stem of the activations' file or `synthetic-<features>in<width>` stands in place of LLM and hook.
 
     Args:
         named_with: values that take the place of the config's in the hash; see `fill_open`.
@@ -123,9 +128,12 @@ def run_name(cfg: RunConfig, facts: "LlmFacts | None", named_with: dict[str, Any
     elif facts is None:
         source = Path(cfg.activations.path or "").stem
     else:
-        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in facts.hooks)
+        places = facts.pairs[0].hooks if facts.more_targets else facts.hooks
+        hooks = "-to-".join(hook.removesuffix(":out").replace(":", "_") for hook in places)
         source = f"{Path(facts.name).name}-{hooks}"
     values = identity(cfg) | named_with
+    # Keys that older runs had not: without a value they name the same run.
+    values = {key: each for key, each in values.items() if each is not None or key not in LATER}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
     if cfg.is_grid:
         what = f"grid-of-{len(members(cfg))}"

@@ -6,7 +6,6 @@ frozen `config.yaml` of a run folder holds.
 """
 
 import copy
-import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache, lru_cache
@@ -232,9 +231,10 @@ def _parsed(text: str) -> Resolved:
             raise ValueError(f"{key}={value} is not one of {', '.join(allowed)}")
     if (loaded.activations.num_features or 0) * (loaded.activations.width or 0) > LARGEST_MATRIX:
         raise ValueError("activations.num_features times activations.width is too large")
-    size = math.prod(len(values) for values in vars(loaded.grid).values() if values is not None)
-    if size > LARGEST_GRID:
-        raise ValueError(f"grid has {size} dictionaries; at most {LARGEST_GRID}")
+    if loaded.grid.misfit:
+        raise ValueError(loaded.grid.misfit)
+    if loaded.grid.size > LARGEST_GRID:
+        raise ValueError(f"grid has {loaded.grid.size} dictionaries; at most {LARGEST_GRID}")
     return narrowed(Resolved if loaded.is_grid else Single, parse_counts(loaded))
 
 

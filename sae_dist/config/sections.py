@@ -1,5 +1,6 @@
 """The sections of a run's config, one dataclass each, as people write them. See `config.run`."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -150,15 +151,46 @@ class OptimConfig:
     decay: float = 0.5  # last fraction of the run, linear to zero
 
 
+OF_HOOKS = {"target_hook": "target_hook", "hook_num_latents": "sae.num_latents", "hook_k": "sae.k"}
+"""The keys of `grid` with a value for each of `grid.hook`, and the key that each sets for a dictionary."""
+
+
 @dataclass
 class GridConfig:
-    """Many dictionaries on one stream of activations: every combination of these lists. null: not varied."""
+    """Many dictionaries on one stream of activations: every combination of these lists. null: not varied.
 
-    hook: list[str] | None = None  # values of hook
+    The lists that have a value for each of `hook` vary with it.
+    """
+
+    hook: list[str] | None = None  # values of hook; a * stands for the number of every layer
+    target_hook: list[str] | None = None  # of target_hook, one for each hook: transcoders
+    hook_num_latents: list[int] | None = None  # of sae.num_latents, one for each hook
+    hook_k: list[int] | None = None  # of sae.k, one for each hook
     num_latents: list[int] | None = None  # of sae.num_latents
     k: list[int] | None = None  # of sae.k
     lr: list[float] | None = None  # of optim.lr
     seed: list[int] | None = None  # of sae.seed: the data and their order are the same
+
+    @property
+    def size(self) -> int:
+        """The number of dictionaries."""
+        return math.prod(
+            len(values) for key, values in vars(self).items() if values is not None and key not in OF_HOOKS
+        )
+
+    @property
+    def misfit(self) -> str | None:
+        """What is wrong with the lists that have a value for each hook; None: nothing."""
+        for key in OF_HOOKS:
+            values = getattr(self, key)
+            if values is None:
+                continue
+            if self.hook is None:
+                return f"grid.{key} has a value for each of grid.hook; give that, too"
+            if len(values) != len(self.hook):
+                hooks = len(self.hook)
+                return f"grid.{key} has {len(values)} values for the {hooks} of grid.hook; give one for each"
+        return None
 
 
 @dataclass

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
-from sae_dist.config.grid import grid_problems, members
+from sae_dist.config.grid import STAR, grid_problems, members
 from sae_dist.config.kinds import KINDS, READ_BY, SELECTED
 from sae_dist.config.plain import LARGEST, LARGEST_FLOAT
 from sae_dist.config.rules.checkpoint import checkpoint_problems
@@ -254,6 +254,10 @@ def _kind(cfg: RunConfig) -> Iterator[str]:
 
 
 def _target(cfg: RunConfig) -> Iterator[str]:
+    for key in ("hook", "target_hook"):
+        hook = get(cfg, key)
+        if hook is not None and STAR in hook:
+            yield f"{key}={hook} names every layer; for a dictionary of each write 'grid.{key}=[{hook}]'"
     if cfg.target_hook is not None and cfg.target_hook == cfg.hook:
         yield f"target_hook={cfg.target_hook} is hook itself; leave target_hook out to train an autoencoder"
     if cfg.sae.skip and cfg.target_hook is None:

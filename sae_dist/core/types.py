@@ -210,6 +210,8 @@ class LlmFacts:
     For a grid of hooks also:
 
     more      the other hooks, each with its width; one dictionary reads the columns of one hook
+    more_targets  of each of these the target of its transcoder, its width, whether it is reached first;
+              empty: they get autoencoders. A target's columns follow its hook's
     """
 
     name: str
@@ -225,6 +227,7 @@ class LlmFacts:
     target_width: int | None = None
     target_first: bool = False
     more: tuple[tuple[str, int], ...] = ()
+    more_targets: tuple[tuple[str, int, bool], ...] = ()
     packed: bool = True
     attn: str = "sdpa"
     auto: tuple[str, str] = ("AutoModel", "AutoModelForCausalLM")
@@ -236,34 +239,53 @@ class LlmFacts:
     pad_id: int | None = None
 
     @property
+    def pairs(self) -> tuple[LlmFacts, ...]:
+        """The facts for each dictionary's place: one hook and, of a transcoder, its target."""
+        first = replace(self, more=(), more_targets=())
+        targets = self.more_targets or ((None, None, False),) * len(self.more)
+        return (
+            first,
+            *(
+                replace(first, hook=hook, width=width, target_hook=to, target_width=size, target_first=early)
+                for (hook, width), (to, size, early) in zip(self.more, targets, strict=True)
+            ),
+        )
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """The widths of all places that are captured, in the order of the columns."""
-        target = () if self.target_width is None else (self.target_width,)
-        return (self.width, *target, *(width for _, width in self.more))
+        if self.more:
+            return tuple(width for pair in self.pairs for width in pair.widths)
+        return (self.width,) if self.target_width is None else (self.width, self.target_width)
 
     @property
     def columns(self) -> int:
-        """The width of the rows that flow: activation, a transcoder's target, activations of more hooks."""
+        """The width of the rows that flow: the activation at each hook, a transcoder's target behind it."""
         return sum(self.widths)
 
     @property
     def hooks(self) -> tuple[str, ...]:
-        """Every place that is captured, in the order of the columns."""
-        target = () if self.target_hook is None else (self.target_hook,)
-        return (self.hook, *target, *(hook for hook, _ in self.more))
+        """Every place that is captured, in the order of the columns; a grid may name one several times."""
+        if self.more:
+            return tuple(hook for pair in self.pairs for hook in pair.hooks)
+        return (self.hook,) if self.target_hook is None else (self.hook, self.target_hook)
 
-    def only(self, hook: str | None) -> LlmFacts:
-        """Return the facts with one hook of a grid's hooks; without such a grid, all of them."""
-        if not self.more:
-            return self
-        assert hook is not None
-        return replace(self, hook=hook, width=self.widths[self.hooks.index(hook)], more=())
+    @property
+    def are_sources(self) -> tuple[bool, ...]:
+        """The answer for each of `hooks`: is it read, rather than a target?"""
+        return ((True,) if self.target_hook is None else (True, False)) * (1 + len(self.more))
 
-    def stretch(self, hook: str | None) -> slice:
-        """Return the columns that a dictionary at one hook of a grid reads; without such a grid, all."""
+    def only(self, hook: str | None, target_hook: str | None) -> LlmFacts:
+        """Return the facts with one place of a grid's; without such a grid, all of them."""
+        return self.pairs[self._place(hook, target_hook)] if self.more else self
+
+    def stretch(self, hook: str | None, target_hook: str | None) -> slice:
+        """Return the columns that a dictionary at one place of a grid reads; without such a grid, all."""
         if not self.more:
             return slice(0, self.columns)
-        assert hook is not None
-        place = self.hooks.index(hook)
-        first = sum(self.widths[:place])
-        return slice(first, first + self.widths[place])
+        columns = [pair.columns for pair in self.pairs]
+        place = self._place(hook, target_hook)
+        return slice(sum(columns[:place]), sum(columns[: place + 1]))
+
+    def _place(self, hook: str | None, target_hook: str | None) -> int:
+        return [(pair.hook, pair.target_hook) for pair in self.pairs].index((hook or "", target_hook))

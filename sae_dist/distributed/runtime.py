@@ -12,6 +12,7 @@ import torch.distributed as dist
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.place import Place
 from sae_dist.core.process import pause
+from sae_dist.distributed.collectives import Axis
 from sae_dist.distributed.control import Control, close_all
 from sae_dist.distributed.network import choose_interface, store_of
 
@@ -56,6 +57,13 @@ def gpu_of(where: Place, found: int) -> int:
             f"{found}; start at most {found} here, or use device=cpu"
         )
     return where.local_rank % max(found, 1)
+
+
+def everyone(name: str) -> Axis:
+    """Return all ranks of the process group as one axis."""
+    world: dist.ProcessGroup | None = dist.group.WORLD
+    assert world is not None, "started"
+    return Axis(name, world)
 
 
 def finish() -> None:

@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.export import circuit_tracer, dictionary_learning, gemma_scope, published, saelens, sparsify
+from sae_dist.export import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    published,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from sae_dist.export.exported import ExportedSae, Latents
 from sae_dist.export.names import FILES
 
@@ -79,6 +87,13 @@ FORMATS = {
         cannot_hold=_holds_none,
         write=None,
         read=gemma_scope.load_gemma_scope_2,
+    ),
+    "qwen_scope": Format(
+        folder="qwen_scope",
+        files=FILES["qwen_scope"],
+        cannot_hold=_holds_none,
+        write=None,
+        read=qwen_scope.load_qwen_scope,
     ),
 }
 WRITTEN = tuple(name for name, each in FORMATS.items() if each.write is not None)

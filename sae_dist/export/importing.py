@@ -12,7 +12,7 @@ from sae_dist.core.run_folder import EXPORT, IMPORTED, SUMMARY
 from sae_dist.export.exported import ExportedSae
 from sae_dist.export.formats import FORMATS
 from sae_dist.export.gemma_scope import load_gemma_scope, load_gemma_scope_2
-from sae_dist.export.names import FILES, format_of
+from sae_dist.export.names import FILE_EACH, FILES, format_of
 from sae_dist.export.saelens import export_saelens
 from sae_dist.export.sound import AT_ONCE_BYTES, check_files, check_numbers, check_said
 
@@ -55,14 +55,14 @@ class Imported:
         name = name or format_of(place)
         folder = place.parent if place.is_file() else place
         config, weights = FILES[name]
-        if place.is_file() and name == "circuit_tracer":  # of which one folder holds many
+        if place.is_file() and name in FILE_EACH:
             weights = escape(place.name)
         files = sorted({file for each in (config, weights) for file in folder.glob(each)})
         if verify is None:
             verify = sum(file.stat().st_size for file in files) <= AT_ONCE_BYTES
         if verify:
             check_files(folder, files)
-        if name != "circuit_tracer":
+        if name not in FILE_EACH:
             place = folder
         sae = READERS[name](place, transcoder) if name in READERS else FORMATS[name].read(place)
         check_said(next(iter(sorted(folder.glob(config))), place), sae)

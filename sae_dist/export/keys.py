@@ -132,7 +132,10 @@ CIRCUIT_TRACER = {
     "model_kind": TEXT,
     "feature_input_hook": TEXT,
     "feature_output_hook": TEXT,
+    "activation": TEXT,
+    "k": COUNT,
     "metadata": METADATA,
+    "layers": OBJECT,
 }
 Table = Mapping[str, Any]
 """Key -> its `Type`, or the table of an object's own keys."""

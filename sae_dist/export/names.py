@@ -16,10 +16,13 @@ FILES = {
     "circuit_tracer": (CONFIG, "layer_*.safetensors"),
     "gemma_scope": ("config.json", "params.npz"),
     "gemma_scope_2": ("config.json", "params.safetensors"),
+    "qwen_scope": ("config.json", "layer*.sae.pt"),
 }
 """Format -> the names of its config and of its weights."""
-READ_ONLY = ("gemma_scope", "gemma_scope_2")
+READ_ONLY = ("gemma_scope", "gemma_scope_2", "qwen_scope")
 """Formats that are imported, and not written."""
+FILE_EACH = ("circuit_tracer", "qwen_scope")
+"""Formats of which one folder holds a file for each of many layers."""
 INDEX = ".index.json"
 """The end of the name of a file that says in which files weights are, in place of one."""
 DEEPEST, MOST_FOLDERS, SHOWN_FOLDERS = 4, 5000, 4
@@ -50,7 +53,7 @@ def format_of(place: Path) -> str:
             return named[0]
     if not place.is_dir():
         raise ConfigError(f"{place} is not a folder; give one with {known}")
-    found = _formats_in(place)
+    found = formats_in(place)
     if len(found) == 1:
         return found[0]
     if found:
@@ -65,7 +68,7 @@ def format_of(place: Path) -> str:
     )
 
 
-def _formats_in(folder: Path) -> list[str]:
+def formats_in(folder: Path) -> list[str]:
     """List the formats whose weights are in a folder, in one file or in several that an index names."""
     return [
         name
@@ -80,7 +83,7 @@ def _folders_within(folder: Path) -> Iterator[Path]:
         inside = Path(path)
         if number > MOST_FOLDERS:
             return
-        if inside != folder and _formats_in(inside):
+        if inside != folder and formats_in(inside):
             yield inside
         if len(inside.relative_to(folder).parts) >= DEEPEST:
             names.clear()
@@ -110,7 +113,7 @@ def start_folder(start: str) -> Path:
     folder = Path(start).expanduser()
     folder = folder / EXPORT if (folder / EXPORT / config).is_file() else folder
     if not (folder / config).is_file() or not (folder / weights).is_file():
-        other = folder.is_dir() and _formats_in(folder)
+        other = folder.is_dir() and formats_in(folder)
         how = f"; first: sae-dist import {start} name=NAME, then sae.start=outputs/NAME" if other else ""
         raise ConfigError(
             f"sae.start={start} has no {config} and {weights}; give a run that was exported, its export, or "

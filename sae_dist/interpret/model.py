@@ -22,6 +22,7 @@ from sae_dist.tokens.encoder import without_surrogates
 
 if TYPE_CHECKING:
     from sae_dist.interpret.dictionary import Dictionary
+    from sae_dist.interpret.sets import DictionarySet
 
 Chat = Sequence[Mapping[str, str]]
 """Messages with a `role` and a `content` each."""
@@ -167,7 +168,7 @@ class LanguageModel:
 
 
 def model(
-    dictionary: "Dictionary",
+    dictionary: "Dictionary | DictionarySet",
     lm: Any = None,
     *,
     tokenizer: Any = None,
@@ -178,6 +179,7 @@ def model(
     """Load the model that a dictionary was trained on, with its tokenizer and special tokens as in training.
 
     Args:
+        dictionary: one, or a set, whose dictionaries are of one model.
         lm: a model of transformers that is in memory, or a name or folder: used in place of the one named.
         tokenizer: of `lm`; None: the one saved with it.
         device: None: the dictionary's.
@@ -190,6 +192,9 @@ def model(
     """
     if lm is not None and not isinstance(lm, str | Path):
         return as_model(lm, tokenizer)
+    if isinstance(dictionary, Sequence):
+        # The first that says its model: all that do say the same one.
+        dictionary = next((each for each in dictionary if each.place.model_name), dictionary[0])
     run, place = dictionary.place.run, dictionary.place
     name = str(lm) if lm is not None else place.model_name
     if name is None or (run is not None and lm is None and not run.has_llm):

@@ -37,8 +37,9 @@ def look_ahead(cfg: RunConfig, kind: FolderKind | None = None) -> None:
         from sae_dist.llm.config_file import check_ahead
 
         first, more = captured(cfg)
-        hooks = {"hook": first, "target_hook": cfg.target_hook}
-        hooks |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
+        hooks = dict(zip(("hook", "target_hook"), first, strict=True))
+        for number, (each, target) in enumerate(more, 1):
+            hooks |= {f"grid.hook[{number}]": each, f"grid.target_hook[{number}]": target}
         check_ahead(cfg.llm, hooks, cfg.tokens.context)
         _check_text(cfg)
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sae_dist.config.grid import VARIES
+from sae_dist.config.grid import SETS
 from sae_dist.config.run import RunConfig, register
 from sae_dist.config.secrets import check_secrets, check_taken
 from sae_dist.config.trust import executing, word
@@ -116,7 +116,8 @@ def _of_options(options: tuple[str, ...], files: tuple[tuple[Path, int], ...]) -
 
 def _check_twice(parsed: list[Override]) -> None:
     given = {override.key_or_group: override.input_line for override in parsed}
-    varied = [(f"grid.{key}", sets) for key, sets in VARIES.items() if key != "hook"]
+    varied = [(f"grid.{key}", sets) for key, sets in SETS.items() if not key.endswith("hook")]
+    varied.append(("grid.hook_num_latents", "sae.expansion"))
     for listed, single in [*varied, ("grid.num_latents", "sae.expansion")]:
         if listed in given and single in given:
             raise ConfigError(f"{given[listed]} and {given[single]} are both given; give one")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sae_dist.config.grid import shared_out, single
-from sae_dist.config.needs import consumer_memory, held_bytes, step_flops
+from sae_dist.config.needs import consumer_memory, dictionary_bytes, step_flops
 from sae_dist.config.rules.checkpoint import checkpoint_bytes, most_checkpoints, weight_bytes
 from sae_dist.config.rules.sharding import world_formula, world_size_of
 from sae_dist.config.run import Single
@@ -58,9 +58,12 @@ def _consumer(
     for numbers in groups:
         own = [members[n] for n in numbers]
         widest = max(shapes[n] for n in numbers)
-        dictionaries = held_bytes(own, *widest) - max(consumer_memory(each, *widest).rows for each in own)
+        dictionaries = dictionary_bytes(own, *widest)
         # The rows of each hook wait once, whichever dictionaries read them.
-        buffers = {members[n].hook: consumer_memory(members[n], *shapes[n]).rows for n in numbers}
+        buffers = {
+            (members[n].hook, members[n].target_hook): consumer_memory(members[n], *shapes[n]).rows
+            for n in numbers
+        }
         held[dictionaries + sum(buffers.values())] = sum(buffers.values())
     most, buffer = max(held.items())
     return (
@@ -84,7 +87,7 @@ def _shape(settled: Settled, member: Single) -> tuple[int, int]:
     """Return the width of a row that flows to a dictionary, and of what it reconstructs."""
     if settled.facts is None:
         return settled.columns, settled.columns
-    own = settled.facts.only(member.hook)
+    own = settled.facts.only(member.hook, member.target_hook)
     return own.columns, own.widths[-1]
 
 

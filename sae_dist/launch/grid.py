@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_dist.config.counts import format_count
-from sae_dist.config.grid import member_folders, members, varied
+from sae_dist.config.grid import Pair, member_folders, members, varied
 from sae_dist.config.run import Resolved
 from sae_dist.config.trust import executing
 from sae_dist.core.errors import NumericsError
@@ -37,19 +37,19 @@ def finish_grid(cfg: Resolved, folder: Path) -> str:
     from sae_dist.train.export import export_run
 
     granted = executing(cfg)
-    by_hook: dict[str | None, list[Path]] = {}
+    by_place: dict[Pair, list[Path]] = {}
     for member, each in zip(members(cfg), member_folders(cfg, folder), strict=True):
         if status(each) == TRAINED:
             export_run(each, granted=granted)
-            by_hook.setdefault(member.hook, []).append(each)
-    number = sum(map(len, by_hook.values()))
+            by_place.setdefault((member.hook, member.target_hook), []).append(each)
+    number = sum(map(len, by_place.values()))
     if number:
         extent = f"on {format_count(cfg.eval.tokens)} held-out activations" if cfg.eval.tokens else "(off)"
         print_line(
             f"trained; {number} exports written below {os.path.relpath(folder)}; evaluation {extent}; "
             "Ctrl-C is safe, sae-dist resume goes on"
         )
-    for folders in by_hook.values():
+    for folders in by_place.values():
         for together in batches(folders):
             evaluate_runs(together, granted=granted)
     found: dict[str, dict[str, Any]] = {}

@@ -6,7 +6,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from sae_dist.config.grid import captured
+from sae_dist.config.grid import captured, names_layers, over_layers
 from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.evaluation import check_held_out
 from sae_dist.config.rules.sharding import world_formula, world_size_of
@@ -51,7 +51,9 @@ class Settled:
         resolved = resolve(cfg, facts, width)
         check_held_out(resolved, columns)
         found = resolved_members(resolved, facts, width)
-        widths = tuple(facts.only(each.hook).columns if facts else columns for each in found)
+        widths = tuple(
+            facts.only(each.hook, each.target_hook).columns if facts else columns for each in found
+        )
         for each, its in zip(found, widths, strict=True):
             if each.sae.start is not None:
                 from sae_dist.train.warm import check_start
@@ -80,16 +82,22 @@ def check_restarts() -> None:
 
 
 def composed(overrides: list[str]) -> RunConfig:
-    """Return the config with its counts parsed and, if it trains from a cache, with the cache's values.
+    """Return the config with its counts parsed, a hook for each layer in place of those with a *.
+
+    If it trains from a cache, it has the cache's values.
 
     Raises:
-        ConfigError: see `compose_config` and `from_cache`.
+        ConfigError: see `compose_config`, `from_cache` and `llm.config_file.num_layers`.
     """
     cfg = parse_counts(compose_config(overrides))
     if cfg.reads_cache and cfg.activations.path:
         from sae_dist.launch.cached import from_cache
 
         return from_cache(cfg, overrides)
+    if cfg.runs_llm and names_layers(cfg):
+        from sae_dist.llm.config_file import num_layers
+
+        return over_layers(cfg, num_layers(cfg.llm))
     return cfg
 
 
@@ -145,8 +153,8 @@ def settle(cfg: RunConfig, *, submitted: bool = False) -> Settled:
     from sae_dist.llm.fit import check_memory
     from sae_dist.llm.tensor_parallel import check_plan
 
-    hook, more = captured(cfg)
-    facts, note = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    first, more = captured(cfg)
+    facts, note = llm_facts(cfg.llm, *first, more)
     check_plan(cfg.llm, facts)
     facts, mixed = choose_packing(cfg.llm, facts)
     note = "\n".join(filter(None, (note, mixed))) or None

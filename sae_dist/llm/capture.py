@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import compress
 from typing import Protocol
 
 import torch
@@ -34,7 +35,7 @@ class LlmChunkSource:
         rows: activations per chunk.
         spare: extra activations at the end of a chunk, which replace excluded ones and are otherwise unused.
         max_norm_multiple: a row is excluded if its activation is longer than this multiple of the chunk's
-            median norm. A transcoder's target is not looked at; with several hooks, a row is excluded
+            median norm. Targets of transcoders are not looked at; with several hooks, a row is excluded
             everywhere if it is an outlier at any of them. None: no row is excluded.
         wire: dtype of the rows, whether they travel to another rank or not; None: the LLM's.
 
@@ -85,8 +86,8 @@ class LlmChunkSource:
         x_RD = self.llm.activations(chunk)
         facts = self.llm.facts
         norms = [_norms(part) for part in x_RD.split(facts.widths, 1)]
-        # A transcoder's target does not exclude rows; it is the last of two. A grid of hooks has no target.
-        index_R, found = self._choose(norms[:1] if facts.target_hook else norms)
+        # A transcoder's target does not exclude rows.
+        index_R, found = self._choose(list(compress(norms, facts.are_sources)))
         # One wait for the device in each chunk, for all that the host must know of it.
         fits, last, *finite = torch.stack([*found, *(torch.isfinite(each).all() for each in norms)]).tolist()
         for hook, is_finite in zip(facts.hooks, finite, strict=True):

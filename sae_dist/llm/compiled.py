@@ -19,7 +19,7 @@ class CompiledForward:
         self.base, self.hooks = base, hooks
         self.caught: dict[str, Tensor] = {}
         self.sequences: int | None = None
-        for hook in hooks:
+        for hook in dict.fromkeys(hooks):
             attach(base, hook, partial(self._catch, hook))
         self.run = torch.compile(self._run, dynamic=False)
 
@@ -31,7 +31,8 @@ class CompiledForward:
     def _run(self, inputs: dict[str, Any]) -> Tensor:
         reader(self.base)(**inputs)
         # Emptied: a tensor left in the dict would make torch recompile.
-        return torch.cat([self.caught.pop(hook) for hook in self.hooks], -1)
+        caught = {hook: self.caught.pop(hook) for hook in dict.fromkeys(self.hooks)}
+        return torch.cat([caught[hook] for hook in self.hooks], -1)
 
     def batches(self, chunk: TokenChunk) -> Iterator[tuple[Tensor, ...]]:
         """Yield ids, segments, positions and kept places, as many sequences each as the first chunk had."""

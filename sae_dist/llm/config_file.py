@@ -48,6 +48,32 @@ def check_ahead(cfg: LlmConfig, hooks: Mapping[str, str | None], context: int | 
         check_context(context, cfg.name, longest)
 
 
+def num_layers(cfg: LlmConfig) -> int:
+    """Return how many layers the part of a model that reads text has.
+
+    Raises:
+        ConfigError: there is no such model here, or its config does not say.
+    """
+    path = resolve_here(cfg.name)
+    if path is not None:
+        stated = _text_part(read_json(Path(path) / "config.json") or {}).get("num_hidden_layers")
+        if isinstance(stated, int):
+            return stated
+    from transformers import AutoConfig
+
+    from sae_dist.llm.architecture import text_part
+    from sae_dist.llm.hub import loading, resolve_name
+
+    with loading(cfg.name):
+        config = AutoConfig.from_pretrained(
+            path or resolve_name(cfg.name), trust_remote_code=cfg.trust_remote_code
+        )
+    stated = getattr(text_part(config), "num_hidden_layers", None)
+    if not isinstance(stated, int):
+        raise ConfigError(f"llm.name={cfg.name} does not say how many layers it has; write hooks without *")
+    return stated
+
+
 def _text_part(config: dict[str, Any]) -> dict[str, Any]:
     """Return the part about the language model, in a model of several modalities."""
     part = config.get("text_config")

@@ -1,7 +1,7 @@
 """Facts of an LLM that can be known before its weights are loaded."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,17 +19,22 @@ from sae_dist.llm.special import has_tokenizer, special_tokens
 
 LIMITS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions")
 """Names that models give to their limit on tokens in a sequence."""
+MORE, MORE_TARGETS = "grid.hook", "grid.target_hook"
+"""The keys that further hooks and their targets are named by, followed by their numbers."""
 
 
 def llm_facts(
-    cfg: LlmConfig, hook: str | None, target_hook: str | None = None, more: Sequence[str] = ()
+    cfg: LlmConfig,
+    hook: str | None,
+    target_hook: str | None = None,
+    more: Sequence[tuple[str, str | None]] = (),
 ) -> tuple[LlmFacts, str | None]:
     """Collect the facts of the LLM in `cfg` from its config, its tokenizer and its modules without weights.
 
     Args:
         hook: see `names.resolve_hook`; None: the output of the middle layer.
         target_hook: the target of a transcoder, resolved like `hook`; None: an autoencoder.
-        more: further hooks, of a grid.
+        more: further hooks of a grid, each with its target; all of them have one, or none.
 
     Returns:
         The facts, and lines that report how hook names were translated (None: no name was).
@@ -44,7 +49,9 @@ def llm_facts(
     text = text_part(config)
     base_auto, whole_auto, causal = _auto_classes(config, cfg.name, model)
     given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
-    given |= {f"grid.hook[{number}]": each for number, each in enumerate(more, 1)}
+    for number, (each, target) in enumerate(more, 1):
+        given[f"{MORE}[{number}]"] = each
+        given |= {} if target is None else {f"{MORE_TARGETS}[{number}]": target}
     depth = getattr(text, "num_hidden_layers", 0)
     read = {key: resolve_hook(each, model, depth, key) for key, each in given.items()}
     hooks = {key: resolved for key, (resolved, _) in read.items()}
@@ -63,8 +70,13 @@ def llm_facts(
         vocab_size=text.vocab_size,
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
-        target_first=next(iter(widths)) == "target_hook",
-        more=tuple((hooks[key], widths[key]) for key in given if key.startswith("grid.")),
+        target_first=target_hook is not None and _before("target_hook", "hook", widths),
+        more=tuple((hooks[key], widths[key]) for key in given if key.startswith(MORE)),
+        more_targets=tuple(
+            (hooks[key], widths[key], _before(key, key.replace(MORE_TARGETS, MORE), widths))
+            for key in given
+            if key.startswith(MORE_TARGETS)
+        ),
         packed=alone is None,
         attn=attn,
         auto=(base_auto, whole_auto),
@@ -79,6 +91,12 @@ def llm_facts(
             "activations but those of tokens.exclude_ids and those with attention mask 0"
         )
     return facts, "\n".join(lines) or None
+
+
+def _before(one: str, other: str, reached: Iterable[str]) -> bool:
+    """Tell whether a key comes before another in the order in which a forward reaches their hooks."""
+    order = list(reached)
+    return order.index(one) < order.index(other)
 
 
 def _auto_classes(config: Any, name: str, model: nn.Module) -> tuple[str, str, bool]:

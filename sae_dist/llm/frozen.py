@@ -1,7 +1,7 @@
 """The frozen LLM: runs packed chunks up to the last hook, or to the end with activations replaced.
 
-A row holds the activation at the hook [kept, D]; for a transcoder it is followed by its target [kept, D + E],
-in a grid of hooks by the activations at the other hooks.
+A row holds the activation at the hook [kept, D]; for a transcoder it is followed by its target [kept, D + E].
+In a grid of hooks the other hooks follow, each with its target, if they have one.
 """
 
 from collections.abc import Callable
@@ -221,7 +221,7 @@ class FrozenLlm:
     def _capture(self, inputs: dict[str, Any]) -> Tensor:
         """Run up to the last hook and no further; return the hooks' tensors side by side, [N, S, columns]."""
         caught: dict[str, Tensor] = {}
-        hooks = self.facts.hooks
+        hooks = tuple(dict.fromkeys(self.facts.hooks))
 
         def catch(x: Tensor, hook: str) -> Tensor:
             x_NSD = per_token(x, inputs["input_ids"].shape)
@@ -241,7 +241,7 @@ class FrozenLlm:
                 handle.remove()
             if self.partitioned is not None:
                 self.partitioned.release()
-        found = torch.cat([caught[hook] for hook in hooks], -1)
+        found = torch.cat([caught[hook] for hook in self.facts.hooks], -1)
         check_not_split(self.facts, found.shape[-1])
         return found
 

@@ -56,7 +56,8 @@ def mean_in_words(share: float) -> str:
 def memory_in_words(runs: list[Run]) -> str:
     """Say what a consumer will hold: its dictionaries, and the rows of each of their hooks once."""
     held = [consumer_memory(run.cfg, sum(run.widths), run.widths[-1]) for run in runs]
-    waiting = {run.cfg.hook: each.rows for run, each in zip(runs, held, strict=True)}
+    places = [(run.cfg.hook, run.cfg.target_hook) for run in runs]
+    waiting = {place: each.rows for place, each in zip(places, held, strict=True)}
     parts = (sum(each.dictionary for each in held), sum(waiting.values()))
     dictionary, rows = (gib(count, 2) for count in parts)
     said = (

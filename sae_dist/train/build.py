@@ -63,8 +63,9 @@ def build_runs(rank: Rank, folders: Sequence[Path], chunks: ChunkSource) -> list
     runs = []
     for folder in folders:
         member = single(load_config(folder / CONFIG, executing(cfg)), folder)
-        columns = facts.stretch(member.hook) if facts else slice(0, chunks.width)
-        widths = facts.only(member.hook).widths if facts else (chunks.width,)
+        place = member.hook, member.target_hook
+        columns = facts.stretch(*place) if facts else slice(0, chunks.width)
+        widths = facts.only(*place).widths if facts else (chunks.width,)
         balance = Balance(cfg, topology, timed, chunks.stream if isinstance(chunks, RemoteChunks) else None)
         draw = Columns(stream, columns, widths)
         runs.append(build_run(rank, member, folder, draw, balance, background, staging))

@@ -30,5 +30,7 @@ def left_out(
         return [f"{ahead} is left out: {reason}"]
     if facts is None or cfg.eval.ce_tokens == 0:
         return []
-    reason = why_not_spliced(cfg.llm, facts.only(cfg.hook), device)
-    return [] if reason is None else [f"{ahead} leaves cross-entropy out: {reason}"]
+    # Of a grid's places those differ in this alone: is a target reached before its hook?
+    places = {own.target_first: own for own in facts.pairs}
+    reasons = [why_not_spliced(cfg.llm, own, device) for own in places.values()]
+    return [f"{ahead} leaves cross-entropy out: {reason}" for reason in reasons if reason is not None]

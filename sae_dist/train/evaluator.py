@@ -54,8 +54,9 @@ class Evaluator:
         values = {f"eval/{key}": each for key, each in found.items() if isinstance(each, float)}
         if self.held_out.spliced is not None:
             new_NE = self.spliced(run, sae, self.held_out.spliced)
-            if self.held_out.splice is not None:
-                values |= self.held_out.splice.numbers(new_NE)
+            splice = self.held_out.splices.get((run.cfg.hook, run.cfg.target_hook))
+            if splice is not None:
+                values |= splice.numbers(new_NE)
         return values
 
     def batches(
@@ -106,7 +107,7 @@ def evaluate_all(rank: Rank, runs: Sequence[Run], every: int, width: int) -> Non
     """
     facts, held_out = rank.facts, take(rank.cfg, rank.topology, rank.device, width)
     for run in runs:
-        columns = facts.stretch(run.cfg.hook) if facts else slice(0, width)
+        columns = facts.stretch(run.cfg.hook, run.cfg.target_hook) if facts else slice(0, width)
         run.evaluator = Evaluator(held_out, columns, max(1, every // rank.cfg.batch))
 
 

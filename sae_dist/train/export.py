@@ -148,7 +148,7 @@ def origin(cfg: Resolved, written: Mapping[str, Any]) -> dict[str, Any]:
     facts = build_facts(cfg)
     if facts is None:
         return {}
-    facts = facts.only(cfg.hook)
+    facts = facts.only(cfg.hook, cfg.target_hook)
     names = {"hook_name": facts.hook}
     if facts.target_hook is not None:
         names["hook_name_out"] = facts.target_hook

@@ -9,16 +9,17 @@ With `eval.ce` the first consumer loads the whole LLM instead, and keeps it.
 Letters: as core.types; N rows of all consumers, n of this one.
 """
 
+import copy
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from sae_dist.config.grid import captured
+from sae_dist.config.grid import Pair, captured
 from sae_dist.config.run import Resolved
 from sae_dist.core.errors import ConfigError
-from sae_dist.core.types import ChunkSource, Precision, TokenChunk
+from sae_dist.core.types import ChunkSource, LlmFacts, Precision, TokenChunk
 from sae_dist.distributed.mesh import Topology
 from sae_dist.llm.capture import LlmChunkSource, spare_rows
 from sae_dist.llm.facts import llm_facts
@@ -41,21 +42,35 @@ class Shares:
 
 
 class Splice:
-    """The LLM on the consumer that holds it, and the held-out tokens on which activations are replaced."""
+    """The LLM on the consumer that holds it, and the held-out tokens on which activations are replaced.
+
+    In a grid of hooks `at` makes one of each place, by which the losses are measured.
+    """
+
+    ablated: float
 
     def __init__(self, llm: FrozenLlm, chunks: list[TokenChunk], multiple: float | None):
         self.llm, self.chunks, self.multiple = llm, chunks, multiple
         self.num_targets = sum(int(targets(chunk).sum()) for chunk in chunks)
         self.clean = self._mean(None)[0]
 
+    def at(self, place: LlmFacts, mean_C: Tensor) -> "Splice":
+        """Return the same for one place of the LLM, with the loss when every row there is the mean.
+
+        Args:
+            mean_C: of the held-out activations at all places.
+        """
+        found = copy.copy(self)
+        found.llm = FrozenLlm(self.llm.model, place, with_head=True)
+        mean = mean_C[self.llm.facts.stretch(place.hook, place.target_hook)]
+        mean_E = mean[-(place.target_width or place.width) :]
+        found.ablated = found._mean(lambda rows, _: mean_E.to(rows).expand(len(rows), -1))[0]
+        return found
+
     def rows(self) -> Iterator[Tensor]:
         """Yield the activations of each chunk's kept tokens, [kept, C], those of outlying norm included."""
         for chunk in self.chunks:
             yield self.llm.activations(chunk)
-
-    def against(self, mean_E: Tensor) -> None:
-        """Measure the cross-entropy with every row replaced by the mean."""
-        self.ablated = self._mean(lambda rows, _: mean_E.to(rows).expand(len(rows), -1))[0]
 
     def numbers(self, new_NE: Tensor) -> dict[str, float]:
         """Return CE and KL with the rows [N, E] of all chunks in place of the activations."""
@@ -95,12 +110,12 @@ class HeldOut:
 
     Attributes:
         spliced: this consumer's share of the activations at the tokens of `splice`; None without eval.ce.
-        splice: on the consumer that holds the LLM, with eval.ce; None elsewhere.
+        splices: of each place of the LLM, on the consumer that holds it, with eval.ce; empty elsewhere.
     """
 
     plain: Shares
     spliced: Shares | None = None
-    splice: Splice | None = None
+    splices: Mapping[Pair, Splice] = dataclasses.field(default_factory=dict)
 
 
 def take(cfg: Resolved, topology: Topology, device: torch.device, columns: int) -> HeldOut:
@@ -125,10 +140,12 @@ def take(cfg: Resolved, topology: Topology, device: torch.device, columns: int) 
             raise ConfigError("eval.every: there are no held-out activations; give more text or rows")
         if cfg.eval.ce is None:
             return HeldOut(shares)
+        splices: dict[Pair, Splice] = {}
         if splice is not None:
-            splice.against(shares.mean_C[-(splice.llm.facts.target_width or splice.llm.facts.width) :])
+            for place in splice.llm.facts.pairs:
+                splices[place.hook, place.target_hook] = splice.at(place, shares.mean_C)
             spliced = splice.rows()
-        return HeldOut(shares, shared_out(spliced, None, topology, device, dtype, columns), splice)
+        return HeldOut(shares, shared_out(spliced, None, topology, device, dtype, columns), splices)
 
 
 def shared_out(
@@ -171,11 +188,13 @@ def open_held_out(cfg: Resolved, device: torch.device) -> tuple[ChunkSource, Spl
         truth = GroundTruth.of(cfg.activations, cfg.seed)
         made = SyntheticChunkSource(truth, lanes=1, rows=rows, seed=cfg.seed, held_out=True, dtype=master)
         return made, None
-    hook, more = captured(cfg)
-    facts, _ = llm_facts(cfg.llm, hook, cfg.target_hook, more)
+    first, more = captured(cfg)
+    facts, _ = llm_facts(cfg.llm, *first, more)
     whole = cfg.eval.ce is not None
-    if whole and (reason := why_not_spliced(cfg.llm, facts, device)):
-        raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
+    # Of a grid's places those differ in this alone: is a target reached before its hook?
+    for place in {each.target_first: each for each in facts.pairs}.values() if whole else ():
+        if reason := why_not_spliced(cfg.llm, place, device):
+            raise ConfigError(f"eval.ce={cfg.eval.ce}: {reason}; leave eval.ce out")
     uncompiled = dataclasses.replace(cfg.llm, compile=False)
     dtype = getattr(torch, cfg.llm.dtype)
     llm = FrozenLlm.load(uncompiled, facts, device=device, dtype=dtype, with_head=whole)

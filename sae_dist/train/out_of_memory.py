@@ -47,7 +47,7 @@ def explained(error: Exception, rank: Rank) -> SaeDistError:
 def widths(cfg: Resolved, facts: LlmFacts | None) -> tuple[int, int]:
     """Return the width of a row that a dictionary reads, and of what it reconstructs."""
     if facts is not None:
-        one = facts.only(facts.hook)
+        one = facts.only(facts.hook, facts.target_hook)
         return one.columns, one.widths[-1]
     if cfg.activations.width is not None:
         return cfg.activations.width, cfg.activations.width

@@ -32,8 +32,8 @@ def build_facts(cfg: Resolved) -> LlmFacts | None:
         return read_manifest(cfg.activations.source_path).facts
     if not cfg.runs_llm:
         return None
-    hook, more = captured(cfg)
-    return llm_facts(cfg.llm, hook, cfg.target_hook, more)[0]
+    first, more = captured(cfg)
+    return llm_facts(cfg.llm, *first, more)[0]
 
 
 def build_source(

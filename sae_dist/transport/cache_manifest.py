@@ -114,9 +114,9 @@ class Manifest:
     def content(self) -> dict[str, Any]:
         """Return the content of the file, JSON-able."""
         content: dict[str, Any] = {"schema": SCHEMA, "sha256": OPEN} | dataclasses.asdict(self)
-        # `path` is the model's folder on this machine; `more` is empty: a harvest reads no grid of hooks.
-        # What the others leave out shows in the chunks.
-        for key in ("path", "more", "special_ids", "pad_id"):
+        # `path` is the model's folder on this machine; a harvest reads no grid of hooks, so that it has no
+        # `more`. What the others leave out shows in the chunks.
+        for key in ("path", "more", "more_targets", "special_ids", "pad_id"):
             del content["facts"][key]
         shards = content.pop("shards")
         derived = {"widths": self.widths, "num_chunks": self.lanes * self.chunks_per_lane}

@@ -15,7 +15,7 @@ from typing import Any
 from tests.helpers.browser import BROWSER, OWN, QUIET
 
 OPTIONS = [each for each in QUIET if not each.startswith("--virtual-time")]
-KEYS = {"Enter": 13, "Escape": 27}
+KEYS = {"Enter": 13, "Escape": 27, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
 """Keys that write nothing, with the number by which a browser acts on them."""
 PATIENCE_S = 60
 

@@ -155,7 +155,6 @@ TABLE = [
     ("eval.corpus={inputs}/nowhere", "eval.corpus=", "folder of text"),
     ("eval.probes={inputs}/nowhere.jsonl", "eval.probes=", "text and label, or python"),
     ("eval.every=1k eval.ce=1k activations=synthetic", "eval.ce=1000", "leave it out"),
-    ("eval.every=1k eval.ce=1k grid.hook=[layers.0,layers.1]", "eval.ce=1000", "leave eval.ce out"),
     (
         "llm.shard=tp llm.shard_size=2 topology=split llm.random_init=true",
         "llm.random_init",

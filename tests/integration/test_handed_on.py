@@ -1,4 +1,4 @@
-"""The owners of three formats, in environments of their own, read what an atlas is handed on as.
+"""The owners of formats, in environments of their own, read what an atlas and a graph are handed on as.
 
 An environment that has this package's libraries, and the owner without its own, is enough:
 `pip install --no-deps circuit-tracer`, and eai-delphi with the few modules that its loader imports.
@@ -7,15 +7,19 @@ Neuronpedia's classes are in its repository, in utils/neuronpedia-utils: a .pth 
 
 import json
 import subprocess
+from pathlib import Path
 
+import jsonschema
 import pytest
 
 from sae_dist.atlas.formats.write import write_format
 from sae_dist.atlas.read.atlas import Atlas
 from sae_dist.config.sections import LlmConfig
+from sae_dist.graph.formats.neuronpedia import neuronpedia, write_neuronpedia
 from sae_dist.llm.facts import llm_facts
 from sae_dist.tokens.decoder import Decoder
 from tests.helpers.described import described
+from tests.helpers.made_graphs import graph_of
 
 pytestmark = pytest.mark.long
 
@@ -63,6 +67,22 @@ for part, each in {"features": "feature.Feature", "activations": "activation.Act
     found[part] = [[row.index, getattr(row, "maxValue", None)] for row in rows]
 print(json.dumps(found))
 """
+GRAPH = """
+import json, sys
+from pathlib import Path
+from circuit_tracer.frontend.graph_models import Model
+model = Model.model_validate_json(Path("graph.json").read_text())
+print(json.dumps([len({node.node_id for node in model.nodes}), len(model.links), model.metadata.slug]))
+"""
+SCHEMA = """
+import json
+from pathlib import Path
+import neuronpedia_utils
+root = next(each for each in Path(neuronpedia_utils.__path__[0]).parents if (each / "apps").is_dir())
+print(json.dumps(json.loads((root / "apps/webapp/app/api/graph/graph-schema.json").read_text())))
+"""
+WORDS = ("description", "examples", "title", "version", "$id")
+"""What a schema says to people."""
 DELPHI = """
 import json, sys
 import torch
@@ -132,3 +152,28 @@ def test_delphi_reads_a_cache(request, atlas, tmp_path):
         assert rate == pytest.approx(len(fired[int(latent)]) / places) and examples > 0
         codes = atlas.codes(int(latent))[1][: len(fired[int(latent)])]
         assert most == pytest.approx(codes.max(), rel=1e-3)
+
+
+def bare(schema, names=False):
+    """A schema without what it says to people."""
+    if isinstance(schema, dict):
+        return {
+            key: bare(value, key == "properties")
+            for key, value in schema.items()
+            if names or key not in WORDS
+        }
+    return [bare(each) for each in schema] if isinstance(schema, list) else schema
+
+
+def test_a_graph_is_valid_by_neuronpedias_own_schema(request, tmp_path):
+    schema = told(owner(request, "neuronpedia"), SCHEMA, tmp_path)
+    jsonschema.validate(neuronpedia(graph_of()), schema)
+    kept = Path(__file__).parents[1] / "helpers" / "neuronpedia_graph.json"
+    assert bare(schema) == json.loads(kept.read_text()), "what the unit tests validate by"
+
+
+def test_circuit_tracer_reads_a_graph(request, tmp_path):
+    python = owner(request, "circuit_tracer")
+    graph = graph_of()
+    write_neuronpedia(tmp_path / "graph.json", graph, slug="mine")
+    assert told(python, GRAPH, tmp_path) == [len(graph.nodes), len(graph.weights), "mine"]

@@ -30,7 +30,7 @@ def default_lanes(cfg: RunConfig) -> int:
 
 def latents_are_open(cfg: RunConfig) -> bool:
     """Return whether the number of latents will follow from the width of the activations."""
-    return cfg.sae.num_latents is None and not cfg.grid.num_latents
+    return cfg.sae.num_latents is None and not cfg.grid.num_latents and not cfg.grid.hook_num_latents
 
 
 def consumers_of(cfg: RunConfig) -> int:
@@ -100,11 +100,12 @@ def misfits(cfg: RunConfig, consumers: int) -> Iterator[Misfit]:
     # Not more than now: the run might be shorter than a larger step, or its evaluations more frequent.
     rows = max(cfg.batch // consumers, 1) * consumers
     yield Misfit(f"batch={cfg.batch}", f"batch={rows}", (cfg.batch,))
-    widths = cfg.grid.num_latents
-    if widths:
-        fit = list(dict.fromkeys(fitting(cfg, width, consumers) for width in widths))
+    key = "num_latents" if cfg.grid.num_latents else "hook_num_latents"
+    if widths := getattr(cfg.grid, key):
+        fit = [fitting(cfg, width, consumers) for width in widths]
+        fit = list(dict.fromkeys(fit)) if key == "num_latents" else fit
         now, then = (",".join(map(str, each)) for each in (widths, fit))
-        yield Misfit(f"grid.num_latents=[{now}]", f"'grid.num_latents=[{then}]'", tuple(widths))
+        yield Misfit(f"grid.{key}=[{now}]", f"'grid.{key}=[{then}]'", tuple(widths))
     elif cfg.sae.num_latents is not None:
         width = cfg.sae.num_latents
         fit_width = fitting(cfg, width, consumers)
@@ -113,6 +114,6 @@ def misfits(cfg: RunConfig, consumers: int) -> Iterator[Misfit]:
 
 def fitting(cfg: RunConfig, width: int, consumers: int) -> int:
     """Return the multiple of the consumers nearest to a number of latents, not fewer than are selected."""
-    fewest = max([1, cfg.sae.k, cfg.sae.aux_k or 0, *(cfg.grid.k or ())])
+    fewest = max([1, cfg.sae.k, cfg.sae.aux_k or 0, *(cfg.grid.k or cfg.grid.hook_k or ())])
     multiple = max(round(width / consumers), -(-min(fewest, width) // consumers), 1)
     return multiple * consumers

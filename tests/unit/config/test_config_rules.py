@@ -85,7 +85,7 @@ def resolved(*overrides, facts=FACTS):
         ("checkpoint.keep_every=0", "checkpoint.keep_every=0 must be greater than 0"),
         ("grid.seed=[0,1] checkpoint.keep=1", "checkpoint.keep=1 with a grid.* use checkpoint.keep=2"),
         ("grid.hook=[h.1,h.2] hook=h.3", "grid.hook=.* and hook=h.3 are both given"),
-        ("grid.hook=[h.1,h.2] target_hook=h.3", "target_hook=h.3: hooks of a grid get autoencoders"),
+        ("grid.hook=[h.1,h.2] target_hook=h.3", "target_hook=h.3: give grid.target_hook in its place"),
         ("grid.hook=[h.1] activations=file activations.path=a.npy", "grid.hook=.* not read with activations"),
         ("sae.k=0", "sae.k=0 must be greater than 0"),
         ("optim.lr=-1", "optim.lr=-1.0 must be greater than 0"),

@@ -53,7 +53,15 @@ READ = {
 }
 """Keys whose text names what is read as data; none of it is run."""
 SAID = {
-    *("hook", "target_hook", "grid.hook", "activations.names", "metrics.project", "metrics.group"),
+    *(
+        "hook",
+        "target_hook",
+        "grid.hook",
+        "grid.target_hook",
+        "activations.names",
+        "metrics.project",
+        "metrics.group",
+    ),
     *("cluster.account", "cluster.partition", "cluster.qos", "cluster.time", "cluster.mem"),
     *("cluster.producer.partition", "cluster.producer.mem"),
 }

@@ -158,6 +158,7 @@ def opened(command: Command) -> frozenset[str]:
         "hook",
         "target_hook",
         "grid.hook",
+        "grid.target_hook",
         "tokens",
         "activations",
         "sae.start",

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[3] / "sae_dist"
 STAGES = ("tokens", "llm", "transport", "shuffle", "dictionary", "optim", "checkpoint", "metrics", "export")
 BASE = ("core", "config")
 FLOORS: dict[str, tuple[str, ...]] = {
-    "__init__": ("core", "interpret"),
+    "__init__": ("core", "interpret", "graph"),
     "core": (),
     "config": ("core",),
     "distributed": BASE,
@@ -19,6 +19,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
     "train": (*BASE, "distributed", "kernels", *STAGES, "atlas"),
     "evaluation": (*BASE, "distributed", "kernels", *STAGES, "atlas"),
     "interpret": (*BASE, "distributed", "kernels", *STAGES, "atlas"),
+    "graph": (*BASE, "distributed", "kernels", *STAGES, "atlas", "interpret"),
     "serve": (*BASE, "atlas", "interpret"),
     "launch": (*BASE, "distributed", "train", "evaluation", "export", "tokens", "llm", "transport", "atlas"),
     "bench": (*BASE, "distributed", "kernels", *STAGES, "train", "interpret", "launch"),
@@ -31,6 +32,7 @@ FLOORS: dict[str, tuple[str, ...]] = {
         "evaluation",
         "atlas",
         "interpret",
+        "graph",
         "serve",
         "launch",
         "bench",
@@ -56,7 +58,7 @@ DOORS = {
     "submitit": ("launch",),
     "matplotlib": ("metrics", "evaluation", "bench"),
     "jinja2": ("core/template",),
-    "markupsafe": ("evaluation/report", "interpret", "atlas", "serve"),
+    "markupsafe": ("evaluation/report", "interpret", "atlas", "serve", "graph"),
     "hydra": ("config/run", "launch"),
     "torch.distributed": (
         "distributed",

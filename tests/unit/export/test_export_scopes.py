@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from sae_dist.core.errors import ConfigError
-from sae_dist.export.circuit_tracer import load_circuit_tracer
+from sae_dist.export.circuit_tracer import load_circuit_tracer, why_no_set
 from sae_dist.export.dictionary_learning import export_dictionary_learning
 from sae_dist.export.formats import FORMATS, check_format
 from sae_dist.export.importing import Imported, with_origin
@@ -43,6 +43,39 @@ def scope(sae, lower=False):
 def save_scope(folder, sae, **more):
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / "params.npz", **{name: each.numpy() for name, each in scope(sae).items()}, **more)
+
+
+QWEN = f"SAE-Res-Qwen3-8B-Base-W64K-L0_{K}"
+
+
+def save_qwen(folder, sae, layer=3):
+    """A layer of Qwen-Scope: an encoder that reads the input as it is; latents are columns of W_dec."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {"W_enc": sae.W_enc_FD, "W_dec": sae.W_dec_FE.T.contiguous(), "b_dec": sae.b_dec_E}
+    found["b_enc"] = sae.b_enc_F - sae.W_enc_FD @ sae.b_dec_E
+    torch.save(found, folder / f"layer{layer}.sae.pt")
+
+
+def test_qwen_scope(tmp_path):
+    """k and model are in the name of the folder, the layer in that of the file."""
+    sae = random_sae("topk")
+    for layer in (3, 10):
+        save_qwen(tmp_path / QWEN, sae, layer)
+    with pytest.raises(ConfigError, match="has the files of 2 layers; give one of them: .*layer3.sae.pt"):
+        Imported.read(tmp_path / QWEN, None)
+    imported = Imported.read(tmp_path / QWEN / "layer10.sae.pt", None)
+    alike(imported.sae, sae)
+    says = {"sae": "topk", "sae.k": K, "llm.name": "Qwen/Qwen3-8B-Base", "hook": "layers.10"}
+    assert {key: imported.says()[key] for key in says} == says
+    cached = tmp_path / f"models--Qwen--{QWEN}" / "snapshots" / "0a1b"
+    save_qwen(cached, sae)
+    assert Imported.read(cached, None).says()["llm.name"] == "Qwen/Qwen3-8B-Base"
+    save_qwen(tmp_path / "renamed", sae)
+    with pytest.raises(ConfigError, match="layer3.sae.pt does not say k, which its folder's name has"):
+        Imported.read(tmp_path / "renamed", None)
+    torch.save({"W_enc": sae.W_enc_FD, "W_dec": sae.W_dec_FE}, tmp_path / "renamed" / "layer3.sae.pt")
+    with pytest.raises(ConfigError, match="W_dec has shape .* it is transposed"):
+        Imported.read(tmp_path / "renamed", None)
 
 
 @pytest.mark.parametrize("form", ["autoencoder", "transcoder"])
@@ -310,3 +343,34 @@ def test_what_the_user_gave_travels_on_and_the_files_words_stay_for_the_rest():
     assert given == named | {"model_name": "gpt2", "context_size": 256}
     assert with_origin({"a": 1}, {}, {"hook"}) == {"a": 1}
     assert replace(make("topk"), metadata=given).metadata["context_size"] == 256
+
+
+def test_a_set_is_one_that_circuit_tracer_loads():
+    def heads(*layers, **sizes):
+        found = [make("relu", "transcoder", **sizes) for _ in layers]
+        for layer, sae in zip(layers, found, strict=True):
+            sae.metadata = {"hook_name": f"h.{layer}.mlp:in", "hook_name_out": f"h.{layer}.mlp"}
+        return found
+
+    assert why_no_set(heads(1, 0, 2)) is None
+    assert why_no_set(heads(0, 2)) == "transcoders of the layers 0, 2, only of every layer from 0 on"
+    assert why_no_set([*heads(0), *heads(1, F=2 * F)]).startswith(f"sets of {F} and {2 * F} latents")
+    skip = make("relu", "skip")
+    skip.metadata = heads(1)[0].metadata
+    assert why_no_set([*heads(0), skip]) == "sets with and without skip connections, only one of both"
+
+
+def test_circuit_tracers_topk_is_not_read_as_relu(tmp_path):
+    FORMATS["circuit_tracer"].write(tmp_path, make("relu", "transcoder"))
+    config = yaml.safe_load((unlisted(tmp_path) / "config.yaml").read_text())
+    for more, kind in (({"activation": "relu"}, "relu"), ({"activation": "topk", "k": K}, "topk")):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | more))
+        back = Imported.read(tmp_path, None).sae
+        assert (back.kind, back.k) == (kind, more.get("k"))
+    for more, error in (
+        ({"activation": "topk"}, "has no key k"),
+        ({"activation": "gelu"}, "only relu, jumpr"),
+    ):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | more))
+        with pytest.raises(ConfigError, match=error):
+            Imported.read(tmp_path, None)
