@@ -1,4 +1,4 @@
-"""What atlases say of the latents of a graph: labels, tokens, logits, and texts that they fire on.
+"""Facts from atlases about the latents of a graph: labels, tokens, logits, and texts that they fire on.
 
 Where there is no atlas, the head of the model says what latents raise.
 """
@@ -28,7 +28,7 @@ LEFT, RIGHT = 14, 6
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Some text that a latent fires on.
+    """An excerpt of text that a latent fires on.
 
     Attributes:
         tokens: their texts; codes: the latent's, 0 where it is silent.
@@ -42,7 +42,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a latent.
+    """A record of what is known of a latent.
 
     Attributes:
         label: words that it was given; empty: none, or rejected ones.

@@ -27,7 +27,7 @@ CHECKED = {
 
 @dataclass(frozen=True)
 class Unchecked:
-    """What stands in a verdict's place where the model was not asked."""
+    """A stand-in for the verdict where the model was not asked."""
 
     level: str
     lines: tuple[str, ...]
