@@ -242,7 +242,7 @@ class Graph:
         from sae_dist.graph.known import known_of
         from sae_dist.graph.page.page import page
 
-        return page(self, verdict, dictionaries and known_of(self, dictionaries, lm))
+        return page(self, verdict, known_of(self, dictionaries, lm) if dictionaries else None)
 
     def to_neuronpedia(
         self, dictionaries: "Sequence[Dictionary] | None" = None, lm: Any = None, **names: Any
@@ -259,7 +259,7 @@ class Graph:
         from sae_dist.graph.formats.neuronpedia import neuronpedia
         from sae_dist.graph.known import known_of
 
-        return neuronpedia(self, dictionaries and known_of(self, dictionaries, lm), **names)
+        return neuronpedia(self, known_of(self, dictionaries, lm) if dictionaries else None, **names)
 
     def _shown(self) -> list[tuple[str, Node]]:
         return list(zip(self.targets, self.logits, strict=True))[:3]
