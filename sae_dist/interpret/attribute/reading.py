@@ -5,7 +5,8 @@
 base is b_dec, and W_skip x in a transcoder with skip. What comes before the place does not change, so that
 every intervention on codes and error is a change of y.
 
-Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some of the P codes.
+Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some of
+the P codes.
 """
 
 import copy
