@@ -23,7 +23,7 @@ class Site:
     Attributes:
         hook: where its transcoder reads; None: there is no transcoder.
         target: what is replaced, `path:out` or `path:in` in the base model.
-        dictionary: None: what stands there counts as an error as a whole.
+        dictionary: None: its output counts as an error as a whole.
     """
 
     target: str
@@ -90,7 +90,7 @@ def _alike(target: str, number: int, layer: int, base: nn.Module) -> str:
     """Return the same place in another layer.
 
     Raises:
-        ConfigError: that layer has none.
+        ConfigError: that layer lacks it.
     """
     name, direction = target.split(":")
     parts = name.split(".")

@@ -212,11 +212,11 @@ class _Borrowed:
         self.name = name
 
     def __enter__(self) -> str:
-        """Return its name."""
+        """Return the name of the folder."""
         return self.name
 
     def __exit__(self, *_error: object) -> None:
-        """Leave it."""
+        """Leave the folder as it is."""
 
 
 def _of_rows(settings: dict[str, Any]) -> dict[str, Any]:
