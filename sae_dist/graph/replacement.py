@@ -28,7 +28,7 @@ from sae_dist.llm.hooks import attach as hook_on
 
 @dataclass(frozen=True)
 class Values:
-    """The values of targets for N settings of the sources: pre-activations of latents [N, P], logits [N, T]."""
+    """The values of targets for N settings of the sources: pre-activations [N, P], logits [N, T]."""
 
     pre_NP: Tensor
     logits_NT: Tensor
