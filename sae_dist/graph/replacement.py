@@ -61,9 +61,10 @@ class Replacement:
         Raises:
             ConfigError: see `graph.clean.clean_pass`.
         """
-        self.sites, self.lm, self.ids_S = list(sites), lm, ids_S
+        self.lm, self.ids_S = lm, ids_S
         with torch.no_grad():
-            self.clean: Clean = clean_pass(self.sites, lm, ids_S)
+            self.clean: Clean = clean_pass(sites, lm, ids_S)
+            self.sites = self.clean.sites
             self.active = [
                 None if site.dictionary is None or x_SD is None else self._active(site.dictionary, x_SD)
                 for site, x_SD in zip(self.sites, self.clean.inputs, strict=True)
