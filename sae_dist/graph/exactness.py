@@ -1,6 +1,7 @@
 """Checks of a graph's numbers, made on every prompt: the replacement is linear, and its rows add up.
 
-Letters: as core.types; N settings of the sources, P latents, T logits, C sources.
+Letters: as core.types; N settings of the sources, P latents, T logits, t targets, which are both; C sources,
+n targets of a block.
 """
 
 import torch
@@ -49,8 +50,8 @@ def check_linear(replacement: Replacement) -> float:
         what = "is not linear" if linear > limit else "computes something else"
         raise ConfigError(
             f"{replacement.lm.name} {what} where attention patterns, gates, norms and what its transcoders "
-            f"replace are held constant (off by {max(linear, faithful):.1e} of what adds up, {limit:g} is rounding): "
-            f"no graph can be drawn of it{named[:300]}"
+            f"replace are held constant (off by {max(linear, faithful):.1e} of what adds up, {limit:g} is "
+            f"rounding): no graph can be drawn of it{named[:300]}"
         )
     return faithful
 

@@ -23,7 +23,7 @@ class Site:
     Attributes:
         hook: where its transcoder reads; None: there is no transcoder.
         target: what is replaced, `path:out` or `path:in` in the base model.
-        dictionary: None: what stands there counts as an error as a whole.
+        dictionary: None: its output counts as an error as a whole.
     """
 
     target: str
@@ -47,8 +47,8 @@ def sites_of(dictionaries: Sequence[Dictionary], lm: LanguageModel, force: bool 
         folder = each.place.folder
         if not each.is_transcoder:
             raise ConfigError(
-                f"{folder} is an autoencoder: what it reads comes out of an MLP, not linearly; a graph needs "
-                "transcoders (target_hook=...)"
+                f"{folder} is an autoencoder, which reconstructs its own input; a graph needs transcoders, "
+                "which reconstruct what a layer's MLP makes of it (train them with target_hook=...)"
             )
         if each.hook is None or each.target_hook is None:
             raise ConfigError(
@@ -90,7 +90,7 @@ def _alike(target: str, number: int, layer: int, base: nn.Module) -> str:
     """Return the same place in another layer.
 
     Raises:
-        ConfigError: that layer has none.
+        ConfigError: that layer lacks it.
     """
     name, direction = target.split(":")
     parts = name.split(".")

@@ -71,14 +71,10 @@ def trace(
     whole = exact_enough(as_model(lm))
     sites = sites_of(dictionaries, whole, force)
     ids_S = _ids(whole, prompt)
-    special = torch.tensor(sorted(whole.special_ids), dtype=torch.int64, device=ids_S.device)
-    replacement = Replacement(sites, whole, ids_S, torch.isin(ids_S, special, invert=True))
+    replacement = Replacement(sites, whole, ids_S)
     probability_V = replacement.clean.logits_V.double().softmax(-1)
     replacement.tokens_T = _targets(whole, targets, probability_V)
-    weight_T = probability_V[replacement.tokens_T].cpu()
-    weight_T = (
-        weight_T / weight_T.sum() if weight_T.sum() > 0 else torch.full_like(weight_T, 1 / len(weight_T))
-    )
+    weight_T = _weights(probability_V[replacement.tokens_T].cpu())
     faithful = check_linear(replacement)
     settings = {
         "max_nodes": max_nodes,
@@ -130,6 +126,8 @@ def _ids(lm: LanguageModel, prompt: Any) -> Tensor:
     ids_S = lm.ids(prompt)
     if not len(ids_S):
         raise ConfigError("the prompt has no tokens; give at least one")
+    if set(ids_S.tolist()) <= lm.special_ids:
+        raise ConfigError(f"the prompt has special tokens only, {ids_S.tolist()[:8]}; give a text")
     most = getattr(text_part(lm.model.config), "max_position_embeddings", None)
     if most and len(ids_S) > most:
         raise ConfigError(f"the prompt has {len(ids_S)} tokens; {lm.name} takes {most} at most")
@@ -156,6 +154,12 @@ def _targets(lm: LanguageModel, targets: Sequence[str | int] | None, probability
     return torch.tensor(found, dtype=torch.int64, device=probability_V.device)
 
 
+def _weights(probability_T: Tensor) -> Tensor:
+    """Return the weights of logits in the influence, which sum to 1."""
+    whole = probability_T.sum()
+    return probability_T / whole if whole > 0 else torch.full_like(probability_T, 1 / len(probability_T))
+
+
 def _token(lm: LanguageModel, given: str | int, size: int) -> int:
     if isinstance(given, int) and not isinstance(given, bool):
         if not 0 <= given < size:
@@ -166,6 +170,8 @@ def _token(lm: LanguageModel, given: str | int, size: int) -> int:
     if lm.tokenizer is None or not isinstance(given, str):
         raise ConfigError(f"targets: {given!r} is no token id, which {lm.name} without a tokenizer needs")
     ids = list(lm.tokenizer(given, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ConfigError(f"targets: {given!r} is no token; give a text of one token, or an id")
     if len(ids) != 1:
         pieces = ", ".join(f"{text!r} ({number})" for text, number in zip(lm.pieces(ids), ids, strict=True))
         raise ConfigError(f"targets: {given!r} is {len(ids)} tokens: {pieces}; give one of them, or its id")
@@ -213,11 +219,11 @@ class _Borrowed:
         self.name = name
 
     def __enter__(self) -> str:
-        """Return its name."""
+        """Return the name of the folder."""
         return self.name
 
     def __exit__(self, *_error: object) -> None:
-        """Leave it."""
+        """Leave the folder as it is."""
 
 
 def _of_rows(settings: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from sae_dist.core.files import write_text
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.core.text import visible
 from sae_dist.graph.known import Known, label_of
-from sae_dist.graph.words import ERROR, LATENT, LOGIT, TOKEN, cumulative, numbers_of_layers, target_texts
+from sae_dist.graph.words import (
+    ERROR,
+    LATENT,
+    LOGIT,
+    TOKEN,
+    cumulative,
+    numbers_of_layers,
+    target_texts,
+    without_transcoder,
+)
 
 if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph, Node
@@ -34,8 +43,8 @@ NO_FEATURE = -1
 """An error's feature, where circuit-tracer takes no null."""
 SCHEMA_VERSION = 1
 """Features are numbered by Cantor's pairing."""
-MOST_BYTES = 100 * 2**20
-"""The largest file that Neuronpedia takes in."""
+BEGINNING = 40
+"""Characters of a prompt that a name has."""
 SETTINGS = {"batch_size": "batch", "max_feature_nodes": "max_nodes"}
 """Their names of settings, and those of `Graph.settings`."""
 PRUNING = ("node_threshold", "edge_threshold")
@@ -72,7 +81,7 @@ def neuronpedia(
 
     Args:
         known: what atlases say of latents; it becomes the words of nodes.
-        slug: the graph's name there; None: the set's name and a few digits of prompt and settings.
+        slug: the graph's name there; None: the beginning of the prompt, and digits of it, set and settings.
         scan: the model's name there; None: the last part of the model's name.
         description: lines about the graph, such as a verdict's.
         source_set: Neuronpedia's own name of the dictionaries, if it has pages of them.
@@ -97,7 +106,7 @@ def neuronpedia(
         "transcoder_list": [_run_name(Path(each.folder)) for each in graph.layers if each.folder],
         "schema_version": SCHEMA_VERSION,
         "info": {
-            "description": "\n".join(description),
+            "description": "\n".join([*description, *filter(None, [without_transcoder(graph)])]),
             "generator": {"name": "sae_dist", "version": version("sae-dist")},
         },
         "generation_settings": {"max_n_logits": len(graph.logits)}
@@ -113,7 +122,7 @@ def neuronpedia(
 
 
 class _Words:
-    """Makes rows of nodes."""
+    """The rows of nodes, with all their words."""
 
     def __init__(self, graph: "Graph", known: Mapping[tuple[int, int], Known], numbers: tuple[int, ...]):
         self.graph, self.known, self.numbers = graph, known, numbers
@@ -180,4 +189,4 @@ def _slug(graph: "Graph") -> str:
     said = json.dumps(
         [list(map(int, graph.ids)), graph.set_name, sorted(graph.settings.items(), key=str)], default=str
     )
-    return f"{plain(Path(graph.set_name).name)}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return f"{plain(graph.prompt[:BEGINNING])}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"

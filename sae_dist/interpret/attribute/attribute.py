@@ -1,7 +1,7 @@
 """The codes of a text by what they do to the token after it, each with proof.
 
 Gradient times code at the clean point ranks them; those that are shown are removed for real.
-Letters: as interpret.attribute.reading.
+Letters: as core.types; C codes that are shown, I latents that fire, M controls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def attribute(
     labels: Mapping[int, str] | None = None,
     force: bool = False,
 ) -> Attribution:
-    """Attribute a metric of the token after a text to the codes at the text's tokens.
+    """Rank the codes at a text's tokens by what they do to a metric of the token after it.
 
     The text is read as a document alone is in training and evaluation; special tokens and outliers do not
     count, since no dictionary was trained on them. A model in 16 bits is computed with in float32.
@@ -86,7 +86,9 @@ def check_exact(exact: Any) -> None:
 
 
 class Maker:
-    """What makes attributions of one text and metric, of any number of codes removed.
+    """A maker of attributions of one text and metric, with any number of codes removed.
+
+    It raises a ConfigError where the metric is not finite.
 
     Attributes:
         effect_P: gradient times code: what the metric loses without it, to first order.
@@ -97,6 +99,11 @@ class Maker:
         self._found, self._asked, self._seed, self._labels = found, asked, seed, labels
         self._copied = copied
         clean_C, grad_1SE = gradients(found, asked, torch.zeros_like(found.codes_SE)[None])
+        if not bool(clean_C.isfinite().all()) or not bool(grad_1SE.isfinite().all()):
+            raise ConfigError(
+                f"{asked.words} is {clean_C.item():g} after this text, or its gradient is not finite; choose "
+                "another metric, such as sd.logit_diff of two tokens"
+            )
         self.effect_P = found.dot(grad_1SE[0])
         self.order_P = self.effect_P.abs().argsort(descending=True, stable=True)
         self._error_S = (found.error_SE.double() * grad_1SE[0].double()).sum(1)

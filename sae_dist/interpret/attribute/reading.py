@@ -3,8 +3,10 @@
     y = sum over latents of z_i d_i  +  e  +  base
 
 base is b_dec, and W_skip x in a transcoder with skip. What comes before the place does not change, so that
-every intervention on codes and error is a change of y. Letters: as core.types; C copies of the text, I
-latents that fire on it.
+every intervention on codes and error is a change of y.
+
+Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some
+of the P codes.
 """
 
 import copy
@@ -28,7 +30,9 @@ from sae_dist.interpret.session import Session
 from sae_dist.interpret.study.prompts import prompt_ids
 
 FORWARD_TOKENS, BACKWARD_TOKENS = 1024, 512
-"""So many tokens are computed at once, of copies of a text; at least one copy is."""
+"""So many tokens are computed at once, of copies of a text; however long it is, one copy with gradients."""
+FEWEST_COPIES = 3
+"""So many changed copies are computed at least beside the one as it is."""
 GATHERED_BYTES = 64 << 20
 HALF = (torch.float16, torch.bfloat16)
 
@@ -78,7 +82,7 @@ class Reading:
 
     @property
     def whole_SE(self) -> Tensor:
-        """What codes and error add together."""
+        """The sum of what codes and error add."""
         return self.codes_SE + self.error_SE
 
     def directions(self, place_C: Tensor) -> Tensor:
@@ -166,7 +170,7 @@ def logits(found: Reading, delta_CSE: Tensor | None) -> Tensor:
 def lost(found: Reading, asked: Question, changes: Sequence[Change]) -> Tensor:
     """Return what the metric loses by each change, on the untouched rest of the model [C], in float64."""
     S, E = found.codes_SE.shape
-    step = max(1, FORWARD_TOKENS // S - 1)
+    step = max(FEWEST_COPIES, FORWARD_TOKENS // S - 1)
     parts = []
     for first in range(0, len(changes), step):
         own = changes[first : first + step]

@@ -1,6 +1,6 @@
 // What a reader does: pointing, keys, search, sliders.
-const stage = byId("stage"), TOUCH = 18, POINT = 11;
-let back = -1;
+const stage = byId("stage"), TOUCH = 18, POINT = 11, REST_MS = 40;
+let back = -1, rest = 0;
 
 function again() {
   choose();
@@ -37,7 +37,9 @@ function point(k, x, y) {
   S.hovered = k;
   stage.classList.toggle("pointing", k >= 0);
   drawAbove();
-  if (S.clicked < 0) showPanel();
+  // The words come once the pointer rests, so that a sweep over many nodes costs their lines alone.
+  clearTimeout(rest);
+  if (S.clicked < 0) rest = setTimeout(showPanel, REST_MS);
 }
 
 // Hold a node, or none: what is held stays when the pointer leaves.
@@ -61,6 +63,13 @@ function reveal(k) {
   if (L.x[k] > stage.scrollLeft + stage.clientWidth - left - 20) stage.scrollLeft = L.x[k] - stage.clientWidth + left + 60;
 }
 
+// Hold a node that keys lead to, and bring it into sight.
+function walk(k) {
+  hold(k);
+  const y = below.getBoundingClientRect().top + L.y[k];
+  if (y < 40 || y > innerHeight - 40) scrollBy(0, y - innerHeight / 2);
+}
+
 function find(words) {
   const terms = words.toLowerCase().split(/\s+/).filter(Boolean);
   S.found = new Set();
@@ -77,13 +86,13 @@ function find(words) {
 function along(side) {
   if (S.clicked < 0) return;
   const [first] = edgesOf(S.clicked, side).filter((each) => shown[each.other]);
-  if (first) hold(first.other);
+  if (first) walk(first.other);
 }
 
 function step(dx, dy) {
-  if (S.clicked < 0) return hold(G.order.find((k) => shown[k] && G.kind[k] === LATENT) ?? 0);
+  if (S.clicked < 0) return walk(G.order.find((k) => shown[k] && G.kind[k] === LATENT) ?? 0);
   const next = beside(S.clicked, dx, dy);
-  if (next >= 0) hold(next);
+  if (next >= 0) walk(next);
 }
 
 function zoom(by) {
@@ -142,7 +151,7 @@ const KEYS = {
   ArrowDown: () => step(0, 1),
   i: () => along(G.inputs),
   o: () => along(G.outputs),
-  u: () => visits.length && ((back = visits.pop()), (S.clicked = -1), hold(back)),
+  u: () => visits.length && ((back = visits.pop()), (S.clicked = -1), walk(back)),
   p: () => pin(active()),
   g: group,
   e: () => ((S.errors = !S.errors), changed(), sliders()),
