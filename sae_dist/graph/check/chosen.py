@@ -55,10 +55,17 @@ class Firing:
         return Change(self.layer, self.position, (factor - 1) * self.code * self.row_E)
 
 
-def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> list[int]:
-    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect."""
+def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> tuple[list[int], list[int]]:
+    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect.
+
+    Returns:
+        Those, and as many of the others, from the next largest to the smallest at even distances.
+    """
     own = [n for n in predicted.latents if effect_T[n] != 0]
-    return sorted(own, key=lambda n: (-abs(effect_T[n]), n))[:number]
+    own = sorted(own, key=lambda n: (-abs(effect_T[n]), n))
+    rest = own[number:]
+    at = np.linspace(0, len(rest) - 1, min(number, len(rest))).round().astype(int)
+    return own[:number], [rest[place] for place in at]
 
 
 def firing(trials: Trials, keys: Sequence[tuple[int, int, int]]) -> list[Firing]:

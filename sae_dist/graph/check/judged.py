@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_dist.graph.check.agree import FEWEST, RESAMPLES, Agreement, plain, wilson
+from sae_dist.graph.check.agree import FEWEST, RESAMPLES, plain, wilson
 from sae_dist.graph.check.measured import Cut, Measured
 from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.seeds import Seeds
@@ -132,7 +132,7 @@ def _against(found: Measured, equal: Beats) -> list[str]:
         return reasons
     if not found.cut.signs_agree:
         reasons.append("the signs of effects are not right beyond chance")
-    if not found.cut.ranks_agree:
+    if not found.further.ranks_agree:
         reasons.append("which node does more than another is not predicted beyond chance")
     if not equal.passes:
         reasons.append("its nodes do no more than other latents of equal size")
@@ -142,8 +142,9 @@ def _against(found: Measured, equal: Beats) -> list[str]:
 def _short_of(found: Measured, told: Told) -> list[str]:
     """Return why a graph explains a part only; nothing if it explains all that was looked at."""
     reasons = []
-    if not SIZES[0] <= found.cut.slope <= SIZES[1]:
-        reasons.append(f"effects have {found.cut.slope:.2g} times the predicted size")
+    for agree, what in ((found.cut, "nodes that are cut"), (found.doubled, "nodes that are doubled")):
+        if not SIZES[0] <= agree.slope <= SIZES[1]:
+            reasons.append(f"{what} have {agree.slope:.2f} times the predicted effect")
     if found.edges.num and not (found.edges.signs_agree and found.edges.ranks_agree):
         reasons.append("single edges are not as predicted")
     if found.by_paths.num >= FEWEST and not found.by_paths.signs_agree:
@@ -161,16 +162,17 @@ def _headline(level: Level, found: Measured, reasons: Sequence[str]) -> str:
     }[level]
     if not found.cuts:
         return begin
-    return f"{begin} Of {len(found.cuts)} nodes cut, {_in_words(found.cut, found.metric)}"
-
-
-def _in_words(agree: Agreement, metric: str) -> str:
-    low, high = agree.sign_interval
-    words = f"{agree.same_sign} moved {metric} to the predicted side ({percent(low)} to {percent(high)})"
-    if np.isfinite(agree.rank):
-        low, high = agree.rank_interval
-        words += f"; rank correlation {agree.rank:.2f} ({low:.2f} to {high:.2f})"
-    return f"{words}; {agree.slope:.2f} times the predicted size."
+    low, high = found.cut.sign_interval
+    words = (
+        f"Of {len(found.cuts)} nodes cut, {found.cut.same_sign} moved {found.metric} to the predicted side "
+        f"({percent(low)} to {percent(high)}), by {found.cut.slope:.2f} times the predicted size"
+    )
+    if np.isfinite(found.further.rank):
+        low, high = found.further.rank_interval
+        more = found.further.num - len(found.cuts)
+        words += f"; rank correlation {found.further.rank:.2f} ({low:.2f} to {high:.2f})"
+        words += f", with {more} lesser nodes" if more else ""
+    return f"{begin} {words}."
 
 
 def _controls(equal: Beats, random: Beats) -> list[str]:
@@ -252,7 +254,7 @@ def _numbers(
     variants: Sequence[Stability],
     others: Seeds | None,
 ) -> dict[str, Any]:
-    agreements = ("cut", "doubled", "spread", "edges", "by_paths")
+    agreements = ("cut", "further", "doubled", "spread", "edges", "by_paths")
     alone = ("metric", "error_share", "missing", "likely", "likely_without", "same_without")
     numbers: dict[str, Any] = {name: getattr(found, name) for name in alone}
     numbers |= {name: getattr(found, name).to_json() for name in agreements}

@@ -69,6 +69,8 @@ class Measured:
         metric: in words.
         cuts: nodes, largest predicted effect first.
         cut, doubled: predicted and measured effects of these on the metric.
+        further: the same of these cut and of as many more, from the next largest to the smallest effect:
+            among the largest alone, ranks are of numbers that hardly differ.
         spread: on the pre-activations of later latents of the graph.
         edges: of single edges, where all other outputs stay as they are.
         by_paths: of single paths.
@@ -85,6 +87,7 @@ class Measured:
     metric: str
     cuts: list[Cut]
     cut: Agreement
+    further: Agreement
     doubled: Agreement
     spread: Agreement
     edges: Agreement
@@ -121,13 +124,15 @@ def measure(
     """
     # All paths count, those through nodes that were pruned, too.
     effect_T = -graph.total.double().numpy() @ weight_L
-    chosen = top_nodes(predicted, effect_T, nodes)
+    chosen, rest = top_nodes(predicted, effect_T, nodes)
     own = _firing(graph, trials, chosen)
     watching = trials.watching([_key(graph, n) for n in predicted.latents])
     cut = watching.run([[each.scaled(0.0)] for each in own], mediated=True)
     pinned = watching.run([[each.scaled(0.0)] for each in own], pinned=True)
     doubled_M = _on_metric(trials.run([[each.scaled(2.0)] for each in own]), weight_L)
     cut_M, told_M = _on_metric(cut, weight_L), effect_T[chosen]
+    further = trials.run([[each.scaled(0.0)] for each in _firing(graph, trials, rest)])
+    all_M = np.concatenate([cut_M, _on_metric(further, weight_L)])
     effects = np.stack([told_M, cut_M, doubled_M])
     by_key = {_key(graph, n): float(effect_T[n]) for n in predicted.latents}
     found_paths = _paths(graph, predicted, trials, paths)
@@ -137,6 +142,7 @@ def measure(
         metric=metric,
         cuts=_beside_controls(trials, chosen, own, effects, by_key, weight_L, seed),
         cut=agreement(told_M, cut_M, seed),
+        further=agreement(effect_T[chosen + rest], all_M, seed),
         doubled=agreement(-told_M, doubled_M, seed),
         spread=_on_nodes(predicted, predicted.changes(scaled_MT) - scaled_MT, cut, False, seed),
         edges=_on_nodes(predicted, predicted.direct(scaled_MT), pinned, True, seed),
