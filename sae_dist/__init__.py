@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sae_dist.core.errors import ConfigError, SaeDistError
+    from sae_dist.graph.graph import Graph
+    from sae_dist.graph.trace import trace
     from sae_dist.interpret.attach import Attached
+    from sae_dist.interpret.attribute.attribution import Attribution
+    from sae_dist.interpret.attribute.metrics import logit, logit_diff
     from sae_dist.interpret.codes import Codes
     from sae_dist.interpret.dictionary import Dictionary
     from sae_dist.interpret.explaining.explanation import Explanation
@@ -35,17 +39,23 @@ _PLACES = {
     "Steered": "steer",
     "Watched": "watch",
     "Explanation": "explaining.explanation",
+    "Attribution": "attribute.attribution",
+    **dict.fromkeys(("logit", "logit_diff"), "attribute.metrics"),
     **dict.fromkeys(("Intervention", "clamp", "add", "ablate", "mean", "project_out"), "interventions"),
 }
 """Public names, and the files of interpret/ that they are in."""
+_GRAPH = {"Graph": "graph", "trace": "trace"}
+"""The same of graph/."""
 
 __all__ = [
     "Attached",
+    "Attribution",
     "Codes",
     "ConfigError",
     "Dictionary",
     "DictionarySet",
     "Explanation",
+    "Graph",
     "Intervention",
     "LanguageModel",
     "SaeDistError",
@@ -56,9 +66,12 @@ __all__ = [
     "clamp",
     "load",
     "load_set",
+    "logit",
+    "logit_diff",
     "mean",
     "model",
     "project_out",
+    "trace",
 ]
 
 
@@ -66,9 +79,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name in ("ConfigError", "SaeDistError"):
         return getattr(importlib.import_module("sae_dist.core.errors"), name)
-    if name not in _PLACES:
+    if name not in _PLACES and name not in _GRAPH:
         raise AttributeError(f"module 'sae_dist' has no attribute {name!r}")
-    found = getattr(importlib.import_module(f"sae_dist.interpret.{_PLACES[name]}"), name)
+    place = f"graph.{_GRAPH[name]}" if name in _GRAPH else f"interpret.{_PLACES[name]}"
+    found = getattr(importlib.import_module(f"sae_dist.{place}"), name)
     globals()[name] = found
     return found
 

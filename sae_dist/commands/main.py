@@ -41,6 +41,9 @@ COMMANDS = {
     "report": Command("report", "FOLDER", "write an HTML page of a run, a grid or a sweep"),
     "explain": Command("explain", 'RUN "text"', "show which latents fire on a text"),
     "steer": Command("steer", "RUN --clamp LATENT=DOSE ...", "measure what changing a latent does"),
+    "attribute": Command(
+        "attribute", 'RUN "prompt"', "rank a prompt's codes by what they do to the next token"
+    ),
     "ablate": Command("ablate", "RUN [--prompts FILE]", "rank latents by what removing them does"),
     "graph": Command("graph", 'SET "prompt"', "draw which latents made a model say it, and check"),
     "atlas": Command("atlas", "RUN [atlas.tokens=10M ...]", "index what every latent fires on"),

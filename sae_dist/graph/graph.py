@@ -100,7 +100,8 @@ class Graph:
         error_share, unfollowed: the influence that ends in errors, or in latents that were not followed.
         influence_sum: of all nodes before pruning.
         replacement_score: of what ends in tokens and errors, the share of tokens.
-        completeness: how much of nodes' inputs is no error, weighted by influence.
+        completeness: how much of nodes' inputs is no error, weighted by influence; tokens and errors count
+            as nodes that have no error as input.
         latents: how many fire on the prompt, how many were followed, how many are left.
         settings: what `trace` was given.
     """

@@ -88,10 +88,10 @@ class Pruned:
 def prune(
     selected: Selected, weight_T: Tensor, depth: int, node_threshold: float, edge_threshold: float
 ) -> Pruned:
-    """Keep the fewest nodes, then links, through which the given shares of all influence come."""
+    """Keep the fewest nodes, then links, through which the given shares of all influence come; all tokens."""
     N = selected.num_latents
     influence_X, share = selected.influence(weight_T, depth)
-    source_X = smallest_set(influence_X.masked_fill(selected.token_X, 0.0), node_threshold) | selected.token_X
+    source_X = smallest_set(influence_X, node_threshold) | selected.token_X
     target = torch.cat([source_X[:N], torch.ones(len(weight_T), dtype=torch.bool)])
     link = target[:, None] & source_X & (selected.weight != 0)
     inside_X, inside = selected.influence(weight_T, depth, link)
@@ -102,8 +102,9 @@ def prune(
     target = torch.cat([source_X[:N], torch.ones(len(weight_T), dtype=torch.bool)])
     link &= target[:, None] & source_X
     errors, tokens = float(influence_X[selected.error_X].sum()), float(influence_X[selected.token_X].sum())
-    weight = torch.cat([influence_X[:N], weight_T.double()])
-    clean = 1 - share[:, selected.error_X].sum(1)
+    # As circuit-tracer has it: errors and tokens count, too, as nodes without a wrong input.
+    weight = torch.cat([influence_X[:N], weight_T.double(), influence_X[N:]])
+    clean = torch.cat([1 - share[:, selected.error_X].sum(1), torch.ones_like(influence_X[N:])])
     return Pruned(
         source_X=source_X,
         link=link,

@@ -14,6 +14,9 @@ from sae_dist.interpret.model import LanguageModel, check_same
 from sae_dist.llm.cut import layers_of
 
 
+SHOWN = 3
+
+
 @dataclass(frozen=True)
 class Site:
     """A place whose output the graph replaces.
@@ -69,7 +72,7 @@ def _in_order(found: dict[str, Site], base: nn.Module) -> list[Site]:
     place = layers_of(found)
     if place is None:
         raise ConfigError(
-            f"target_hook {', '.join(found)}: these are not in one list of layers; give hooks such as "
+            f"target_hook {', '.join([*found][:SHOWN])}: these are not in one list of layers; give hooks such as "
             "layers.0.mlp:out"
         )
     path = place[0]

@@ -1,6 +1,7 @@
 """A graph's files: graph.json, which says what its nodes are, and graph.safetensors with its numbers."""
 
 import json
+import math
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_origin, get_type_hints
@@ -88,6 +89,7 @@ def _made(kind: type[T], said: Any, path: Path) -> T:
     for name, hint in hints.items():
         value = said[name]
         good = value in KINDS if get_origin(hint) is Literal else of_type(hint, value)
+        good = good and not (isinstance(value, float) and not math.isfinite(value))
         if not good:
             raise ConfigError(f"{path} is damaged ({name}={str(value)[:40]}); draw the graph again")
     return kind(**said)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sae_dist.atlas.read.atlas import Atlas
     from sae_dist.export.statistics import CodeStatistics
     from sae_dist.interpret.attach import Attached
+    from sae_dist.interpret.attribute.attribution import Attribution
     from sae_dist.interpret.explaining.explanation import Explanation
     from sae_dist.interpret.interventions import Intervention
     from sae_dist.interpret.rivals import Rivals
@@ -31,8 +32,7 @@ if TYPE_CHECKING:
 class Dictionary:
     """A trained dictionary, read-only; `sae_dist.load` makes one.
 
-    Weights are mapped from the file: opening takes no memory, and only what is used is read. Rows are raw
-    activations, all scaling of the training is folded into the weights.
+    Weights are mapped from the file, of which only what is used is read. Rows are raw, unscaled activations.
     """
 
     def __init__(self, sae: ExportedSae, place: Place):
@@ -107,9 +107,7 @@ class Dictionary:
             AttributeError: a gated dictionary has other biases in its place.
         """
         if self.sae.b_enc_F is None:
-            raise AttributeError(
-                f"a {self.kind} dictionary has no b_enc; its sae has {', '.join(self.sae.vectors)}"
-            )
+            raise AttributeError(f"a {self.kind} dictionary has no b_enc, but {', '.join(self.sae.vectors)}")
         return self.sae.b_enc_F
 
     @property
@@ -142,7 +140,7 @@ class Dictionary:
         Raises:
             ConfigError: the rows have another width, or are not on the dictionary's device.
         """
-        rows = self._rows(x, self.width)
+        rows = self._rows(x)
         return Codes.of(self._encoding.codes(rows), self.num_latents, tuple(x.shape[:-1]))
 
     def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
@@ -155,9 +153,7 @@ class Dictionary:
             ConfigError: `x` is needed and missing.
         """
         if self.sae.W_skip_ED is not None and x is None:
-            raise ConfigError(
-                "decode(codes) of a transcoder with a skip connection needs x, the rows encoded"
-            )
+            raise ConfigError("decode(codes) of a transcoder with skip needs x, the rows that were encoded")
         rows = x.reshape(-1, self.width).to(self.dtype) if x is not None else codes.values.new_zeros(0)
         return self._encoding.decoded(codes, rows).view(*codes.leading, -1)
 
@@ -248,6 +244,12 @@ class Dictionary:
 
         return explain(self, lm, text, **how)
 
+    def attribute(self, lm: Any, text: Any, **how: Any) -> "Attribution":
+        """Rank a prompt's codes by what they do to the next token; see `interpret.attribute.attribute`."""
+        from sae_dist.interpret.attribute.attribute import attribute
+
+        return attribute(self, lm, text, **how)
+
     def watch(self, lm: Any, latents: Sequence[int], **how: Any) -> "Watched":
         """Look at the codes of named latents in every forward, from their rows alone; see `watch.Watched`.
 
@@ -282,14 +284,13 @@ class Dictionary:
         """Return the same dictionary on another device, or in another dtype, in memory."""
         return Dictionary(self.sae.to(torch.device(device or self.device), dtype), self.place)
 
-    def _rows(self, x: Tensor, width: int) -> Tensor:
-        if x.dim() < 1 or x.shape[-1] != width:
-            raise ConfigError(
-                f"rows of width {x.shape[-1] if x.dim() else 0} for a dictionary of width {width}"
-            )
+    def _rows(self, x: Tensor) -> Tensor:
+        if x.dim() < 1 or x.shape[-1] != self.width:
+            own = x.shape[-1] if x.dim() else 0
+            raise ConfigError(f"rows of width {own} for a dictionary of width {self.width}")
         if x.device != self.device:
             raise ConfigError(f"rows on {x.device} and the dictionary on {self.device}; use .to({x.device})")
-        return x.reshape(-1, width).to(self.dtype)
+        return x.reshape(-1, self.width).to(self.dtype)
 
     def __repr__(self) -> str:
         """Describe the dictionary in a line."""

@@ -3,6 +3,7 @@
 Letters: as core.types.
 """
 
+import inspect
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, TypeVar
@@ -75,16 +76,10 @@ class Session:
         """
         if self._stack is not None:
             raise ConfigError("this is in use already; make another: d.attach(lm) or d.steer(lm, ...)")
-        base, model = self.lm.base, self.lm.reader
-        forwards = ForwardReader(model, self.lm.special_ids, self._places)
-
-        def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._forward, self._input = forwards.read(args, kwargs), None
-
+        base = self.lm.base
         with ExitStack() as stack:
             stack.callback(setattr, self, "_forward", None)
-            handle = model.register_forward_pre_hook(begin, with_kwargs=True)
-            stack.callback(handle.remove)
+            self._begin(stack)
             *inner, last = self.hooks
             for key in inner:
                 stack.callback(hook_on(base, self.hooks[key], self._note, key).remove)
@@ -100,6 +95,45 @@ class Session:
         stack, self._stack = self._stack, None
         if stack is not None:
             stack.close()
+
+    def _begin(self, stack: ExitStack) -> None:
+        """Read the tokens of each forward as it begins."""
+        model, *within = self._readers()
+        forwards = ForwardReader(model, self.lm.special_ids, self._places)
+
+        def begin(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._forward, self._input = forwards.read(args, kwargs), None
+
+        if not within:
+            stack.callback(model.register_forward_pre_hook(begin, with_kwargs=True).remove)
+            return
+        names = {each: list(inspect.signature(each.forward).parameters) for each in (model, *within)}
+        running: list[Any] = []
+
+        def first(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if not running:
+                running.append(module)
+                begin(module, (), dict(zip(names[module], args, strict=False)) | kwargs)
+
+        def end(module: Any, _args: Any, _output: Any) -> None:
+            if running and running[0] is module:
+                running.clear()
+
+        for each in names:
+            stack.callback(each.register_forward_pre_hook(first, with_kwargs=True).remove)
+            stack.callback(each.register_forward_hook(end, always_call=True).remove)
+
+    def _readers(self) -> list[Any]:
+        """Return what is called with the tokens: the model without its head, and parts of it around the hook.
+
+        A model with a head may call such a part itself, and not what the part belongs to.
+        """
+        base, model = self.lm.base, self.lm.reader
+        parts = list(self.hooks.values())[-1].split(":")[0].split(".")
+        around = [base.get_submodule(".".join(parts[:depth])) for depth in range(1, len(parts))]
+        own = set(model.modules()) - {model}
+        takes = [each for each in around if each in own]
+        return [model, *(each for each in takes if "input_ids" in inspect.signature(each.forward).parameters)]
 
     def _without_compiling(self, stack: ExitStack) -> None:
         """Keep `generate` from compiling the model, which would keep hooks, or lose them."""

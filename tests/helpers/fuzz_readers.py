@@ -28,6 +28,8 @@ from sae_dist.export.formats import FORMATS
 from sae_dist.export.importing import Imported
 from sae_dist.export.saelens import export_firing_rates, load_firing_rates
 from sae_dist.export.statistics import CodeStatistics, load_statistics
+from sae_dist.graph.graph import Checks, Graph, Layer, Node
+from sae_dist.graph.store import Store
 from sae_dist.interpret.study.prompts import read_prompts
 from sae_dist.launch.identity import differences
 from sae_dist.llm.config_file import check_ahead
@@ -255,7 +257,59 @@ def _read_labels(folder: Path) -> None:
     labels.of([3]), labels.search("label"), labels.all(), labels.set(3, "another")
 
 
+def _graph(folder: Path) -> None:
+    nodes = (
+        Node("t_0", "token", -1, 0, token=5, influence=0.25),
+        Node("f_0_0_3", "latent", 0, 0, 3, None, 1.5, 0.5),
+        Node("e_0_0", "error", 0, 0, influence=0.25),
+        Node("l_7", "logit", 1, 0, token=7, influence=1.0, probability=0.5),
+    )
+    Graph(
+        nodes=nodes,
+        rows=torch.tensor([1, 3, 3]),
+        columns=torch.tensor([0, 1, 2]),
+        weights=torch.tensor([1.0, 0.5, -0.25]),
+        constants=torch.tensor([0.0, 0.5, 0.0, 0.1]),
+        total=torch.tensor([[0.3], [0.5], [-0.25], [0.35]]),
+        values=torch.tensor([0.0, 1.5, 0.0, 0.35]),
+        ids=(5,),
+        tokens=("a",),
+        targets=("b",),
+        prompt="a",
+        model="m",
+        set_name="s",
+        layers=(Layer("layers.0.mlp:out", "layers.0.mlp:in", "f", "topk", 8),),
+        error_share=0.5,
+        unfollowed=0.0,
+        influence_sum=1.0,
+        replacement_score=0.5,
+        completeness=0.5,
+        latents=(1, 1, 1),
+        checks=Checks(0.0, 0.0, 0.0, 0.0, 1e-4, "float32", 2, 3, 1),
+        settings={"batch": 64},
+    ).save(folder)
+    store = Store(folder, 3, torch.float32)
+    store.write(0, torch.tensor([1, 0]), torch.tensor([[0.5, -0.25, 0.0], [0.0, 0.0, 1.0]]))
+
+
+def _read_graph(folder: Path) -> None:
+    graph = Graph.load(folder)
+    repr(graph)
+    ids = [node.id for node in graph.nodes]
+    graph.effect(ids)
+    if graph.logits:
+        graph.effect_on(ids, [graph.logits[0].id])
+
+
+def _read_rows(folder: Path) -> None:
+    store = Store(folder, 3, torch.float32)
+    if store.has(0, torch.tensor([1, 0])):
+        store.read(0)
+
+
 READERS = {
+    "graph": Reader(_graph, ("graph.json", "graph.safetensors"), _read_graph),
+    "graph_rows": Reader(_graph, ("rows-*.safetensors",), _read_rows),
     "atlas": Reader(_atlas, ("atlas/*.json", "atlas/*.parquet", "atlas/*/*.parquet"), _read_atlas),
     "atlas_sql": Reader(_atlas, ("atlas/postings/*.parquet", "atlas/latents/*.parquet"), _ask_atlas),
     "atlas_labels": Reader(_atlas, (f"atlas/{REVIEWS}",), _read_labels),

@@ -54,7 +54,7 @@ def explain(
     """
     if isinstance(top, bool) or not isinstance(top, int) or top < 1:
         raise ConfigError(f"top={top}: give the number of latents to show, at least 1")
-    named = _labels(dictionary, labels)
+    named = labels_of(dictionary, labels)
     known = Rates.of(dictionary, rates)
     session = Session(dictionary, lm, force)
     ids_S = document_ids(session, text)
@@ -94,7 +94,12 @@ def encoded(session: Session, ids_S: Tensor) -> tuple[Tokens, Codes, Tensor, Ten
     return tokens, codes, x_SD, y_SE
 
 
-def _labels(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[int, str]:
+def labels_of(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[int, str]:
+    """Return words for latents; None: those beside the atlas of the dictionary's run, but for rejected ones.
+
+    Raises:
+        ConfigError: they name no latents.
+    """
     if labels is None:
         return dictionary.place.labels(dictionary.num_latents)
     try:

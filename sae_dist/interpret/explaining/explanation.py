@@ -43,17 +43,17 @@ class Explanation:
     @cached_property
     def table(self) -> "pyarrow.Table":
         """A row for each token and latent that fired on it, as a table of pyarrow."""
-        return _table(self.pairs)
+        return table_of(self.pairs)
 
     @cached_property
     def tokens(self) -> "pyarrow.Table":
         """A row for each token, special ones included, as a table of pyarrow."""
-        return _table(self.tokens_seen)
+        return table_of(self.tokens_seen)
 
     @cached_property
     def latents(self) -> "pyarrow.Table":
         """A row for each latent that fired on a token that counts, most noteworthy first."""
-        return _table(self.latents_seen)
+        return table_of(self.latents_seen)
 
     @property
     def json(self) -> dict[str, Any]:
@@ -98,22 +98,24 @@ class Explanation:
 def records(columns: Columns) -> list[dict[str, Any]]:
     """Return rows in place of columns, without numbers that are not finite."""
     rows = zip(*columns.values(), strict=True)
-    return [{key: _plain(each) for key, each in zip(columns, row, strict=True)} for row in rows]
+    return [{key: plain(each) for key, each in zip(columns, row, strict=True)} for row in rows]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value; None for a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _table(columns: Columns) -> "pyarrow.Table":
+def table_of(columns: Columns) -> "pyarrow.Table":
+    """Return columns as a table of pyarrow."""
     import pyarrow
 
     texts = ("token", "label", "next_token", "next_is")
     kinds = dict.fromkeys(texts, pyarrow.string())
     kinds |= dict.fromkeys(
-        ("token_id", "latent", "position", "at", "count", "latents", "next_id"), pyarrow.int64()
+        ("token_id", "latent", "position", "at", "count", "codes", "latents", "next_id"), pyarrow.int64()
     )
-    kinds |= dict.fromkeys(("special", "outlier", "counted", "unusual"), pyarrow.bool_())
+    kinds |= dict.fromkeys(("special", "outlier", "counted", "unusual", "beyond_controls"), pyarrow.bool_())
     return pyarrow.table(
         {key: pyarrow.array(each, kinds.get(key, pyarrow.float64())) for key, each in columns.items()}
     )

@@ -102,9 +102,9 @@ def tokenised(lm: "LanguageModel", asked: Sequence[Asking], more: int) -> list[P
     limit = _limit(lm)
     found = []
     for each in asked:
-        ids = _ids(lm, each.text)
-        target = _following(lm, each.text, ids, each.target, f"{each.where}: target")
-        against = _following(lm, each.text, ids, each.against, f"{each.where}: against")
+        ids = prompt_ids(lm, each.text)
+        target = following_ids(lm, each.text, ids, each.target, f"{each.where}: target")
+        against = following_ids(lm, each.text, ids, each.against, f"{each.where}: against")
         longest = len(ids) + max(more, len(target), len(against))
         if not ids:
             raise ConfigError(f"{each.where} has no tokens; write a text")
@@ -132,8 +132,8 @@ def default_prompts(
         text = lm.tokenizer.decode(list(begin[len(lm.prefix) :]))
         if not text.strip() or any(each.ids == begin for each in taken):
             continue
-        wanted = _following(lm, text, begin, target, "--target")
-        other = _following(lm, text, begin, against, "--against")
+        wanted = following_ids(lm, text, begin, target, "--target")
+        other = following_ids(lm, text, begin, against, "--against")
         limit = _limit(lm)
         if limit is not None and len(begin) + max(more, len(wanted), len(other)) > limit:
             raise ConfigError(f"--tokens {more}: {lm.name} reads {limit} tokens, prompts have {len(begin)}")
@@ -177,13 +177,13 @@ def _held_out(dictionary: "Dictionary", lm: "LanguageModel") -> Iterator[list[in
                     yield ids
 
 
-def _ids(lm: "LanguageModel", text: str) -> tuple[int, ...]:
+def prompt_ids(lm: "LanguageModel", text: str) -> tuple[int, ...]:
     """Return the tokens of a prompt; special tokens that end a text would end the generation."""
     ids = lm.ids(text).tolist()
     return tuple(ids[: len(ids) - len(lm.suffix)])
 
 
-def _following(
+def following_ids(
     lm: "LanguageModel", text: str, ids: tuple[int, ...], following: str | None, where: str
 ) -> tuple[int, ...]:
     """Return the tokens of what follows a prompt, cut as they are behind it where the prompt's stay alike."""
@@ -191,7 +191,7 @@ def _following(
 
     if following is None:
         return ()
-    whole = _ids(lm, text + following)
+    whole = prompt_ids(lm, text + following)
     alone = tuple(lm.tokenizer(without_surrogates(following), add_special_tokens=False)["input_ids"])
     found = whole[len(ids) :] if whole[: len(ids)] == ids else alone
     if not found:

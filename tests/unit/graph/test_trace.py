@@ -22,6 +22,7 @@ def drawn(dtype=torch.float64, kind="llama", lm=None, **how) -> Graph:
 
 @pytest.fixture(scope="module")
 def graph() -> Graph:
+    """Of all nodes and links through which anything comes."""
     return drawn(node_threshold=1.0, edge_threshold=1.0)
 
 
@@ -87,9 +88,16 @@ def test_what_ends_in_tokens_errors_and_constants_is_the_logit(graph):
 
 def test_checks_are_made_and_said(graph):
     checks = graph.checks
-    assert max(checks.row_sums, checks.linear, checks.faithful) < 1e-9 == checks.tolerance
+    assert max(checks.row_sums, checks.linear, checks.faithful) < 1e-9 < checks.tolerance
     assert checks.targets == graph.latents[0] + 2 or checks.targets == graph.latents[1] + 2
     assert checks.norms >= 9 and checks.patterns == 4 and checks.dtype == "float64"
+    kinds = {
+        kind: sum(n.influence for n in graph.nodes if n.kind == kind) for kind in ("latent", "error", "token")
+    }
+    assert graph.influence_sum == pytest.approx(sum(kinds.values()), rel=1e-6)
+    # What comes into targets and is no error, and errors and tokens themselves; of all and the logits' 1.
+    clean = kinds["latent"] + 1 - kinds["error"] + kinds["error"] + kinds["token"]
+    assert graph.completeness == pytest.approx(clean / (graph.influence_sum + 1), rel=1e-5)
     assert 0 < graph.error_share < 1 and graph.unfollowed == pytest.approx(0, abs=1e-9)
     assert graph.replacement_score == pytest.approx(1 - graph.error_share, abs=1e-6)
 
@@ -98,7 +106,7 @@ def test_pruning_keeps_the_share_that_is_asked_for(graph):
     few = drawn(node_threshold=0.5, edge_threshold=0.7)
     ids = {node.id for node in few.nodes}
     assert ids < {node.id for node in graph.nodes} and len(few.weights) < len(graph.weights)
-    all_scored = sorted((n for n in graph.nodes if n.kind in ("latent", "error")), key=lambda n: -n.influence)
+    all_scored = sorted((n for n in graph.nodes if n.kind != "logit"), key=lambda n: -n.influence)
     half, reached = set(), 0.0
     for node in all_scored:
         if reached < 0.5 * sum(n.influence for n in all_scored):
@@ -162,15 +170,19 @@ def on_ranks(folder):
     drawn(torch.float32, folder=folder, max_nodes=60, batch=8, axis=axis)
 
 
-def test_any_number_of_ranks_and_any_stop_give_the_same_bytes(tmp_path):
-    alone = tmp_path / "alone"
+@pytest.mark.long
+def test_any_number_of_ranks_gives_the_same_bytes(tmp_path):
+    for world in (1, 2, 3):
+        run_ranks(on_ranks, world, tmp_path / str(world))
+    expected = files(tmp_path / "1")
+    assert len(expected) > 8
+    assert files(tmp_path / "2") == expected == files(tmp_path / "3")
+
+
+def test_a_trace_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
+    alone, kept = tmp_path / "alone", {}
     drawn(torch.float32, folder=alone, max_nodes=60, batch=8)
     expected = files(alone)
-    assert len(expected) > 8
-    for world in (2, 3):
-        run_ranks(on_ranks, world, tmp_path / str(world))
-        assert files(tmp_path / str(world)) == expected
-    kept = {}
     for number, path in enumerate(sorted((alone / "rows").glob("rows-*"))):
         if number % 3 == 1:
             path.unlink()
@@ -183,6 +195,12 @@ def test_any_number_of_ranks_and_any_stop_give_the_same_bytes(tmp_path):
         drawn(torch.float32, folder=alone, max_nodes=50, batch=8)
 
 
+def test_a_prompt_of_one_token():
+    lm = small_model("llama")
+    found = trace(transcoders(lm, "llama"), lm, prompt(1), targets=[7], node_threshold=1.0)
+    assert found.latents[0] == 20 and {n.position for n in found.nodes} == {0}
+
+
 def test_layers_without_a_transcoder_are_errors_as_a_whole():
     lm = small_model("llama")
     found = trace([transcoders(lm, "llama")[2]], lm, prompt(), targets=[7], node_threshold=1.0)
@@ -193,9 +211,11 @@ def test_layers_without_a_transcoder_are_errors_as_a_whole():
 
 def test_special_tokens_have_no_latents():
     lm = replace(small_model("llama"), special_ids=frozenset({2}))
-    found = trace(transcoders(lm, "llama"), lm, [2, *prompt(5)], targets=[7], node_threshold=1.0)
-    assert {n.position for n in found.nodes if n.kind == "latent"} == {1, 2, 3, 4, 5}
-    assert "e_0_0" in found.index and found.checks.row_sums < 1e-9
+    for form in ("transcoder", "skip"):
+        own = transcoders(lm, "llama", form=form)
+        found = trace(own, lm, [2, *prompt(5)], targets=[7], node_threshold=1.0, edge_threshold=1.0)
+        assert {n.position for n in found.nodes if n.kind == "latent"} == {1, 2, 3, 4, 5}
+        assert "e_0_0" in found.index and found.checks.row_sums < 1e-9
     alone = trace(transcoders(lm, "llama"), lm, [2], targets=[7])
     assert alone.latents == (0, 0, 0) and alone.replacement_score < 1
 

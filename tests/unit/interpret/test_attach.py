@@ -9,7 +9,7 @@ from tests.helpers.dictionaries import KINDS
 from tests.helpers.in_use import causal, dictionary, tokens
 from tests.helpers.tiny_llms import EMBEDDED, TinyLlms
 
-FAMILIES = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral")
+FAMILIES = ("gpt2", "gpt_neox", "llama", "gemma2", "mistral", "opt")
 
 
 @pytest.fixture(scope="module")
