@@ -67,6 +67,8 @@ def name_of(where: str) -> str:
 def token_text(text: str) -> str:
     """Return a token's text in one line: control characters written out, many spaces counted, none as ∅."""
     shown = SPACES.sub(lambda run: "␣" + str(len(run[0])).translate(RAISED), visible(text, "")) or "∅"
+    if shown.isspace():
+        shown = "␣" * len(shown)
     return shown if len(shown) <= MOST else shown[:MOST] + "…"
 
 

@@ -58,6 +58,7 @@ def page_data(graph: "Graph", known: Mapping[tuple[int, int], Known]) -> tuple[d
     return {
         "tokens": [token_text(each) for each in graph.tokens],
         "layers": list(numbers_of_layers(graph)),
+        "bare": [each.hook is None for each in graph.layers],
         "nodes": nodes,
         "edges": edges,
         "known": {f"{key[0]}_{key[1]}": _known(each) for key, each in known.items() if key in there},

@@ -66,6 +66,9 @@ def page(
         "model": name_of(graph.model),
         "set_name": name_of(graph.set_name),
         "left_out": left_out,
+        "bare": [
+            f"L{n}" for n, each in zip(content["layers"], graph.layers, strict=True) if each.hook is None
+        ],
         "is_node": NODE_ID.match,
     }
     return rendered(HERE / "graph.html", values)

@@ -42,7 +42,7 @@ def percent(value: Any) -> str:
     """Return a share in percent; None and what is not finite as a dash."""
     if value is None or not math.isfinite(value):
         return "–"
-    return f"{100 * value:.{1 if abs(value) < 0.1 else 0}f} %".replace("-", "−")
+    return f"{100 * value:.{1 if 0 < abs(value) < 0.1 else 0}f} %".replace("-", "−")
 
 
 def headline(graph: "Graph") -> tuple[str, list[tuple[str, str]]]:

@@ -50,7 +50,10 @@ function placeOf(k) {
   const token = said.tokens[G.position[k]];
   const at = `position ${G.position[k]} “${token}”`;
   if (G.kind[k] === LATENT) return `layer ${said.layers[G.layer[k]]}, latent ${G.latent[k]}, ${at}`;
-  if (G.kind[k] === ERROR) return `what layer ${said.layers[G.layer[k]]}'s latents do not explain, ${at}`;
+  if (G.kind[k] === ERROR) {
+    const layer = said.layers[G.layer[k]];
+    return said.bare[G.layer[k]] ? `all that layer ${layer} adds, since it has no transcoder, ${at}` : `what layer ${layer}'s latents do not explain, ${at}`;
+  }
   return G.kind[k] === TOKEN ? `token at ${at}` : `logit after ${at}`;
 }
 
@@ -88,7 +91,7 @@ function number(value, digits = 3) {
 function percent(value) {
   if (value === null || value === undefined || !Number.isFinite(value)) return "–";
   const found = 100 * value;
-  return `${found !== 0 && Math.abs(found) < 0.1 ? found.toPrecision(1) : found.toFixed(Math.abs(found) < 10 ? 1 : 0)} %`.replace("-", "−");
+  return `${found !== 0 && Math.abs(found) < 0.1 ? found.toPrecision(1) : found.toFixed(found && Math.abs(found) < 10 ? 1 : 0)} %`.replace("-", "−");
 }
 
 // An element with properties and children; text stays text.

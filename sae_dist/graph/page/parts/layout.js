@@ -51,7 +51,7 @@ function arrange(room) {
     y += tall;
   }
   tokens(y);
-  L.height = y + (L.upright ? TOKENS_TALL : 20) + 2 * GAP;
+  L.height = y + L.deep + 2 * GAP;
   index();
 }
 
@@ -70,6 +70,7 @@ function tokens(y) {
   const widest = Math.max(...said.tokens.map((each) => pen.measureText(each).width));
   L.upright = L.columns.some((column, p) => pen.measureText(said.tokens[p]).width > column.wide - 4) && widest > 14;
   L.tokens = y + GAP;
+  L.deep = L.upright ? Math.min(widest, TOKENS_TALL) + 4 : 20;
   for (let k = 0; k < G.count; k++) {
     if (G.kind[k] !== TOKEN) continue;
     const column = L.columns[G.position[k]];

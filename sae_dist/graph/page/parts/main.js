@@ -1,6 +1,6 @@
 // What a reader does: pointing, keys, search, sliders.
-const stage = byId("stage"), TOUCH = 18, POINT = 11;
-let back = -1;
+const stage = byId("stage"), TOUCH = 18, POINT = 11, REST_MS = 40;
+let back = -1, rest = 0;
 
 function again() {
   choose();
@@ -37,7 +37,9 @@ function point(k, x, y) {
   S.hovered = k;
   stage.classList.toggle("pointing", k >= 0);
   drawAbove();
-  if (S.clicked < 0) showPanel();
+  // The words come once the pointer rests, so that a sweep over many nodes costs their lines alone.
+  clearTimeout(rest);
+  if (S.clicked < 0) rest = setTimeout(showPanel, REST_MS);
 }
 
 // Hold a node, or none: what is held stays when the pointer leaves.
