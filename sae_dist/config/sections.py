@@ -180,7 +180,7 @@ class GridConfig:
 
     @property
     def misfit(self) -> str | None:
-        """What is wrong with the lists that have a value for each hook; None: nothing."""
+        """The fault of the lists that have a value for each hook; None: they fit."""
         for key in OF_HOOKS:
             values = getattr(self, key)
             if values is None:

@@ -192,9 +192,7 @@ def model(
     """
     if lm is not None and not isinstance(lm, str | Path):
         return as_model(lm, tokenizer)
-    if isinstance(dictionary, Sequence):
-        # The first that says its model: all that do say the same one.
-        dictionary = next((each for each in dictionary if each.place.model_name), dictionary[0])
+    dictionary = _one_of(dictionary)
     run, place = dictionary.place.run, dictionary.place
     name = str(lm) if lm is not None else place.model_name
     if name is None or (run is not None and lm is None and not run.has_llm):
@@ -228,6 +226,13 @@ def model(
         name=cfg.name,
         facts=facts,
     )
+
+
+def _one_of(dictionaries: "Dictionary | DictionarySet") -> "Dictionary":
+    """Return the first of a set that says its model: all that do say the same one."""
+    if not isinstance(dictionaries, Sequence):
+        return dictionaries
+    return next((each for each in dictionaries if each.place.model_name), dictionaries[0])
 
 
 def as_model(lm: Any, tokenizer: Any = None) -> LanguageModel:

@@ -123,7 +123,7 @@ def target_of(dictionary: Dictionary) -> str:
 
 
 def layer_of(hook: str) -> int:
-    """Return the number of the layer in a hook's name; -1: it has none, as of the embedding."""
+    """Return the number of the layer in a hook's name; -1: there is no number, as of the embedding."""
     return next((int(part) for part in hook.partition(":")[0].split(".") if part.isdigit()), -1)
 
 

@@ -48,11 +48,8 @@ def llm_facts(
     config, model = _empty(cfg, path)
     text = text_part(config)
     base_auto, whole_auto, causal = _auto_classes(config, cfg.name, model)
-    given = {"hook": hook} if target_hook is None else {"hook": hook, "target_hook": target_hook}
-    for number, (each, target) in enumerate(more, 1):
-        given[f"{MORE}[{number}]"] = each
-        given |= {} if target is None else {f"{MORE_TARGETS}[{number}]": target}
     depth = getattr(text, "num_hidden_layers", 0)
+    given = _by_key((hook, target_hook), more)
     read = {key: resolve_hook(each, model, depth, key) for key, each in given.items()}
     hooks = {key: resolved for key, (resolved, _) in read.items()}
     attn = attention(cfg.attn, model)
@@ -71,12 +68,7 @@ def llm_facts(
         target_hook=hooks.get("target_hook"),
         target_width=widths.get("target_hook"),
         target_first=target_hook is not None and _before("target_hook", "hook", widths),
-        more=tuple((hooks[key], widths[key]) for key in given if key.startswith(MORE)),
-        more_targets=tuple(
-            (hooks[key], widths[key], _before(key, key.replace(MORE_TARGETS, MORE), widths))
-            for key in given
-            if key.startswith(MORE_TARGETS)
-        ),
+        **_further(hooks, widths),
         packed=alone is None,
         attn=attn,
         auto=(base_auto, whole_auto),
@@ -91,6 +83,31 @@ def llm_facts(
             "activations but those of tokens.exclude_ids and those with attention mask 0"
         )
     return facts, "\n".join(lines) or None
+
+
+def _by_key(
+    first: tuple[str | None, str | None], more: Sequence[tuple[str, str | None]]
+) -> dict[str, str | None]:
+    """Return hooks and their targets, where there are any, by their keys in the config."""
+    named: list[tuple[str, str, tuple[str | None, str | None]]] = [("hook", "target_hook", first)]
+    named += [(f"{MORE}[{n}]", f"{MORE_TARGETS}[{n}]", pair) for n, pair in enumerate(more, 1)]
+    found: dict[str, str | None] = {}
+    for hook, target_hook, (hook_name, target_name) in named:
+        found[hook] = hook_name
+        if target_name is not None:
+            found[target_hook] = target_name
+    return found
+
+
+def _further(hooks: dict[str, str], widths: dict[str, int]) -> dict[str, Any]:
+    """Return the facts `more` and `more_targets`; keys as in `_by_key`, widths in the order of a forward."""
+    more = tuple((hook, widths[key]) for key, hook in hooks.items() if key.startswith(MORE))
+    targets = tuple(
+        (hook, widths[key], _before(key, key.replace(MORE_TARGETS, MORE), widths))
+        for key, hook in hooks.items()
+        if key.startswith(MORE_TARGETS)
+    )
+    return {"more": more, "more_targets": targets}
 
 
 def _before(one: str, other: str, reached: Iterable[str]) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sae_dist import cli
+from sae_dist.config.grid import over_layers
 from sae_dist.config.resolve import resolve, resolved_members
 from sae_dist.config.rules.sharing import sharing_problems
 from sae_dist.config.run import RunConfig, parse_counts
@@ -142,7 +143,7 @@ def check(command: Command, *, alone: bool) -> None:
         if command.words[0] == "import":
             composed(each)
         elif alone:
-            validate(parse_counts(composed(each)), command.ranks, submitted=submitted)
+            validate(over_layers(parse_counts(composed(each)), 4), command.ranks, submitted=submitted)
         else:
             checked(each, command.ranks, submitted=submitted)
 
