@@ -4,24 +4,31 @@ Gradient times code at the clean point ranks them; those that are shown are remo
 Letters: as interpret.attribute.reading.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.attribute.attribution import Agreement, Attribution
 from sae_dist.interpret.attribute.certificate import certificate, differences
-from sae_dist.interpret.attribute.controls import Bound, equally_rare, random_removals, removals
+from sae_dist.interpret.attribute.controls import (
+    Bound,
+    beyond,
+    equally_rare,
+    random_removals,
+    reaches,
+    removals,
+    repeated,
+)
 from sae_dist.interpret.attribute.metrics import Function, Metric, Question, question
-from sae_dist.interpret.attribute.reading import HALF, Reading, gradients, lost, reading
+from sae_dist.interpret.attribute.reading import HALF, Change, Reading, gradients, lost, reading
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.explaining.explain import labels_of
 from sae_dist.interpret.explaining.explanation import Columns
 from sae_dist.interpret.model import as_model
-from sae_dist.interpret.statistics import agreement
+from sae_dist.interpret.statistics import Floats, agreement
 
 EXACT = 50
 MOST_EXACT = 100_000
@@ -93,6 +100,7 @@ class Maker:
         self.effect_P = found.dot(grad_1SE[0])
         self.order_P = self.effect_P.abs().argsort(descending=True, stable=True)
         self._error_S = (found.error_SE.double() * grad_1SE[0].double()).sum(1)
+        self._steep_S = grad_1SE[0].double().norm(dim=1)
         self.certificate, self._along_P, self._error_along_S = certificate(found, asked)
         self.differences = differences(found, asked, self.effect_P, self.order_P)
         self._rate_P = self._rates()
@@ -109,12 +117,12 @@ class Maker:
         other_C = torch.from_numpy(equally_rare(self._usual(), shown_C.cpu().numpy(), seed)).to(shown_C)
         lost_C = self._lost(removals(found, shown_C))
         lost_M = self._lost(removals(found, other_C))
-        random_M = self._lost(random_removals(found, shown_C, seed))
-        bounds = Bound.of(lost_M), Bound.of(random_M)
-        reach = None
-        if all(each.reach is not None for each in bounds):
-            reach = max(each.reach or 0.0 for each in bounds)
-        columns = self._columns(shown_C, lost_C, reach)
+        steepest_C = self._steepest(shown_C)
+        # Elsewhere no direction does anything.
+        random_M = repeated(shown_C[torch.from_numpy(steepest_C > 0).to(shown_C.device)])
+        share_M = self._lost(random_removals(found, random_M, seed)) / self._steepest(random_M)
+        bounds = Bound.of(lost_M), Bound.of(share_M)
+        columns = self._columns(shown_C, lost_C, reaches(*bounds, steepest_C))
         effect_P = self.effect_P.cpu().numpy()
         return Attribution(
             about=self._about(len(shown_C)),
@@ -129,11 +137,18 @@ class Maker:
             again=self.attribution,
         )
 
-    def _lost(self, changes: Any) -> np.ndarray[Any, np.dtype[np.float64]]:
-        found: np.ndarray[Any, np.dtype[np.float64]] = lost(self._found, self._asked, changes).cpu().numpy()
+    def _steepest(self, place_C: Tensor) -> Floats:
+        """Return the most that any direction of some codes' sizes would do in their place, to first order."""
+        found = self._found
+        size_C = found.directions(place_C).double().norm(dim=1)
+        steepest: Floats = (size_C * self._steep_S[found.position_P[place_C]]).cpu().numpy()
+        return steepest
+
+    def _lost(self, changes: Sequence[Change]) -> Floats:
+        found: Floats = lost(self._found, self._asked, changes).cpu().numpy()
         return found
 
-    def _usual(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+    def _usual(self) -> Floats:
         """Return how often the latent of each code fires: its rate, or on how many tokens of this text."""
         found = self._found
         count_I = torch.bincount(found.row_P, minlength=len(found.rows_IE))
@@ -144,13 +159,11 @@ class Maker:
         least = self._rate_P[self._rate_P > 0].min() if bool((self._rate_P > 0).any()) else 1.0
         return self._rate_P.clamp(min=float(least)).numpy()
 
-    def _columns(self, shown_C: Tensor, lost_C: Any, reach: float | None) -> Columns:
+    def _columns(self, shown_C: Tensor, lost_C: Floats, reach_C: list[float | None]) -> Columns:
         found, order_P = self._found, self.order_P.cpu()
         position_P, latent_P = found.position_P.cpu()[order_P], found.latent_P.cpu()[order_P]
         P, C = len(order_P), len(shown_C)
         latents, pieces = latent_P.tolist(), found.tokens.pieces
-        removed = [float(each) for each in lost_C]
-        beyond = [None if reach is None else abs(each) > reach for each in removed]
         return {
             "position": position_P.tolist(),
             "token": [pieces[each] for each in position_P.tolist()],
@@ -159,8 +172,9 @@ class Maker:
             "code": found.value_P.cpu()[order_P].tolist(),
             "rate": [None] * P if self._rate_P is None else self._rate_P[order_P].tolist(),
             "effect": self.effect_P.cpu()[order_P].tolist(),
-            "exact": [*removed, *[None] * (P - C)],
-            "beyond_controls": [*beyond, *[None] * (P - C)],
+            "exact": [*lost_C.tolist(), *[None] * (P - C)],
+            "controls": [*reach_C, *[None] * (P - C)],
+            "beyond_controls": [*beyond(lost_C, reach_C), *[None] * (P - C)],
             "along": self._along_P.cpu()[order_P].tolist(),
         }
 

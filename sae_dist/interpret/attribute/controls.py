@@ -3,6 +3,7 @@
 Letters: as interpret.attribute.reading; C codes that are shown, M controls.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,8 @@ from sae_dist.interpret.statistics import Floats
 FEWEST = 19
 """With fewer controls nothing is marked: the greatest of 19 bounds 95 % of what a further one would show."""
 LEVEL = 0.05
+DIRECTIONS = 50
+"""So many random directions are removed at least."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,8 @@ class Bound:
 
     Attributes:
         controls: how many were removed.
-        reach: 95 % of further ones move the metric by less, either way; None: there are too few to say.
+        reach: 95 % of further ones move the metric by less, either way; None: there are too few to say. Of
+            random directions it is a share of the most that any of their size could, to first order.
     """
 
     controls: int
@@ -68,6 +72,37 @@ def removals(found: Reading, place_C: Tensor) -> list[Change]:
     return [
         (found.position_P[place, None], -row_E[None]) for place, row_E in zip(place_C, row_CE, strict=True)
     ]
+
+
+def reaches(equal: Bound, random: Bound, steepest_C: Floats) -> list[float | None]:
+    """Return what 95 % of both controls of each removal do less than; None: there are too few to say.
+
+    Args:
+        steepest_C: the most that any direction of each one's size could do, to first order.
+    """
+    if equal.reach is None or random.reach is None:
+        return [None] * len(steepest_C)
+    return [max(equal.reach, random.reach * each) for each in steepest_C.tolist()]
+
+
+def beyond(lost_C: Floats, reach_C: Sequence[float | None]) -> list[bool | None]:
+    """Return which removals do more than their controls; None: there is no saying."""
+    return [
+        None if reach is None else abs(each) > reach
+        for each, reach in zip(lost_C.tolist(), reach_C, strict=True)
+    ]
+
+
+def relative(lost_M: Floats, steepest_M: Floats) -> Floats:
+    """Return what the metric loses as a share of the most that it could; without those that could nothing."""
+    able_M = steepest_M > 0
+    shares: Floats = lost_M[able_M] / steepest_M[able_M]
+    return shares
+
+
+def repeated(place_C: Tensor) -> Tensor:
+    """Return codes over and over, so that they are enough for random directions [M]; all of them as often."""
+    return place_C.repeat(-(-DIRECTIONS // max(1, len(place_C)))) if len(place_C) else place_C
 
 
 def random_removals(found: Reading, place_C: Tensor, seed: int) -> list[Change]:

@@ -56,7 +56,7 @@ def verdict(a: "Attributions") -> list[str]:
     else:
         found.append(
             f"95 % of latents as frequent move it by less than {number(a.equal.reach)}, of random directions "
-            f"of the same size by less than {number(a.random.reach)}"
+            f"by less than {a.random.reach:.0%} of what the best of the same size would"
         )
     if N < FEWEST_PROMPTS:
         found.append(f"{N} prompts are too few for intervals that hold; give {FEWEST_PROMPTS} or more")

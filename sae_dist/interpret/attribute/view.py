@@ -10,11 +10,11 @@ from sae_dist.interpret.explaining.view import AROUND, number, shown
 if TYPE_CHECKING:
     from sae_dist.interpret.attribute.attribution import Agreement, Attribution
 
-HEADINGS = ("position", "latent", "code", "rate", "gradient x code", "removed", "along")
+HEADINGS = ("position", "latent", "code", "rate", "gradient x code", "removed", "controls", "along")
 """The columns of `CodeView.cells`; a label follows the latent's number."""
 FOOT = (
-    "gradient x code: what the metric loses without the code, to first order; removed: what it loses; along: "
-    "the code's part on the way to no codes and no error"
+    "gradient x code: what the metric loses without the code, to first order; removed: what it loses; "
+    "controls: what 95 % of them do less than; along: the code's part on the way to no codes and no error"
 )
 MARK = "* beyond what 95 % of controls do"
 
@@ -81,9 +81,9 @@ def _removals(a: "Attribution") -> list[str]:
     marked = sum(bool(each) for each in a.codes_seen["beyond_controls"])
     return [
         *found,
-        f"95 % of latents as frequent move it by less than {number(equal.reach)}, of random directions of "
-        f"the same size by less than {number(random.reach)}: {marked} of {a.shown.codes} removals exceed "
-        "both (*)",
+        f"95 % of latents as frequent move it by less than {number(equal.reach)}, of random directions by "
+        f"less than {random.reach:.0%} of what the best of the same size would: {marked} of {a.shown.codes} "
+        "removals exceed both (*)",
     ]
 
 
@@ -98,7 +98,7 @@ def place_line(a: "Attribution") -> str:
     about = a.about
     hooks = about["hook"] + (f" to {about['target_hook']}" if "target_hook" in about else "")
     left = about["left_out"]
-    out = f"; {left} special or outlying tokens do not count" if left else ""
+    out = f"; special or outlying tokens, which do not count: {left}" if left else ""
     return f"{about['dictionary']} of {about['model']}, {hooks}, in {about['dtype']}{out}"
 
 
@@ -120,7 +120,8 @@ def code_views(a: "Attribution") -> list[CodeView]:
         at, label = seen["position"][row], seen["label"][row]
         named = f"{seen['latent'][row]} {shown(label)}" if label else str(seen["latent"][row])
         cells = [str(at), named, number(seen["code"][row]), number(seen["rate"][row])]
-        cells += [small(seen[key][row]) for key in ("effect", "exact", "along")]
+        cells += [small(seen[key][row]) for key in ("effect", "exact")]
+        cells += [number(seen["controls"][row]), small(seen["along"][row])]
         before = "".join(pieces[max(at - AROUND, 0) : at])
         after = "".join(pieces[at + 1 : at + 1 + AROUND])
         found.append(CodeView(cells, bool(seen["beyond_controls"][row]), before, pieces[at], after))
