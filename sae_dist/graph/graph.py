@@ -7,12 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sae_dist.graph.check.verdict import Verdict
+    from sae_dist.interpret.dictionary import Dictionary
 
 Kind = Literal["latent", "error", "token", "logit"]
 
@@ -211,6 +215,16 @@ class Graph:
             f"Graph({len(self.ids)} tokens -> {said}; {len(self.nodes)} nodes, {len(self.weights)} links, "
             f"{self.error_share:.0%} of the influence in errors)"
         )
+
+    def check(self, dictionaries: "Sequence[Dictionary]", lm: Any, **how: Any) -> "Verdict":
+        """Compare the graph with what interventions do in the real model; see `check.check.check`.
+
+        Raises:
+            ConfigError: graph, dictionaries and model do not belong together.
+        """
+        from sae_dist.graph.check.check import check
+
+        return check(self, dictionaries, lm, **how)
 
     def _repr_html_(self) -> str:
         """Show the graph's numbers and its most influential latents in a notebook."""

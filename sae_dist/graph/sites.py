@@ -13,7 +13,6 @@ from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel, check_same
 from sae_dist.llm.cut import layers_of
 
-
 SHOWN = 3
 
 

@@ -70,10 +70,11 @@ def check(
     )
     found = measure(graph, predicted, trials, weight_L, metric, nodes=nodes, paths=paths, seed=seed)
     made = paraphrases is None
-    if paraphrases is None:
-        variants = other_prompts.made(model, ids_S.tolist())
-    else:
-        variants = other_prompts.given(model, paraphrases, "--paraphrases")
+    variants = (
+        other_prompts.made(model, ids_S.tolist())
+        if paraphrases is None
+        else other_prompts.given(model, paraphrases, "--paraphrases")
+    )
     latents = list(dict.fromkeys((each.firing.layer, each.firing.latent) for each in found.cuts))
     stable = other_prompts.stability(trials, latents, weight_L, variants, seed)
     again = None
