@@ -10,7 +10,8 @@ from tests.helpers.planted_circuit import PROMPT, saved
 from tests.helpers.warm import warm
 
 FILES = {"graph.html", "neuronpedia.json", "graph.json", "graph.safetensors", "check.json"}
-TARGETS = ["--target", "Paris", "--against", "Rome"]
+WHOLE = ["--node-threshold", "1", "--edge-threshold", "1"]
+TARGETS = ["--target", "Paris", "--against", "Rome", *WHOLE]
 
 
 @pytest.fixture(scope="module")

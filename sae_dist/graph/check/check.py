@@ -79,12 +79,9 @@ def check(
     stable = other_prompts.stability(trials, latents, weight_L, variants, seed)
     again = None
     if other is not None:
-        own = [each.firing for each in found.cuts]
         influence = [float(graph.nodes[each.node].influence) for each in found.cuts]
-        effect_M = np.array([each.cut for each in found.cuts])
-        again = seeds(
-            trials, own, influence, effect_M, weight_L, sites_of(other, model, force=True), other_name, seed
-        )
+        there = sites_of(other, model, force=True)
+        again = seeds(trials, found.cuts, influence, weight_L, there, other_name, seed)
     return judged(graph, found, stable, again, seed=seed, made=made)
 
 

@@ -190,6 +190,7 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
 def _inside(found: Measured, told: Told) -> list[str]:
     lines = []
     for agree, what in (
+        (found.held, "Cut with attention patterns and norms held as the graph has them"),
         (found.doubled, "Doubled in place of cut"),
         (found.spread, "Effects on later latents"),
         (found.edges, "Single edges, all other outputs held"),
@@ -254,7 +255,7 @@ def _numbers(
     variants: Sequence[Stability],
     others: Seeds | None,
 ) -> dict[str, Any]:
-    agreements = ("cut", "further", "doubled", "spread", "edges", "by_paths")
+    agreements = ("cut", "further", "held", "doubled", "spread", "edges", "by_paths")
     alone = ("metric", "error_share", "missing", "likely", "likely_without", "same_without")
     numbers: dict[str, Any] = {name: getattr(found, name) for name in alone}
     numbers |= {name: getattr(found, name).to_json() for name in agreements}

@@ -71,6 +71,7 @@ class Measured:
         cut, doubled: predicted and measured effects of these on the metric.
         further: the same of these cut and of as many more, from the next largest to the smallest effect:
             among the largest alone, ranks are of numbers that hardly differ.
+        held: as `cut`, where attention patterns and norms stay as they are, as in the graph.
         spread: on the pre-activations of later latents of the graph.
         edges: of single edges, where all other outputs stay as they are.
         by_paths: of single paths.
@@ -88,6 +89,7 @@ class Measured:
     cuts: list[Cut]
     cut: Agreement
     further: Agreement
+    held: Agreement
     doubled: Agreement
     spread: Agreement
     edges: Agreement
@@ -129,6 +131,7 @@ def measure(
     watching = trials.watching([_key(graph, n) for n in predicted.latents])
     cut = watching.run([[each.scaled(0.0)] for each in own], mediated=True)
     pinned = watching.run([[each.scaled(0.0)] for each in own], pinned=True)
+    held_M = _on_metric(trials.run([[each.scaled(0.0)] for each in own], held=True), weight_L)
     doubled_M = _on_metric(trials.run([[each.scaled(2.0)] for each in own]), weight_L)
     cut_M, told_M = _on_metric(cut, weight_L), effect_T[chosen]
     further = trials.run([[each.scaled(0.0)] for each in _firing(graph, trials, rest)])
@@ -143,6 +146,7 @@ def measure(
         cuts=_beside_controls(trials, chosen, own, effects, by_key, weight_L, seed),
         cut=agreement(told_M, cut_M, seed),
         further=agreement(effect_T[chosen + rest], all_M, seed),
+        held=agreement(told_M, held_M, seed),
         doubled=agreement(-told_M, doubled_M, seed),
         spread=_on_nodes(predicted, predicted.changes(scaled_MT) - scaled_MT, cut, False, seed),
         edges=_on_nodes(predicted, predicted.direct(scaled_MT), pinned, True, seed),

@@ -6,9 +6,9 @@ Letters: as core.types; C changes, M watched latents at positions, T watched tok
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.seen import Change, Outcome, Seen, last_logits, rows_of, softcapped, untold
+from sae_dist.graph.freeze import Frozen
 from sae_dist.graph.sites import Site
 from sae_dist.interpret.codes import Codes
 from sae_dist.interpret.dictionary import Dictionary
@@ -65,6 +66,15 @@ class Trials:
                 for d, each in zip(self._dictionaries, x, strict=True)
             ]
 
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The attention patterns and norms of the prompt."""
+        inside = [path for path, way in (site.target.split(":") for site in self.sites) if way == "out"]
+        found = Frozen(self.lm.base, inside)
+        with torch.no_grad(), found.recording():
+            self.lm.model(**self.lm.as_trained(self.ids_S.to(self.lm.device)), use_cache=False)
+        return found
+
     @property
     def layers(self) -> list[int]:
         """The numbers of the sites that have a dictionary."""
@@ -107,7 +117,12 @@ class Trials:
         return found
 
     def run(
-        self, changes: Sequence[Sequence[Change]], *, pinned: bool = False, mediated: bool = False
+        self,
+        changes: Sequence[Sequence[Change]],
+        *,
+        pinned: bool = False,
+        mediated: bool = False,
+        held: bool = False,
     ) -> Outcome:
         """Return what each change does by itself.
 
@@ -116,12 +131,14 @@ class Trials:
             pinned: what target hooks pass stays as it is but for the change, so that effects are direct ones;
                 a skip connection goes on as a function of the hook.
             mediated: measure how much of later layers' change the dictionaries reproduce.
+            held: attention patterns and norms stay as they are, as a graph has them.
         """
         parts = []
         for first in range(0, len(changes), self.batch):
             own = list(changes[first : first + self.batch])
             rows: list[Sequence[Change]] = [(), *own, *[()] * (self.batch - len(own))]
-            seen = self._forward(rows, self.clean if pinned else None)
+            with self.frozen.replaying() if held else nullcontext():
+                seen = self._forward(rows, self.clean if pinned else None)
             parts.append(self._difference(seen, own, mediated))
         if not parts:
             empty = torch.zeros(0)
@@ -182,13 +199,13 @@ class Trials:
 
         def note(layer: int, given: Tensor) -> Tensor:
             if x[layer] is None:
-                x[layer] = per_token(given, shape)
+                x[layer] = per_token(given, shape).clone()  # models add in place
             return given
 
         def act(layer: int, given: Tensor) -> Tensor:
             if y[layer] is not None:
                 return given
-            y[layer] = per_token(given, shape)
+            y[layer] = per_token(given, shape).clone()
             new_NSE = y[layer]
             if pinned is not None:
                 new_NSE = self._pinned(layer, pinned, x[layer], new_NSE)
@@ -200,7 +217,7 @@ class Trials:
                 new_NSE = new_NSE.clone()
             for n, each in mine:
                 new_NSE[n, each.position] += each.delta_E.to(new_NSE)
-            return new_NSE if new_NSE is y[layer] and given is y[layer] else new_NSE.view_as(given)
+            return given if new_NSE is y[layer] else new_NSE.view_as(given)
 
         with ExitStack() as stack:
             for layer, site in enumerate(self.sites):

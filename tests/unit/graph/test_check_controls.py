@@ -25,7 +25,7 @@ TARGETS = ["Paris", "Rome"]
 @pytest.fixture(scope="module")
 def circuit():
     d, lm = planted_circuit()
-    return d, lm, trace(d, lm, PROMPT, targets=TARGETS)
+    return d, lm, trace(d, lm, PROMPT, targets=TARGETS, node_threshold=1.0)
 
 
 @pytest.fixture(scope="module")
