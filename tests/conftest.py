@@ -18,6 +18,8 @@ from tests.helpers.small_llm import save_small_llm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+# Processes that tests start: threads that wait for each other would spin on cores that other tests need.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 # Tests count the lines of an answer: on a slow machine none says meanwhile that work goes on.
 progress.LINE_EVERY_S = 3600.0

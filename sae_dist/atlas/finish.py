@@ -40,8 +40,6 @@ from sae_dist.distributed.control import Control
 from sae_dist.distributed.runtime import StopRequest
 
 NUMBERS = "numbers.json"
-FEWEST_AT_ONCE, MOST_AT_ONCE, CODES_PER_LATENT = 1 << 18, 1 << 22, 20
-"""Codes that are in memory at once while tables are made, at most 160 bytes each: more for more latents."""
 STOPPED, POLL_S = "tables/stopped", 0.02
 GO_ON = "stopped as asked; what is done is kept. Go on: the same command with resume=auto"
 
@@ -64,6 +62,7 @@ class Finishing:
     Args:
         folder: of the atlas.
         windows: that were read.
+        at_once: codes in memory while tables are made, see `memory.codes_at_once`.
     """
 
     def __init__(
@@ -72,13 +71,14 @@ class Finishing:
         plan: Plan,
         num_latents: int,
         windows: int,
+        at_once: int,
         consumers: Axis,
         control: Control,
         stop: StopRequest,
     ):
         self.folder, self.plan, self.num_latents, self.windows = folder, plan, num_latents, windows
         self._consumers, self._control, self._stop, self._meetings = consumers, control, stop, 0
-        self._at_once = min(MOST_AT_ONCE, max(FEWEST_AT_ONCE, CODES_PER_LATENT * num_latents))
+        self._at_once = at_once
 
     def index(self) -> None:
         """Write text and postings.

@@ -144,7 +144,11 @@ def assemble(folder: Path, plan: Plan) -> dict[str, int]:
         DataError: there is more text than places can number.
     """
     last = max((int(path.stem[-7:]) for path in (folder / WORK / TEXT).glob("lane-*.npy")), default=-1)
-    at_of_row = np.full((last + 1) * plan.window * plan.lanes * plan.rows, NO_PLACE, np.uint32)
+    rows = (last + 1) * plan.window * plan.lanes * plan.rows
+    temporary = (folder / WORK / AT_OF_ROW).with_suffix(".tmp")
+    # On disk: four bytes a row would make memory grow with the text.
+    at_of_row = np.lib.format.open_memmap(temporary, "w+", np.uint32, (max(1, rows),))
+    at_of_row[:] = NO_PLACE
     documents: list[np.ndarray] = []
     states = np.zeros(3, np.int64)
     at = count = 0
@@ -172,7 +176,9 @@ def assemble(folder: Path, plan: Plan) -> dict[str, int]:
                 at, count = at + len(tokens), int(document_T[-1]) + 1
                 before = tokens["document"][-1]
     _write_documents(folder, documents)
-    _save(folder / WORK / AT_OF_ROW, at_of_row)
+    at_of_row.flush()
+    del at_of_row
+    temporary.replace(folder / WORK / AT_OF_ROW)
     numbers = {"kept": KEPT, "left_out": LEFT_OUT, "outliers": OUTLIER}
     return {"tokens": at, "documents": count} | {name: int(states[n]) for name, n in numbers.items()}
 
@@ -207,9 +213,3 @@ def _write_documents(folder: Path, parts: list[np.ndarray]) -> None:
         found[name] = np.add.reduceat(every[name], first) if len(every) else found[name]
     arrays = [pa.array(found[field.name], field.type) for field in DOCUMENTS_SCHEMA]
     write_table(folder / DOCUMENTS, pa.table(arrays, schema=DOCUMENTS_SCHEMA), ROW_GROUPS["documents"])
-
-
-def _save(path: Path, array: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, synced=True) as temporary, open(temporary, "wb") as file:
-        np.save(file, array)

@@ -25,6 +25,7 @@ class Active:
         code_P: what each is on the prompt: W_enc x + bias, which is above 0.
         W_enc_UD, bias_U: an active latent is W_enc x + bias, whatever the kind.
         b_dec_E, W_skip_ED: the rest of the reconstruction.
+        used_S1: 1 where the transcoder is used, 0 at other positions.
     """
 
     position_P: Tensor
@@ -37,6 +38,7 @@ class Active:
     bias_U: Tensor
     b_dec_E: Tensor
     W_skip_ED: Tensor | None
+    used_S1: Tensor
 
     @classmethod
     def of(cls, d: Dictionary, x_SD: Tensor, used_S: Tensor) -> "Active":
@@ -68,6 +70,7 @@ class Active:
             bias_U=bias_U.to(**kind),
             b_dec_E=d.b_dec.to(**kind),
             W_skip_ED=None if skip is None else skip.to(**kind),
+            used_S1=used_S[:, None].to(**kind),
         )
         object.__setattr__(found, "code_P", found.read(x_SD[None])[0])
         return found

@@ -18,7 +18,7 @@ from sae_dist.graph.store import Store
 
 @dataclass(frozen=True)
 class _Keys:
-    """What each source is [C]: place (-1 of tokens), position, latent (-1 of errors and tokens)."""
+    """The meaning of each source [C]: place (-1 of tokens), position, latent (-1 of errors and tokens)."""
 
     layer_C: Tensor
     position_C: Tensor

@@ -45,7 +45,7 @@ class Head:
 
 @dataclass
 class Clean:
-    """What passed each place in the untouched forward of one prompt.
+    """The tensors that passed each place in the untouched forward of one prompt.
 
     Attributes:
         inputs: at each site's hook [S, D]; None: it has no transcoder.

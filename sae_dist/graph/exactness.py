@@ -48,9 +48,9 @@ def check_linear(replacement: Replacement) -> float:
         )
         what = "is not linear" if linear > limit else "computes something else"
         raise ConfigError(
-            f"{replacement.lm.name} {what} where attention patterns, norms and what its transcoders replace "
-            f"are held constant (off by {max(linear, faithful):.1e} of what adds up, {limit:g} is rounding): "
-            f"no graph can be drawn of it{named[:300]}"
+            f"{replacement.lm.name} {what} where attention patterns, gates, norms and what its transcoders "
+            f"replace are held constant (off by {max(linear, faithful):.1e} of what adds up, {limit:g} is "
+            f"rounding): no graph can be drawn of it{named[:300]}"
         )
     return faithful
 
@@ -116,6 +116,7 @@ def check_rows(replacement: Replacement, store: Store, faithful: float) -> tuple
         dtype=str(store.dtype).removeprefix("torch."),
         targets=targets,
         norms=len(frozen.norms),
-        patterns=len(frozen.patterns),
+        patterns=len(frozen.patterns) - frozen.gates,
+        gates=frozen.gates,
     )
     return checks, constant_t

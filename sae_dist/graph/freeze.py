@@ -1,8 +1,8 @@
 """The factors of a model that depend on its input, recorded in one forward and constant in others.
 
-Attention patterns are results of a softmax, norms multiply by one number per row. With both held constant,
-what remains of a model around its MLPs is linear. Nothing here knows an architecture: a softmax is seen when
-it is called, and a norm is known by what it does with the recorded rows.
+Attention patterns are results of a softmax, gates of a sigmoid; norms multiply by one number per row. With
+all held constant, what remains of a model around its MLPs is linear, or else that is seen. Nothing here knows
+an architecture: a softmax is seen when it is called, and a norm is known by what it does with its rows.
 
 Letters: as core.types.
 """
@@ -19,6 +19,10 @@ from torch.overrides import TorchFunctionMode
 from sae_dist.core.errors import ConfigError
 
 SOFTMAX = frozenset((torch.softmax, Tensor.softmax, nn.functional.softmax, torch.special.softmax))
+GATES = frozenset(
+    (torch.sigmoid, Tensor.sigmoid, nn.functional.sigmoid, torch.special.expit, nn.functional.softplus)
+)
+"""What some models multiply attention's output by, as a function of the input."""
 WAYS = ("_attn_implementation_internal", "_experts_implementation_internal")
 """Where a config of transformers says how attention, and a mixture's experts, are computed."""
 APART = 1e-4
@@ -95,7 +99,8 @@ class Frozen:
     """The patterns and norms of one forward.
 
     Attributes:
-        patterns: results of every softmax, in the order of the calls.
+        patterns: results of every softmax and gate, in the order of the calls.
+        gates: how many of them are gates.
         replaced: modules whose output is replaced: what happens inside does not count.
         norms: by module, in the order of its calls.
         unknown: modules that have the name of a norm and do something else, with their class.
@@ -104,6 +109,7 @@ class Frozen:
     model: nn.Module
     replaced: Sequence[str] = ()
     patterns: list[Tensor] = field(default_factory=list)
+    gates: int = 0
     norms: dict[str, list[Scaled]] = field(default_factory=dict)
     unknown: dict[str, str] = field(default_factory=dict)
 
@@ -119,7 +125,7 @@ class Frozen:
                 self.norms.setdefault(name, []).append(found)
             return y
 
-        with self._bypassing() as inside, self._on_norms(note, inside), _Record(self.patterns, inside):
+        with self._bypassing() as inside, self._on_norms(note, inside), _Record(self, inside):
             yield
 
     @contextmanager
@@ -171,9 +177,9 @@ class Frozen:
 
 
 class _Record(TorchFunctionMode):
-    """A look at every softmax."""
+    """A look at every softmax and gate."""
 
-    def __init__(self, found: list[Tensor], inside: list[str]):
+    def __init__(self, found: Frozen, inside: list[str]):
         super().__init__()
         self._found, self._inside = found, inside
 
@@ -181,13 +187,14 @@ class _Record(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if func in SOFTMAX and not self._inside:
-            self._found.append(found.detach().clone())
+        if func in SOFTMAX | GATES and not self._inside:
+            self._found.patterns.append(found.detach().clone())
+            self._found.gates += func in GATES
         return found
 
 
 class _Replay(TorchFunctionMode):
-    """The results that were recorded, in place of every softmax."""
+    """The results that were recorded, in place of every softmax and gate."""
 
     def __init__(self, recorded: list[Tensor], inside: list[str]):
         super().__init__()
@@ -197,7 +204,7 @@ class _Replay(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func not in SOFTMAX or self._inside:
+        if func not in SOFTMAX | GATES or self._inside:
             return func(*args, **given)
         like = args[0] if args else given["input"]
         recorded = next(self._next, None)

@@ -56,7 +56,7 @@ class Checks:
         faithful: of the replacement model with nothing changed, against the untouched model.
         tolerance: what each of them may be.
         targets: how many rows were checked.
-        norms, patterns: how many modules and softmaxes are held constant.
+        norms, patterns, gates: how many modules, softmaxes and gates are held constant.
     """
 
     row_sums: float
@@ -68,6 +68,7 @@ class Checks:
     targets: int
     norms: int
     patterns: int
+    gates: int = 0
 
 
 @dataclass(frozen=True)

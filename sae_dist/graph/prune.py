@@ -70,7 +70,7 @@ class Selected:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What is kept of the selected nodes, and scores of all of them.
+    """The selected nodes that are kept, and scores of all of them.
 
     Attributes:
         source_X: which sources are nodes; all tokens are.

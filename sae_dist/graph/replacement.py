@@ -19,6 +19,8 @@ from torch import Tensor
 from sae_dist.graph.active import Active
 from sae_dist.graph.clean import Clean, clean_pass
 from sae_dist.graph.sites import Site
+from sae_dist.interpret.counted import outliers, special_tokens
+from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.llm.hooks import Stop, per_token
 from sae_dist.llm.hooks import attach as hook_on
@@ -26,7 +28,7 @@ from sae_dist.llm.hooks import attach as hook_on
 
 @dataclass(frozen=True)
 class Values:
-    """What targets are, for N settings of the sources: pre-activations of latents [N, P], logits [N, T]."""
+    """The values of targets for N settings of the sources: pre-activations of latents [N, P], logits [N, T]."""
 
     pre_NP: Tensor
     logits_NT: Tensor
@@ -44,6 +46,8 @@ class _Opened:
 class Replacement:
     """The local replacement model of one prompt.
 
+    At special tokens and outliers, which no transcoder was trained on, outputs are errors as a whole.
+
     Attributes:
         ids_S: the prompt.
         tokens_T: the tokens whose logits are targets.
@@ -51,11 +55,8 @@ class Replacement:
         errors: what transcoders do not explain, of each place [S, E]; without one, all of its output.
     """
 
-    def __init__(self, sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor, used_S: Tensor):
+    def __init__(self, sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor):
         """Run the prompt through the untouched model.
-
-        Args:
-            used_S: at which positions transcoders are used; elsewhere outputs are errors as a whole.
 
         Raises:
             ConfigError: see `graph.clean.clean_pass`.
@@ -64,13 +65,16 @@ class Replacement:
         with torch.no_grad():
             self.clean: Clean = clean_pass(self.sites, lm, ids_S)
             self.active = [
-                None if site.dictionary is None or x_SD is None else Active.of(site.dictionary, x_SD, used_S)
+                None if site.dictionary is None or x_SD is None else self._active(site.dictionary, x_SD)
                 for site, x_SD in zip(self.sites, self.clean.inputs, strict=True)
             ]
-            self._used_S1 = used_S[:, None].to(self.clean.embedding_SD.dtype)
             self.errors = [self._error(number) for number in range(len(self.sites))]
         self.tokens_T = torch.zeros(0, dtype=torch.int64, device=ids_S.device)
         self._opened: _Opened | None = None
+
+    def _active(self, dictionary: Dictionary, x_SD: Tensor) -> Active:
+        special_S = special_tokens(dictionary, self.lm, self.ids_S)
+        return Active.of(dictionary, x_SD, outliers(dictionary, special_S, x_SD)[2])
 
     def _error(self, number: int) -> Tensor:
         y_SE, active = self.clean.outputs[number], self.active[number]
@@ -81,12 +85,12 @@ class Replacement:
         return y_SE - known_SE - self._skipped(active, self.clean.inputs[number])
 
     def _constant(self, active: Active) -> Tensor:
-        return self._used_S1 * active.b_dec_E
+        return active.used_S1 * active.b_dec_E
 
     def _skipped(self, active: Active, x_NSD: Tensor | None) -> Tensor | float:
         if active.W_skip_ED is None or x_NSD is None:
             return 0.0
-        return self._used_S1 * (x_NSD @ active.W_skip_ED.T)
+        return active.used_S1 * (x_NSD @ active.W_skip_ED.T)
 
     @property
     def num_latents(self) -> int:

@@ -23,7 +23,7 @@ class Site:
     Attributes:
         hook: where its transcoder reads; None: there is no transcoder.
         target: what is replaced, `path:out` or `path:in` in the base model.
-        dictionary: None: what stands there counts as an error as a whole.
+        dictionary: None: its output counts as an error as a whole.
     """
 
     target: str
@@ -71,8 +71,8 @@ def _in_order(found: dict[str, Site], base: nn.Module) -> list[Site]:
     place = layers_of(found)
     if place is None:
         raise ConfigError(
-            f"target_hook {', '.join([*found][:SHOWN])}: these are not in one list of layers; give hooks such as "
-            "layers.0.mlp:out"
+            f"target_hook {', '.join([*found][:SHOWN])}: these are not in one list of layers; give "
+            "hooks such as layers.0.mlp:out"
         )
     path = place[0]
     layers = base.get_submodule(path)
@@ -90,7 +90,7 @@ def _alike(target: str, number: int, layer: int, base: nn.Module) -> str:
     """Return the same place in another layer.
 
     Raises:
-        ConfigError: that layer has none.
+        ConfigError: that layer lacks it.
     """
     name, direction = target.split(":")
     parts = name.split(".")

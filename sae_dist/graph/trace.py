@@ -71,8 +71,7 @@ def trace(
     whole = exact_enough(as_model(lm))
     sites = sites_of(dictionaries, whole, force)
     ids_S = _ids(whole, prompt)
-    special = torch.tensor(sorted(whole.special_ids), dtype=torch.int64, device=ids_S.device)
-    replacement = Replacement(sites, whole, ids_S, torch.isin(ids_S, special, invert=True))
+    replacement = Replacement(sites, whole, ids_S)
     probability_V = replacement.clean.logits_V.double().softmax(-1)
     replacement.tokens_T = _targets(whole, targets, probability_V)
     weight_T = probability_V[replacement.tokens_T].cpu()
@@ -213,11 +212,11 @@ class _Borrowed:
         self.name = name
 
     def __enter__(self) -> str:
-        """Return its name."""
+        """Return the name of the folder."""
         return self.name
 
     def __exit__(self, *_error: object) -> None:
-        """Leave it."""
+        """Leave the folder as it is."""
 
 
 def _of_rows(settings: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,6 @@ def replacement(
     lm = small_model(kind, dtype)
     ids = torch.tensor(prompt(**how))
     sites = sites_of(transcoders(lm, kind, latents, form), lm)
-    found = Replacement(sites, lm, ids, torch.ones(len(ids), dtype=torch.bool))
+    found = Replacement(sites, lm, ids)
     found.tokens_T = torch.tensor([7, 11])
     return found

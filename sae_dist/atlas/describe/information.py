@@ -57,7 +57,25 @@ def best_tokens(
     start_Q = groups(key_P)
     both_Q = sizes(start_Q, len(key_P))
     latent_Q, token_Q = (key_P[start_Q] >> HALF).astype(np.uint32), key_P[start_Q] & LOW
-    places, fires_f = int(count_V.sum()), np.bincount(latent_P, minlength=num_latents)
+    fires_f = np.bincount(latent_P, minlength=num_latents)
+    return ranked_tokens(latent_Q, token_Q, both_Q, count_V, fires_f, num)
+
+
+def ranked_tokens(
+    latent_Q: np.ndarray,
+    token_Q: np.ndarray,
+    both_Q: np.ndarray,
+    count_V: np.ndarray,
+    fires_f: np.ndarray,
+    num: int,
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Rank the tokens of latents, see `best_tokens`, by how often they are together.
+
+    Args:
+        latent_Q, token_Q: pairs, sorted; the tokens as uint64.
+        both_Q: places of each pair; fires_f: of each latent.
+    """
+    places = int(count_V.sum())
     of_token_Q, of_latent_Q = count_V[token_Q], fires_f[latent_Q]
     prefers_Q = both_Q * float(places) > of_token_Q * of_latent_Q.astype(np.float64)
     latent_Q, token_Q, both_Q = latent_Q[prefers_Q], token_Q[prefers_Q], both_Q[prefers_Q]
@@ -66,7 +84,7 @@ def best_tokens(
     key_Q = (~bits_Q.view(np.uint32)).astype(np.uint64) << HALF
     found = first_of_each(latent_Q, key_Q | token_Q, num)
     chosen_S = found.which_S
-    size_f = np.bincount(found.latent_S, minlength=num_latents)
+    size_f = np.bincount(found.latent_S, minlength=len(fires_f))
     return size_f, [token_Q[chosen_S], both_Q[chosen_S], bits_Q[chosen_S]]
 
 

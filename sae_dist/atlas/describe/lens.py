@@ -47,9 +47,9 @@ class LensSum:
     prompts: int
 
     def __add__(self, other: "LensSum") -> "LensSum":
-        """Add the positions of another sum."""
-        if not self.positions or not other.positions:
-            return other if other.positions else self
+        """Add the positions of another sum, or other rows of the Jacobians at the same."""
+        if not self.sum_HE.numel() or not other.sum_HE.numel():
+            return other if other.sum_HE.numel() else self
         return LensSum(
             self.sum_HE + other.sum_HE, self.positions + other.positions, self.prompts + other.prompts
         )
@@ -95,13 +95,22 @@ def why_no_lens(llm: FrozenLlm) -> str | None:
     return None
 
 
-def fit(llm: FrozenLlm, chunk: TokenChunk, *, skip: int = SKIPPED, tokens: int = TOKENS) -> LensSum:
+def fit(
+    llm: FrozenLlm,
+    chunk: TokenChunk,
+    *,
+    skip: int = SKIPPED,
+    tokens: int = TOKENS,
+    share: tuple[int, int] = (0, 1),
+) -> LensSum:
     """Sum the Jacobians at the positions of a chunk; costs a forward and H backward passes after the hook.
 
     Args:
         llm: of which `why_no_lens` says nothing.
         skip: tokens at the beginning of each document that are left out; special ones count.
         tokens: in a forward, at most, if sequences are not longer.
+        share: r and n: compute every n-th row of the Jacobian from the r-th on; the others are 0. The first
+            share counts the positions.
 
     Raises:
         ConfigError: the model gives no gradients, or the hook is behind the last layer.
@@ -112,13 +121,16 @@ def fit(llm: FrozenLlm, chunk: TokenChunk, *, skip: int = SKIPPED, tokens: int =
         used = keep & (position >= skip)
         if not bool(used.any()):
             continue
-        found = _sum(llm, *(moved(each, llm.device) for each in (ids, segment, position, used)))
+        on_device = [moved(each, llm.device) for each in (ids, segment, position, used)]
+        found = _sum(llm, on_device, share)
         total = found if total is None else total + found
         positions += int(used.sum())
         number = segment + torch.arange(len(segment))[:, None] * (int(segment.max()) + 1)
         prompts += len(number[used].unique())
     if total is None:
         total = torch.zeros(0, 0, dtype=torch.float64)
+    if share[0] > 0:
+        positions = prompts = 0
     return LensSum(torch.round(total / GRID) * GRID, positions, prompts)
 
 
@@ -130,24 +142,25 @@ def _batches(llm: FrozenLlm, chunk: TokenChunk, tokens: int) -> Iterator[tuple[T
             yield tuple(each[first : first + step] for each in batch[:4])
 
 
-def _sum(llm: FrozenLlm, ids: Tensor, segment: Tensor, position: Tensor, used: Tensor) -> Tensor:
+def _sum(llm: FrozenLlm, batch: list[Tensor], share: tuple[int, int]) -> Tensor:
     """Return the sum of Jacobians at the used positions [H, E], float64 on the host."""
+    ids, segment, position, used = batch
     with torch.enable_grad():
         leaf, h_NSH = _forward(llm, ids, segment, position)
         if not h_NSH.requires_grad:
             raise _no_gradients(llm, "nothing after the hook depends on it")
-        H = h_NSH.shape[-1]
-        rows = []
+        rows = torch.zeros(h_NSH.shape[-1], leaf.shape[-1], dtype=torch.float64)
+        numbers = range(share[0], len(rows), share[1])
         real = (segment > 0).to(h_NSH.dtype)
-        for number in range(H):
+        for number in numbers:
             ones = torch.zeros_like(h_NSH)
             ones[..., number] = real
             try:
-                [grad] = torch.autograd.grad(h_NSH, leaf, ones, retain_graph=number + 1 < H)
+                [grad] = torch.autograd.grad(h_NSH, leaf, ones, retain_graph=number != numbers[-1])
             except RuntimeError as error:
                 raise _no_gradients(llm, str(error).splitlines()[0]) from error
-            rows.append(per_token(grad, ids.shape)[used].double().sum(0))
-    return torch.stack(rows).cpu()
+            rows[number] = per_token(grad, ids.shape)[used].double().sum(0)
+    return rows
 
 
 def _forward(llm: FrozenLlm, ids: Tensor, segment: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:

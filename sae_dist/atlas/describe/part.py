@@ -1,6 +1,6 @@
 """Everything that an atlas says of the latents of a part, from their postings and the text.
 
-Letters: f latents of a part; P codes, sorted by latent and place; S examples.
+Letters: f latents of a part; g those that fire; S examples; J numbers of a list.
 """
 
 from pathlib import Path
@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from sae_dist.atlas.describe.about import About, Examples
 from sae_dist.atlas.describe.blocks import AT_ONCE, blocks
 from sae_dist.atlas.describe.codes import Codes
-from sae_dist.atlas.describe.information import best_tokens
 from sae_dist.atlas.describe.lists import Extra, numbers, structs
 from sae_dist.atlas.describe.settings import Settings
-from sae_dist.atlas.describe.text import NO_TOKEN, Text
+from sae_dist.atlas.describe.split import about_split
+from sae_dist.atlas.describe.text import Text
 from sae_dist.atlas.schema import (
     EXAMPLES,
     EXAMPLES_SCHEMA,
@@ -45,7 +46,7 @@ def describe_part(
     Args:
         folder: of the atlas.
         text: of the atlas, if it is open already.
-        at_once: codes in memory, at most, unless one latent has more; the files do not depend on it.
+        at_once: codes in memory, at most; the files do not depend on it.
     """
     text = text or Text.open(folder)
     each = part_latents(num_latents)
@@ -55,55 +56,46 @@ def describe_part(
         for name, schema in ((LATENTS, LATENTS_SCHEMA), (EXAMPLES, EXAMPLES_SCHEMA))
     ]
     with writers[0], writers[1]:
-        for some, table in blocks(folder, part, latents, at_once):
-            codes = Codes.of(some, table, text.document_T)
+        for block in blocks(folder, part, latents, at_once):
+            some = block.latents
+            if block.is_split:
+                about = about_split(block, text, settings)
+            else:
+                (table,) = block.pieces()
+                about = About.of(Codes.of(some, table, text.document_T), text, settings)
             rows = slice(some.start - latents.start, some.stop - latents.start)
             columns = {
                 "latent": np.arange(some.start, some.stop, dtype=np.uint32),
-                **_of_codes(codes, text, settings),
-                **_of_tokens(codes, text, settings),
+                **_of_postings(about, text),
                 **_of_extra(extra, rows),
             }
             arrays = [columns[name] for name in LATENTS_SCHEMA.names]
             writers[0].write(pa.table(arrays, schema=LATENTS_SCHEMA))
-            writers[1].write(_examples(codes, settings))
+            writers[1].write(_examples(about.examples, some.start))
 
 
-def _of_codes(codes: Codes, text: Text, settings: Settings) -> dict[str, np.ndarray | pa.Array]:
-    silent_f = ~codes.fires_f
-    total_f, squares_f = codes.sums()
+def _of_postings(about: About, text: Text) -> dict[str, np.ndarray | pa.Array]:
+    silent_f, num = about.count_f == 0, len(about.count_f)
     quantiles = numbers(
-        LATENTS_SCHEMA.field("quantiles").type,
-        len(QUANTILES) * codes.fires_f,
-        codes.quantiles().ravel(),
+        LATENTS_SCHEMA.field("quantiles").type, len(QUANTILES) * ~silent_f, about.quantiles_gJ.ravel()
     )
-    counted = {"histogram": codes.histogram(), "bins": codes.in_bins(settings.bins)}
+    counted = {"histogram": about.histogram_fJ, "bins": about.bins_fJ}
+    lists = {"tokens": about.tokens, "next": about.next}
     return {
-        "count": codes.count_f,
-        "documents": codes.documents_f,
-        "rate": codes.count_f / max(1, text.kept),
-        "sum": total_f,
-        "squares": squares_f,
-        "least": pa.array(codes.least_f().astype(np.float32), mask=silent_f),
-        "most": pa.array(codes.most_f.astype(np.float32), mask=silent_f),
+        "count": about.count_f,
+        "documents": about.documents_f,
+        "rate": about.count_f / max(1, text.kept),
+        "sum": about.total_f,
+        "squares": about.squares_f,
+        "least": pa.array(about.least_f.astype(np.float32), mask=silent_f),
+        "most": pa.array(about.most_f.astype(np.float32), mask=silent_f),
         "quantiles": quantiles,
         **{
-            name: numbers(LATENTS_SCHEMA.field(name).type, np.full(codes.num, found.shape[1]), found.ravel())
+            name: numbers(LATENTS_SCHEMA.field(name).type, np.full(num, found.shape[1]), found.ravel())
             for name, found in counted.items()
         },
+        **{name: structs(LATENTS_SCHEMA.field(name).type, *found) for name, found in lists.items()},
     }
-
-
-def _of_tokens(codes: Codes, text: Text, settings: Settings) -> dict[str, pa.Array]:
-    token_P, follower_P = text.token_T[codes.at_P], text.follower_T[codes.at_P]
-    there_P = follower_P != NO_TOKEN
-    found = {
-        "tokens": best_tokens(codes.latent_P, token_P, text.count_V, codes.num, settings.tokens),
-        "next": best_tokens(
-            codes.latent_P[there_P], follower_P[there_P], text.followed_V, codes.num, settings.next
-        ),
-    }
-    return {name: structs(LATENTS_SCHEMA.field(name).type, *lists) for name, lists in found.items()}
 
 
 def _of_extra(extra: Extra, rows: slice) -> dict[str, pa.Array]:
@@ -115,22 +107,15 @@ def _of_extra(extra: Extra, rows: slice) -> dict[str, pa.Array]:
     return columns
 
 
-def _examples(codes: Codes, settings: Settings) -> pa.Table:
-    """Return the examples of some latents, sorted by latent, bin and rank."""
-    found = codes.examples(settings)
-    latent_S = np.concatenate([each.latent_S for each in found.values()])
-    rank_S = np.concatenate([each.rank_S for each in found.values()])
-    which_S = np.concatenate([each.which_S for each in found.values()])
-    bin_S = np.concatenate([np.full(len(each.which_S), number) for number, each in found.items()])
-    order_S = np.argsort(latent_S, kind="stable")
-    which_S = which_S[order_S]
+def _examples(found: Examples, first: int) -> pa.Table:
+    """Return the examples of some latents from number `first` on, sorted by latent, bin and rank."""
     columns = {
-        "latent": latent_S[order_S] + np.uint32(codes.first),
-        "bin": bin_S[order_S],
-        "rank": rank_S[order_S],
-        "at": codes.at_P[which_S],
-        "code": codes.code_P[which_S],
-        "document": codes.document_P[which_S],
+        "latent": found.latent_S + np.uint32(first),
+        "bin": found.bin_S,
+        "rank": found.rank_S,
+        "at": found.at_S,
+        "code": found.code_S,
+        "document": found.document_S,
     }
     arrays = [pa.array(columns[field.name]).cast(field.type) for field in EXAMPLES_SCHEMA]
     return pa.table(arrays, schema=EXAMPLES_SCHEMA)

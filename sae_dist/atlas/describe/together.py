@@ -132,7 +132,7 @@ def together(
     Args:
         count_F: codes of all latents; kept: places that have codes, or could have.
         num: how long lists are.
-        at_once: codes in memory, at most, unless one latent has more.
+        at_once: codes in memory, at most.
 
     Returns:
         Latents; the share of the looked-at places where they fire; that share over their rate.
@@ -181,12 +181,16 @@ def _draw(
     folder: Path, part: int, latents: range, drawn: int, at_once: int
 ) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
     """Draw places of each latent of a part; yield some latents, and pairs of latent and place by place."""
-    for few, table in blocks(folder, part, latents, at_once, ["latent", "at"]):
-        latent_P, at_P = table["latent"].to_numpy(), table["at"].to_numpy()
-        found = first_of_each(latent_P - np.uint32(few.start), hash64(latent_P, at_P), drawn)
-        latent_Q, at_Q = found.latent_S, at_P[found.which_S]
+    for block in blocks(folder, part, latents, at_once, ["latent", "at"]):
+        latent_Q, at_Q = np.zeros(0, np.uint32), np.zeros(0, np.uint32)
+        for table in block.pieces():
+            latent_P, at_P = (table[name].to_numpy() for name in ("latent", "at"))
+            latent_P, at_P = np.concatenate([latent_Q, latent_P]), np.concatenate([at_Q, at_P])
+            found = first_of_each(latent_P - np.uint32(block.latents.start), hash64(latent_P, at_P), drawn)
+            latent_Q, at_Q = latent_P[found.which_S], at_P[found.which_S]
+        latent_Q = (latent_Q - np.uint32(block.latents.start)).astype(np.int64)
         order_Q = np.lexsort((latent_Q, at_Q))
-        yield few, latent_Q[order_Q], at_Q[order_Q]
+        yield block.latents, latent_Q[order_Q], at_Q[order_Q]
 
 
 def _file(folder: Path, number: int, name: str) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.counted import multiple, outliers, special_tokens
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.explaining.effects import Direct, direct
 from sae_dist.interpret.explaining.explanation import Explanation
@@ -19,9 +20,6 @@ from sae_dist.interpret.explaining.rows import activations, document_ids
 from sae_dist.interpret.explaining.unusual import CORRELATIONS, LEVEL, NOT_MEASURED, Rates
 from sae_dist.interpret.session import Session
 from sae_dist.interpret.statistics import holm
-
-MAX_NORM_MULTIPLE = 10.0
-"""Activations longer than this multiple of the text's median are outliers where a run does not say it."""
 
 
 def explain(
@@ -82,7 +80,7 @@ def encoded(session: Session, ids_S: Tensor) -> tuple[Tokens, Codes, Tensor, Ten
         ConfigError: it has special tokens only, or its activations are not what the dictionary is for.
         DataError: they are not finite.
     """
-    special_S = torch.isin(ids_S.cpu(), torch.tensor(sorted(_special(session)), dtype=torch.int64))
+    special_S = special_tokens(session.dictionary, session.lm, ids_S.cpu())
     if bool(special_S.all()):
         raise ConfigError(
             f"the text has special tokens only, {ids_S.tolist()[:8]}, which are no activations for a "
@@ -110,24 +108,8 @@ def labels_of(dictionary: Dictionary, labels: Mapping[int, str] | None) -> dict[
     return found
 
 
-def _special(session: Session) -> set[int]:
-    """Return the tokens that are no activations in training: special ones, and those excluded there."""
-    run = session.dictionary.place.run
-    return {*session.lm.special_ids, *((run.tokens.exclude_ids or ()) if run is not None else ())}
-
-
-def _multiple(session: Session) -> float:
-    """Return how many times the median an activation is an outlier's."""
-    run = session.dictionary.place.run
-    return (run.tokens.max_norm_multiple if run is not None else None) or MAX_NORM_MULTIPLE
-
-
 def _tokens(session: Session, ids_S: Tensor, special_S: Tensor, x_SD: Tensor) -> Tokens:
-    norm_S = torch.linalg.vector_norm(x_SD, dim=1, dtype=torch.promote_types(x_SD.dtype, torch.float32)).cpu()
-    run = session.dictionary.place.run
-    spared = run is not None and run.tokens.max_norm_multiple is None  # training saw outliers, too
-    outlier_S = ~special_S & (norm_S > _multiple(session) * norm_S[~special_S].median())
-    counted_S = ~special_S if spared else ~special_S & ~outlier_S
+    norm_S, outlier_S, counted_S = outliers(session.dictionary, special_S, x_SD)
     return Tokens(ids_S, session.lm.pieces(ids_S.tolist()), special_S, outlier_S, counted_S, norm_S)
 
 
@@ -250,7 +232,7 @@ def _about(
         "counted": int(counted_S.sum()),
         "special": int(tokens.special_S.sum()),
         "outliers": int(tokens.outlier_S.sum()),
-        "max_norm_multiple": _multiple(session),
+        "max_norm_multiple": multiple(session.dictionary),
         "fvu": parts.fvu(counted_S),
         "rates_rows": None if known is None else known.rows,
         "rates_reason": NOT_MEASURED if known is None else None,

@@ -111,8 +111,8 @@ def _looked(each: Pass, rank: int, ranks: int, control: Control) -> dict[str, st
 
 
 def _fitted(each: Pass, llm: FrozenLlm, rank: int, ranks: int, control: Control) -> str | None:
-    """Write the sum of Jacobians over the first chunk of this rank's lanes; return why not."""
-    lanes = range(rank, min(each.atlas.lens, each.plan.lanes, each.plan.chunks), ranks)
+    """Write this rank's rows of the sum of Jacobians over the first chunk of lanes; return why not."""
+    lanes = range(min(each.atlas.lens, each.plan.lanes, each.plan.chunks))
     if not each.atlas.lens:
         return "atlas.lens=0"
     if reason := why_no_lens(llm):
@@ -121,11 +121,11 @@ def _fitted(each: Pass, llm: FrozenLlm, rank: int, ranks: int, control: Control)
     for lane in lanes:
         check_stop(each.stop, control)
         chunk = next(text.open(lane, None), None)
-        path = each.folder / WORK / LENS / f"lane-{lane:05d}.safetensors"
+        path = each.folder / WORK / LENS / f"lane-{lane:05d}-{rank:05d}-of-{ranks}.safetensors"
         if chunk is None or path.is_file():
             continue
         try:
-            found = fit(llm, chunk)
+            found = fit(llm, chunk, share=(rank, ranks))
         except ConfigError as error:
             return str(error)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def head_of(each: Pass, ranks: int) -> tuple[Head, dict[str, str | None]]:
     told = [read_json(each.folder / WORK / f"{rank}-of-{ranks}-{REASONS}") or {} for rank in range(ranks)]
     effects, lens = (next((one[name] for one in told if one[name]), None) for name in ("effects", "lens"))
     head = Head.open(each.folder) if (each.folder / WORK / HEAD).is_file() else Head()
-    paths = sorted((each.folder / WORK / LENS).glob("lane-*.safetensors"))
+    paths = sorted((each.folder / WORK / LENS).glob(f"lane-*-of-{ranks}.safetensors"))
     total = sum((LensSum.read(path) for path in paths), LensSum(torch.zeros(0, 0), 0, 0))
     if lens is None and not total.positions:
         lens = "no document is long enough for it"

@@ -9,6 +9,7 @@ from sae_dist.atlas.describe.near import why_not as why_no_near
 from sae_dist.atlas.describe.settings import Settings
 from sae_dist.atlas.finish import Finishing
 from sae_dist.atlas.manifest import VERSION
+from sae_dist.atlas.memory import codes_at_once, window_rows
 from sae_dist.atlas.text import Plan
 from sae_dist.config.atlas import HELD_OUT, TRAINING, AtlasConfig, atlas_of, for_atlas, read_asked
 from sae_dist.config.grid import single
@@ -32,8 +33,6 @@ from sae_dist.transport.collective import RemoteChunks, produce
 from sae_dist.transport.in_step import produce_in_step
 from sae_dist.transport.wire import Stream
 
-WINDOW_ROWS = 1 << 18
-ROWS_PER_LATENT = 7
 """Windows of small dictionaries are smaller: what a rank holds stays below what it keeps of its latents."""
 
 
@@ -54,7 +53,7 @@ def atlas_rank(folder: Path, granted: Granted = NOTHING) -> None:
         topology = Topology(cfg.topology, place(), device.type, team_size=size, in_step=in_step)
         topology.meet(device)
         sae, atlas = open_exported(folder.parent / EXPORT), atlas_of(values)
-        plan = plan_of(cfg, atlas, sae.num_latents)
+        plan = plan_of(cfg, atlas, sae.num_latents, sae.k)
         each = Pass(cfg, run.target_hook, atlas, folder, sae, facts, plan, topology, device, stop)
         work = _consume if topology.is_consumer else _produce
         work(each, control)
@@ -62,11 +61,16 @@ def atlas_rank(folder: Path, granted: Granted = NOTHING) -> None:
     joined(cfg, folder / LOGS, play)
 
 
-def plan_of(cfg: Single, atlas: AtlasConfig, num_latents: int) -> Plan:
+def settings_of(atlas: AtlasConfig) -> Settings:
+    """Return the lengths of the lists."""
+    return Settings(atlas.top, atlas.bins, atlas.each, few=atlas.few)
+
+
+def plan_of(cfg: Single, atlas: AtlasConfig, num_latents: int, k: int | None) -> Plan:
     """Return the order of the pass: it depends on the text and the dictionary, not on the ranks."""
     rows = cfg.shuffle.chunk_rows
     once = atlas.lanes * rows
-    window = max(1, min(WINDOW_ROWS, ROWS_PER_LATENT * num_latents) // once)
+    window = max(1, window_rows(num_latents, k, settings_of(atlas)) // once)
     return Plan(atlas.lanes, rows, -(-atlas.count // rows), window)
 
 
@@ -98,11 +102,12 @@ def _consume(each: Pass, control: Control) -> None:
     topology, clock = each.topology, Seconds()
     windows = _read(each, clock)
     clock.lap("reading")
-    consumers = topology.consumers
+    consumers, num_latents = topology.consumers, each.sae.num_latents
+    settings = settings_of(each.atlas)
+    at_once = codes_at_once(num_latents, settings)
     finishing = Finishing(
-        each.folder, each.plan, each.sae.num_latents, windows, consumers, control, each.stop
+        each.folder, each.plan, num_latents, windows, at_once, consumers, control, each.stop
     )
-    settings = Settings(each.atlas.top, each.atlas.bins, each.atlas.each, few=each.atlas.few)
     finishing.index()
     lookers = topology.num_producers or consumers.size
     if not topology.num_producers:

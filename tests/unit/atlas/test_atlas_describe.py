@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chi2
 
-from sae_dist.atlas.describe.blocks import AT_ONCE
+from sae_dist.atlas.describe.blocks import AT_ONCE, blocks
 from sae_dist.atlas.describe.codes import Codes
 from sae_dist.atlas.describe.hashing import hash64
 from sae_dist.atlas.describe.lists import Extra, Ranked
@@ -184,19 +184,31 @@ def test_windows_do_not_show(tmp_path):
     assert len(found[0]) == 6 and found[0] == found[1]
 
 
-@pytest.mark.parametrize("at_once", [1, 400])
-def test_latents_in_memory_do_not_show(tmp_path, monkeypatch, at_once):
-    """The same bytes, however few latents are described at a time, and over groups of rows."""
+@pytest.mark.parametrize("at_once", [1, 50, 400])
+def test_codes_in_memory_do_not_show(tmp_path, monkeypatch, at_once):
+    """The same bytes, however few codes are in memory: a dense latent is merged and described in pieces.
+
+    Pieces end within documents, and groups of rows within pieces.
+    """
     monkeypatch.setitem(ROW_GROUPS, POSTINGS, 70)
     monkeypatch.setitem(ROW_GROUPS, EXAMPLES, 64)
-    index(tmp_path)
+    monkeypatch.setattr("sae_dist.atlas.describe.blocks.RUN", 16)
+    monkeypatch.setattr("sae_dist.atlas.describe.codes.RUN", 16)
+    windows, place_R = (
+        index(tmp_path),
+        np.flatnonzero(pq.read_table(tmp_path / TOKENS)["state"].to_numpy() == KEPT),
+    )
     values = np.arange(512).reshape(256, 2)
     extra = Extra(near=Ranked(values, (values / 4,), np.arange(256) % 3))
-    found = []
-    for codes_in_memory in (AT_ONCE, at_once):
-        describe_part(tmp_path, 1, 600, SETTINGS, extra, at_once=codes_in_memory)
-        found.append([part_file(tmp_path, table, 1).read_bytes() for table in (LATENTS, EXAMPLES)])
-    assert found[0] == found[1]
+    found, most = [], 0
+    for in_memory in (AT_ONCE, at_once):
+        merge_part(tmp_path, 0, range(256), windows, place_R.astype(np.uint32), in_memory)
+        describe_part(tmp_path, 0, 600, SETTINGS, extra, at_once=in_memory)
+        split = [len(each.sizes) for each in blocks(tmp_path, 0, range(256), in_memory)]
+        most = max(most, *split)
+        found.append([part_file(tmp_path, table, 0).read_bytes() for table in (POSTINGS, LATENTS, EXAMPLES)])
+    assert found[0] == found[1] and most > 2
+    assert not list((tmp_path / WORK).glob("runs/*"))
 
 
 def test_codes_at_an_edge_are_in_the_lower_bin():

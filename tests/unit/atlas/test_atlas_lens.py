@@ -137,6 +137,18 @@ def test_sums_are_the_same_in_any_order(llm, tmp_path):
         none.mean_HE()
 
 
+def test_ranks_share_the_rows(llm):
+    """Together they have the bytes, and the counts, of one alone."""
+    chunk = packed_chunk(LENGTHS)
+    whole = fit(llm, chunk)
+    for ranks in (2, 3):
+        shares = [fit(llm, chunk, share=(rank, ranks)) for rank in range(ranks)]
+        total = sum(shares[1:], shares[0])
+        assert torch.equal(total.sum_HE, whole.sum_HE)
+        assert (total.positions, total.prompts) == (whole.positions, whole.prompts)
+        assert not torch.equal(shares[0].sum_HE, whole.sum_HE)
+
+
 def test_is_the_identity_at_the_last_layer(tiny):
     llm = load(tiny("llama"), HOOKS["llama"][1])
     torch.testing.assert_close(fit(llm, packed_chunk(LENGTHS)).mean_HE(), torch.eye(WIDTH).double())

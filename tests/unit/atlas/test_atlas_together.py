@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sae_dist.atlas.describe import effects, near, products
+from sae_dist.atlas.describe.blocks import blocks
 from sae_dist.atlas.describe.effects import top_logits
 from sae_dist.atlas.describe.lists import Ranked
 from sae_dist.atlas.describe.near import near_rows, why_not
@@ -107,12 +108,17 @@ def test_a_pair_that_always_fires_together_is_found(tmp_path):
     assert listed(found, 5) == [] and listed(found, 17) == []
 
 
-def test_latents_in_memory_do_not_show(atlas, monkeypatch):
+@pytest.mark.parametrize("part", [0, 1])
+def test_latents_in_memory_do_not_show(atlas, monkeypatch, part):
+    """Nor does it show that a dense latent, of which part 0 has some, is read in pieces."""
     folder, windows, kept = atlas
     count_F = latent_counts(folder, F, range(parts(F)))
-    whole = together(folder, 1, windows, count_F, kept, drawn=6, num=4)
+    whole = together(folder, part, windows, count_F, kept, drawn=6, num=4)
     monkeypatch.setattr("sae_dist.atlas.describe.together.LATENTS_AT_ONCE", 10)
-    few = together(folder, 1, windows, count_F, kept, drawn=6, num=4, at_once=300)
+    monkeypatch.setattr("sae_dist.atlas.describe.blocks.RUN", 16)
+    latents = range(256 * part, 256 * part + 256)
+    assert any(each.is_split for each in blocks(folder, part, latents, 50)) == (part == 0)
+    few = together(folder, part, windows, count_F, kept, drawn=6, num=4, at_once=50)
     assert [listed(whole, row) for row in range(256)] == [listed(few, row) for row in range(256)]
 
 

@@ -28,6 +28,8 @@ MORE = (
     "deepseek_v3",
     "stablelm",
     "mistral",
+    "afmoe",
+    "diffllama",
 )
 ARCHITECTURES = [*FEW, *(pytest.param(kind, marks=pytest.mark.long) for kind in MORE)]
 

@@ -1,6 +1,8 @@
 """A graph: links are rows, influence and totals those of dense algebra, files the same on any ranks."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sae_dist.distributed.collectives import Axis
 from sae_dist.graph.graph import Graph
 from sae_dist.graph.trace import trace
 from sae_dist.interpret.dictionary import Dictionary
+from sae_dist.interpret.place import Place
 from tests.helpers.graphs import prompt, replacement, small_model, transcoders
 from tests.helpers.ranks import run_ranks
 from tests.unit.graph.test_replacement import all_rows
@@ -193,6 +196,34 @@ def test_a_trace_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     with pytest.raises(ConfigError, match="another graph"):
         drawn(torch.float32, folder=alone, max_nodes=50, batch=8)
+
+
+def test_what_no_transcoder_was_trained_on_has_no_latents():
+    lm, ids = small_model("llama"), prompt()
+    own = transcoders(lm, "llama")
+    excluding = SimpleNamespace(exclude_ids=(ids[3],), max_norm_multiple=None)
+    llm = SimpleNamespace(name=lm.name)
+    run = SimpleNamespace(tokens=excluding, llm=llm, hook=own[0].hook, target_hook=own[0].target_hook)
+    own[0] = Dictionary(own[0].sae, Place(Path("run"), run))
+    found = trace(own, lm, ids, targets=[7], node_threshold=1.0, edge_threshold=1.0)
+    at = {
+        place: {n.position for n in found.nodes if n.kind == "latent" and n.layer == place}
+        for place in (0, 1)
+    }
+    assert at[1] - at[0] == {3} and found.checks.row_sums < 1e-9
+
+
+def test_outliers_have_no_latents():
+    lm, ids = small_model("gpt2"), prompt()
+    with torch.no_grad():
+        lm.model.transformer.wte.weight[ids[4]] *= 1000
+    own = transcoders(lm, "gpt2")
+    # Behind a norm no activation is longer than others.
+    said = {"hook_name": "h.0:in", "hook_name_out": "h.0.mlp:out"}
+    own[0] = Dictionary(own[0].sae, Place(Path("layer0"), said=said))
+    found = trace(own, lm, ids, targets=[7], node_threshold=1.0, edge_threshold=1.0)
+    assert 4 not in {n.position for n in found.nodes if n.kind == "latent" and n.layer == 0}
+    assert found.checks.row_sums < 1e-9
 
 
 def test_a_prompt_of_one_token():
