@@ -1,4 +1,4 @@
-"""Which nodes are cut: those with the largest predicted effect, and controls of equal size for each.
+"""The nodes that are cut: those with the largest predicted effect, and controls of equal size for each.
 
 Letters: as core.types; M nodes, D the width.
 """
@@ -92,7 +92,7 @@ def controls(
     none is drawn twice. None: there is no other.
 
     Args:
-        effect: predicted, by layer, position and latent; others have none.
+        effect: predicted, by layer, position and latent; that of others is 0.
     """
     draw = np.random.default_rng(seed)
     taken = {each.key for each in chosen}
@@ -115,7 +115,7 @@ class _Active:
         positions, latents = codes.rows.tolist(), codes.latents.tolist()
         self.keys = [(layer, position, latent) for position, latent in zip(positions, latents, strict=True)]
         strength_P = np.array([abs(effect.get(key, 0.0)) for key in self.keys])
-        used_P = trials.used_S[codes.rows.cpu()].numpy()
+        used_P = trials.used_at(layer)[codes.rows.cpu()].numpy()
         self.weak_P = used_P & (strength_P <= np.median(strength_P[used_P] if used_P.any() else [0.0]))
         unique, place_P = codes.latents.unique(return_inverse=True)
         norms = [d.W_dec[part].norm(dim=1) for part in unique.split(ROWS)] or [codes.values]

@@ -1,4 +1,4 @@
-"""The verdict on a graph, from what was measured: what must hold, and what is said of it in words."""
+"""The verdict on a graph, from what was measured: what must hold, and that in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ SIZES = 0.5, 2.0
 
 @dataclass(frozen=True)
 class Beats:
-    """How often nodes have a larger effect than their controls.
+    """The comparison of nodes' effects with those of their controls.
 
     Attributes:
         num, larger: how many have a control, and how many have a larger effect than it.

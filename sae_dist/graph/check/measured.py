@@ -1,4 +1,4 @@
-"""What a check measures: nodes, edges and paths of a graph against the real model, and controls.
+"""The measurements of a check: nodes, edges and paths of a graph in the real model, and controls.
 
 Letters: as core.types; T nodes of the graph, M nodes that are cut, L logits of the graph.
 """
@@ -63,7 +63,7 @@ class OnePath:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that interventions showed.
+    """The results of all interventions.
 
     Attributes:
         metric: in words.
@@ -189,12 +189,14 @@ def _beside_controls(
 def missing(trials: Trials) -> float:
     """Return which share of the squared norm of what layers add dictionaries miss, the mean over layers.
 
-    What a dictionary gives where no latent fires, its bias, counts as nothing; special tokens are left out.
+    A dictionary's bias, which it gives where no latent fires, counts as nothing. Only tokens count that the
+    graph uses the dictionary at.
     """
-    real_S = trials.used_S if bool(trials.used_S.any()) else torch.ones_like(trials.used_S)
     shares = []
     for layer in trials.layers:
         d, codes = trials.at(layer)
+        used_S = trials.used_at(layer)
+        real_S = used_S if bool(used_S.any()) else torch.ones_like(used_S)
         y_SE = trials.output(layer).to(d.dtype)
         error_SE = (y_SE - d.decode(codes, trials.input(layer)))[real_S].double()
         whole = float((y_SE - d.b_dec)[real_S].double().square().sum())

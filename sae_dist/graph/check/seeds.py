@@ -1,4 +1,4 @@
-"""Whether dictionaries of another training have the latents of a graph, and whether these do the same.
+"""The latents of a graph in dictionaries of another training: whether they are there, and do the same.
 
 Letters: as core.types; M latents.
 """
@@ -28,7 +28,7 @@ ROWS = 8192
 
 @dataclass(frozen=True)
 class Seeds:
-    """How the latents of a graph are found again in other dictionaries.
+    """The latents of a graph as they are found again in other dictionaries.
 
     Attributes:
         name: of the other dictionaries.

@@ -19,6 +19,7 @@ from sae_dist.graph.check.seen import Change, Outcome, Seen, last_logits, rows_o
 from sae_dist.graph.freeze import Frozen
 from sae_dist.graph.sites import Site
 from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.counted import outliers, special_tokens
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.llm.hooks import attach, per_token
@@ -37,7 +38,7 @@ class Trials:
         watched: (layer, position, latent) of the latents whose pre-activations are.
         batch: how many changes are computed at once; one more row is the prompt as it is.
         codes: of each site at the prompt; None: it has no dictionary.
-        used_S: at which positions dictionaries are used: at all but special tokens.
+        used: of each site, the positions that count for its dictionary [S], as in the graph.
     """
 
     sites: Sequence[Site]
@@ -47,19 +48,18 @@ class Trials:
     watched: Sequence[tuple[int, int, int]] = ()
     batch: int = BATCH
     codes: list[Codes | None] = field(init=False)
-    used_S: Tensor = field(init=False)
+    used: list[Tensor | None] = field(init=False)
     clean: Seen = field(init=False)
 
     def __post_init__(self) -> None:
         """Compute the prompt as it is, in a batch of the size of those with changes."""
         # Dictionaries are applied where the activations are.
         self._dictionaries = [_on(site.dictionary, self.lm.device) for site in self.sites]
-        special = torch.tensor(sorted(self.lm.special_ids), dtype=torch.int64)
-        self.used_S = ~torch.isin(self.ids_S.cpu(), special)
         self._groups = self._grouped()
         whole = self._forward([()] * self.batch, None)
         x, y = [each if each is None else each[:1] for each in whole.x], [each[:1] for each in whole.y]
         self.clean = Seen(x, y, whole.logit_NV[:1], whole.out_NV[:1])
+        self.used = [self._counted(d, each) for d, each in zip(self._dictionaries, x, strict=True)]
         with torch.no_grad():
             self.codes = [
                 None if d is None or each is None else d.encode(each[0].to(d.dtype))
@@ -85,6 +85,18 @@ class Trials:
         d, codes = self._dictionaries[layer], self.codes[layer]
         assert d is not None and codes is not None
         return d, codes
+
+    def used_at(self, layer: int) -> Tensor:
+        """Return the positions that count for a site's dictionary [S], on the host."""
+        found = self.used[layer]
+        assert found is not None
+        return found
+
+    def _counted(self, d: Dictionary | None, x_1SD: Tensor | None) -> Tensor | None:
+        if d is None or x_1SD is None:
+            return None
+        special_S = special_tokens(d, self.lm, self.ids_S.to(x_1SD.device))
+        return outliers(d, special_S, x_1SD[0])[2].cpu()
 
     def input(self, layer: int) -> Tensor:
         """Return what a site's dictionary reads at the prompt [S, D], in its dtype."""
@@ -211,7 +223,7 @@ class Trials:
                 new_NSE = self._pinned(layer, pinned, x[layer], new_NSE)
             elif replaced and (d := self._dictionaries[layer]) is not None:
                 whole_NSE = d.reconstruct(x[layer].to(d.dtype)).to(new_NSE)
-                new_NSE = torch.where(self.used_S.to(new_NSE.device)[:, None], whole_NSE, new_NSE)
+                new_NSE = torch.where(self.used_at(layer)[:, None].to(new_NSE.device), whole_NSE, new_NSE)
             mine = [(n, each) for n, row in enumerate(rows) for each in row if each.layer == layer]
             if mine:
                 new_NSE = new_NSE.clone()

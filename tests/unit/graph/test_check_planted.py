@@ -167,7 +167,7 @@ def test_edges_are_exact_where_patterns_and_norms_are_held(kind, latents, form, 
     """Random models, in which attention and norms do much: where they may, an edge is not all."""
     lm = small_model(kind, dtype)
     d = transcoders(lm, kind, latents, form)
-    graph = trace(d, lm, prompt(), node_threshold=1.0, edge_threshold=1.0)
+    graph = trace(d, lm, prompt(5), node_threshold=1.0, edge_threshold=1.0)
     predicted = Predicted(graph)
     own = predicted.latents
     keys = [(graph.nodes[n].layer, graph.nodes[n].position, graph.nodes[n].latent) for n in own]
