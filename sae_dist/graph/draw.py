@@ -98,10 +98,10 @@ def draw(asked: Asked) -> Drawn | None:
                 seed=asked.seed,
             )
             print_line(f"sae-dist graph: checked in {time.monotonic() - began:.1f} s")
-        return Drawn(graph, verdict, write(folder, graph, own, verdict))
+        return Drawn(graph, verdict, write(folder, graph, own, lm, verdict))
 
 
-def write(folder: Path, graph: "Graph", dictionaries: Any, verdict: Verdict | None) -> list[Path]:
+def write(folder: Path, graph: "Graph", dictionaries: Any, lm: Any, verdict: Verdict | None) -> list[Path]:
     """Write the page, Neuronpedia's file and the verdict beside a graph; its rows are removed.
 
     Raises:
@@ -111,7 +111,7 @@ def write(folder: Path, graph: "Graph", dictionaries: Any, verdict: Verdict | No
     from sae_dist.graph.known import known_of
     from sae_dist.graph.page.page import write_page
 
-    known = known_of(graph, dictionaries)
+    known = known_of(graph, dictionaries, lm)
     write_page(folder / PAGE, graph, verdict, known)
     said = () if verdict is None else verdict.lines
     write_neuronpedia(folder / NEURONPEDIA, graph, known, description=said)

@@ -1,9 +1,14 @@
-"""What atlases say of the latents of a graph: labels, tokens, logits, and texts that they fire on."""
+"""Facts from atlases about the latents of a graph: labels, tokens, logits, and texts that they fire on.
+
+Where there is no atlas, the head of the model says what latents raise.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sae_dist.atlas.describe.effects import top_logits, why_no_fit
+from sae_dist.atlas.describe.lists import Ranked
 from sae_dist.atlas.read.rows import Example
 from sae_dist.atlas.schema import MANIFEST, TOP
 from sae_dist.core.run_folder import ATLAS, EXPORT
@@ -13,6 +18,7 @@ from sae_dist.interpret.place import REJECTED
 if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph
     from sae_dist.interpret.dictionary import Dictionary
+    from sae_dist.interpret.model import LanguageModel
 
 TOKENS = 5
 """Tokens of each kind that are kept of a latent."""
@@ -22,7 +28,7 @@ LEFT, RIGHT = 14, 6
 
 @dataclass(frozen=True)
 class Excerpt:
-    """Some text that a latent fires on.
+    """An excerpt of text that a latent fires on.
 
     Attributes:
         tokens: their texts; codes: the latent's, 0 where it is silent.
@@ -36,7 +42,7 @@ class Excerpt:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a latent.
+    """A record of what is known of a latent.
 
     Attributes:
         label: words that it was given; empty: none, or rejected ones.
@@ -60,15 +66,17 @@ class Known:
 def known_of(
     graph: "Graph",
     dictionaries: "Sequence[Dictionary]",
+    lm: "LanguageModel | None" = None,
     contexts: int = CONTEXTS,
     most: int = MOST_WITH_CONTEXTS,
 ) -> dict[tuple[int, int], Known]:
     """Return what is known of the latents of a graph, by place of the graph and latent.
 
     Args:
-        dictionaries: of the set, in its order; those without an atlas say nothing.
+        dictionaries: of the set, in its order.
+        lm: its head says what latents raise and lower whose dictionaries have no atlas; None: nothing does.
         contexts: excerpts of each latent.
-        most: latents that have excerpts: those with the greatest influence.
+        most: latents that have excerpts, or effects by the head: those with the greatest influence.
 
     Raises:
         ConfigError: an atlas is damaged, or of another dictionary.
@@ -78,16 +86,19 @@ def known_of(
         if node.kind == LATENT and node.latent is not None:
             key = (node.layer, node.latent)
             influence[key] = influence.get(key, 0.0) + node.influence
-    with_excerpts = set(sorted(influence, key=lambda key: -influence[key])[:most])
+    best = set(sorted(influence, key=lambda key: -influence[key])[:most])
     found: dict[tuple[int, int], Known] = {}
     # A layer without a transcoder is a place of the graph, and has no dictionary.
     places = [place for place, layer in enumerate(graph.layers) if layer.hook is not None]
     for layer, dictionary in zip(places, dictionaries, strict=True):
-        latents = sorted(latent for own, latent in influence if own == layer)
+        latents = sorted(latent for place, latent in influence if place == layer)
+        wanted = [latent for latent in latents if (layer, latent) in best]
+        own: dict[int, Known] = {}
         if latents and _has_atlas(dictionary):
-            wanted = {latent for latent in latents if (layer, latent) in with_excerpts}
-            own = _of_atlas(dictionary, latents, wanted, contexts)
-            found |= {(layer, latent): each for latent, each in own.items()}
+            own = _of_atlas(dictionary, latents, set(wanted), contexts)
+        elif wanted and lm is not None:
+            own = _of_head(dictionary, wanted, lm)
+        found |= {(layer, latent): each for latent, each in own.items()}
     return found
 
 
@@ -118,6 +129,22 @@ def _of_atlas(
             excerpts=tuple(map(_excerpt, strongest)),
         )
     return found
+
+
+def _of_head(dictionary: "Dictionary", latents: list[int], lm: "LanguageModel") -> dict[int, Known]:
+    """Return the tokens whose logits decoder rows change most, past all layers between and the norm."""
+    W_U_VH = lm.model.get_output_embeddings().weight
+    rows_IE = dictionary.some(latents).W_dec_IE
+    if lm.tokenizer is None or why_no_fit(rows_IE.shape[1], W_U_VH.shape[1]):
+        return {}
+    up, down = top_logits(rows_IE, W_U_VH[: len(lm.tokenizer)].detach(), TOKENS)
+    words = [[_pairs(each, n, lm) for each in (up, down)] for n in range(len(latents))]
+    return {latent: Known(up=own[0], down=own[1]) for latent, own in zip(latents, words, strict=True)}
+
+
+def _pairs(ranked: Ranked, row: int, lm: "LanguageModel") -> tuple[tuple[str, float], ...]:
+    texts = lm.pieces(ranked.id_fN[row].tolist())
+    return tuple(zip(texts, ranked.values[0][row].tolist(), strict=True))
 
 
 def _excerpt(example: Example) -> Excerpt:

@@ -113,7 +113,7 @@ def neuronpedia(
 
 
 class _Words:
-    """Makes rows of nodes."""
+    """The rows of nodes, with all their words."""
 
     def __init__(self, graph: "Graph", known: Mapping[tuple[int, int], Known], numbers: tuple[int, ...]):
         self.graph, self.known, self.numbers = graph, known, numbers

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 SCRIPTS = ("data", "state", "layout", "draw", "panel", "groups", "main")
-NODE_ID = re.compile(r"(?:f_\d+_\d+_\d+|e_\d+_\d+|t_\d+|l_\d+)\Z")
+NODE_ID = re.compile(r"\b(?:f_\d+_\d+_\d+|e_\d+_\d+|t_\d+|l_\d+)\b")
+LINES = 3
+"""Lines of a verdict that stand open; what follows is folded away with the tables."""
 
 
 def write_page(
@@ -69,9 +71,20 @@ def page(
         "bare": [
             f"L{n}" for n, each in zip(content["layers"], graph.layers, strict=True) if each.hook is None
         ],
-        "is_node": NODE_ID.match,
+        "lines": LINES,
+        "pieces": lambda cell: pieces(cell, graph),
     }
     return rendered(HERE / "graph.html", values)
+
+
+def pieces(cell: str, graph: "Graph") -> list[tuple[str, bool]]:
+    """Return the parts of a table's cell in order: text, and whether it is the id of a node of the graph."""
+    found, end = [], 0
+    for match in NODE_ID.finditer(cell):
+        if match[0] in graph.index:
+            found += [(cell[end : match.start()], False), (match[0], True)]
+            end = match.end()
+    return [each for each in [*found, (cell[end:], False)] if each[0]]
 
 
 def policy(style: str, script: str) -> str:

@@ -11,11 +11,23 @@ if TYPE_CHECKING:
 
 PROMPT = 160
 HALF = 0.5
+CHECKED = {
+    "row_sums": "sources add up to targets, error",
+    "row_sums_absolute": "the same, absolute",
+    "linear": "targets follow sources, error",
+    "faithful": "equal to the model, error",
+    "tolerance": "errors may be",
+    "dtype": "computed in",
+    "targets": "rows checked",
+    "norms": "norms held still",
+    "patterns": "attention patterns held still",
+}
+"""What `Checks` has, in words."""
 
 
 @dataclass(frozen=True)
 class Unchecked:
-    """What stands in a verdict's place where the model was not asked."""
+    """A stand-in for the verdict where the model was not asked."""
 
     level: str
     lines: tuple[str, ...]
@@ -76,7 +88,10 @@ def numbers_of(graph: "Graph") -> list[tuple[str, str, str]]:
 
 def words_of_checks(graph: "Graph") -> list[tuple[str, str]]:
     """Return the checks that tracing itself made, with their values."""
-    return [(name.replace("_", " "), _value(value)) for name, value in vars(graph.checks).items()]
+    return [
+        (CHECKED.get(name, name.replace("_", " ")), _value(value))
+        for name, value in vars(graph.checks).items()
+    ]
 
 
 def _value(value: Any) -> str:

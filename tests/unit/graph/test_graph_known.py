@@ -1,8 +1,10 @@
 """What atlases say of a graph's latents: each dictionary's own, labels that stand, and texts of the first."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import sae_dist as sd
 from sae_dist.core.errors import ConfigError
@@ -12,6 +14,7 @@ from sae_dist.graph.page.page import page
 from tests.helpers.in_use import dictionary
 from tests.helpers.made_graphs import graph_of
 from tests.helpers.served import atlas_run
+from tests.helpers.tiny_llms import WIDTH
 
 F = 600
 
@@ -64,6 +67,29 @@ def test_texts_are_those_of_the_most_influential(with_atlas):
     with_texts = {latent for (_, latent), known in found.items() if known.excerpts}
     assert with_texts and with_texts <= set(best)
     assert all(len(known.excerpts) <= 1 for known in found.values())
+
+
+def test_without_an_atlas_the_head_says_what_a_latent_raises():
+    """Against the whole product; rows of the head that stand for no token are none."""
+    own, head = dictionary(form="transcoder"), torch.nn.Linear(WIDTH, 50)
+    lm = SimpleNamespace(
+        model=SimpleNamespace(get_output_embeddings=lambda: head),
+        tokenizer=range(40),
+        pieces=lambda ids: [f"token {each}" for each in ids],
+    )
+    graph = graph_of(layers=1, latents=20)
+    nodes = tuple(n for n in graph.nodes if n.kind != "latent" or n.latent < own.num_latents)
+    graph = replace(graph, nodes=nodes)
+    found = known_of(graph, [own], lm)
+    assert sorted(found) == [(0, latent) for latent in by_layer(graph, 0)]
+    for (_, latent), known in found.items():
+        logit_V = (own.W_dec[latent].double() @ head.weight.detach().double().T)[:40]
+        order = logit_V.argsort(descending=True).tolist()
+        assert [token for token, _ in known.up] == [f"token {each}" for each in order[:5]]
+        assert [token for token, _ in known.down] == [f"token {each}" for each in order[::-1][:5]]
+        assert known.up[0][1] == pytest.approx(float(logit_V.max()), rel=1e-6)
+    head = torch.nn.Linear(WIDTH - 1, 50)
+    assert known_of(graph, [own], lm) == {} and known_of(graph, [own]) == {}
 
 
 def test_an_atlas_of_another_dictionary_is_not_asked(tmp_path):

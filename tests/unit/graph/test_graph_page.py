@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from sae_dist.graph.check.verdict import Table, Verdict
 from sae_dist.graph.known import Excerpt, Known
 from sae_dist.graph.page import data
 from sae_dist.graph.page.notebook import fragment
@@ -120,6 +121,22 @@ def test_small_graphs_have_pages(tmp_path, how):
     path = write_page(tmp_path / "graph.html", graph)
     assert len(held(path.read_text())["nodes"]["id"]) == len(graph.nodes)
     assert fragment(graph)
+
+
+def test_nodes_within_a_cell_are_links_where_the_graph_has_them():
+    graph = graph_of()
+    latent = next(node.id for node in graph.nodes if node.kind == "latent")
+    table = Table("Paths", ("path",), ((f"{latent} > f_99_0_0 > l_900",), (f"x{latent}, (t_0)",)))
+    text = page(graph, Verdict(level="little", lines=("No.",), tables=(table,)))
+    assert re.findall(r'data-node="([^"]*)"', text) == [latent, "l_900", "t_0"]
+    assert "> f_99_0_0 >".replace(">", "&gt;") in text
+
+
+def test_of_a_long_verdict_the_beginning_stands_open():
+    lines = tuple(f"Line {n}." for n in range(9))
+    text = page(graph_of(), Verdict(level="partly", lines=lines))
+    places = [text.index(f">{each}<") for each in lines]
+    assert places == sorted(places) and places[2] < text.index("<details>") < places[3]
 
 
 def test_no_path_of_a_machine_is_shown():

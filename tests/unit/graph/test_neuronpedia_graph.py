@@ -12,6 +12,8 @@ from sae_dist.core.errors import ConfigError
 from sae_dist.graph.formats.neuronpedia import neuronpedia, write_neuronpedia
 from sae_dist.graph.graph import Layer, Node
 from sae_dist.graph.known import Known
+from sae_dist.graph.trace import trace
+from tests.helpers.graphs import prompt, small_model, transcoders
 from tests.helpers.made_graphs import HOSTILE, graph_of
 
 SCHEMA = json.loads((Path(__file__).parents[2] / "helpers" / "neuronpedia_graph.json").read_text())
@@ -158,3 +160,44 @@ def test_numbers_that_are_none_are_refused(tmp_path, value):
     with pytest.raises(ConfigError, match="not finite"):
         write_neuronpedia(tmp_path / "graph.json", graph)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def traced():
+    """Graphs of a small model: with all nodes, and pruned."""
+    lm = small_model("llama", torch.float64)
+    own = transcoders(lm, "llama")
+    return [
+        trace(own, lm, prompt(), targets=[7, 11], node_threshold=share, edge_threshold=1.0)
+        for share in (1.0, 0.8)
+    ]
+
+
+def test_a_threshold_in_the_json_is_that_of_pruning(traced):
+    """A reader's slider at .8 leaves of the whole graph what pruning at .8 kept, and no other node."""
+    whole, pruned = traced
+    rows = [each for each in neuronpedia(whole)["nodes"] if each["influence"] is not None]
+    rows.sort(key=lambda each: each["influence"])
+    assert rows[-1]["influence"] == pytest.approx(1.0)
+    left = {
+        each["node_id"]
+        for before, each in zip([{"influence": 0.0}, *rows], rows, strict=False)
+        if before["influence"] < 0.8
+    }
+    kept = {node.id for node in pruned.nodes if node.kind in ("latent", "error")}
+    assert kept == {each for each in left if each[0] in "fe"} and 0 < len(kept) < len(rows) / 2
+
+
+def test_a_traced_graph_is_written(traced, tmp_path):
+    for graph in traced:
+        path = write_neuronpedia(tmp_path / "graph.json", graph)
+        found = valid(json.loads(path.read_text()))
+        assert len({each["node_id"] for each in found["nodes"]}) == len(graph.nodes)
+        sums = {}
+        for each in found["links"]:
+            sums[each["target"]] = sums.get(each["target"], 0.0) + each["weight"]
+        if graph is traced[0]:
+            for node in graph.logits:
+                number = graph.index[node.id]
+                expected = float(graph.values[number] - graph.constants[number])
+                assert sums[node.id] == pytest.approx(expected, rel=1e-4)
