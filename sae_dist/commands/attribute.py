@@ -67,7 +67,7 @@ class Asked:
 
 
 def run(arguments: list[str]) -> None:
-    """Attribute the token after a prompt, or after many, and print what was found.
+    """Rank what the token after a prompt, or after many, rests on, and print it.
 
     Raises:
         ConfigError: an argument is wrong, or does not fit the dictionary, the model or a file.

@@ -1,7 +1,7 @@
 """The codes of a text by what they do to the token after it, each with proof.
 
 Gradient times code at the clean point ranks them; those that are shown are removed for real.
-Letters: as interpret.attribute.reading.
+Letters: as core.types; C codes that are shown, I latents that fire, M controls.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def attribute(
     labels: Mapping[int, str] | None = None,
     force: bool = False,
 ) -> Attribution:
-    """Attribute a metric of the token after a text to the codes at the text's tokens.
+    """Rank the codes at a text's tokens by what they do to a metric of the token after it.
 
     The text is read as a document alone is in training and evaluation; special tokens and outliers do not
     count, since no dictionary was trained on them. A model in 16 bits is computed with in float32.
@@ -86,7 +86,7 @@ def check_exact(exact: Any) -> None:
 
 
 class Maker:
-    """What makes attributions of one text and metric, of any number of codes removed.
+    """A maker of attributions of one text and metric, with any number of codes removed.
 
     Attributes:
         effect_P: gradient times code: what the metric loses without it, to first order.

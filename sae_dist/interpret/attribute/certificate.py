@@ -1,6 +1,6 @@
 """Proofs that gradients are right: the parts of the metric add up, and agree with finite differences.
 
-Letters: as interpret.attribute.reading; A nodes of a path.
+Letters: as core.types; A nodes of a path, C codes.
 """
 
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Certificate:
 
 
 def certificate(found: Reading, asked: Question) -> tuple[Certificate, Tensor, Tensor]:
-    """Integrate gradients along the path on which codes and error fall to 0 together.
+    """Compute what codes and error carry of the metric, along the path on which they fall to 0 together.
 
     Returns:
         The certificate, and the share of each code [P] and of the error at each position [S], in float64.

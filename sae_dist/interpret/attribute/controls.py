@@ -1,6 +1,6 @@
 """Controls of what is removed: codes of latents that fire as often, and random directions of equal size.
 
-Letters: as interpret.attribute.reading; C codes that are shown, M controls.
+Letters: as core.types; C codes that are shown, I latents that fire, M controls.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Attributions of many prompts together: latents by what they do on average, with intervals over prompts.
 
-Letters: as interpret.attribute.reading; N prompts, C latents that are shown.
+Letters: as core.types; N prompts, C latents that are shown, M controls.
 """
 
 import json
@@ -100,7 +100,7 @@ def attribute_many(
     force: bool = False,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Attributions:
-    """Attribute metrics of the tokens after prompts to latents, each with all its codes of a prompt.
+    """Rank latents by what they do to metrics of the tokens after prompts, each with all its codes of one.
 
     Args:
         prompts: each with its metric; see `attribute`.

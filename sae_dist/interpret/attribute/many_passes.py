@@ -1,6 +1,6 @@
 """The two passages over prompts: what gradients say of each latent, and what removing it really does.
 
-Letters: as interpret.attribute.many.
+Letters: as core.types; N prompts, C latents that are shown, I latents that fire, M controls, q positions.
 """
 
 from collections.abc import Callable

@@ -36,7 +36,7 @@ class Metric:
 
 
 def logit(target: Named) -> Metric:
-    """Attribute the logit of a token minus the mean of all logits.
+    """Return a metric: the logit of a token minus the mean of all logits.
 
     Args:
         target: its text, such as " Paris", or its id.
@@ -45,7 +45,7 @@ def logit(target: Named) -> Metric:
 
 
 def logit_diff(target: Named, against: Named) -> Metric:
-    """Attribute the logit of a token minus that of another.
+    """Return a metric: the logit of a token minus that of another.
 
     Args:
         target, against: their texts, such as " Paris", or their ids.

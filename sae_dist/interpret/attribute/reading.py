@@ -3,8 +3,10 @@
     y = sum over latents of z_i d_i  +  e  +  base
 
 base is b_dec, and W_skip x in a transcoder with skip. What comes before the place does not change, so that
-every intervention on codes and error is a change of y. Letters: as core.types; C copies of the text, I
-latents that fire on it.
+every intervention on codes and error is a change of y.
+
+Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some of
+the P codes.
 """
 
 import copy
@@ -78,7 +80,7 @@ class Reading:
 
     @property
     def whole_SE(self) -> Tensor:
-        """What codes and error add together."""
+        """The sum of what codes and error add."""
         return self.codes_SE + self.error_SE
 
     def directions(self, place_C: Tensor) -> Tensor:
