@@ -1,7 +1,7 @@
 """The latents of a transcoder that fire on a prompt, and their rows alone.
 
 Letters: as core.types; here P are the pairs of a position and a latent that fires there, sorted by both; U
-latents that fire at all.
+latents that fire at all, I the same.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """The graph of rows that are there: nodes and links after pruning, with what each node adds in all.
 
-Letters: as graph.prune; P latents that fire, C sources, M nodes, t targets: P latents and T logits.
+Letters: as core.types; P latents that fire, N of them with rows, T logits, t targets: P and T; C sources,
+X sources of them that are candidates for nodes, M nodes.
 """
 
 from dataclasses import dataclass
@@ -63,14 +64,12 @@ def assemble(
     code_P = replacement.code_P.cpu().double()
     logit_T = _logits(replacement)
     is_latent_M, is_logit_M = (column_M >= 0) & (column_M < P), column_M < 0
-    at_M = torch.where(is_latent_M, column_M, 0)
-    values = torch.zeros(len(nodes), dtype=torch.float64)
-    constants, total = torch.zeros_like(values), torch.zeros(len(nodes), T, dtype=torch.float64)
-    if P:
-        values = torch.where(is_latent_M, code_P[at_M], values)
-        constants = torch.where(is_latent_M, constant_t[at_M], constants)
-    total[~is_logit_M] = total_CT[column_M[~is_logit_M]]
+    at_M = column_M[is_latent_M]
+    values, constants = (torch.zeros(len(nodes), dtype=torch.float64) for _ in range(2))
+    values[is_latent_M], constants[is_latent_M] = code_P[at_M], constant_t[at_M]
     values[is_logit_M], constants[is_logit_M] = logit_T, constant_t[P:]
+    total = torch.zeros(len(nodes), T, dtype=torch.float64)
+    total[~is_logit_M] = total_CT[column_M[~is_logit_M]]
     total[is_logit_M] = torch.diag(logit_T)
     ids, lm = replacement.ids_S.tolist(), replacement.lm
     errors, tokens, unfollowed = _ends(store, weight_T, P, S, depth, selected)

@@ -48,6 +48,7 @@ class Clean:
     """The tensors that passed each place in the untouched forward of one prompt.
 
     Attributes:
+        sites: the places that were passed.
         inputs: at each site's hook [S, D]; None: it has no transcoder.
         outputs: at each site's target [S, E].
         final_D: what the head multiplies, at the last position.
@@ -57,6 +58,7 @@ class Clean:
     frozen: Frozen
     head: Head
     embedding_SD: Tensor
+    sites: list[Site]
     inputs: list[Tensor | None]
     outputs: list[Tensor]
     final_D: Tensor
@@ -89,7 +91,10 @@ def clean_pass(sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor) -> Clean
             _catch(stack, lm, number, site, caught, shape)
         _catch_ends(stack, lm, caught)
         logits_V = lm.model(**lm.as_trained(ids_S), use_cache=False).logits[0, -1].detach()
-    if lost := [site.target for number, site in enumerate(sites) if number not in caught.outputs]:
+    # Layers for images are not passed by text.
+    passed = [number for number in range(len(sites)) if number in caught.outputs]
+    lost = [site.target for number, site in enumerate(sites) if site.dictionary and number not in passed]
+    if lost:
         raise ConfigError(f"target_hook={lost[0]} is not passed in a forward of {lm.name}")
     if caught.embedding is None or caught.final is None:
         raise ConfigError(f"{lm.name} does not call its embedding or its head; no graph can be drawn of it")
@@ -98,8 +103,9 @@ def clean_pass(sites: Sequence[Site], lm: LanguageModel, ids_S: Tensor) -> Clean
         frozen=frozen,
         head=_head(lm, final_D, logits_V),
         embedding_SD=caught.embedding[0],
-        inputs=[caught.inputs.get(number) for number in range(len(sites))],
-        outputs=[caught.outputs[number] for number in range(len(sites))],
+        sites=[sites[number] for number in passed],
+        inputs=[caught.inputs.get(number) for number in passed],
+        outputs=[caught.outputs[number] for number in passed],
         final_D=final_D,
         logits_V=logits_V,
     )

@@ -1,6 +1,7 @@
 """Checks of a graph's numbers, made on every prompt: the replacement is linear, and its rows add up.
 
-Letters: as core.types; N settings of the sources, P latents, T logits, C sources.
+Letters: as core.types; N settings of the sources, P latents, T logits, t targets, which are both; C sources,
+n targets of a block.
 """
 
 import torch

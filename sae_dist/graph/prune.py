@@ -1,7 +1,7 @@
 """The part of a graph that is shown: nodes, then links, through which most of the influence comes.
 
-Letters: as core.types; targets are N latents with rows and T logits, in this order; sources are the same
-latents, then errors, then tokens: X of them.
+Letters: as core.types; n targets of a block; N latents with rows, which with T logits are targets; X sources:
+the same latents, then errors, then tokens.
 """
 
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ from sae_dist.llm.hooks import attach as hook_on
 
 @dataclass(frozen=True)
 class Values:
-    """The values of targets for N settings of the sources: pre-activations of latents [N, P], logits [N, T]."""
+    """The values of targets for N settings of the sources: pre-activations [N, P], logits [N, T]."""
 
     pre_NP: Tensor
     logits_NT: Tensor
@@ -61,9 +61,10 @@ class Replacement:
         Raises:
             ConfigError: see `graph.clean.clean_pass`.
         """
-        self.sites, self.lm, self.ids_S = list(sites), lm, ids_S
+        self.lm, self.ids_S = lm, ids_S
         with torch.no_grad():
-            self.clean: Clean = clean_pass(self.sites, lm, ids_S)
+            self.clean: Clean = clean_pass(sites, lm, ids_S)
+            self.sites = self.clean.sites
             self.active = [
                 None if site.dictionary is None or x_SD is None else self._active(site.dictionary, x_SD)
                 for site, x_SD in zip(self.sites, self.clean.inputs, strict=True)

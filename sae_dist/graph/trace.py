@@ -74,10 +74,7 @@ def trace(
     replacement = Replacement(sites, whole, ids_S)
     probability_V = replacement.clean.logits_V.double().softmax(-1)
     replacement.tokens_T = _targets(whole, targets, probability_V)
-    weight_T = probability_V[replacement.tokens_T].cpu()
-    weight_T = (
-        weight_T / weight_T.sum() if weight_T.sum() > 0 else torch.full_like(weight_T, 1 / len(weight_T))
-    )
+    weight_T = _weights(probability_V[replacement.tokens_T].cpu())
     faithful = check_linear(replacement)
     settings = {
         "max_nodes": max_nodes,
@@ -153,6 +150,12 @@ def _targets(lm: LanguageModel, targets: Sequence[str | int] | None, probability
     if len({*found}) < len(found):
         raise ConfigError(f"targets={list(targets)} names a token twice; name each once")
     return torch.tensor(found, dtype=torch.int64, device=probability_V.device)
+
+
+def _weights(probability_T: Tensor) -> Tensor:
+    """Return the weights of logits in the influence, which sum to 1."""
+    whole = probability_T.sum()
+    return probability_T / whole if whole > 0 else torch.full_like(probability_T, 1 / len(probability_T))
 
 
 def _token(lm: LanguageModel, given: str | int, size: int) -> int:

@@ -36,6 +36,8 @@ def hooks_of(lm: LanguageModel, kind: str) -> list[tuple[str, str]]:
     found = []
     for name, module in lm.base.named_modules():
         *_, number, last = ("", "", *name.split("."))
+        if any(part in name for part in ("vision", "audio", "image", "img")):
+            continue
         if number.isdigit() and last in MLPS:
             inside = TARGETS.get(kind)
             found.append((f"{name}:in", f"{name}.{inside}" if inside else f"{name}:out"))
