@@ -114,7 +114,7 @@ def write(folder: Path, graph: "Graph", dictionaries: Any, lm: Any, verdict: Ver
     known = known_of(graph, dictionaries, lm)
     write_page(folder / PAGE, graph, verdict, known)
     said = () if verdict is None else verdict.lines
-    write_neuronpedia(folder / NEURONPEDIA, graph, known, description=said)
+    write_neuronpedia(folder / NEURONPEDIA, graph, known, slug=folder.name, description=said)
     found = [folder / PAGE, folder / NEURONPEDIA, folder / JSON]
     if verdict is not None:
         write_json(folder / VERDICT, verdict.to_json())

@@ -129,6 +129,16 @@ def test_keys(browser, tmp_path):
 
 
 @needs_browser
+def test_keys_bring_what_they_lead_to_into_sight(browser, tmp_path):
+    graph = graph_of(positions=40, layers=48, latents=300)
+    opened(browser, tmp_path, graph)
+    for key in ("ArrowRight", "i", "ArrowDown", "o", "o", "ArrowUp"):
+        browser.press(key)
+        x, y, shown = browser.js(f"graphPage.place({held(browser)!r})")
+        assert shown and 0 < x < 1360 and 0 < y < 900, key
+
+
+@needs_browser
 def test_search(browser, tmp_path):
     graph = graph_of()
     node = next(each for each in graph.nodes if each.kind == "latent")

@@ -34,8 +34,8 @@ NO_FEATURE = -1
 """An error's feature, where circuit-tracer takes no null."""
 SCHEMA_VERSION = 1
 """Features are numbered by Cantor's pairing."""
-MOST_BYTES = 100 * 2**20
-"""The largest file that Neuronpedia takes in."""
+BEGINNING = 40
+"""Characters of a prompt that a name has."""
 SETTINGS = {"batch_size": "batch", "max_feature_nodes": "max_nodes"}
 """Their names of settings, and those of `Graph.settings`."""
 PRUNING = ("node_threshold", "edge_threshold")
@@ -72,7 +72,7 @@ def neuronpedia(
 
     Args:
         known: what atlases say of latents; it becomes the words of nodes.
-        slug: the graph's name there; None: the set's name and a few digits of prompt and settings.
+        slug: the graph's name there; None: the beginning of the prompt, and digits of it, set and settings.
         scan: the model's name there; None: the last part of the model's name.
         description: lines about the graph, such as a verdict's.
         source_set: Neuronpedia's own name of the dictionaries, if it has pages of them.
@@ -180,4 +180,4 @@ def _slug(graph: "Graph") -> str:
     said = json.dumps(
         [list(map(int, graph.ids)), graph.set_name, sorted(graph.settings.items(), key=str)], default=str
     )
-    return f"{plain(Path(graph.set_name).name)}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
+    return f"{plain(graph.prompt[:BEGINNING])}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"

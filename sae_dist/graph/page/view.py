@@ -12,17 +12,16 @@ if TYPE_CHECKING:
 PROMPT = 160
 HALF = 0.5
 CHECKED = {
-    "row_sums": "sources add up to targets, error",
-    "row_sums_absolute": "the same, absolute",
-    "linear": "targets follow sources, error",
-    "faithful": "equal to the model, error",
-    "tolerance": "errors may be",
+    "row_sums": "sources and constant add up to each target: relative error",
+    "linear": "targets follow sources that are changed at random: relative error",
+    "faithful": "with nothing changed it is the model itself: relative error",
     "dtype": "computed in",
-    "targets": "rows checked",
+    "targets": "targets that were checked",
     "norms": "norms held still",
     "patterns": "attention patterns held still",
 }
 """What `Checks` has, in words."""
+BOUNDED = ("row_sums", "linear", "faithful")
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,11 @@ def numbers_of(graph: "Graph") -> list[tuple[str, str, str]]:
 
 
 def words_of_checks(graph: "Graph") -> list[tuple[str, str]]:
-    """Return the checks that tracing itself made, with their values."""
+    """Return the checks that tracing itself made, with their values and what these may be."""
+    most = f", at most {number(graph.checks.tolerance)}"
     return [
-        (CHECKED.get(name, name.replace("_", " ")), _value(value))
-        for name, value in vars(graph.checks).items()
+        (words, _value(getattr(graph.checks, name)) + most * (name in BOUNDED))
+        for name, words in CHECKED.items()
     ]
 
 

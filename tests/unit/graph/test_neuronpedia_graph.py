@@ -134,6 +134,10 @@ def test_names_are_what_neuronpedia_takes():
     about = neuronpedia(graph, description=["It explains it."])["metadata"]
     plain = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-")
     assert set(about["slug"]) <= plain and set(about["scan"]) <= plain and about["scan"] == "a-model"
+    assert (
+        about["slug"].startswith("word0-word1")
+        and about["slug"] != neuronpedia(graph_of())["metadata"]["slug"]
+    )
     assert about["info"]["description"] == "It explains it." and about["schema_version"] == 1
     assert about["pruning_settings"] == {"node_threshold": 0.8, "edge_threshold": 0.98}
     assert "feature_details" not in about

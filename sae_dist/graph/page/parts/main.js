@@ -63,6 +63,13 @@ function reveal(k) {
   if (L.x[k] > stage.scrollLeft + stage.clientWidth - left - 20) stage.scrollLeft = L.x[k] - stage.clientWidth + left + 60;
 }
 
+// Hold a node that keys lead to, and bring it into sight.
+function walk(k) {
+  hold(k);
+  const y = below.getBoundingClientRect().top + L.y[k];
+  if (y < 40 || y > innerHeight - 40) scrollBy(0, y - innerHeight / 2);
+}
+
 function find(words) {
   const terms = words.toLowerCase().split(/\s+/).filter(Boolean);
   S.found = new Set();
@@ -79,13 +86,13 @@ function find(words) {
 function along(side) {
   if (S.clicked < 0) return;
   const [first] = edgesOf(S.clicked, side).filter((each) => shown[each.other]);
-  if (first) hold(first.other);
+  if (first) walk(first.other);
 }
 
 function step(dx, dy) {
-  if (S.clicked < 0) return hold(G.order.find((k) => shown[k] && G.kind[k] === LATENT) ?? 0);
+  if (S.clicked < 0) return walk(G.order.find((k) => shown[k] && G.kind[k] === LATENT) ?? 0);
   const next = beside(S.clicked, dx, dy);
-  if (next >= 0) hold(next);
+  if (next >= 0) walk(next);
 }
 
 function zoom(by) {
@@ -144,7 +151,7 @@ const KEYS = {
   ArrowDown: () => step(0, 1),
   i: () => along(G.inputs),
   o: () => along(G.outputs),
-  u: () => visits.length && ((back = visits.pop()), (S.clicked = -1), hold(back)),
+  u: () => visits.length && ((back = visits.pop()), (S.clicked = -1), walk(back)),
   p: () => pin(active()),
   g: group,
   e: () => ((S.errors = !S.errors), changed(), sliders()),

@@ -11,7 +11,7 @@ function nodeButton(k, words) {
     {
       type: "button",
       className: "node",
-      title: placeOf(k),
+      title: `${G.id[k]}: ${placeOf(k)}`,
       onclick: () => hold(k),
       onpointerenter: () => hover(k),
       onpointerleave: () => hover(-1),
