@@ -34,11 +34,11 @@ def fetched(name: str) -> Path:
 
 
 def fetched_set(name: str) -> list[Path]:
-    """Download the dictionaries of a set, or find them in the local cache; return the folders they are in.
+    """Download the dictionaries of a set, or find them in the local cache; return the places they are at.
 
     Args:
-        name: `organisation/name`, or folders in it, `organisation/name/transcoders/*_width_16k`: those named,
-            and those directly in them.
+        name: `organisation/name`, or files or folders in it, `organisation/name/transcoders/*_16k`: those
+            named, and the folders directly in them.
 
     Raises:
         ConfigError: there is no such repository or folder, or the Hub cannot be reached.
@@ -47,10 +47,11 @@ def fetched_set(name: str) -> list[Path]:
     files = [file for each in FILES.values() for file in each]
     files += [f"{file}{LIST}" for file in files]
     inside = [f"{within}/" if within else "", f"{within}/*/" if within else "*/"]
-    root = _snapshot(name, repo, [f"{folder}{file}" for folder in inside for file in files])
+    patterns = [f"{folder}{file}" for folder in inside for file in files]
+    root = _snapshot(name, repo, patterns + ([within] if within else []))
     if not within:
         return [root]
-    found = sorted(each for each in root.glob(within) if each.is_dir())
+    found = sorted(root.glob(within))
     if not found:
         raise ConfigError(f"{name}: the repository {repo} has no {within}; look at its files on the Hub")
     return found

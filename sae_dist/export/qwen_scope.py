@@ -36,7 +36,8 @@ def load_qwen_scope(place: Path) -> ExportedSae:
     weights = read_state(path)
     F, D = weights["W_enc"].shape if "W_enc" in weights and weights["W_enc"].dim() == 2 else (0, 0)
     check_shapes(path, weights, {"W_enc": [F, D], "W_dec": [D, F], "b_enc": [F], "b_dec": [D]}, "W_enc")
-    names = path.resolve().parts[-DEPTH - 1 : -1]
+    # The Hub's cache has links to files that are named by their content.
+    names = path.parent.resolve().parts[-DEPTH:]
     k = next((found[1] for name in reversed(names) if (found := K_OF.search(name))), None)
     if k is None:
         raise ConfigError(

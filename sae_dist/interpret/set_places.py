@@ -37,7 +37,9 @@ class Found:
         """
         if "*" not in hook:
             return ""
-        for part in reversed(self.place.resolve().parts[-DEEPEST:]):
+        # Not of what a file is linked to: the Hub's cache names that by its content.
+        named = (*self.place.parent.resolve().parts, self.place.name)
+        for part in reversed(named[-DEEPEST:]):
             if match := LAYER.search(part):
                 return int(match[1])
         raise ConfigError(

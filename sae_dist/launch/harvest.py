@@ -50,14 +50,14 @@ def prepare(overrides: list[str], world_size: int | None) -> Frozen:
     cfg = parse_counts(compose_config(overrides))
     # Nothing is trained: every rank is a producer.
     cfg.topology.shard = cfg.topology.dp = 1
+    if cfg.is_grid:
+        raise ConfigError("grid is not read by a harvest; train with grid keys from the cache that it makes")
     validate(cfg)
     if not cfg.runs_llm:
         raise ConfigError(
             f"activations.kind={cfg.activations.kind}: a harvest keeps the activations of a language model; "
             "leave activations out"
         )
-    if cfg.is_grid:
-        raise ConfigError("grid is not read by a harvest; train with grid keys from the cache that it makes")
     if cfg.llm.shard != "none":
         raise ConfigError(
             f"llm.shard={cfg.llm.shard}: in a harvest every rank holds the whole model; leave llm.shard "

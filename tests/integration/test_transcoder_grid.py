@@ -3,6 +3,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,11 +13,27 @@ from tests.helpers.commands import TINY, rows, train
 from tests.helpers.runs import same_weights, wait_for_checkpoint
 from tests.helpers.small_llm import LAYERS, SMALL
 from tests.helpers.warm import Command, warm
+from tests.integration.test_handed_on import owner, told
 
 LENGTH = [*SMALL, "train_tokens=1920", "tokens.max_norm_multiple=null"]
 PLACES = ["grid.hook=[layers.*.mlp:in]", "grid.target_hook=[layers.*.mlp]"]
 OWN = ["grid.hook_num_latents=[256,512,256,384]", "grid.hook_k=[4,8,4,6]"]
 WORDS = [word for word in ("train", *TINY) if not word.startswith(("sae.num_latents=", "sae.k="))]
+LOADER = """
+import json
+from pathlib import Path
+import numpy as np, torch, yaml
+from circuit_tracer.transcoder.single_layer_transcoder import load_transcoder_set
+config = yaml.safe_load(Path("config.yaml").read_text())
+paths = {n: f"layer_{n}.safetensors" for n in range(len(list(Path(".").glob("layer_*.safetensors"))))}
+hooks = {key: config[key] for key in ("feature_input_hook", "feature_output_hook")}
+found = load_transcoder_set(paths, "x", device=torch.device("cpu"), **hooks)
+x = torch.from_numpy(np.load("x.npy"))
+with torch.no_grad():
+    y = found.decode(found.encode(x), x)
+np.save("y.npy", y.numpy())
+print(json.dumps([len(found), found.d_transcoder, found.skip_connection]))
+"""
 EVALUATED = ["eval.every=1920", "eval.rows=300", "eval.ce=100"]
 CURVE = "step loss/total loss/fvu sparsity/l0 latents/dead_fraction stream/batch_hash".split()
 
@@ -117,24 +134,40 @@ def test_a_killed_grid_of_pairs_goes_on_and_producers_train_the_same(folder, who
         assert max(off[:3]) < 1e-4, off
 
 
-@pytest.mark.long
-def test_circuit_tracers_set_and_evaluation_in_training(folder):
-    words = ["sae=batchtopk", "sae.num_latents=256", "sae.k=8", "eval.every=960", "eval.rows=300"]
+@pytest.fixture(scope="module")
+def of_circuit_tracer(folder):
+    """A grid that circuit-tracer can hold, and its set."""
+    words = ["sae=batchtopk", "sae.num_latents=256", "sae.k=8", "sae.skip=true", "eval.tokens=0"]
     done = warm(folder, *WORDS, *LENGTH, *PLACES, *words, "name=batch")
     assert done.returncode == 0, done.stderr
     run = folder / "outputs" / "batch"
-    assert all(any("eval/fvu" in row for row in rows(run / name(layer))) for layer in range(LAYERS))
     done = warm(run, "export", ".", "--format", "circuit_tracer")
     assert done.returncode == 0, done.stderr
-    place = run / "export" / "circuit_tracer"
-    assert sorted(each.name for each in place.glob("*.safetensors")) == [
-        f"layer_{n}.safetensors" for n in range(4)
-    ]
+    return run, run / "export" / "circuit_tracer"
+
+
+@pytest.mark.long
+def test_circuit_tracers_set_computes_the_same(of_circuit_tracer):
+    run, place = of_circuit_tracer
+    assert len(list(place.glob("layer_*.safetensors"))) == LAYERS
     x = torch.randn(7, 64)
     for layer, (ours, theirs) in enumerate(zip(sd.load_set(run), sd.load_set(place), strict=True)):
         weights = load_file(place / f"layer_{layer}.safetensors")
         pre = x @ weights["W_enc"].T + weights["b_enc"]
         codes = pre * (pre > weights["activation_function.threshold"])
-        torch.testing.assert_close(codes @ weights["W_dec"] + weights["b_dec"], ours(x))
+        y = codes @ weights["W_dec"] + weights["b_dec"] + x @ weights["W_skip"].T
+        torch.testing.assert_close(y, ours(x))
         torch.testing.assert_close(theirs(x), ours(x))
         assert theirs.hook.endswith(f"layers.{layer}.mlp:in")
+
+
+@pytest.mark.long
+def test_circuit_tracer_loads_the_set(request, of_circuit_tracer):
+    python = owner(request, "circuit_tracer")
+    run, place = of_circuit_tracer
+    x = torch.randn(LAYERS, 7, 64)
+    np.save(place / "x.npy", x.numpy())
+    assert told(python, LOADER, place) == [LAYERS, 256, True]
+    y = torch.from_numpy(np.load(place / "y.npy"))
+    for each, own, theirs in zip(sd.load_set(run), x, y, strict=True):
+        torch.testing.assert_close(each(own), theirs)

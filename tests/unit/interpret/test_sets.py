@@ -144,3 +144,39 @@ def test_the_model_of_a_set(tmp_path_factory, tmp_path):
         sd.model(found)
     half = found.to(dtype=torch.float64)
     assert [each.dtype for each in half] == [torch.float64] * 2 and half.folder == tmp_path
+
+
+def test_folders_of_the_hub_are_read_from_the_cache(tmp_path, monkeypatch):
+    """Its files are links to files that are named by their content."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    name, commit = f"SAE-Res-Qwen3-8B-Base-W64K-L0_{K}", "a" * 40
+    for repo in (name, "scope"):
+        root = tmp_path / f"models--org--{repo}"
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(commit)
+    for layer in (0, 2):
+        save_qwen(tmp_path / "files", random_sae("topk"), layer)
+        for width in ("16k", "65k"):
+            place = f"scope/transcoder_all/layer_{layer}_width_{width}/params.safetensors"
+            (tmp_path / "files" / place).parent.mkdir(parents=True)
+            save_file(scope(of_layer(layer, "jumprelu"), lower=True), tmp_path / "files" / place)
+    for number, file in enumerate(sorted(each for each in (tmp_path / "files").rglob("*") if each.is_file())):
+        inside = file.relative_to(tmp_path / "files")
+        repo, *rest = inside.parts if len(inside.parts) > 1 else (name, inside.name)
+        link = (tmp_path / f"models--org--{repo}" / "snapshots" / commit).joinpath(*rest)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file.rename(tmp_path / f"blob{number}"))
+    found = sd.load_set(f"org/{name}")
+    assert [hook for hook, _ in found.hooks] == ["layers.0", "layers.2"]
+    assert found.model_name == "Qwen/Qwen3-8B-Base" and found[0].k == K
+    assert len(sd.load_set(f"org/{name}/layer2*")) == 1
+    named = {"hook": "layers.*.mlp:in", "target_hook": "layers.*.mlp"}
+    check(sd.load_set("org/scope/transcoder_all/*_width_16k", **named), (0, 2), names="layers")
+    with pytest.raises(ConfigError, match="2 dictionaries for layers.0.mlp: .*width_16k, .*width_65k"):
+        sd.load_set("org/scope/transcoder_all", **named)
+    with pytest.raises(ConfigError, match="the repository org/scope has no other"):
+        sd.load_set("org/scope/other/*")
+    with pytest.raises(ConfigError, match="neither a folder here nor a repository"):
+        sd.load_set("org/nowhere")
