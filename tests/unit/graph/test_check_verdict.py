@@ -72,5 +72,5 @@ def test_sizes_that_are_wrong_are_a_reason(measured):
 def test_few_latents_are_too_few_to_tell(measured):
     graph, found = measured
     verdict = judged(graph, replace(found, cuts=found.cuts[:4]))
-    assert verdict.level == "little" and "too few to tell" in verdict.lines[0]
+    assert verdict.level == "little" and "too few to check" in verdict.lines[0]
     assert "signs" not in verdict.lines[0]
