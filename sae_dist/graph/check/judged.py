@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_dist.graph.check.agree import FEWEST, RESAMPLES, plain, wilson
+from sae_dist.graph.check.agree import FEWEST, RESAMPLES, Agreement, plain, wilson
 from sae_dist.graph.check.measured import Cut, Measured
 from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.seeds import Seeds
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MOST_UNEXPLAINED = 0.5
 """The share of errors from which a graph explains little."""
+HELD = "With attention patterns and norms held, as the graph has them"
 SIZES = 0.5, 2.0
 """The slopes, measured over predicted, between which sizes count as right."""
 
@@ -106,7 +107,8 @@ def judged(
     told = Told.of(found.unsaid_M, found.moved_M, seed)
     against, short = _against(found, equal), _short_of(found, told)
     level: Level = "little" if against else "partly" if short else "explains"
-    lines = [_headline(level, found, against or short), *_controls(equal, random), *_inside(found, told)]
+    lines = [_headline(level, found, against or short), *_line(found.held, HELD)]
+    lines += [*_controls(equal, random), *_inside(found, told)]
     lines += [_errors(found), *_stable(variants, made), *_seeds(others)]
     from sae_dist.graph.check import tables
 
@@ -190,18 +192,12 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
 def _inside(found: Measured, told: Told) -> list[str]:
     lines = []
     for agree, what in (
-        (found.held, "Cut with attention patterns and norms held as the graph has them"),
         (found.doubled, "Doubled in place of cut"),
         (found.spread, "Effects on later latents"),
         (found.edges, "Single edges, all other outputs held"),
         (found.by_paths, "Single paths"),
     ):
-        if agree.num:
-            rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
-            lines.append(
-                f"{what}: {agree.same_sign} of {agree.num} have the predicted sign{rank}; {agree.slope:.2f} "
-                "times the predicted size."
-            )
+        lines += _line(agree, what)
     if told.num:
         low, high = told.interval
         between = f" ({percent(low)} to {percent(high)})" if np.isfinite(low) else ""
@@ -210,6 +206,15 @@ def _inside(found: Measured, told: Told) -> list[str]:
             f"that{between}; the graph takes the rest for fixed errors."
         )
     return lines
+
+
+def _line(agree: Agreement, what: str) -> list[str]:
+    """Return how well effects agree, in a line; none where there are no effects."""
+    if not agree.num:
+        return []
+    rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
+    signs = f"{agree.same_sign} of {agree.num} have the predicted sign"
+    return [f"{what}: {signs}{rank}; {agree.slope:.2f} times the predicted size."]
 
 
 def _errors(found: Measured) -> str:
