@@ -43,6 +43,13 @@ def test_controls_are_of_equal_size_and_have_little_effect(trials):
     assert all(0.2 < each.size / one.size < 5 for each, one in zip(found, own, strict=True))
 
 
+def test_what_is_cut_is_no_control(trials):
+    own = firing(trials, [(0, 0, 0), (0, 0, 4), (0, 3, 1)])
+    keys = {each.key for each in own}
+    for seed in range(8):  # nothing has an effect, so that each would be the most alike to itself
+        assert not keys & {each.key for each in controls(trials, own, {}, seed) if each is not None}
+
+
 def test_no_control_is_left_where_nothing_else_fires(trials):
     keys = [(0, int(row), int(latent)) for row, latent in zip(*_pairs(trials, 0), strict=True)]
     assert controls(trials, firing(trials, keys), {}, seed=0) == [None] * len(keys)
