@@ -233,5 +233,43 @@ class Graph:
 
         return fragment(self)
 
+    def to_html(
+        self,
+        verdict: "Verdict | None" = None,
+        dictionaries: "Sequence[Dictionary] | None" = None,
+        lm: Any = None,
+    ) -> str:
+        """Return the page of the graph, which needs nothing else; see `graph.page.page.page`.
+
+        Args:
+            verdict: of a check; None: the page says that there was none.
+            dictionaries: the graph's; what their atlases say of latents is shown, or else what the head of
+                `lm` makes of them.
+
+        Raises:
+            ConfigError: an atlas is damaged, or of another dictionary.
+        """
+        from sae_dist.graph.known import known_of
+        from sae_dist.graph.page.page import page
+
+        return page(self, verdict, known_of(self, dictionaries, lm) if dictionaries else None)
+
+    def to_neuronpedia(
+        self, dictionaries: "Sequence[Dictionary] | None" = None, lm: Any = None, **names: Any
+    ) -> dict[str, Any]:
+        """Return the graph in Neuronpedia's format; see `graph.formats.neuronpedia.neuronpedia`.
+
+        Args:
+            dictionaries, lm: as for the page.
+            names: slug, scan, description, source_set and features_url.
+
+        Raises:
+            ConfigError: an atlas is damaged, or of another dictionary.
+        """
+        from sae_dist.graph.formats.neuronpedia import neuronpedia
+        from sae_dist.graph.known import known_of
+
+        return neuronpedia(self, known_of(self, dictionaries, lm) if dictionaries else None, **names)
+
     def _shown(self) -> list[tuple[str, Node]]:
         return list(zip(self.targets, self.logits, strict=True))[:3]

@@ -47,8 +47,8 @@ def sites_of(dictionaries: Sequence[Dictionary], lm: LanguageModel, force: bool 
         folder = each.place.folder
         if not each.is_transcoder:
             raise ConfigError(
-                f"{folder} is an autoencoder: what it reads comes out of an MLP, not linearly; a graph needs "
-                "transcoders (target_hook=...)"
+                f"{folder} is an autoencoder, which reconstructs its own input; a graph needs transcoders, "
+                "which reconstruct what a layer's MLP makes of it (train them with target_hook=...)"
             )
         if each.hook is None or each.target_hook is None:
             raise ConfigError(

@@ -126,6 +126,8 @@ def _ids(lm: LanguageModel, prompt: Any) -> Tensor:
     ids_S = lm.ids(prompt)
     if not len(ids_S):
         raise ConfigError("the prompt has no tokens; give at least one")
+    if set(ids_S.tolist()) <= lm.special_ids:
+        raise ConfigError(f"the prompt has special tokens only, {ids_S.tolist()[:8]}; give a text")
     most = getattr(text_part(lm.model.config), "max_position_embeddings", None)
     if most and len(ids_S) > most:
         raise ConfigError(f"the prompt has {len(ids_S)} tokens; {lm.name} takes {most} at most")
@@ -168,6 +170,8 @@ def _token(lm: LanguageModel, given: str | int, size: int) -> int:
     if lm.tokenizer is None or not isinstance(given, str):
         raise ConfigError(f"targets: {given!r} is no token id, which {lm.name} without a tokenizer needs")
     ids = list(lm.tokenizer(given, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ConfigError(f"targets: {given!r} is no token; give a text of one token, or an id")
     if len(ids) != 1:
         pieces = ", ".join(f"{text!r} ({number})" for text, number in zip(lm.pieces(ids), ids, strict=True))
         raise ConfigError(f"targets: {given!r} is {len(ids)} tokens: {pieces}; give one of them, or its id")

@@ -39,6 +39,13 @@ def numbers_of_layers(graph: "Graph") -> tuple[int, ...]:
     return layer_numbers([each.target for each in graph.layers])
 
 
+def without_transcoder(graph: "Graph") -> str:
+    """Return which layers have no transcoder, so that all they add is an error; empty: each has one."""
+    numbers = numbers_of_layers(graph)
+    bare = [str(n) for n, each in zip(numbers, graph.layers, strict=True) if each.hook is None]
+    return f"no transcoder for layer{'s' * (len(bare) > 1)} {', '.join(bare)}" if bare else ""
+
+
 def cumulative(graph: "Graph") -> list[float | None]:
     """Return, for each node, the share of all nodes' influence that the greatest down to it have.
 

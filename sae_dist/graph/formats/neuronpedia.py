@@ -18,7 +18,16 @@ from sae_dist.core.files import write_text
 from sae_dist.core.run_folder import EXPORT
 from sae_dist.core.text import visible
 from sae_dist.graph.known import Known, label_of
-from sae_dist.graph.words import ERROR, LATENT, LOGIT, TOKEN, cumulative, numbers_of_layers, target_texts
+from sae_dist.graph.words import (
+    ERROR,
+    LATENT,
+    LOGIT,
+    TOKEN,
+    cumulative,
+    numbers_of_layers,
+    target_texts,
+    without_transcoder,
+)
 
 if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph, Node
@@ -97,7 +106,7 @@ def neuronpedia(
         "transcoder_list": [_run_name(Path(each.folder)) for each in graph.layers if each.folder],
         "schema_version": SCHEMA_VERSION,
         "info": {
-            "description": "\n".join(description),
+            "description": "\n".join([*description, *filter(None, [without_transcoder(graph)])]),
             "generator": {"name": "sae_dist", "version": version("sae-dist")},
         },
         "generation_settings": {"max_n_logits": len(graph.logits)}

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sae_dist.graph.words import ERROR, LATENT, token_text
+from sae_dist.graph.words import ERROR, LATENT, token_text, without_transcoder
 
 if TYPE_CHECKING:
     from sae_dist.graph.graph import Graph
@@ -71,6 +71,7 @@ def numbers_of(graph: "Graph") -> list[tuple[str, str, str]]:
     distinct = len({(node.layer, node.latent) for node in latents})
     firing, followed, _ = graph.latents
     warning = "more than half" if graph.error_share > HALF else "less is better"
+    errors_are = ("of influence", warning, without_transcoder(graph))
     return [
         (
             "latents",
@@ -78,7 +79,7 @@ def numbers_of(graph: "Graph") -> list[tuple[str, str, str]]:
             f"{distinct:,} distinct; {firing:,} fire, {followed:,} were followed",
         ),
         ("links", f"{len(graph.weights):,}", f"among {len(graph.nodes):,} nodes, {errors:,} of them errors"),
-        ("ends in errors", percent(graph.error_share), f"of influence; {warning}"),
+        ("ends in errors", percent(graph.error_share), "; ".join(filter(None, errors_are))),
         ("not followed", percent(graph.unfollowed), "of influence ends in latents that were not followed"),
         ("replacement", percent(graph.replacement_score), "of what ends in tokens and errors is tokens"),
         ("completeness", percent(graph.completeness), "of inputs is no error, by influence"),

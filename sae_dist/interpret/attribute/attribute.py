@@ -88,6 +88,8 @@ def check_exact(exact: Any) -> None:
 class Maker:
     """A maker of attributions of one text and metric, with any number of codes removed.
 
+    It raises a ConfigError where the metric is not finite.
+
     Attributes:
         effect_P: gradient times code: what the metric loses without it, to first order.
         order_P: codes, greatest effect first.
@@ -97,6 +99,11 @@ class Maker:
         self._found, self._asked, self._seed, self._labels = found, asked, seed, labels
         self._copied = copied
         clean_C, grad_1SE = gradients(found, asked, torch.zeros_like(found.codes_SE)[None])
+        if not bool(clean_C.isfinite().all()) or not bool(grad_1SE.isfinite().all()):
+            raise ConfigError(
+                f"{asked.words} is {clean_C.item():g} after this text, or its gradient is not finite; choose "
+                "another metric, such as sd.logit_diff of two tokens"
+            )
         self.effect_P = found.dot(grad_1SE[0])
         self.order_P = self.effect_P.abs().argsort(descending=True, stable=True)
         self._error_S = (found.error_SE.double() * grad_1SE[0].double()).sum(1)

@@ -39,8 +39,7 @@ def verdict(a: "Attributions") -> list[str]:
     more = f" and {len(metrics) - 1} more" if len(metrics) > 1 else ""
     found = [
         f"{metrics[0]}{more}: {clean:+.3f} over {N} prompts; {about['fired']:,} latents fire",
-        "of what it loses without codes and error, latents carry "
-        f"{_mean(a.latents)}, the error {_mean(a.error)}",
+        f"of that, latents make {_mean(a.latents)}, the error {_mean(a.error)}",
     ]
     if abs(a.error.mean) > abs(a.latents.mean):
         found.append("the error carries more than the latents: the dictionary explains little of this")

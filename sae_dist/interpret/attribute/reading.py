@@ -5,8 +5,8 @@
 base is b_dec, and W_skip x in a transcoder with skip. What comes before the place does not change, so that
 every intervention on codes and error is a change of y.
 
-Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some of
-the P codes.
+Letters: as core.types; C copies of the text, or codes of it; I latents that fire on it; q positions; p some
+of the P codes.
 """
 
 import copy
@@ -30,7 +30,9 @@ from sae_dist.interpret.session import Session
 from sae_dist.interpret.study.prompts import prompt_ids
 
 FORWARD_TOKENS, BACKWARD_TOKENS = 1024, 512
-"""So many tokens are computed at once, of copies of a text; at least one copy is."""
+"""So many tokens are computed at once, of copies of a text; however long it is, one copy with gradients."""
+FEWEST_COPIES = 3
+"""So many changed copies are computed at least beside the one as it is."""
 GATHERED_BYTES = 64 << 20
 HALF = (torch.float16, torch.bfloat16)
 
@@ -168,7 +170,7 @@ def logits(found: Reading, delta_CSE: Tensor | None) -> Tensor:
 def lost(found: Reading, asked: Question, changes: Sequence[Change]) -> Tensor:
     """Return what the metric loses by each change, on the untouched rest of the model [C], in float64."""
     S, E = found.codes_SE.shape
-    step = max(1, FORWARD_TOKENS // S - 1)
+    step = max(FEWEST_COPIES, FORWARD_TOKENS // S - 1)
     parts = []
     for first in range(0, len(changes), step):
         own = changes[first : first + step]

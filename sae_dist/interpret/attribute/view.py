@@ -47,8 +47,8 @@ def verdict(a: "Attribution") -> list[str]:
     found = [
         f"{about['metric']}: {signed(c.clean)}, after {about['tokens']} tokens; {about['codes']:,} codes of "
         f"{about['latents']:,} latents",
-        f"without codes and error it is {signed(c.without)}: of the {signed(c.lost)} that it loses, latents "
-        f"carry {signed(c.latents)}, the error {signed(c.error)}",
+        f"codes and error make {signed(c.lost)} of that, which is {signed(c.without)} without them: latents "
+        f"{signed(c.latents)}, the error {signed(c.error)}",
     ]
     if c.error_leads:
         found.append("the error carries more than the latents: the dictionary explains little of this")

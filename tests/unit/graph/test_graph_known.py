@@ -54,6 +54,9 @@ def test_labels_that_stand(with_atlas):
     found = known_of(graph, [with_atlas])
     assert (found[0, first].label, found[0, first].state) == ("a word", "confirmed")
     assert found[0, second].label == "" and "wrong" not in page(graph, None, found)
+    assert page(graph, None, found) == graph.to_html(None, [with_atlas])
+    words = [each["clerp"] for each in graph.to_neuronpedia([with_atlas], slug="mine")["nodes"]]
+    assert "a word" in words and graph.to_html() == page(graph)
 
 
 def test_texts_are_those_of_the_most_influential(with_atlas):

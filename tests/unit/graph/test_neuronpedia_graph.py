@@ -147,6 +147,14 @@ def test_names_are_what_neuronpedia_takes():
     )
     named = neuronpedia(replace(graph_of(layers=2), layers=folders))["metadata"]
     assert named["transcoder_list"] == ["first", "second"] and "/home" not in json.dumps(named)
+    assert "transcoder" not in about["info"]["description"]
+    bare = replace(graph_of(layers=2), layers=(Layer("layers.3.mlp"), Layer("layers.4.mlp", "y")))
+    assert neuronpedia(bare, description=["Little."])["metadata"]["info"]["description"] == (
+        "Little.\nno transcoder for layer 3"
+    )
+    assert (
+        "no transcoder for layer 3" in bare.to_html() and "no transcoder for layer 3" not in graph.to_html()
+    )
     again = neuronpedia(graph, slug="mine", scan="gpt2", source_set="set-16k")["metadata"]
     assert (again["slug"], again["scan"]) == ("mine", "gpt2")
     assert again["feature_details"] == {"neuronpedia_source_set": "set-16k"}

@@ -247,8 +247,15 @@ def test_special_tokens_have_no_latents():
         found = trace(own, lm, [2, *prompt(5)], targets=[7], node_threshold=1.0, edge_threshold=1.0)
         assert {n.position for n in found.nodes if n.kind == "latent"} == {1, 2, 3, 4, 5}
         assert "e_0_0" in found.index and found.checks.row_sums < 1e-9
-    alone = trace(transcoders(lm, "llama"), lm, [2], targets=[7])
-    assert alone.latents == (0, 0, 0) and alone.replacement_score < 1
+    with pytest.raises(ConfigError, match="special tokens only"):
+        trace(own, lm, [2], targets=[7])
+
+
+def test_a_prompt_on_which_nothing_fires_is_all_error():
+    lm = small_model("llama")
+    own = [replace_sae(d, b_enc_F=d.b_enc - 1e3) for d in transcoders(lm, "llama", "relu")]
+    found = trace(own, lm, prompt(), targets=[7])
+    assert found.latents == (0, 0, 0) and found.replacement_score < 1 and found.checks.row_sums < 1e-9
 
 
 def test_a_model_of_half_precision_is_computed_in_float32():

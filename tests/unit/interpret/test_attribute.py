@@ -264,6 +264,7 @@ def test_a_tokenizers_text_and_the_models_own_choice(llama):
         ("logit", "write sd.logit_diff"),
         (lambda logits: logits.sum(), "a number for each row"),
         (lambda logits: logits[:, 3].detach(), "does not depend on"),
+        (lambda logits: (-(logits[:, 3] ** 2) - 1).log(), "is nan after this text"),
     ],
 )
 def test_a_metric_that_is_none_is_refused_in_a_line(llama, metric, message):
