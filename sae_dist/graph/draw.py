@@ -127,7 +127,7 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a file that are not empty.
 
     Raises:
-        ConfigError: it cannot be read, or has none.
+        ConfigError: it cannot be read, or all are empty.
     """
     with reading(f"--paraphrases {path}", "cannot be read ({reason}); give a text file, one prompt a line"):
         text = read_bounded(path, pipes=True).decode("utf-8-sig")

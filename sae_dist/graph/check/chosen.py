@@ -1,4 +1,4 @@
-"""Which nodes are cut: those with the largest predicted effect, and controls of equal size for each.
+"""The nodes that are cut: those with the largest predicted effect, and controls of equal size for each.
 
 Letters: as core.types; M nodes, D the width.
 """
@@ -55,10 +55,17 @@ class Firing:
         return Change(self.layer, self.position, (factor - 1) * self.code * self.row_E)
 
 
-def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> list[int]:
-    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect."""
+def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> tuple[list[int], list[int]]:
+    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect.
+
+    Returns:
+        Those, and as many of the others, from the next largest to the smallest at even distances.
+    """
     own = [n for n in predicted.latents if effect_T[n] != 0]
-    return sorted(own, key=lambda n: (-abs(effect_T[n]), n))[:number]
+    own = sorted(own, key=lambda n: (-abs(effect_T[n]), n))
+    rest = own[number:]
+    at = np.linspace(0, len(rest) - 1, min(number, len(rest))).round().astype(int)
+    return own[:number], [rest[place] for place in at]
 
 
 def firing(trials: Trials, keys: Sequence[tuple[int, int, int]]) -> list[Firing]:
@@ -85,7 +92,7 @@ def controls(
     none is drawn twice. None: there is no other.
 
     Args:
-        effect: predicted, by layer, position and latent; others have none.
+        effect: predicted, by layer, position and latent; that of others is 0.
     """
     draw = np.random.default_rng(seed)
     taken = {each.key for each in chosen}
@@ -108,7 +115,7 @@ class _Active:
         positions, latents = codes.rows.tolist(), codes.latents.tolist()
         self.keys = [(layer, position, latent) for position, latent in zip(positions, latents, strict=True)]
         strength_P = np.array([abs(effect.get(key, 0.0)) for key in self.keys])
-        used_P = trials.used_S[codes.rows.cpu()].numpy()
+        used_P = trials.used_at(layer)[codes.rows.cpu()].numpy()
         self.weak_P = used_P & (strength_P <= np.median(strength_P[used_P] if used_P.any() else [0.0]))
         unique, place_P = codes.latents.unique(return_inverse=True)
         norms = [d.W_dec[part].norm(dim=1) for part in unique.split(ROWS)] or [codes.values]

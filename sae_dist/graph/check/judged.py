@@ -1,4 +1,4 @@
-"""The verdict on a graph, from what was measured: what must hold, and what is said of it in words."""
+"""The verdict on a graph, from what was measured: what must hold, and that in words."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 MOST_UNEXPLAINED = 0.5
 """The share of errors from which a graph explains little."""
+HELD = "With attention patterns and norms held, as the graph has them"
 SIZES = 0.5, 2.0
 """The slopes, measured over predicted, between which sizes count as right."""
 
 
 @dataclass(frozen=True)
 class Beats:
-    """How often nodes have a larger effect than their controls.
+    """The comparison of nodes' effects with those of their controls.
 
     Attributes:
         num, larger: how many have a control, and how many have a larger effect than it.
@@ -106,7 +107,8 @@ def judged(
     told = Told.of(found.unsaid_M, found.moved_M, seed)
     against, short = _against(found, equal), _short_of(found, told)
     level: Level = "little" if against else "partly" if short else "explains"
-    lines = [_headline(level, found, against or short), *_controls(equal, random), *_inside(found, told)]
+    lines = [_headline(level, found, against or short), *_line(found.held, HELD)]
+    lines += [*_controls(equal, random), *_inside(found, told)]
     lines += [_errors(found), *_stable(variants, made), *_seeds(others)]
     from sae_dist.graph.check import tables
 
@@ -132,7 +134,7 @@ def _against(found: Measured, equal: Beats) -> list[str]:
         return reasons
     if not found.cut.signs_agree:
         reasons.append("the signs of effects are not right beyond chance")
-    if not found.cut.ranks_agree:
+    if not found.further.ranks_agree:
         reasons.append("which node does more than another is not predicted beyond chance")
     if not equal.passes:
         reasons.append("its nodes do no more than other latents of equal size")
@@ -142,8 +144,9 @@ def _against(found: Measured, equal: Beats) -> list[str]:
 def _short_of(found: Measured, told: Told) -> list[str]:
     """Return why a graph explains a part only; nothing if it explains all that was looked at."""
     reasons = []
-    if not SIZES[0] <= found.cut.slope <= SIZES[1]:
-        reasons.append(f"effects have {found.cut.slope:.2g} times the predicted size")
+    for agree, what in ((found.cut, "nodes that are cut"), (found.doubled, "nodes that are doubled")):
+        if not SIZES[0] <= agree.slope <= SIZES[1]:
+            reasons.append(f"{what} have {agree.slope:.2f} times the predicted effect")
     if found.edges.num and not (found.edges.signs_agree and found.edges.ranks_agree):
         reasons.append("single edges are not as predicted")
     if found.by_paths.num >= FEWEST and not found.by_paths.signs_agree:
@@ -161,16 +164,17 @@ def _headline(level: Level, found: Measured, reasons: Sequence[str]) -> str:
     }[level]
     if not found.cuts:
         return begin
-    return f"{begin} Of {len(found.cuts)} nodes cut, {_in_words(found.cut, found.metric)}"
-
-
-def _in_words(agree: Agreement, metric: str) -> str:
-    low, high = agree.sign_interval
-    words = f"{agree.same_sign} moved {metric} to the predicted side ({percent(low)} to {percent(high)})"
-    if np.isfinite(agree.rank):
-        low, high = agree.rank_interval
-        words += f"; rank correlation {agree.rank:.2f} ({low:.2f} to {high:.2f})"
-    return f"{words}; {agree.slope:.2f} times the predicted size."
+    low, high = found.cut.sign_interval
+    words = (
+        f"Of {len(found.cuts)} nodes cut, {found.cut.same_sign} moved {found.metric} to the predicted side "
+        f"({percent(low)} to {percent(high)}), by {found.cut.slope:.2f} times the predicted size"
+    )
+    if np.isfinite(found.further.rank):
+        low, high = found.further.rank_interval
+        more = found.further.num - len(found.cuts)
+        words += f"; rank correlation {found.further.rank:.2f} ({low:.2f} to {high:.2f})"
+        words += f", with {more} lesser nodes" if more else ""
+    return f"{begin} {words}."
 
 
 def _controls(equal: Beats, random: Beats) -> list[str]:
@@ -193,12 +197,7 @@ def _inside(found: Measured, told: Told) -> list[str]:
         (found.edges, "Single edges, all other outputs held"),
         (found.by_paths, "Single paths"),
     ):
-        if agree.num:
-            rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
-            lines.append(
-                f"{what}: {agree.same_sign} of {agree.num} have the predicted sign{rank}; {agree.slope:.2f} "
-                "times the predicted size."
-            )
+        lines += _line(agree, what)
     if told.num:
         low, high = told.interval
         between = f" ({percent(low)} to {percent(high)})" if np.isfinite(low) else ""
@@ -207,6 +206,15 @@ def _inside(found: Measured, told: Told) -> list[str]:
             f"that{between}; the graph takes the rest for fixed errors."
         )
     return lines
+
+
+def _line(agree: Agreement, what: str) -> list[str]:
+    """Return how well effects agree, in a line; none where there are no effects."""
+    if not agree.num:
+        return []
+    rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
+    signs = f"{agree.same_sign} of {agree.num} have the predicted sign"
+    return [f"{what}: {signs}{rank}; {agree.slope:.2f} times the predicted size."]
 
 
 def _errors(found: Measured) -> str:
@@ -252,7 +260,7 @@ def _numbers(
     variants: Sequence[Stability],
     others: Seeds | None,
 ) -> dict[str, Any]:
-    agreements = ("cut", "doubled", "spread", "edges", "by_paths")
+    agreements = ("cut", "further", "held", "doubled", "spread", "edges", "by_paths")
     alone = ("metric", "error_share", "missing", "likely", "likely_without", "same_without")
     numbers: dict[str, Any] = {name: getattr(found, name) for name in alone}
     numbers |= {name: getattr(found, name).to_json() for name in agreements}

@@ -1,4 +1,4 @@
-"""Whether dictionaries of another training have the latents of a graph, and whether these do the same.
+"""The latents of a graph in dictionaries of another training: whether they are there, and do the same.
 
 Letters: as core.types; M latents.
 """
@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.agree import Agreement, agreement
-from sae_dist.graph.check.chosen import Firing, firing
+from sae_dist.graph.check.chosen import firing
+from sae_dist.graph.check.measured import Cut
 from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.trials import Trials
 from sae_dist.graph.sites import Site
@@ -27,7 +28,7 @@ ROWS = 8192
 
 @dataclass(frozen=True)
 class Seeds:
-    """How the latents of a graph are found again in other dictionaries.
+    """The latents of a graph as they are found again in other dictionaries.
 
     Attributes:
         name: of the other dictionaries.
@@ -66,9 +67,8 @@ class Seeds:
 
 def seeds(
     trials: Trials,
-    chosen: Sequence[Firing],
+    cuts: Sequence[Cut],
     influence: Sequence[float],
-    effect_M: Floats,
     weight_T: Floats,
     others: Sequence[Site],
     name: str,
@@ -77,11 +77,12 @@ def seeds(
     """Look for the latents of a graph in other dictionaries for the same layers, and cut them there.
 
     Args:
-        effect_M: what cutting each here does to the metric.
+        cuts: the latents, and what cutting each here does.
 
     Raises:
         ConfigError: the others are not for the same places of the model.
     """
+    chosen, effect_M = [each.firing for each in cuts], np.array([each.cut for each in cuts])
     own, found = ([(each.hook, each.target) for each in some] for some in (trials.sites, others))
     if own != found:
         differ = [(str(a), b) for a, b in own if (a, b) not in found] or [("another", "another")]

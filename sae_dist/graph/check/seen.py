@@ -1,4 +1,4 @@
-"""What passes a model at one prompt, and what changes of single activations move.
+"""The activations that pass a model at one prompt, and what changes of single ones move.
 
 Letters: as core.types; C changes, M watched latents at positions, T watched tokens.
 """
@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward passed.
+    """The activations of a forward.
 
     Attributes:
         x: at each site's hook [N, S, D]; None: it has no dictionary.
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """By how much changes moved things.
+    """The amounts by which changes moved things.
 
     Attributes:
         logit_CT: the watched tokens' logits minus the mean logit.
