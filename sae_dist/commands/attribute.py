@@ -87,9 +87,8 @@ def run(arguments: list[str]) -> None:
     if asked.text is None:
         from sae_dist.interpret.attribute.many import attribute_many
 
-        many = attribute_many(
-            d, lm, [(each.text, _metric(each.target, each.against)) for each in asked.prompts], **how
-        )
+        prompts = [(each.text, _metric(each.target, each.against)) for each in asked.prompts]
+        many = attribute_many(d, lm, prompts, names=[each.where for each in asked.prompts], **how)
         show(many.to_json() if asked.as_json else many)
         return
     found = d.attribute(lm, asked.text, metric=_metric(asked.target, asked.against), **how)

@@ -16,6 +16,8 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("attribute")
     exported(folder / "dictionary")
     rows = [{"prompt": "import os", "target": "id:300"}, {"prompt": "def f(x):", "target": "id:301"}]
+    wrong = {"prompt": "def f(x):", "target": " supercalifragilistic"}
+    (folder / "wrong.jsonl").write_text(json.dumps(rows[0]) + "\n" + json.dumps(wrong) + "\n")
     (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -61,6 +63,7 @@ def test_many_prompts(place, capsys):
         (["dictionary", "--prompts", "prompts.jsonl", "--html", "a.html"], "--html a.html is of one prompt"),
         (["dictionary", "a", "--target", " supercalifragilistic"], "tokens:"),
         (["dictionary", "a", "--target", "id:999999"], "target=999999"),
+        (["dictionary", "--prompts", "wrong.jsonl"], "wrong.jsonl line 2: target"),
         (["nowhere", "a"], "nowhere"),
     ],
 )

@@ -4,7 +4,8 @@ Letters: as core.types; N prompts, C latents that are shown, M controls.
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,7 @@ def attribute_many(
     seed: int = 0,
     labels: Mapping[int, str] | None = None,
     force: bool = False,
+    names: Sequence[str] | None = None,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Attributions:
     """Rank latents by what they do to metrics of the tokens after prompts, each with all its codes of one.
@@ -105,6 +107,7 @@ def attribute_many(
     Args:
         prompts: each with its metric; see `attribute`.
         exact: how many latents are shown and removed for real, and as many controls of each kind.
+        names: of the prompts, for messages; None: their numbers.
         progress: is given how many prompts are done, and how many there are, twice over.
 
     Raises:
@@ -119,7 +122,8 @@ def attribute_many(
     lm = wide_model(given)
     one = First(dictionary, lm, force, seed, progress)
     for number, each in enumerate(prompts):
-        one.add(number, len(prompts), each)
+        with _named(names[number] if names is not None else f"prompt {number + 1}"):
+            one.add(number, len(prompts), each)
     if not one.count_F.any():
         raise ConfigError("no latent fires on the prompts; give other ones")
     effect_NF, fired = one.effects()
@@ -132,6 +136,19 @@ def attribute_many(
         removed.add(each)
         progress(len(prompts) + number + 1, 2 * len(prompts))
     return _made(one, removed, (effect_NF, fired, order, shown_C), named, given.dtype in HALF, seed)
+
+
+@contextmanager
+def _named(prompt: str) -> Iterator[None]:
+    """Say in an error which prompt it is about.
+
+    Raises:
+        ConfigError: one was raised within.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{prompt}: {error}") from error
 
 
 def _made(

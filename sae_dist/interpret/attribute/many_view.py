@@ -36,7 +36,8 @@ def verdict(a: "Attributions") -> list[str]:
     hooks = about["hook"] + (f" to {about['target_hook']}" if "target_hook" in about else "")
     clean = sum(a.prompts_seen["clean"]) / N
     metrics = list(dict.fromkeys(a.prompts_seen["metric"]))
-    more = f" and {len(metrics) - 1} more" if len(metrics) > 1 else ""
+    others = len(metrics) - 1
+    more = f" (other prompts: {others} other metric{'s' * (others > 1)})" if others else ""
     found = [
         f"{metrics[0]}{more}: {clean:+.3f} over {N} prompts; {about['fired']:,} latents fire",
         f"of that, latents make {_mean(a.latents)}, the error {_mean(a.error)}",

@@ -79,13 +79,15 @@ def test_a_prompt_says_its_own_metric(model, asked):
     mixed = [asked[0], (asked[1][0], sd.logit_diff(TOKEN, 5)), (asked[2][0], None)]
     found = attribute_many(*model[:2], mixed, exact=0)
     assert len(set(found.prompts_seen["metric"])) == 3
-    assert "and 2 more" in str(found) and "too few for intervals" in str(found)
+    assert "2 other metrics" in str(found) and "too few for intervals" in str(found)
 
 
 def test_nothing_to_attribute_is_refused(model):
     d, lm, _ = model
     with pytest.raises(ConfigError, match="no prompts"):
         attribute_many(d, lm, [])
+    with pytest.raises(ConfigError, match="prompt 2: target=99: the tokens of"):
+        attribute_many(d, lm, [([4, 5], sd.logit(TOKEN)), ([4, 5], sd.logit(99))])
     silent = d.to(dtype=torch.float64)
     silent.sae.b_enc_F = torch.full_like(silent.sae.b_enc_F, -1e9)
     with pytest.raises(ConfigError, match="no latent fires"):
