@@ -40,6 +40,15 @@ def test_a_graph_is_written_with_its_verdict(folder):
     assert again.returncode == 2 and "one has a graph already; give --force" in again.stderr
 
 
+def test_a_graph_that_is_not_checked_has_no_verdict_of_an_earlier_one(folder):
+    (folder / "three").mkdir()
+    (folder / "three" / "check.json").write_text("{}")
+    (folder / "three" / "graph.json").write_text("{}")  # of a command that was interrupted while it checked
+    done = graph(folder, "--no-check", "--out", "three")
+    assert done.returncode == 0, done.stderr
+    assert {each.name for each in (folder / "three").iterdir()} == FILES - {"check.json"}
+
+
 def test_json_and_no_check(folder):
     done = graph(folder, "--no-check", "--json", "--out", "two")
     found = json.loads(done.stdout)
@@ -54,6 +63,7 @@ def test_json_and_no_check(folder):
         (("--against", "id:99"), "token 99 does not exist"),
         (("--paraphrases", "nowhere.txt"), "--paraphrases nowhere.txt cannot be read"),
         (("--other", "nowhere"), "nowhere"),
+        (("--other", "set/layer_0"), "--other set/layer_0 has no transcoder from h.1.mlp:in"),
         (("--model", "nowhere"), "nowhere"),
     ],
 )

@@ -19,8 +19,6 @@ NEAREST = 4
 """A control is drawn from so many active latents that are most alike."""
 ROWS = 4096
 """So many rows of a decoder are read at once."""
-ELSEWHERE = 1.0
-"""How much less alike a latent at another position is, in natural logarithms of its size."""
 
 
 @dataclass(frozen=True)
@@ -127,14 +125,15 @@ class _Active:
     def nearest(self, one: Firing, taken: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         """Return those most alike to a latent, but for those that are taken."""
         apart_P = np.abs(np.log(np.maximum(self.size_P, 1e-30) / max(one.size, 1e-30)))
-        apart_P = apart_P + ELSEWHERE * (self.position_P != one.position)
         if one.rate:
             known_P = self.rate_P > 0
             apart_P[known_P] += np.abs(np.log(self.rate_P[known_P] / one.rate))
         order = [
             n for n in np.argsort(apart_P, kind="stable") if self.weak_P[n] and self.keys[n] not in taken
         ]
-        return [self.keys[n] for n in order[:NEAREST]]
+        # Elsewhere a latent acts on the last token through attention alone.
+        here = [n for n in order if self.position_P[n] == one.position]
+        return [self.keys[n] for n in (here or order)[:NEAREST]]
 
 
 def random_directions(chosen: Sequence[Firing], seed: int) -> list[Change]:

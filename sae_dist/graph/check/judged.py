@@ -1,14 +1,13 @@
 """The verdict on a graph, from what was measured: what must hold, and that in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_dist.graph.check.agree import FEWEST, RESAMPLES, Agreement, plain, wilson
+from sae_dist.graph.check.agree import FEWEST, Agreement, plain
+from sae_dist.graph.check.compared import Beats, Told
 from sae_dist.graph.check.measured import Cut, Measured
-from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.seeds import Seeds
 from sae_dist.graph.check.variants import Stability
 from sae_dist.graph.check.verdict import Level, Table, Verdict
@@ -21,68 +20,6 @@ MOST_UNEXPLAINED = 0.5
 HELD = "With attention patterns and norms held, as the graph has them"
 SIZES = 0.5, 2.0
 """The slopes, measured over predicted, between which sizes count as right."""
-
-
-@dataclass(frozen=True)
-class Beats:
-    """The comparison of nodes' effects with those of their controls.
-
-    Attributes:
-        num, larger: how many have a control, and how many have a larger effect than it.
-        interval: of that share, by Wilson.
-        own, control: the median sizes of both effects.
-    """
-
-    num: int
-    larger: int
-    interval: tuple[float, float]
-    own: float
-    control: float
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Beats":
-        """Return it from the effects of nodes and of their controls."""
-        larger = sum(abs(own) > abs(other) for own, other in pairs)
-        own, other = (float(np.median(np.abs(each))) if pairs else 0.0 for each in _columns(pairs))
-        return cls(len(pairs), larger, wilson(larger, len(pairs)), own, other)
-
-    @property
-    def passes(self) -> bool:
-        """The answer to: are effects larger than their controls' more often than by chance?"""
-        return self.interval[0] > 0.5
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON-able values."""
-        shown = {"num": self.num, "larger": self.larger, "interval": list(self.interval)}
-        return shown | {"median_effect": self.own, "median_control": self.control}
-
-
-@dataclass(frozen=True)
-class Told:
-    """The share of later layers' change that the dictionaries tell, where nodes are cut.
-
-    Attributes:
-        share: 1 if all of it; 0 or below if no more than nothing would.
-        interval: by resampling the cuts.
-        num: how many cuts have a later layer with a dictionary.
-    """
-
-    share: float
-    interval: tuple[float, float]
-    num: int
-
-    @classmethod
-    def of(cls, unsaid_M: Floats, moved_M: Floats, seed: int) -> "Told":
-        """Return it from the squared norms of what is not told and of all that moved."""
-        at = np.flatnonzero(moved_M > 0)
-        unsaid, moved = unsaid_M[at], moved_M[at]
-        if len(at) < FEWEST:
-            share = 1 - float(unsaid.sum() / moved.sum()) if len(at) else float("nan")
-            return cls(share, (float("-inf"), 1.0), len(at))
-        drawn = np.random.default_rng(seed).integers(0, len(at), (RESAMPLES, len(at)))
-        found = 1 - unsaid[drawn].sum(1) / moved[drawn].sum(1)
-        low, high = np.quantile(found, [0.025, 0.975])
-        return cls(1 - float(unsaid.sum() / moved.sum()), (float(low), float(high)), len(at))
 
 
 def judged(
@@ -109,7 +46,7 @@ def judged(
     level: Level = "little" if against else "partly" if short else "explains"
     lines = [_headline(level, found, against or short), *_line(found.held, HELD)]
     lines += [*_controls(equal, random), *_inside(found, told)]
-    lines += [_errors(found), *_stable(variants, made), *_seeds(others)]
+    lines += [_errors(graph, found), *_stable(variants, made), *_seeds(others)]
     from sae_dist.graph.check import tables
 
     shown: list[Table] = tables.all_of(graph, found, variants, others)
@@ -120,7 +57,11 @@ def judged(
 def _against(found: Measured, equal: Beats) -> list[str]:
     """Return why a graph explains little; nothing if it does not."""
     reasons = []
-    if found.error_share > MOST_UNEXPLAINED:
+    if found.unfollowed > MOST_UNEXPLAINED:
+        reasons.append(
+            f"latents that were not followed (--nodes) carry {percent(found.unfollowed)} of the influence"
+        )
+    elif found.error_share > MOST_UNEXPLAINED * (1 - found.unfollowed):
         reasons.append(f"error nodes carry {percent(found.error_share)} of the influence, more than half")
     if found.missing > MOST_UNEXPLAINED:
         reasons.append(
@@ -167,7 +108,8 @@ def _headline(level: Level, found: Measured, reasons: Sequence[str]) -> str:
     low, high = found.cut.sign_interval
     words = (
         f"Of {len(found.cuts)} nodes cut, {found.cut.same_sign} moved {found.metric} to the predicted side "
-        f"({percent(low)} to {percent(high)}), by {found.cut.slope:.2f} times the predicted size"
+        f"(95 % interval {percent(low)} to {percent(high)}), by {found.cut.slope:.2f} times the predicted "
+        "size"
     )
     if np.isfinite(found.further.rank):
         low, high = found.further.rank_interval
@@ -184,7 +126,7 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
             low, high = each.interval
             found.append(
                 f"Control: {each.larger} of {each.num} nodes do more than {name} ({percent(low)} to "
-                f"{percent(high)}); medians {each.own:.3g} and {each.control:.3g}."
+                f"{percent(high)}); median sizes {each.own:.3g} and {each.control:.3g}."
             )
     return found
 
@@ -192,7 +134,7 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
 def _inside(found: Measured, told: Told) -> list[str]:
     lines = []
     for agree, what in (
-        (found.doubled, "Doubled in place of cut"),
+        (found.doubled, "Doubled in place of cut, where the opposite is predicted"),
         (found.spread, "Effects on later latents"),
         (found.edges, "Single edges, all other outputs held"),
         (found.by_paths, "Single paths"),
@@ -217,10 +159,12 @@ def _line(agree: Agreement, what: str) -> list[str]:
     return [f"{what}: {signs}{rank}; {agree.slope:.2f} times the predicted size."]
 
 
-def _errors(found: Measured) -> str:
+def _errors(graph: "Graph", found: Measured) -> str:
     still = "is still the likeliest" if found.same_without else "is no longer the likeliest"
+    without = [each.target for each in graph.layers if each.hook is None]
+    more = f" (all of {', '.join(without)}, without a transcoder, counts as such)" if without else ""
     return (
-        f"Error nodes carry {percent(found.error_share)} of the influence; the dictionaries miss "
+        f"Error nodes carry {percent(found.error_share)} of the influence{more}; the dictionaries miss "
         f"{percent(found.missing)} of what their layers add at this prompt. With the dictionaries alone in "
         f"place of their layers, the model's next token {still}: probability {found.likely_without:.3f}, and "
         f"the model's own is {found.likely:.3f}."
@@ -261,7 +205,7 @@ def _numbers(
     others: Seeds | None,
 ) -> dict[str, Any]:
     agreements = ("cut", "further", "held", "doubled", "spread", "edges", "by_paths")
-    alone = ("metric", "error_share", "missing", "likely", "likely_without", "same_without")
+    alone = ("metric", "error_share", "unfollowed", "missing", "likely", "likely_without", "same_without")
     numbers: dict[str, Any] = {name: getattr(found, name) for name in alone}
     numbers |= {name: getattr(found, name).to_json() for name in agreements}
     numbers |= {"equal_latents": equal.to_json(), "random_directions": random.to_json()}
@@ -286,10 +230,6 @@ def _cut_numbers(each: Cut) -> dict[str, Any]:
         "control_cut": each.control_cut,
         "random_cut": each.random_cut,
     }
-
-
-def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [own for own, _ in pairs], [other for _, other in pairs]
 
 
 def percent(share: float) -> str:

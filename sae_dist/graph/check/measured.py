@@ -79,6 +79,7 @@ class Measured:
         unsaid_M, moved_M: of each cut, the squared norm of the change of later layers' outputs that the
             dictionaries do not reproduce, and of that change; 0 where no later layer has a dictionary.
         error_share: of the influence in the graph, by error nodes.
+        unfollowed: the same, by latents whose own inputs were not computed.
         missing: of what the layers add at the prompt, the share of the squared norm that dictionaries miss.
         likely, likely_without: the probability of the model's own next token, as it is and with every
             dictionary in its layer's place.
@@ -98,6 +99,7 @@ class Measured:
     unsaid_M: Floats
     moved_M: Floats
     error_share: float
+    unfollowed: float
     missing: float
     likely: float
     likely_without: float
@@ -155,6 +157,7 @@ def measure(
         unsaid_M=cut.unsaid_C.numpy(),
         moved_M=cut.moved_C.numpy(),
         error_share=float(graph.error_share),
+        unfollowed=float(graph.unfollowed),
         missing=missing(trials),
         likely=likely,
         likely_without=without,

@@ -83,13 +83,7 @@ def seeds(
         ConfigError: the others are not for the same places of the model.
     """
     chosen, effect_M = [each.firing for each in cuts], np.array([each.cut for each in cuts])
-    own, found = ([(each.hook, each.target) for each in some] for some in (trials.sites, others))
-    if own != found:
-        differ = [(str(a), b) for a, b in own if (a, b) not in found] or [("another", "another")]
-        raise ConfigError(
-            f"--other {name} has no transcoder from {' to '.join(differ[0])}, or has others, too; give a set "
-            "for the same hooks"
-        )
+    check_places(trials.sites, others, name)
     there = Trials(others, trials.lm, trials.ids_S, trials.tokens, batch=trials.batch)
     cosine_M, chance_M = np.zeros(len(chosen)), np.zeros(len(chosen))
     latent_M = [0] * len(chosen)
@@ -119,6 +113,21 @@ def seeds(
         latent_M=latent_M,
         agreement=agreement(effect_M[kept], moved, seed),
     )
+
+
+def check_places(sites: Sequence[Site], others: Sequence[Site], name: str) -> None:
+    """Check that other dictionaries are for the same places of the model.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    own, found = ([(each.hook, each.target) for each in some] for some in (sites, others))
+    if own != found:
+        differ = [(str(a), b) for a, b in own if (a, b) not in found] or [("another", "another")]
+        raise ConfigError(
+            f"--other {name} has no transcoder from {' to '.join(differ[0])}, or has others, too; give a set "
+            "for the same hooks"
+        )
 
 
 def nearest(d: Dictionary, row_ME: Tensor) -> tuple[Tensor, Tensor]:

@@ -60,11 +60,16 @@ class Outcome:
 
 
 def rows_of(some: SomeLatents) -> Tensor:
-    """Return the rows with which latents' codes grow where they fire [I, D]: a gated one's by its ratio."""
+    """Return the rows with which latents' codes grow where they fire [I, D]."""
+    return some.W_enc_ID * ratio_of(some)[:, None]
+
+
+def ratio_of(some: SomeLatents) -> Tensor:
+    """Return how much codes of latents that fire grow with W_enc x [I]: 1 but for gated ones."""
     for ratio in some.sae.form.biases.values():
         if ratio is not None:
-            return some.W_enc_ID * some.sae.vectors[ratio].exp()[:, None]
-    return some.W_enc_ID
+            return some.sae.vectors[ratio].exp()
+    return some.W_enc_ID.new_ones(len(some.latents))
 
 
 def softcapped(lm: LanguageModel) -> bool:

@@ -40,6 +40,7 @@ def test_controls_are_of_equal_size_and_have_little_effect(trials):
     assert None not in found and len({each.key for each in found}) == 2
     assert not {each.key for each in found} & {each.key for each in own}
     assert all(each.code > 0 and each.layer == 0 for each in found)
+    assert all(each.position == one.position for each, one in zip(found, own, strict=True))
     assert all(0.2 < each.size / one.size < 5 for each, one in zip(found, own, strict=True))
 
 

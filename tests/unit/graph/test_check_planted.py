@@ -7,6 +7,7 @@ import torch
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.check import check
 from sae_dist.graph.check.chosen import firing
+from sae_dist.graph.check.paths import new_code
 from sae_dist.graph.check.predicted import Predicted
 from sae_dist.graph.check.seen import Change
 from sae_dist.graph.check.trials import Trials
@@ -179,3 +180,14 @@ def test_edges_are_exact_where_patterns_and_norms_are_held(kind, latents, form, 
     size = np.abs(told).max()
     assert np.abs(held - told).max() < (1e-6 if dtype == torch.float64 else 1e-4) * size
     assert np.abs(free - told).max() > 0.01 * size
+
+
+@pytest.mark.parametrize("latents", ["topk", "relu", "jumprelu", "gated"])
+def test_a_code_on_a_path_moves_with_its_pre_activation(latents):
+    lm = small_model("llama")
+    trials = Trials(sites_of(transcoders(lm, "llama", latents), lm), lm, torch.tensor(prompt(5)), [7])
+    codes = trials.at(1)[1]
+    own = int(codes.values.argmax())
+    found = firing(trials, [(1, int(codes.rows[own]), int(codes.latents[own]))])[0]
+    for move in (0.01 * found.code, -2 * found.code):
+        assert new_code(trials, found, move) == pytest.approx(max(found.code + move, 0.0), abs=1e-9)

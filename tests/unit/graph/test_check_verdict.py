@@ -41,6 +41,8 @@ def test_all_that_is_as_predicted_explains(measured):
     ("changed", "level", "named"),
     [
         ({"error_share": 0.51}, "little", "error nodes carry 51 % of the influence"),
+        ({"unfollowed": 0.6, "error_share": 0.1}, "little", "not followed (--nodes) carry 60 %"),
+        ({"unfollowed": 0.4, "error_share": 0.31}, "little", "error nodes carry 31 %"),
         ({"missing": 0.6}, "little", "the dictionaries miss 60 % of what their layers add"),
         ({"cut": RANDOM}, "little", "the signs of effects are not right beyond chance"),
         ({"further": RANDOM}, "little", "which node does more than another is not predicted"),
