@@ -52,10 +52,7 @@ def draw(asked: Asked) -> Drawn | None:
     """
     folder = asked.folder
     texts = None if asked.paraphrases is None else read_lines(asked.paraphrases)
-    if folder.is_file():
-        raise ConfigError(f"--out {folder} is a file; give a folder")
-    if (folder / PAGE).is_file() and not asked.force:
-        raise ConfigError(f"{folder} has a graph already; give --force to write over it, or --out FOLDER")
+    check_folder(folder, asked.force)
     from sae_dist.interpret.model import model
     from sae_dist.interpret.sets import load_set
 
@@ -104,6 +101,18 @@ def draw(asked: Asked) -> Drawn | None:
             )
             print_line(f"sae-dist graph: checked in {time.monotonic() - began:.1f} s")
         return Drawn(graph, verdict, write(folder, graph, own, lm, verdict))
+
+
+def check_folder(folder: Path, force: bool) -> None:
+    """Check that a folder holds no finished graph.
+
+    Raises:
+        ConfigError: it does, and `force` is not given; or it is a file.
+    """
+    if folder.is_file():
+        raise ConfigError(f"--out {folder} is a file; give a folder")
+    if (folder / PAGE).is_file() and not force:
+        raise ConfigError(f"{folder} has a graph already; give --force to write over it, or --out FOLDER")
 
 
 def write(folder: Path, graph: "Graph", dictionaries: Any, lm: Any, verdict: Verdict | None) -> list[Path]:

@@ -1,4 +1,7 @@
-"""The check of a graph: its nodes and paths are cut in the real model, and a verdict says what came of it."""
+"""The check of a graph: its nodes and paths are cut in the real model, and a verdict says what came of it.
+
+Letters: as core.types; L logits of the graph.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

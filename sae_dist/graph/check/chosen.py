@@ -1,6 +1,6 @@
 """The nodes that are cut: those with the largest predicted effect, and controls of equal size for each.
 
-Letters: as core.types; M nodes, D the width.
+Letters: as core.types; I named latents, P codes of a layer, T nodes of the graph.
 """
 
 from collections.abc import Sequence

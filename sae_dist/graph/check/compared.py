@@ -1,4 +1,7 @@
-"""The comparison of nodes with their controls, and of layers with what their dictionaries make of them."""
+"""The comparison of nodes with their controls, and of layers with what their dictionaries make of them.
+
+Letters: M nodes that are cut.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""The verdict on a graph, from what was measured: what must hold, and that in words."""
+"""The verdict on a graph, from what was measured: what must hold, and that in words.
+
+Letters: as core.types; M nodes that are cut.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any

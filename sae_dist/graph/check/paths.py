@@ -1,6 +1,6 @@
 """Single paths of a graph in the real model: a change goes from node to node, and nowhere else.
 
-Letters: as core.types; C paths.
+Letters: as core.types; C paths, I named latents, M watched latents.
 """
 
 from collections.abc import Sequence

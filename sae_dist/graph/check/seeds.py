@@ -1,6 +1,6 @@
 """The latents of a graph in dictionaries of another training: whether they are there, and do the same.
 
-Letters: as core.types; M latents.
+Letters: as core.types; I rows that are looked for, L logits of the graph, M latents, R rows of a decoder.
 """
 
 from collections.abc import Sequence

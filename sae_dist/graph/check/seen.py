@@ -1,6 +1,6 @@
 """The activations that pass a model at one prompt, and what changes of single ones move.
 
-Letters: as core.types; C changes, M watched latents at positions, T watched tokens.
+Letters: as core.types; C changes, M watched latents at positions, T watched tokens, I named latents.
 """
 
 from collections.abc import Iterator

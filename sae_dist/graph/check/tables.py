@@ -1,4 +1,7 @@
-"""The tables of a verdict: nodes, paths, variants of the prompt, and other dictionaries' latents."""
+"""The tables of a verdict: nodes, paths, variants of the prompt, and other dictionaries' latents.
+
+Letters: as core.types; M nodes that are cut.
+"""
 
 from collections.abc import Sequence
 from math import isfinite

@@ -1,6 +1,6 @@
 """Changes of single activations in the real model, nothing of it frozen, and what they do.
 
-Letters: as core.types; C changes, M watched latents at positions, T watched tokens.
+Letters: as core.types; C changes, M watched latents at positions, T watched tokens, I named latents.
 """
 
 import copy
