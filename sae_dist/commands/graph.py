@@ -35,7 +35,8 @@ verdict says whether it does what the graph says. SET is a grid of transcoders, 
 or of another library's files.
 
 Writes FOLDER/graph.html, a page to look at; graph.json and graph.safetensors, which Python reads;
-neuronpedia.json, which neuronpedia.org reads; check.json. Prints the verdict.
+neuronpedia.json, which neuronpedia.org reads; check.json. Prints the verdict. A node's name is
+f_LAYER_POSITION_LATENT, an error's e_LAYER_POSITION, a token's t_POSITION, a logit's l_TOKEN.
 
   --target TEXT        the token that is explained, or id:N (the most likely ones)
   --against TEXT       effects are of the target's logit minus that of this token (minus the mean logit)

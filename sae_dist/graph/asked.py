@@ -1,4 +1,4 @@
-"""What the command `sae-dist graph` is asked for. Needs no torch: wrong input is answered before that."""
+"""The request of the command `sae-dist graph`. It needs no torch: wrong input is answered before that."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ LONGEST_NAME = 40
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command was asked for.
+    """A request for a graph.
 
     Attributes:
         where: the set of transcoders.

@@ -14,8 +14,10 @@ from sae_dist.core.parsing import read_bounded, reading
 from sae_dist.core.text import print_line
 from sae_dist.graph.asked import Asked
 from sae_dist.graph.check.check import check
+from sae_dist.graph.check.seeds import check_places
 from sae_dist.graph.check.verdict import Verdict
 from sae_dist.graph.ranks import together
+from sae_dist.graph.sites import sites_of
 from sae_dist.graph.trace import ROWS, trace
 from sae_dist.graph.written import JSON
 
@@ -52,7 +54,7 @@ def draw(asked: Asked) -> Drawn | None:
     texts = None if asked.paraphrases is None else read_lines(asked.paraphrases)
     if folder.is_file():
         raise ConfigError(f"--out {folder} is a file; give a folder")
-    if (folder / JSON).is_file() and not asked.force:
+    if (folder / PAGE).is_file() and not asked.force:
         raise ConfigError(f"{folder} has a graph already; give --force to write over it, or --out FOLDER")
     from sae_dist.interpret.model import model
     from sae_dist.interpret.sets import load_set
@@ -67,6 +69,8 @@ def draw(asked: Asked) -> Drawn | None:
             dtype=torch.float32,
             trust_remote_code=asked.trust_remote_code,
         )
+        if other is not None:
+            check_places(sites_of(own, lm, force=True), sites_of(other, lm, force=True), asked.other or "")
         began = time.monotonic()
         graph = trace(
             own,
@@ -81,6 +85,7 @@ def draw(asked: Asked) -> Drawn | None:
         )
         if not ranks.leads:
             return None
+        (folder / PAGE).unlink(missing_ok=True)  # of an earlier graph
         print_line(f"sae-dist graph: traced in {time.monotonic() - began:.1f} s")
         verdict = None
         if asked.checked:
@@ -112,13 +117,15 @@ def write(folder: Path, graph: "Graph", dictionaries: Any, lm: Any, verdict: Ver
     from sae_dist.graph.page.page import write_page
 
     known = known_of(graph, dictionaries, lm)
-    write_page(folder / PAGE, graph, verdict, known)
     said = () if verdict is None else verdict.lines
-    write_neuronpedia(folder / NEURONPEDIA, graph, known, slug=folder.name, description=said)
+    write_neuronpedia(folder / NEURONPEDIA, graph, known, description=said)
     found = [folder / PAGE, folder / NEURONPEDIA, folder / JSON]
+    (folder / VERDICT).unlink(missing_ok=True)  # of an earlier graph
     if verdict is not None:
         write_json(folder / VERDICT, verdict.to_json())
         found.append(folder / VERDICT)
+    # The page is last: a folder without it is unfinished.
+    write_page(folder / PAGE, graph, verdict, known)
     shutil.rmtree(folder / ROWS, ignore_errors=True)
     return found
 
@@ -127,7 +134,7 @@ def read_lines(path: Path) -> list[str]:
     """Return the lines of a file that are not empty.
 
     Raises:
-        ConfigError: it cannot be read, or has none.
+        ConfigError: it cannot be read, or all are empty.
     """
     with reading(f"--paraphrases {path}", "cannot be read ({reason}); give a text file, one prompt a line"):
         text = read_bounded(path, pipes=True).decode("utf-8-sig")

@@ -217,6 +217,16 @@ class Graph:
             f"{self.error_share:.0%} of the influence in errors)"
         )
 
+    def check(self, dictionaries: "Sequence[Dictionary]", lm: Any, **how: Any) -> "Verdict":
+        """Compare the graph with what interventions do in the real model; see `check.check.check`.
+
+        Raises:
+            ConfigError: graph, dictionaries and model do not belong together.
+        """
+        from sae_dist.graph.check.check import check
+
+        return check(self, dictionaries, lm, **how)
+
     def _repr_html_(self) -> str:
         """Show the graph's numbers and its most influential latents in a notebook."""
         from sae_dist.graph.page.notebook import fragment

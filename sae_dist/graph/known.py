@@ -1,6 +1,8 @@
 """Facts from atlases about the latents of a graph: labels, tokens, logits, and texts that they fire on.
 
 Where there is no atlas, the head of the model says what latents raise.
+
+Letters: as core.types; I named latents.
 """
 
 from collections.abc import Sequence

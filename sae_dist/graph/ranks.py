@@ -17,7 +17,7 @@ TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those that share the work.
+    """The processes that share the work, and this one's place among them.
 
     Attributes:
         axis: all ranks; None: there is one.

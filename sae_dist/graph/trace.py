@@ -60,7 +60,7 @@ def trace(
         node_threshold, edge_threshold: the shares of influence that nodes, and links between them, keep.
         batch: so many targets are computed at once.
         folder: where rows are written and the graph is saved; a trace that was stopped goes on there.
-        axis: ranks that share the work, and see the folder.
+        axis: ranks that share the work, and see the folder, which is needed then.
         force: take a model of another name than the transcoders'.
 
     Raises:
@@ -68,10 +68,10 @@ def trace(
             up; or the folder holds another graph.
     """
     _check_numbers(max_nodes, batch, node_threshold, edge_threshold)
+    _check_shared(folder, axis)
     whole = exact_enough(as_model(lm))
     sites = sites_of(dictionaries, whole, force)
-    ids_S = _ids(whole, prompt)
-    replacement = Replacement(sites, whole, ids_S)
+    replacement = Replacement(sites, whole, _ids(whole, prompt))
     probability_V = replacement.clean.logits_V.double().softmax(-1)
     replacement.tokens_T = _targets(whole, targets, probability_V)
     weight_T = _weights(probability_V[replacement.tokens_T].cpu())
@@ -120,6 +120,11 @@ def _check_numbers(max_nodes: int, batch: int, node_threshold: float, edge_thres
     for name, share in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0 < share <= 1:
             raise ConfigError(f"{name}={share}: give a share above 0 and up to 1")
+
+
+def _check_shared(folder: str | Path | None, axis: Axis | None) -> None:
+    if folder is None and axis is not None and axis.size > 1:
+        raise ConfigError("folder=None with several ranks: give a folder that all of them see")
 
 
 def _ids(lm: LanguageModel, prompt: Any) -> Tensor:
@@ -188,11 +193,7 @@ def _rows_folder(
     """
     leads = axis is None or axis.rank == 0
     if folder is None:
-        made = TemporaryDirectory(prefix="graph-") if leads else None
-        name = made.name if made is not None else ""
-        if axis is not None:
-            name = axis.gather_json(name)[0]
-        return made if made is not None else _Borrowed(name)
+        return TemporaryDirectory(prefix="graph-")
     rows = Path(folder) / ROWS
     own = {"settings": _of_rows(settings), "prompt": _digest(replacement)}
     if leads:

@@ -55,7 +55,7 @@ def whole(folder):
     return folder / "outputs" / "grid", done.stdout
 
 
-@pytest.mark.parametrize("layer", [1, 3])
+@pytest.mark.parametrize("layer", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_each_transcoder_is_the_one_trained_alone(folder, whole, layer):
     run, _ = whole
     words = [

@@ -1,4 +1,4 @@
-"""How well predictions agree with what was measured: signs, ranks and sizes, with their intervals.
+"""The agreement of predictions with what was measured: signs, ranks and sizes, with their intervals.
 
 Letters: C changes of nodes, R resamples.
 """

@@ -70,20 +70,18 @@ def check(
     )
     found = measure(graph, predicted, trials, weight_L, metric, nodes=nodes, paths=paths, seed=seed)
     made = paraphrases is None
-    if paraphrases is None:
-        variants = other_prompts.made(model, ids_S.tolist())
-    else:
-        variants = other_prompts.given(model, paraphrases, "--paraphrases")
+    variants = (
+        other_prompts.made(model, ids_S.tolist())
+        if paraphrases is None
+        else other_prompts.given(model, paraphrases, "--paraphrases")
+    )
     latents = list(dict.fromkeys((each.firing.layer, each.firing.latent) for each in found.cuts))
     stable = other_prompts.stability(trials, latents, weight_L, variants, seed)
     again = None
     if other is not None:
-        own = [each.firing for each in found.cuts]
         influence = [float(graph.nodes[each.node].influence) for each in found.cuts]
-        effect_M = np.array([each.cut for each in found.cuts])
-        again = seeds(
-            trials, own, influence, effect_M, weight_L, sites_of(other, model, force=True), other_name, seed
-        )
+        there = sites_of(other, model, force=True)
+        again = seeds(trials, found.cuts, influence, weight_L, there, other_name, seed)
     return judged(graph, found, stable, again, seed=seed, made=made)
 
 

@@ -1,4 +1,4 @@
-"""Which nodes are cut: those with the largest predicted effect, and controls of equal size for each.
+"""The nodes that are cut: those with the largest predicted effect, and controls of equal size for each.
 
 Letters: as core.types; M nodes, D the width.
 """
@@ -19,8 +19,6 @@ NEAREST = 4
 """A control is drawn from so many active latents that are most alike."""
 ROWS = 4096
 """So many rows of a decoder are read at once."""
-ELSEWHERE = 1.0
-"""How much less alike a latent at another position is, in natural logarithms of its size."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +53,17 @@ class Firing:
         return Change(self.layer, self.position, (factor - 1) * self.code * self.row_E)
 
 
-def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> list[int]:
-    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect."""
+def top_nodes(predicted: Predicted, effect_T: Floats, number: int) -> tuple[list[int], list[int]]:
+    """Return the latent nodes with the largest predicted effect, largest first; none that has no effect.
+
+    Returns:
+        Those, and as many of the others, from the next largest to the smallest at even distances.
+    """
     own = [n for n in predicted.latents if effect_T[n] != 0]
-    return sorted(own, key=lambda n: (-abs(effect_T[n]), n))[:number]
+    own = sorted(own, key=lambda n: (-abs(effect_T[n]), n))
+    rest = own[number:]
+    at = np.linspace(0, len(rest) - 1, min(number, len(rest))).round().astype(int)
+    return own[:number], [rest[place] for place in at]
 
 
 def firing(trials: Trials, keys: Sequence[tuple[int, int, int]]) -> list[Firing]:
@@ -85,7 +90,7 @@ def controls(
     none is drawn twice. None: there is no other.
 
     Args:
-        effect: predicted, by layer, position and latent; others have none.
+        effect: predicted, by layer, position and latent; that of others is 0.
     """
     draw = np.random.default_rng(seed)
     taken = {each.key for each in chosen}
@@ -108,7 +113,7 @@ class _Active:
         positions, latents = codes.rows.tolist(), codes.latents.tolist()
         self.keys = [(layer, position, latent) for position, latent in zip(positions, latents, strict=True)]
         strength_P = np.array([abs(effect.get(key, 0.0)) for key in self.keys])
-        used_P = trials.used_S[codes.rows.cpu()].numpy()
+        used_P = trials.used_at(layer)[codes.rows.cpu()].numpy()
         self.weak_P = used_P & (strength_P <= np.median(strength_P[used_P] if used_P.any() else [0.0]))
         unique, place_P = codes.latents.unique(return_inverse=True)
         norms = [d.W_dec[part].norm(dim=1) for part in unique.split(ROWS)] or [codes.values]
@@ -120,14 +125,15 @@ class _Active:
     def nearest(self, one: Firing, taken: set[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
         """Return those most alike to a latent, but for those that are taken."""
         apart_P = np.abs(np.log(np.maximum(self.size_P, 1e-30) / max(one.size, 1e-30)))
-        apart_P = apart_P + ELSEWHERE * (self.position_P != one.position)
         if one.rate:
             known_P = self.rate_P > 0
             apart_P[known_P] += np.abs(np.log(self.rate_P[known_P] / one.rate))
         order = [
             n for n in np.argsort(apart_P, kind="stable") if self.weak_P[n] and self.keys[n] not in taken
         ]
-        return [self.keys[n] for n in order[:NEAREST]]
+        # Elsewhere a latent acts on the last token through attention alone.
+        here = [n for n in order if self.position_P[n] == one.position]
+        return [self.keys[n] for n in (here or order)[:NEAREST]]
 
 
 def random_directions(chosen: Sequence[Firing], seed: int) -> list[Change]:

@@ -1,14 +1,13 @@
-"""The verdict on a graph, from what was measured: what must hold, and what is said of it in words."""
+"""The verdict on a graph, from what was measured: what must hold, and that in words."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_dist.graph.check.agree import FEWEST, RESAMPLES, Agreement, plain, wilson
+from sae_dist.graph.check.agree import FEWEST, Agreement, plain
+from sae_dist.graph.check.compared import Beats, Told
 from sae_dist.graph.check.measured import Cut, Measured
-from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.seeds import Seeds
 from sae_dist.graph.check.variants import Stability
 from sae_dist.graph.check.verdict import Level, Table, Verdict
@@ -18,70 +17,9 @@ if TYPE_CHECKING:
 
 MOST_UNEXPLAINED = 0.5
 """The share of errors from which a graph explains little."""
+HELD = "With attention patterns and norms held, as the graph has them"
 SIZES = 0.5, 2.0
 """The slopes, measured over predicted, between which sizes count as right."""
-
-
-@dataclass(frozen=True)
-class Beats:
-    """How often nodes have a larger effect than their controls.
-
-    Attributes:
-        num, larger: how many have a control, and how many have a larger effect than it.
-        interval: of that share, by Wilson.
-        own, control: the median sizes of both effects.
-    """
-
-    num: int
-    larger: int
-    interval: tuple[float, float]
-    own: float
-    control: float
-
-    @classmethod
-    def of(cls, pairs: Sequence[tuple[float, float]]) -> "Beats":
-        """Return it from the effects of nodes and of their controls."""
-        larger = sum(abs(own) > abs(other) for own, other in pairs)
-        own, other = (float(np.median(np.abs(each))) if pairs else 0.0 for each in _columns(pairs))
-        return cls(len(pairs), larger, wilson(larger, len(pairs)), own, other)
-
-    @property
-    def passes(self) -> bool:
-        """The answer to: are effects larger than their controls' more often than by chance?"""
-        return self.interval[0] > 0.5
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the numbers as JSON-able values."""
-        shown = {"num": self.num, "larger": self.larger, "interval": list(self.interval)}
-        return shown | {"median_effect": self.own, "median_control": self.control}
-
-
-@dataclass(frozen=True)
-class Told:
-    """The share of later layers' change that the dictionaries tell, where nodes are cut.
-
-    Attributes:
-        share: 1 if all of it; 0 or below if no more than nothing would.
-        interval: by resampling the cuts.
-        num: how many cuts have a later layer with a dictionary.
-    """
-
-    share: float
-    interval: tuple[float, float]
-    num: int
-
-    @classmethod
-    def of(cls, unsaid_M: Floats, moved_M: Floats, seed: int) -> "Told":
-        """Return it from the squared norms of what is not told and of all that moved."""
-        at = np.flatnonzero(moved_M > 0)
-        unsaid, moved = unsaid_M[at], moved_M[at]
-        if len(at) < FEWEST:
-            share = 1 - float(unsaid.sum() / moved.sum()) if len(at) else float("nan")
-            return cls(share, (float("-inf"), 1.0), len(at))
-        drawn = np.random.default_rng(seed).integers(0, len(at), (RESAMPLES, len(at)))
-        found = 1 - unsaid[drawn].sum(1) / moved[drawn].sum(1)
-        low, high = np.quantile(found, [0.025, 0.975])
-        return cls(1 - float(unsaid.sum() / moved.sum()), (float(low), float(high)), len(at))
 
 
 def judged(
@@ -106,8 +44,9 @@ def judged(
     told = Told.of(found.unsaid_M, found.moved_M, seed)
     against, short = _against(found, equal), _short_of(found, told)
     level: Level = "little" if against else "partly" if short else "explains"
-    lines = [_headline(level, found, against or short), *_controls(equal, random), *_inside(found, told)]
-    lines += [_errors(found), *_stable(variants, made), *_seeds(others)]
+    lines = [_headline(level, found, against or short), *_line(found.held, HELD)]
+    lines += [*_controls(equal, random), *_inside(found, told)]
+    lines += [_errors(graph, found), *_stable(variants, made), *_seeds(others)]
     from sae_dist.graph.check import tables
 
     shown: list[Table] = tables.all_of(graph, found, variants, others)
@@ -118,7 +57,11 @@ def judged(
 def _against(found: Measured, equal: Beats) -> list[str]:
     """Return why a graph explains little; nothing if it does not."""
     reasons = []
-    if found.error_share > MOST_UNEXPLAINED:
+    if found.unfollowed > MOST_UNEXPLAINED:
+        reasons.append(
+            f"latents that were not followed (--nodes) carry {percent(found.unfollowed)} of the influence"
+        )
+    elif found.error_share > MOST_UNEXPLAINED * (1 - found.unfollowed):
         reasons.append(f"error nodes carry {percent(found.error_share)} of the influence, more than half")
     if found.missing > MOST_UNEXPLAINED:
         reasons.append(
@@ -132,7 +75,7 @@ def _against(found: Measured, equal: Beats) -> list[str]:
         return reasons
     if not found.cut.signs_agree:
         reasons.append("the signs of effects are not right beyond chance")
-    if not found.cut.ranks_agree:
+    if not found.further.ranks_agree:
         reasons.append("which node does more than another is not predicted beyond chance")
     if not equal.passes:
         reasons.append("its nodes do no more than other latents of equal size")
@@ -142,8 +85,9 @@ def _against(found: Measured, equal: Beats) -> list[str]:
 def _short_of(found: Measured, told: Told) -> list[str]:
     """Return why a graph explains a part only; nothing if it explains all that was looked at."""
     reasons = []
-    if not SIZES[0] <= found.cut.slope <= SIZES[1]:
-        reasons.append(f"effects have {found.cut.slope:.2g} times the predicted size")
+    for agree, what in ((found.cut, "nodes that are cut"), (found.doubled, "nodes that are doubled")):
+        if not SIZES[0] <= agree.slope <= SIZES[1]:
+            reasons.append(f"{what} have {agree.slope:.2f} times the predicted effect")
     if found.edges.num and not (found.edges.signs_agree and found.edges.ranks_agree):
         reasons.append("single edges are not as predicted")
     if found.by_paths.num >= FEWEST and not found.by_paths.signs_agree:
@@ -161,16 +105,18 @@ def _headline(level: Level, found: Measured, reasons: Sequence[str]) -> str:
     }[level]
     if not found.cuts:
         return begin
-    return f"{begin} Of {len(found.cuts)} nodes cut, {_in_words(found.cut, found.metric)}"
-
-
-def _in_words(agree: Agreement, metric: str) -> str:
-    low, high = agree.sign_interval
-    words = f"{agree.same_sign} moved {metric} to the predicted side ({percent(low)} to {percent(high)})"
-    if np.isfinite(agree.rank):
-        low, high = agree.rank_interval
-        words += f"; rank correlation {agree.rank:.2f} ({low:.2f} to {high:.2f})"
-    return f"{words}; {agree.slope:.2f} times the predicted size."
+    low, high = found.cut.sign_interval
+    words = (
+        f"Of {len(found.cuts)} nodes cut, {found.cut.same_sign} moved {found.metric} to the predicted side "
+        f"(95 % interval {percent(low)} to {percent(high)}), by {found.cut.slope:.2f} times the predicted "
+        "size"
+    )
+    if np.isfinite(found.further.rank):
+        low, high = found.further.rank_interval
+        more = found.further.num - len(found.cuts)
+        words += f"; rank correlation {found.further.rank:.2f} ({low:.2f} to {high:.2f})"
+        words += f", with {more} lesser nodes" if more else ""
+    return f"{begin} {words}."
 
 
 def _controls(equal: Beats, random: Beats) -> list[str]:
@@ -180,7 +126,7 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
             low, high = each.interval
             found.append(
                 f"Control: {each.larger} of {each.num} nodes do more than {name} ({percent(low)} to "
-                f"{percent(high)}); medians {each.own:.3g} and {each.control:.3g}."
+                f"{percent(high)}); median sizes {each.own:.3g} and {each.control:.3g}."
             )
     return found
 
@@ -188,17 +134,12 @@ def _controls(equal: Beats, random: Beats) -> list[str]:
 def _inside(found: Measured, told: Told) -> list[str]:
     lines = []
     for agree, what in (
-        (found.doubled, "Doubled in place of cut"),
+        (found.doubled, "Doubled in place of cut, where the opposite is predicted"),
         (found.spread, "Effects on later latents"),
         (found.edges, "Single edges, all other outputs held"),
         (found.by_paths, "Single paths"),
     ):
-        if agree.num:
-            rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
-            lines.append(
-                f"{what}: {agree.same_sign} of {agree.num} have the predicted sign{rank}; {agree.slope:.2f} "
-                "times the predicted size."
-            )
+        lines += _line(agree, what)
     if told.num:
         low, high = told.interval
         between = f" ({percent(low)} to {percent(high)})" if np.isfinite(low) else ""
@@ -209,10 +150,21 @@ def _inside(found: Measured, told: Told) -> list[str]:
     return lines
 
 
-def _errors(found: Measured) -> str:
+def _line(agree: Agreement, what: str) -> list[str]:
+    """Return how well effects agree, in a line; none where there are no effects."""
+    if not agree.num:
+        return []
+    rank = f", rank correlation {agree.rank:.2f}" if np.isfinite(agree.rank) else ""
+    signs = f"{agree.same_sign} of {agree.num} have the predicted sign"
+    return [f"{what}: {signs}{rank}; {agree.slope:.2f} times the predicted size."]
+
+
+def _errors(graph: "Graph", found: Measured) -> str:
     still = "is still the likeliest" if found.same_without else "is no longer the likeliest"
+    without = [each.target for each in graph.layers if each.hook is None]
+    more = f" (all of {', '.join(without)}, without a transcoder, counts as such)" if without else ""
     return (
-        f"Error nodes carry {percent(found.error_share)} of the influence; the dictionaries miss "
+        f"Error nodes carry {percent(found.error_share)} of the influence{more}; the dictionaries miss "
         f"{percent(found.missing)} of what their layers add at this prompt. With the dictionaries alone in "
         f"place of their layers, the model's next token {still}: probability {found.likely_without:.3f}, and "
         f"the model's own is {found.likely:.3f}."
@@ -252,8 +204,8 @@ def _numbers(
     variants: Sequence[Stability],
     others: Seeds | None,
 ) -> dict[str, Any]:
-    agreements = ("cut", "doubled", "spread", "edges", "by_paths")
-    alone = ("metric", "error_share", "missing", "likely", "likely_without", "same_without")
+    agreements = ("cut", "further", "held", "doubled", "spread", "edges", "by_paths")
+    alone = ("metric", "error_share", "unfollowed", "missing", "likely", "likely_without", "same_without")
     numbers: dict[str, Any] = {name: getattr(found, name) for name in alone}
     numbers |= {name: getattr(found, name).to_json() for name in agreements}
     numbers |= {"equal_latents": equal.to_json(), "random_directions": random.to_json()}
@@ -278,10 +230,6 @@ def _cut_numbers(each: Cut) -> dict[str, Any]:
         "control_cut": each.control_cut,
         "random_cut": each.random_cut,
     }
-
-
-def _columns(pairs: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [own for own, _ in pairs], [other for _, other in pairs]
 
 
 def percent(share: float) -> str:

@@ -1,4 +1,4 @@
-"""What a check measures: nodes, edges and paths of a graph against the real model, and controls.
+"""The measurements of a check: nodes, edges and paths of a graph in the real model, and controls.
 
 Letters: as core.types; T nodes of the graph, M nodes that are cut, L logits of the graph.
 """
@@ -63,12 +63,15 @@ class OnePath:
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that interventions showed.
+    """The results of all interventions.
 
     Attributes:
         metric: in words.
         cuts: nodes, largest predicted effect first.
         cut, doubled: predicted and measured effects of these on the metric.
+        further: the same of these cut and of as many more, from the next largest to the smallest effect:
+            among the largest alone, ranks are of numbers that hardly differ.
+        held: as `cut`, where attention patterns and norms stay as they are, as in the graph.
         spread: on the pre-activations of later latents of the graph.
         edges: of single edges, where all other outputs stay as they are.
         by_paths: of single paths.
@@ -76,6 +79,7 @@ class Measured:
         unsaid_M, moved_M: of each cut, the squared norm of the change of later layers' outputs that the
             dictionaries do not reproduce, and of that change; 0 where no later layer has a dictionary.
         error_share: of the influence in the graph, by error nodes.
+        unfollowed: the same, by latents whose own inputs were not computed.
         missing: of what the layers add at the prompt, the share of the squared norm that dictionaries miss.
         likely, likely_without: the probability of the model's own next token, as it is and with every
             dictionary in its layer's place.
@@ -85,6 +89,8 @@ class Measured:
     metric: str
     cuts: list[Cut]
     cut: Agreement
+    further: Agreement
+    held: Agreement
     doubled: Agreement
     spread: Agreement
     edges: Agreement
@@ -93,6 +99,7 @@ class Measured:
     unsaid_M: Floats
     moved_M: Floats
     error_share: float
+    unfollowed: float
     missing: float
     likely: float
     likely_without: float
@@ -121,13 +128,16 @@ def measure(
     """
     # All paths count, those through nodes that were pruned, too.
     effect_T = -graph.total.double().numpy() @ weight_L
-    chosen = top_nodes(predicted, effect_T, nodes)
+    chosen, rest = top_nodes(predicted, effect_T, nodes)
     own = _firing(graph, trials, chosen)
     watching = trials.watching([_key(graph, n) for n in predicted.latents])
     cut = watching.run([[each.scaled(0.0)] for each in own], mediated=True)
     pinned = watching.run([[each.scaled(0.0)] for each in own], pinned=True)
+    held_M = _on_metric(trials.run([[each.scaled(0.0)] for each in own], held=True), weight_L)
     doubled_M = _on_metric(trials.run([[each.scaled(2.0)] for each in own]), weight_L)
     cut_M, told_M = _on_metric(cut, weight_L), effect_T[chosen]
+    further = trials.run([[each.scaled(0.0)] for each in _firing(graph, trials, rest)])
+    all_M = np.concatenate([cut_M, _on_metric(further, weight_L)])
     effects = np.stack([told_M, cut_M, doubled_M])
     by_key = {_key(graph, n): float(effect_T[n]) for n in predicted.latents}
     found_paths = _paths(graph, predicted, trials, paths)
@@ -137,6 +147,8 @@ def measure(
         metric=metric,
         cuts=_beside_controls(trials, chosen, own, effects, by_key, weight_L, seed),
         cut=agreement(told_M, cut_M, seed),
+        further=agreement(effect_T[chosen + rest], all_M, seed),
+        held=agreement(told_M, held_M, seed),
         doubled=agreement(-told_M, doubled_M, seed),
         spread=_on_nodes(predicted, predicted.changes(scaled_MT) - scaled_MT, cut, False, seed),
         edges=_on_nodes(predicted, predicted.direct(scaled_MT), pinned, True, seed),
@@ -145,6 +157,7 @@ def measure(
         unsaid_M=cut.unsaid_C.numpy(),
         moved_M=cut.moved_C.numpy(),
         error_share=float(graph.error_share),
+        unfollowed=float(graph.unfollowed),
         missing=missing(trials),
         likely=likely,
         likely_without=without,
@@ -179,12 +192,14 @@ def _beside_controls(
 def missing(trials: Trials) -> float:
     """Return which share of the squared norm of what layers add dictionaries miss, the mean over layers.
 
-    What a dictionary gives where no latent fires, its bias, counts as nothing; special tokens are left out.
+    A dictionary's bias, which it gives where no latent fires, counts as nothing. Only tokens count that the
+    graph uses the dictionary at.
     """
-    real_S = trials.used_S if bool(trials.used_S.any()) else torch.ones_like(trials.used_S)
     shares = []
     for layer in trials.layers:
         d, codes = trials.at(layer)
+        used_S = trials.used_at(layer)
+        real_S = used_S if bool(used_S.any()) else torch.ones_like(used_S)
         y_SE = trials.output(layer).to(d.dtype)
         error_SE = (y_SE - d.decode(codes, trials.input(layer)))[real_S].double()
         whole = float((y_SE - d.b_dec)[real_S].double().square().sum())

@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_dist.graph.check.chosen import Firing
 from sae_dist.graph.check.predicted import Floats, Path, Predicted
-from sae_dist.graph.check.seen import Change
+from sae_dist.graph.check.seen import Change, ratio_of
 from sae_dist.graph.check.trials import Trials
 
 
@@ -45,11 +45,11 @@ def new_code(trials: Trials, latent: Firing, move: float) -> float:
     """Return a latent's code when its score moves; of TopK, as if it stayed selected.
 
     Args:
-        move: by how much W_enc x changes.
+        move: by how much its pre-activation changes, in units of codes.
     """
     some = trials.at(latent.layer)[0].some([latent.latent])
     x_1D, sae = trials.input(latent.layer)[latent.position][None], some.sae
-    z_11 = (x_1D if sae.transcoder else x_1D - sae.b_dec_E) @ sae.W_enc_FD.T + move
+    z_11 = (x_1D if sae.transcoder else x_1D - sae.b_dec_E) @ sae.W_enc_FD.T + move / ratio_of(some)[0]
     if sae.form.codes is not None:
         return float(sae.form.codes(z_11, sae.vectors))
     assert sae.b_enc_F is not None

@@ -1,4 +1,4 @@
-"""What a graph predicts: the effect of changing a node, along all of its paths, and the strongest paths.
+"""The predictions of a graph: the effect of changing a node, along all paths, and the strongest paths.
 
 Letters: T nodes of the graph; P edges; C changes of nodes.
 """

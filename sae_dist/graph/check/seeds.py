@@ -1,4 +1,4 @@
-"""Whether dictionaries of another training have the latents of a graph, and whether these do the same.
+"""The latents of a graph in dictionaries of another training: whether they are there, and do the same.
 
 Letters: as core.types; M latents.
 """
@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.agree import Agreement, agreement
-from sae_dist.graph.check.chosen import Firing, firing
+from sae_dist.graph.check.chosen import firing
+from sae_dist.graph.check.measured import Cut
 from sae_dist.graph.check.predicted import Floats
 from sae_dist.graph.check.trials import Trials
 from sae_dist.graph.sites import Site
@@ -27,7 +28,7 @@ ROWS = 8192
 
 @dataclass(frozen=True)
 class Seeds:
-    """How the latents of a graph are found again in other dictionaries.
+    """The latents of a graph as they are found again in other dictionaries.
 
     Attributes:
         name: of the other dictionaries.
@@ -66,9 +67,8 @@ class Seeds:
 
 def seeds(
     trials: Trials,
-    chosen: Sequence[Firing],
+    cuts: Sequence[Cut],
     influence: Sequence[float],
-    effect_M: Floats,
     weight_T: Floats,
     others: Sequence[Site],
     name: str,
@@ -77,18 +77,13 @@ def seeds(
     """Look for the latents of a graph in other dictionaries for the same layers, and cut them there.
 
     Args:
-        effect_M: what cutting each here does to the metric.
+        cuts: the latents, and what cutting each here does.
 
     Raises:
         ConfigError: the others are not for the same places of the model.
     """
-    own, found = ([(each.hook, each.target) for each in some] for some in (trials.sites, others))
-    if own != found:
-        differ = [(str(a), b) for a, b in own if (a, b) not in found] or [("another", "another")]
-        raise ConfigError(
-            f"--other {name} has no transcoder from {' to '.join(differ[0])}, or has others, too; give a set "
-            "for the same hooks"
-        )
+    chosen, effect_M = [each.firing for each in cuts], np.array([each.cut for each in cuts])
+    check_places(trials.sites, others, name)
     there = Trials(others, trials.lm, trials.ids_S, trials.tokens, batch=trials.batch)
     cosine_M, chance_M = np.zeros(len(chosen)), np.zeros(len(chosen))
     latent_M = [0] * len(chosen)
@@ -118,6 +113,21 @@ def seeds(
         latent_M=latent_M,
         agreement=agreement(effect_M[kept], moved, seed),
     )
+
+
+def check_places(sites: Sequence[Site], others: Sequence[Site], name: str) -> None:
+    """Check that other dictionaries are for the same places of the model.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    own, found = ([(each.hook, each.target) for each in some] for some in (sites, others))
+    if own != found:
+        differ = [(str(a), b) for a, b in own if (a, b) not in found] or [("another", "another")]
+        raise ConfigError(
+            f"--other {name} has no transcoder from {' to '.join(differ[0])}, or has others, too; give a set "
+            "for the same hooks"
+        )
 
 
 def nearest(d: Dictionary, row_ME: Tensor) -> tuple[Tensor, Tensor]:

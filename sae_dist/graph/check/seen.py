@@ -1,4 +1,4 @@
-"""What passes a model at one prompt, and what changes of single activations move.
+"""The activations that pass a model at one prompt, and what changes of single ones move.
 
 Letters: as core.types; C changes, M watched latents at positions, T watched tokens.
 """
@@ -27,7 +27,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward passed.
+    """The activations of a forward.
 
     Attributes:
         x: at each site's hook [N, S, D]; None: it has no dictionary.
@@ -44,7 +44,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Outcome:
-    """By how much changes moved things.
+    """The amounts by which changes moved things.
 
     Attributes:
         logit_CT: the watched tokens' logits minus the mean logit.
@@ -60,11 +60,16 @@ class Outcome:
 
 
 def rows_of(some: SomeLatents) -> Tensor:
-    """Return the rows with which latents' codes grow where they fire [I, D]: a gated one's by its ratio."""
+    """Return the rows with which latents' codes grow where they fire [I, D]."""
+    return some.W_enc_ID * ratio_of(some)[:, None]
+
+
+def ratio_of(some: SomeLatents) -> Tensor:
+    """Return how much codes of latents that fire grow with W_enc x [I]: 1 but for gated ones."""
     for ratio in some.sae.form.biases.values():
         if ratio is not None:
-            return some.W_enc_ID * some.sae.vectors[ratio].exp()[:, None]
-    return some.W_enc_ID
+            return some.sae.vectors[ratio].exp()
+    return some.W_enc_ID.new_ones(len(some.latents))
 
 
 def softcapped(lm: LanguageModel) -> bool:

@@ -39,8 +39,9 @@ def _nodes(graph: "Graph", found: Measured) -> Table:
     )
     header = ("node", "at", "code", "predicted", "cut", "doubled", "equal latent", "random")
     note = (
-        f"Change of {found.metric}: cutting the node by the graph, and in the model; doubling it; cutting "
-        "another active latent of equal size; a change of the same size in a random direction."
+        f"Change of {found.metric}: cutting the node by the graph, and in the model; doubling it (the "
+        "opposite is predicted); cutting another active latent of equal size; a change of the same size in a "
+        "random direction."
     )
     return Table("Nodes", header, rows, note)
 

@@ -6,9 +6,9 @@ Letters: as core.types; C changes, M watched latents at positions, T watched tok
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from torch import Tensor
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.seen import Change, Outcome, Seen, last_logits, rows_of, softcapped, untold
+from sae_dist.graph.freeze import Frozen
 from sae_dist.graph.sites import Site
 from sae_dist.interpret.codes import Codes
+from sae_dist.interpret.counted import outliers, special_tokens
 from sae_dist.interpret.dictionary import Dictionary
 from sae_dist.interpret.model import LanguageModel
 from sae_dist.llm.hooks import attach, per_token
@@ -36,7 +38,7 @@ class Trials:
         watched: (layer, position, latent) of the latents whose pre-activations are.
         batch: how many changes are computed at once; one more row is the prompt as it is.
         codes: of each site at the prompt; None: it has no dictionary.
-        used_S: at which positions dictionaries are used: at all but special tokens.
+        used: of each site, the positions that count for its dictionary [S], as in the graph.
     """
 
     sites: Sequence[Site]
@@ -46,24 +48,32 @@ class Trials:
     watched: Sequence[tuple[int, int, int]] = ()
     batch: int = BATCH
     codes: list[Codes | None] = field(init=False)
-    used_S: Tensor = field(init=False)
+    used: list[Tensor | None] = field(init=False)
     clean: Seen = field(init=False)
 
     def __post_init__(self) -> None:
         """Compute the prompt as it is, in a batch of the size of those with changes."""
         # Dictionaries are applied where the activations are.
         self._dictionaries = [_on(site.dictionary, self.lm.device) for site in self.sites]
-        special = torch.tensor(sorted(self.lm.special_ids), dtype=torch.int64)
-        self.used_S = ~torch.isin(self.ids_S.cpu(), special)
         self._groups = self._grouped()
         whole = self._forward([()] * self.batch, None)
         x, y = [each if each is None else each[:1] for each in whole.x], [each[:1] for each in whole.y]
         self.clean = Seen(x, y, whole.logit_NV[:1], whole.out_NV[:1])
+        self.used = [self._counted(d, each) for d, each in zip(self._dictionaries, x, strict=True)]
         with torch.no_grad():
             self.codes = [
                 None if d is None or each is None else d.encode(each[0].to(d.dtype))
                 for d, each in zip(self._dictionaries, x, strict=True)
             ]
+
+    @cached_property
+    def frozen(self) -> Frozen:
+        """The attention patterns and norms of the prompt."""
+        inside = [path for path, way in (site.target.split(":") for site in self.sites) if way == "out"]
+        found = Frozen(self.lm.base, inside)
+        with torch.no_grad(), found.recording():
+            self.lm.model(**self.lm.as_trained(self.ids_S.to(self.lm.device)), use_cache=False)
+        return found
 
     @property
     def layers(self) -> list[int]:
@@ -75,6 +85,18 @@ class Trials:
         d, codes = self._dictionaries[layer], self.codes[layer]
         assert d is not None and codes is not None
         return d, codes
+
+    def used_at(self, layer: int) -> Tensor:
+        """Return the positions that count for a site's dictionary [S], on the host."""
+        found = self.used[layer]
+        assert found is not None
+        return found
+
+    def _counted(self, d: Dictionary | None, x_1SD: Tensor | None) -> Tensor | None:
+        if d is None or x_1SD is None:
+            return None
+        special_S = special_tokens(d, self.lm, self.ids_S.to(x_1SD.device))
+        return outliers(d, special_S, x_1SD[0])[2].cpu()
 
     def input(self, layer: int) -> Tensor:
         """Return what a site's dictionary reads at the prompt [S, D], in its dtype."""
@@ -107,7 +129,12 @@ class Trials:
         return found
 
     def run(
-        self, changes: Sequence[Sequence[Change]], *, pinned: bool = False, mediated: bool = False
+        self,
+        changes: Sequence[Sequence[Change]],
+        *,
+        pinned: bool = False,
+        mediated: bool = False,
+        held: bool = False,
     ) -> Outcome:
         """Return what each change does by itself.
 
@@ -116,12 +143,14 @@ class Trials:
             pinned: what target hooks pass stays as it is but for the change, so that effects are direct ones;
                 a skip connection goes on as a function of the hook.
             mediated: measure how much of later layers' change the dictionaries reproduce.
+            held: attention patterns and norms stay as they are, as a graph has them.
         """
         parts = []
         for first in range(0, len(changes), self.batch):
             own = list(changes[first : first + self.batch])
             rows: list[Sequence[Change]] = [(), *own, *[()] * (self.batch - len(own))]
-            seen = self._forward(rows, self.clean if pinned else None)
+            with self.frozen.replaying() if held else nullcontext():
+                seen = self._forward(rows, self.clean if pinned else None)
             parts.append(self._difference(seen, own, mediated))
         if not parts:
             empty = torch.zeros(0)
@@ -182,25 +211,25 @@ class Trials:
 
         def note(layer: int, given: Tensor) -> Tensor:
             if x[layer] is None:
-                x[layer] = per_token(given, shape)
+                x[layer] = per_token(given, shape).clone()  # models add in place
             return given
 
         def act(layer: int, given: Tensor) -> Tensor:
             if y[layer] is not None:
                 return given
-            y[layer] = per_token(given, shape)
+            y[layer] = per_token(given, shape).clone()
             new_NSE = y[layer]
             if pinned is not None:
                 new_NSE = self._pinned(layer, pinned, x[layer], new_NSE)
             elif replaced and (d := self._dictionaries[layer]) is not None:
                 whole_NSE = d.reconstruct(x[layer].to(d.dtype)).to(new_NSE)
-                new_NSE = torch.where(self.used_S.to(new_NSE.device)[:, None], whole_NSE, new_NSE)
+                new_NSE = torch.where(self.used_at(layer)[:, None].to(new_NSE.device), whole_NSE, new_NSE)
             mine = [(n, each) for n, row in enumerate(rows) for each in row if each.layer == layer]
             if mine:
                 new_NSE = new_NSE.clone()
             for n, each in mine:
                 new_NSE[n, each.position] += each.delta_E.to(new_NSE)
-            return new_NSE if new_NSE is y[layer] and given is y[layer] else new_NSE.view_as(given)
+            return given if new_NSE is y[layer] else new_NSE.view_as(given)
 
         with ExitStack() as stack:
             for layer, site in enumerate(self.sites):

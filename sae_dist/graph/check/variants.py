@@ -1,4 +1,4 @@
-"""Whether the same latents do the same in other prompts that say the same.
+"""The latents of a graph in other prompts that say the same: whether they fire there, and do the same.
 
 Letters: as core.types; M latents.
 """
@@ -37,7 +37,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Stability:
-    """How latents behave in a variant.
+    """The behaviour of latents in a variant.
 
     Attributes:
         says: the model's most likely next token in it is that of the prompt.
@@ -137,7 +137,7 @@ def cut_everywhere(
     for layer, latent in latents:
         codes = trials.at(layer)[1]
         rows = codes.rows[codes.latents == latent].tolist()
-        keys.append([(layer, row, latent) for row in rows if bool(trials.used_S[row])])
+        keys.append([(layer, row, latent) for row in rows if bool(trials.used_at(layer)[row])])
     flat = iter(firing(trials, [key for own in keys for key in own]))
     changes = [[next(flat).scaled(0.0) for _ in own] for own in keys]
     outcome = trials.run(changes)

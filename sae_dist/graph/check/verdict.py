@@ -26,7 +26,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What interventions on the real model say of a graph.
+    """The words for what interventions on the real model show of a graph.
 
     Attributes:
         level: the model does what the graph says; in part; or the graph explains little.

@@ -25,7 +25,7 @@ TARGETS = ["Paris", "Rome"]
 @pytest.fixture(scope="module")
 def circuit():
     d, lm = planted_circuit()
-    return d, lm, trace(d, lm, PROMPT, targets=TARGETS)
+    return d, lm, trace(d, lm, PROMPT, targets=TARGETS, node_threshold=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,15 @@ def test_controls_are_of_equal_size_and_have_little_effect(trials):
     assert None not in found and len({each.key for each in found}) == 2
     assert not {each.key for each in found} & {each.key for each in own}
     assert all(each.code > 0 and each.layer == 0 for each in found)
+    assert all(each.position == one.position for each, one in zip(found, own, strict=True))
     assert all(0.2 < each.size / one.size < 5 for each, one in zip(found, own, strict=True))
+
+
+def test_what_is_cut_is_no_control(trials):
+    own = firing(trials, [(0, 0, 0), (0, 0, 4), (0, 3, 1)])
+    keys = {each.key for each in own}
+    for seed in range(8):  # nothing has an effect, so that each would be the most alike to itself
+        assert not keys & {each.key for each in controls(trials, own, {}, seed) if each is not None}
 
 
 def test_no_control_is_left_where_nothing_else_fires(trials):

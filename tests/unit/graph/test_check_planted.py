@@ -6,11 +6,14 @@ import torch
 
 from sae_dist.core.errors import ConfigError
 from sae_dist.graph.check.check import check
+from sae_dist.graph.check.chosen import firing
+from sae_dist.graph.check.paths import new_code
 from sae_dist.graph.check.predicted import Predicted
 from sae_dist.graph.check.seen import Change
 from sae_dist.graph.check.trials import Trials
 from sae_dist.graph.sites import sites_of
 from sae_dist.graph.trace import trace
+from tests.helpers.graphs import prompt, small_model, transcoders
 from tests.helpers.planted_circuit import LAST, PARIS, PLANTED, PROMPT, known_paths, planted_circuit, said
 
 NEAR = 0.02
@@ -149,3 +152,42 @@ def test_paris_is_the_metric(verdict, circuit):
     d, lm, graph = circuit
     against = check(graph, d, lm, nodes=6, paths=0, against=True)
     assert against.numbers["metric"] == "the logit of 'Paris' minus that of 'Rome'"
+
+
+@pytest.mark.parametrize(
+    ("kind", "latents", "form", "dtype"),
+    [
+        ("llama", "jumprelu", "skip", torch.float64),
+        ("gpt2", "topk", "transcoder", torch.float64),
+        ("gemma2", "gated", "skip", torch.float64),
+        ("mixtral", "relu", "transcoder", torch.float32),  # its experts know no float64
+        ("gpt_neox", "topk", "skip", torch.float64),
+    ],
+)
+def test_edges_are_exact_where_patterns_and_norms_are_held(kind, latents, form, dtype):
+    """Random models, in which attention and norms do much: where they may, an edge is not all."""
+    lm = small_model(kind, dtype)
+    d = transcoders(lm, kind, latents, form)
+    graph = trace(d, lm, prompt(5), node_threshold=1.0, edge_threshold=1.0)
+    predicted = Predicted(graph)
+    own = predicted.latents
+    keys = [(graph.nodes[n].layer, graph.nodes[n].position, graph.nodes[n].latent) for n in own]
+    trials = Trials(sites_of(d, lm), lm, torch.tensor(graph.ids), [n.token for n in graph.logits], keys)
+    cuts = [[each.scaled(0.0)] for each in firing(trials, keys)]
+    told = predicted.direct(predicted.scaled(own, 0.0))[:, own + predicted.logits]
+    held, free = (trials.run(cuts, pinned=True, held=held) for held in (True, False))
+    held, free = (np.concatenate([each.pre_CM, each.logit_CT], 1) for each in (held, free))
+    size = np.abs(told).max()
+    assert np.abs(held - told).max() < (1e-6 if dtype == torch.float64 else 1e-4) * size
+    assert np.abs(free - told).max() > 0.01 * size
+
+
+@pytest.mark.parametrize("latents", ["topk", "relu", "jumprelu", "gated"])
+def test_a_code_on_a_path_moves_with_its_pre_activation(latents):
+    lm = small_model("llama")
+    trials = Trials(sites_of(transcoders(lm, "llama", latents), lm), lm, torch.tensor(prompt(5)), [7])
+    codes = trials.at(1)[1]
+    own = int(codes.values.argmax())
+    found = firing(trials, [(1, int(codes.rows[own]), int(codes.latents[own]))])[0]
+    for move in (0.01 * found.code, -2 * found.code):
+        assert new_code(trials, found, move) == pytest.approx(max(found.code + move, 0.0), abs=1e-9)

@@ -182,6 +182,11 @@ def test_any_number_of_ranks_gives_the_same_bytes(tmp_path):
     assert files(tmp_path / "2") == expected == files(tmp_path / "3")
 
 
+def test_ranks_need_a_folder():
+    with pytest.raises(ConfigError, match="give a folder"):
+        drawn(axis=SimpleNamespace(size=2, rank=0))
+
+
 def test_a_trace_that_was_stopped_goes_on_to_the_same_bytes(tmp_path):
     alone, kept = tmp_path / "alone", {}
     drawn(torch.float32, folder=alone, max_nodes=60, batch=8)
