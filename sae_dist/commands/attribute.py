@@ -114,6 +114,8 @@ def parsed(arguments: Sequence[str]) -> Asked:
     rest, as_json = without(list(arguments), "--json")
     given, plain = options_of(rest, "attribute", VALUES)
     path = Path(given["--prompts"]) if "--prompts" in given else None
+    if path is not None and len(plain) == 2:
+        raise ConfigError(f"--prompts {path} takes the place of the prompt {plain[1]!r}; give one of them")
     if len(plain) != (2 if path is None else 1):
         raise ConfigError(
             "sae-dist attribute needs a dictionary and one prompt in quotes, such as outputs/my_run "

@@ -63,6 +63,7 @@ def test_many_prompts(place, capsys):
         (["dictionary", "--prompts", "prompts.jsonl", "--html", "a.html"], "--html a.html is of one prompt"),
         (["dictionary", "a", "--target", " supercalifragilistic"], "tokens:"),
         (["dictionary", "a", "--target", "id:999999"], "target=999999"),
+        (["dictionary", "a", "--prompts", "prompts.jsonl"], "takes the place of the prompt 'a'"),
         (["dictionary", "--prompts", "wrong.jsonl"], "wrong.jsonl line 2: target"),
         (["nowhere", "a"], "nowhere"),
     ],
