@@ -291,8 +291,8 @@ RUNNERS = {
     "kernels/triton_cubins",
     "gopen": "transport/cache transport/cache_manifest",
     "pickle": "core/parsing export/state",
-    "importlib": "__init__ bench commands/main config/triton config/validate dictionary/base kernels/choose "
-    "launch/provenance launch/settle llm/hub",
+    "importlib": "__init__ bench commands/main config/triton config/validate dictionary/base "
+    "graph/formats/neuronpedia kernels/choose launch/provenance launch/settle llm/hub",
 }
 
 
