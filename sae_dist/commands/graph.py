@@ -24,6 +24,8 @@ NUMBERS = {
 }
 """Options with a number: the default, the least and the most."""
 SHARES = {"node-threshold": "0.8", "edge-threshold": "0.98"}
+OPTION_OF = {"targets": "--target", "llm.name=": "--model "}
+"""The beginning of messages about values that options of this command set."""
 
 
 def help_text() -> str:
@@ -79,10 +81,20 @@ def run(arguments: list[str]) -> None:
     except SaeDistError as error:
         if launched() and place().rank and not isinstance(error, Told):
             raise _silently(error) from error
+        if (named := _of_options(error)) is not None:
+            raise named from error
         raise
     if drawn is None:
         return
     show(json.dumps(summary(drawn), indent=1) if as_json else words(drawn))
+
+
+def _of_options(error: SaeDistError) -> ConfigError | None:
+    """Return an error that names the option of this command in place of what it set; None: none set it."""
+    for key, option in OPTION_OF.items():
+        if isinstance(error, ConfigError) and str(error).startswith(key):
+            return ConfigError(option + str(error)[len(key) :])
+    return None
 
 
 def asked_of(arguments: list[str]) -> Asked:
