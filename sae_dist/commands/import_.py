@@ -14,8 +14,8 @@ its weights (sae.start=RUN). Accepts the keys of sae-dist train (train --help); 
 read from its files, and so are llm.name, hook and tokens.context where the files hold them. Of a pickle
 (ae.pt) only tensors are read.
 
-  --format F    {formats};
-                default: the one whose files are there
+  --format F    {formats}
+                (default: the one whose files are there)
   name=...      the run folder below output=outputs
   llm.name=...  the language model; hook=... (and target_hook=... of a transcoder) where in it
 

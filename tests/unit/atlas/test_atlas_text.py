@@ -25,7 +25,7 @@ class Llm:
     """The activation of a token is its id; of some it is a thousand times that of others."""
 
     dtype = torch.float32
-    facts = SimpleNamespace(widths=(2,), columns=2, hooks=("h",), target_hook=None)
+    facts = SimpleNamespace(widths=(2,), columns=2, hooks=("h",), are_sources=(True,))
 
     def activations(self, chunk):
         ids_R = chunk.ids_NS[chunk.keep_NS].float()
