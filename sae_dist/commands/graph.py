@@ -79,7 +79,9 @@ def run(arguments: list[str]) -> None:
 
         drawn = draw(asked)
     except SaeDistError as error:
-        if launched() and place().rank and not isinstance(error, Told):
+        if isinstance(error, Told):
+            raise
+        if launched() and place().rank:
             raise _silently(error) from error
         if (named := _of_options(error)) is not None:
             raise named from error
