@@ -1,8 +1,10 @@
 """`sae-dist export` and `sae-dist import`: to other libraries, back, and on with the training."""
 
+import functools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,11 +38,16 @@ HELD = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> Path:
+def runs(tmp_path_factory) -> Callable[[str], Path]:
+    """A function that gives the run of a kind, trained when it is first asked for."""
     folder = tmp_path_factory.mktemp("exchange")
-    for name, words in KINDS.items():
-        train(folder, name, *SHORT, *words)
-    return folder
+
+    @functools.cache
+    def run_of(kind: str) -> Path:
+        train(folder, kind, *SHORT, *KINDS[kind])
+        return folder / "outputs" / kind
+
+    return run_of
 
 
 def codes_of(sae, x):
@@ -64,7 +71,7 @@ def says(run: Path, words, capfd, code=0) -> tuple[str, str]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_in_every_format_is_the_dictionary(runs, kind, capfd):
-    run = runs / "outputs" / kind
+    run = runs(kind)
     before = load_exported(run / "export")
     words = [word for name in ("saelens", *HELD[kind]) for word in ("--format", name)]
     out, _ = says(run, ["export", str(run), *words], capfd)
@@ -82,8 +89,8 @@ def test_an_export_in_every_format_is_the_dictionary(runs, kind, capfd):
 
 @pytest.mark.parametrize("kind", ["matryoshka", "relu", "skip"])
 def test_what_was_exported_is_imported_and_trained_on(runs, kind, tmp_path):
-    run, theirs = runs / "outputs" / kind, HELD[kind][-1]
-    assert warm(runs, "export", str(run), "--format", theirs).returncode == 0
+    run, theirs = runs(kind), HELD[kind][-1]
+    assert warm(run.parent.parent, "export", str(run), "--format", theirs).returncode == 0
     source = tmp_path / "theirs"
     shutil.copytree(run / "export" / theirs, source)
     options = ["name=theirs", *TINY[2:-1], "eval.tokens=1024", "eval.ce_tokens=512", *SHORT]
@@ -108,7 +115,7 @@ def test_what_was_exported_is_imported_and_trained_on(runs, kind, tmp_path):
 
 
 def test_an_imported_run_is_exported_in_other_formats(runs, tmp_path):
-    run = runs / "outputs" / "topk"
+    run = runs("topk")
     source = shutil.copytree(run / "export", tmp_path / "source")
     done = warm(tmp_path, "import", str(source), "name=again", *TINY[2:])
     assert done.returncode == 0, done.stderr
@@ -127,7 +134,7 @@ def test_an_imported_run_is_exported_in_other_formats(runs, tmp_path):
 def test_what_the_user_gives_at_import_travels_on(runs, tmp_path, monkeypatch, capfd):
     """Files that say nothing, or another model, of a dictionary whose folder is named by its place."""
     source = tmp_path / "theirs" / "layers.1"
-    sae = load_exported(runs / "outputs" / "topk" / "export")
+    sae = load_exported(runs("topk") / "export")
     sae.metadata = {"model_name": "someone/other", "prepend_bos": False}
     FORMATS["sparsify"].write(source, sae)
     monkeypatch.chdir(tmp_path)
@@ -155,7 +162,7 @@ def test_what_the_user_gives_at_import_travels_on(runs, tmp_path, monkeypatch, c
 
 def test_a_run_that_another_command_works_in_is_left_alone(runs, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("sae_dist.core.owner.DIES_WITHIN_S", 0.0)
-    run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
+    run = shutil.copytree(runs("topk"), tmp_path / "run")
     (run / "summary.json").unlink()
     other = claim(run, "trained")
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if ".owner" not in path.name}
@@ -167,7 +174,7 @@ def test_a_run_that_another_command_works_in_is_left_alone(runs, tmp_path, monke
 
 
 def test_an_unfinished_run_is_exported_as_it_stands_and_that_is_said(runs, tmp_path, capfd):
-    run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
+    run = shutil.copytree(runs("topk"), tmp_path / "run")
     config = OmegaConf.load(run / "config.yaml")
     config.train_tokens = 1920
     OmegaConf.save(config, run / "config.yaml")
@@ -176,7 +183,7 @@ def test_an_unfinished_run_is_exported_as_it_stands_and_that_is_said(runs, tmp_p
 
 
 def test_a_folder_for_the_hub(runs, tmp_path, capfd):
-    run = shutil.copytree(runs / "outputs" / "topk", tmp_path / "run")
+    run = shutil.copytree(runs("topk"), tmp_path / "run")
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps(summary | {"fvu": 0.1234, "eval_tokens": 500000}))
     words = [
@@ -250,7 +257,7 @@ BAD = [
 def test_wrong_words_and_folders(runs, tmp_path, monkeypatch, capfd, line, names, fix):
     where = tmp_path / "inputs"
     (where / "empty").mkdir(parents=True)
-    places = {name: runs / "outputs" / name for name in KINDS}
+    places = {name: runs(name) for name in KINDS}
     places |= {"run": places["topk"], "export": places["topk"] / "export", "empty": where / "empty"}
     sae = load_exported(places["export"])
     hookless, long = places["hookless"], places["long"] = where / "hookless", where / "long"
