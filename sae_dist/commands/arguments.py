@@ -1,5 +1,6 @@
 """Arguments that several commands read in the same way."""
 
+import sys
 from pathlib import Path
 
 from sae_dist.core.errors import ConfigError
@@ -63,3 +64,23 @@ def options_of(
         else:
             others.append(each)
     return given, others
+
+
+def text_of(given: str, what: str) -> str:
+    """Return a text that is an argument, read from standard input for -.
+
+    Args:
+        what: the text's name in messages.
+
+    Raises:
+        ConfigError: it is empty, or not UTF-8.
+    """
+    text = given
+    if given == "-":
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"the {what} on standard input is not UTF-8: {error.reason}") from error
+    if not text:
+        raise ConfigError(f"the {what} is empty; give a text with at least one token")
+    return text

@@ -1,10 +1,9 @@
 """The command `sae-dist explain`: which latents fired on a text."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_dist.commands.arguments import options_of, without
+from sae_dist.commands.arguments import options_of, text_of, without
 from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError
 from sae_dist.core.text import show
@@ -95,27 +94,10 @@ def parsed(arguments: list[str]) -> Asked:
         raise ConfigError(f"--html {html}: give a file in a folder that exists")
     return Asked(
         plain[0],
-        _text(plain[1]),
+        text_of(plain[1], "text"),
         int(top),
         as_json,
         html,
         given.get("--model"),
         given.get("--format"),
     )
-
-
-def _text(given: str) -> str:
-    """Return the text, read from standard input for -.
-
-    Raises:
-        ConfigError: it is empty, or not UTF-8.
-    """
-    text = given
-    if given == "-":
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"the text on standard input is not UTF-8: {error.reason}") from error
-    if not text:
-        raise ConfigError("the text is empty; give a text with at least one token")
-    return text

@@ -1,10 +1,10 @@
 """The command `sae-dist graph`: which latents made a model say something, through which path, and a check."""
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sae_dist.commands.arguments import text_of
 from sae_dist.config.trust import REMOTE_CODE, granted_by
 from sae_dist.core.errors import ConfigError, SaeDistError, Told
 from sae_dist.core.place import launched, place
@@ -127,7 +127,7 @@ def asked_of(arguments: list[str]) -> Asked:
     targets = tuple(_token(given[key], key) for key in ("target", "against") if given[key] is not None)
     return Asked(
         where=given["set"],
-        prompt=_text(given["prompt"]),
+        prompt=text_of(given["prompt"], "prompt"),
         targets=targets,
         against=given["against"] is not None,
         checked=0 if given["no_check"] else number["check"],
@@ -215,20 +215,3 @@ def _token(text: str, name: str) -> str | int:
 
 def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
-
-
-def _text(given: str) -> str:
-    """Return the prompt, read from standard input for -.
-
-    Raises:
-        ConfigError: it is empty, or not UTF-8.
-    """
-    text = given
-    if given == "-":
-        try:
-            text = sys.stdin.read()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"the prompt on standard input is not UTF-8: {error.reason}") from error
-    if not text:
-        raise ConfigError("the prompt is empty; give a text with at least one token")
-    return text
